@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Write what is generated: the install script, docs/reference.md and errors.md, the synchronous client, versions in metadata.
 
-The install script is the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module. The one
-substitution is @package@, the key under which a session keeps the loaded package: a digest of the sources, so that a new
-version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. And the line with which
-every body loads it gets what a cancel needs that comes meanwhile. `--check` writes nothing and fails when a committed file
-is stale.
+The install script is the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module. In sql/
+`AS @admin.doctor@;` stands for a body that loads the package where the session does not have it yet, and calls `doctor` of
+pg_gpt2.server.api.admin. In a body `@package@` is the key under which a session keeps the package: a digest of the sources,
+so that a new version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. `--check`
+writes nothing and fails when a committed file is stale.
 """
 
 import hashlib
@@ -22,16 +22,18 @@ from docs.make_reference import reference
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "plpython" / "pg_gpt2"
 QUOTE = "$pg_gpt2_source$"
+CALL = re.compile(r"@(\w+\.\w+)@")
 
-# PL/Python puts the name of an exception's class in front of its message. db.entry renames what users do not know, such as
-# spiexceptions.QueryCanceled, but is not there yet.
-BOOT = "if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')\n"
-GUARDED_BOOT = """\
+# The body that stands for `@topic.function@`. PL/Python puts the name of an exception's class in front of its message: a cancel
+# during the first call must not tell of spiexceptions.QueryCanceled, and the code that renames it is not there yet.
+BODY = """\
+$$
 if '@package@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-"""
+return GD['@package@'].%s(globals())
+$$"""
 
 # sql/, in the order of dependency
 TOPICS = (
@@ -87,7 +89,7 @@ def script() -> str:
         for name, source in modules.items()
     )
     topics = {
-        topic: (ROOT / "sql" / f"{topic}.sql").read_text(encoding="utf-8").replace(BOOT, GUARDED_BOOT)
+        topic: CALL.sub(lambda call: BODY % call[1], (ROOT / "sql" / f"{topic}.sql").read_text(encoding="utf-8"))
         for topic in TOPICS
     }
     unknown = {path.stem for path in (ROOT / "sql").glob("*.sql")} - set(TOPICS)

@@ -29,7 +29,8 @@ CREATE TABLE llm_module (
     source text NOT NULL
 );
 COMMENT ON TABLE llm_module IS
-    'The Python package behind every function, one row a module. Its code runs as the operating-system user of the server: only its owner may write it.';
+    'The Python package behind every function, one row per module. Its code runs as the operating-system user of the '
+    'server: only its owner may write it.';
 COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
 COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';
 GRANT SELECT ON llm_module TO PUBLIC;
@@ -45,11 +46,12 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 0ef3a8fa45fb @extschema@'] = importer['load'](sources, 'pg_gpt2 0ef3a8fa45fb @extschema@', '@extschema@')
+    GD['pg_gpt2 2b38c391f826 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 2b38c391f826 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
-COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
+COMMENT ON FUNCTION llm_boot IS
+    'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
 -- plpython/pg_gpt2
 
@@ -181,112 +183,174 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.compare', $pg_gpt2_source$"""A recorded tape run again and compared with its record, value by value and gradient by gradient."""
 
-Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
-the gradients of a training step, bit for bit.
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import host
+from .graph import Graph
+from .records import Application, Arrays, Tensor, check_complete, handles_of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value or gradient that a replay computed differently from the record."""
+
+    application: Application
+    handle: int
+    what: str  # value | gradient
+    max_difference: float
+
+
+def compare(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """Compute every op again, forward and backward, from its recorded inputs, so that a changed row is reported where it is.
+
+    A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
+    compared with the sum over the ops that took its value; those of leaves as well.
+    """
+    check_complete(applications, tensors)
+    for application in applications:
+        host.check_interrupts()
+        if application.output in data and all(handle in data for handle in application.inputs):
+            again = application.run([data[handle] for handle in application.inputs])
+            yield from _difference(application, application.output, "value", again, data[application.output])
+    yield from _compare_gradients(applications, tensors, data, grads)
+
+
+def _compare_gradients(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """The backward sweeps again; each node takes the recorded gradient of its output."""
+    producer = {application.output: application for application in applications}
+    users: dict[int, Application] = {}
+    for application in reversed(applications):
+        host.check_interrupts()
+        if application.output in grads:
+            for handle in application.inputs:
+                users[handle] = application  # the first to use it, hence the last to contribute
+    graph = Graph(applications, tensors, data)
+    for first, last in _sweeps(applications, grads):
+        for place in range(last, first - 1, -1):
+            host.check_interrupts()
+            application, node = applications[place], graph.tape.nodes[place]
+            if application.output not in grads:
+                continue
+            if application.output in users and node.output.grad is not None:
+                recorded = grads[application.output]
+                yield from _difference(
+                    users[application.output], application.output, "gradient", node.output.grad, recorded
+                )
+            graph.backward_one(node, grads[application.output])
+    for handle, value in graph.values.items():
+        if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
+            yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
+    graph.close()
+
+
+def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
+    """(first, last) place of each backward pass, which starts at a gradient that came from no other op."""
+    used = {handle for a in applications if a.output in grads for handle in handles_of(a)[:-1]}
+    first = 0
+    for place, application in enumerate(applications):
+        host.check_interrupts()
+        if application.output in grads and application.output not in used:
+            yield first, place
+            first = place + 1
+
+
+def _difference(
+    application: Application, handle: int, what: str, again: np.ndarray, recorded: np.ndarray
+) -> Iterator[Difference]:
+    if again.shape != recorded.shape:
+        yield Difference(application, handle, what, float("inf"))
+    elif not np.array_equal(again, recorded, equal_nan=True):
+        with np.errstate(invalid="ignore"):
+            worst = np.abs(again.astype(np.float64) - recorded).max()
+        yield Difference(application, handle, what, float(worst))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.gradcheck', $pg_gpt2_source$"""Gradients of a recorded tape checked by finite differences, in float64."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import host
+from .graph import Graph
+from .records import Application, Arrays, Tensor
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Analytic against numeric gradient of one leaf, in float64."""
+
+    handle: int
+    n_checked: int
+    max_error: float
+    max_gradient: float
+
+
+def check_gradients(
+    applications: Sequence[Application],
+    tensors: Mapping[int, Tensor],
+    data: Arrays,
+    start: int,
+    *,
+    epsilon: float,
+    most: int,
+) -> Iterator[Checked]:
+    """Central differences of sum(start) by at most `most` elements of each leaf, evenly spread."""
+    wide = {handle: np.array(array, np.float64) for handle, array in data.items()}
+    for application in applications:
+        wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+    graph = Graph(applications, tensors, wide)
+    graph.backward(start)
+    analytic = dict(graph.gradients())
+    graph.close()
+    produced = {application.output for application in applications}
+
+    def total() -> float:
+        for application in applications:
+            wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+        host.check_interrupts()
+        return float(wide[start].sum())
+
+    for handle in sorted(graph.values):
+        if handle in produced or not tensors[handle].requires_grad:
+            continue
+        flat = wide[handle].reshape(-1)
+        expected = np.zeros(flat.size) if handle not in analytic else analytic[handle].reshape(-1)
+        places = np.unique(np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64))
+        worst = 0.0
+        for place in places:
+            was = flat[place]
+            flat[place] = was + epsilon
+            above = total()
+            flat[place] = was - epsilon
+            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
+            flat[place] = was
+        yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.graph', $pg_gpt2_source$"""Gradients of a recorded tape, by the tape and the ops of training.
+
+So what was recorded op by op has the gradients of a training step, bit for bit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import host
-from ..core.op import Op, Sink
-from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..fast.ops import lookup
+from ..core.op import Sink
+from ..errors import InvalidParameter, PgGpt2Error
 from ..fast.tape import Node, Tape, Value
-
-Arrays = Mapping[int, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Application:
-    """A row of llm_tape: one application of an op to handles."""
-
-    id: int
-    name: str
-    inputs: tuple[int, ...]
-    output: int
-    attrs: dict[str, Any]
-
-    @property
-    def op(self) -> Op:
-        """The op; an unknown name is an error that names the row."""
-        try:
-            return lookup(self.name)
-        except UndefinedObject as error:
-            raise self.about(error) from None
-
-    def about(self, error: PgGpt2Error) -> PgGpt2Error:
-        """`error`, with this row named in front."""
-        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
-        return type(error)(message, hint=error.hint, detail=error.detail)
-
-    def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The op's result."""
-        try:
-            return self.op(*arrays, **self.attrs)
-        except PgGpt2Error as error:
-            raise self.about(error) from None
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A row of llm_tensor_rt, without its bytes."""
-
-    id: int
-    shape: tuple[int, ...]
-    requires_grad: bool
-
-
-def ancestors(applications: Sequence[Application], start: int) -> list[Application]:
-    """The applications that `start` was computed by, in order."""
-    wanted, found = {start}, []
-    for application in reversed(applications):
-        host.check_interrupts()
-        if application.output in wanted:
-            found.append(application)
-            wanted.update(application.inputs)
-    return found[::-1]
-
-
-def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
-    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
-    for application in applications:
-        host.check_interrupts()
-        try:
-            application.op.check_inputs(len(application.inputs))
-        except InvalidParameter as error:
-            raise application.about(error) from None
-        for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
-            if handle not in tensors:
-                raise application.about(
-                    UndefinedObject(
-                        f"{role} handle {handle} does not exist",
-                        hint="Its row of llm_tensor_rt was deleted, or lost in a crash: the table is unlogged. Record again.",
-                    )
-                )
-
-
-def values_read(applications: Iterable[Application]) -> set[int]:
-    """Handles whose data a backward pass looks at; of all others the shape is enough."""
-    found: set[int] = set()
-    for application in applications:
-        host.check_interrupts()
-        reads = application.op.reads
-        found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
-        if "y" in reads:
-            found.add(application.output)
-    return found
-
-
-def _handles(application: Application) -> tuple[int, ...]:
-    """Inputs and, last, the output; with a look for an interrupt, for passes over a long tape."""
-    host.check_interrupts()
-    return *application.inputs, application.output
+from .records import Application, Arrays, Tensor, check_complete, handles_of
 
 
 class Graph:
@@ -298,7 +362,7 @@ class Graph:
         outputs = {application.output for application in applications}
         self.values: dict[int, Value] = {}
         dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
-        for handle in dict.fromkeys(h for a in applications for h in _handles(a)):
+        for handle in dict.fromkeys(h for a in applications for h in handles_of(a)):
             tensor = tensors[handle]
             shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
             # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
@@ -357,147 +421,213 @@ class Graph:
                 raise row.about(error) from None
             misfit = InvalidParameter(f"shapes do not fit: {error}", hint="Values were changed by hand; record again.")
             raise row.about(misfit) from None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.records', $pg_gpt2_source$"""A recorded tape as it comes back from its rows: applications of ops to handles, and what may be asked of them.
+
+Plain records, wherever they come from.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import host
+from ..core.op import Op
+from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..fast.ops import lookup
+
+Arrays = Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """What a replay computed otherwise than the record has it."""
+class Application:
+    """A row of llm_tape: one application of an op to handles."""
 
-    application: Application
-    handle: int
-    what: str  # value | gradient
-    max_difference: float
+    id: int
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    attrs: dict[str, Any]
+
+    @property
+    def op(self) -> Op:
+        """The op; an unknown name is an error that names the row."""
+        try:
+            return lookup(self.name)
+        except UndefinedObject as error:
+            raise self.about(error) from None
+
+    def about(self, error: PgGpt2Error) -> PgGpt2Error:
+        """`error`, with this row named in front."""
+        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
+        return type(error)(message, hint=error.hint, detail=error.detail)
+
+    def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The op's result."""
+        try:
+            return self.op(*arrays, **self.attrs)
+        except PgGpt2Error as error:
+            raise self.about(error) from None
 
 
-def compare(
-    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
-) -> Iterator[Difference]:
-    """Every op again, forward and backward, each from its recorded inputs: so one changed row shows where it stands.
+@dataclass(frozen=True)
+class Tensor:
+    """A row of llm_tensor_rt, without its bytes."""
 
-    A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
-    compared with the sum over the ops that took its value; those of leaves as well.
-    """
-    check_complete(applications, tensors)
-    for application in applications:
-        host.check_interrupts()
-        if application.output in data and all(handle in data for handle in application.inputs):
-            again = application.run([data[handle] for handle in application.inputs])
-            yield from _difference(application, application.output, "value", again, data[application.output])
-    yield from _compare_gradients(applications, tensors, data, grads)
+    id: int
+    shape: tuple[int, ...]
+    requires_grad: bool
 
 
-def _compare_gradients(
-    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
-) -> Iterator[Difference]:
-    """The backward sweeps again; each node takes the recorded gradient of its output."""
-    producer = {application.output: application for application in applications}
-    users: dict[int, Application] = {}
+def ancestors(applications: Sequence[Application], start: int) -> list[Application]:
+    """The applications that `start` was computed by, in order."""
+    wanted, found = {start}, []
     for application in reversed(applications):
         host.check_interrupts()
-        if application.output in grads:
-            for handle in application.inputs:
-                users[handle] = application  # the first to use it, hence the last to contribute
-    graph = Graph(applications, tensors, data)
-    for first, last in _sweeps(applications, grads):
-        for place in range(last, first - 1, -1):
-            host.check_interrupts()
-            application, node = applications[place], graph.tape.nodes[place]
-            if application.output not in grads:
-                continue
-            if application.output in users and node.output.grad is not None:
-                recorded = grads[application.output]
-                yield from _difference(
-                    users[application.output], application.output, "gradient", node.output.grad, recorded
-                )
-            graph.backward_one(node, grads[application.output])
-    for handle, value in graph.values.items():
-        if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
-            yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
-    graph.close()
+        if application.output in wanted:
+            found.append(application)
+            wanted.update(application.inputs)
+    return found[::-1]
 
 
-def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
-    """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
-    used = {handle for a in applications if a.output in grads for handle in _handles(a)[:-1]}
-    first = 0
-    for place, application in enumerate(applications):
-        host.check_interrupts()
-        if application.output in grads and application.output not in used:
-            yield first, place
-            first = place + 1
-
-
-def _difference(
-    application: Application, handle: int, what: str, again: np.ndarray, recorded: np.ndarray
-) -> Iterator[Difference]:
-    if again.shape != recorded.shape:
-        yield Difference(application, handle, what, float("inf"))
-    elif not np.array_equal(again, recorded, equal_nan=True):
-        with np.errstate(invalid="ignore"):
-            worst = np.abs(again.astype(np.float64) - recorded).max()
-        yield Difference(application, handle, what, float(worst))
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Analytic against numeric gradient of one leaf, in float64."""
-
-    handle: int
-    n_checked: int
-    max_error: float
-    max_gradient: float
-
-
-def gradcheck(
-    applications: Sequence[Application],
-    tensors: Mapping[int, Tensor],
-    data: Arrays,
-    start: int,
-    *,
-    epsilon: float,
-    most: int,
-) -> Iterator[Checked]:
-    """Central differences of sum(start) by at most `most` elements of each leaf, evenly spread."""
-    wide = {handle: np.array(array, np.float64) for handle, array in data.items()}
+def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
+    """Refuse a row whose op takes another number of inputs (22023), or whose handle has no tensor (42704); the error names it."""
     for application in applications:
-        wide[application.output] = application.run([wide[handle] for handle in application.inputs])
-    graph = Graph(applications, tensors, wide)
-    graph.backward(start)
-    analytic = dict(graph.gradients())
-    graph.close()
-    produced = {application.output for application in applications}
-
-    def total() -> float:
-        for application in applications:
-            wide[application.output] = application.run([wide[handle] for handle in application.inputs])
         host.check_interrupts()
-        return float(wide[start].sum())
+        try:
+            application.op.check_inputs(len(application.inputs))
+        except InvalidParameter as error:
+            raise application.about(error) from None
+        for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
+            if handle not in tensors:
+                raise application.about(
+                    UndefinedObject(
+                        f"{role} handle {handle} does not exist",
+                        hint="Its row of llm_tensor_rt was deleted, or lost in a crash: the table is unlogged. Record again.",
+                    )
+                )
 
-    for handle in sorted(graph.values):
-        if handle in produced or not tensors[handle].requires_grad:
-            continue
-        flat = wide[handle].reshape(-1)
-        expected = np.zeros(flat.size) if handle not in analytic else analytic[handle].reshape(-1)
-        places = np.unique(np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64))
-        worst = 0.0
-        for place in places:
-            was = flat[place]
-            flat[place] = was + epsilon
-            above = total()
-            flat[place] = was - epsilon
-            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
-            flat[place] = was
-        yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
+
+def values_read(applications: Iterable[Application]) -> set[int]:
+    """Handles whose data a backward pass reads; of all others it needs the shape only."""
+    found: set[int] = set()
+    for application in applications:
+        host.check_interrupts()
+        reads = application.op.reads
+        found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
+        if "y" in reads:
+            found.add(application.output)
+    return found
 
 
 def require_kept(handles: Iterable[int], data: Arrays) -> None:
-    """55000 when data that is needed was not kept, as by audit level 'tape'."""
+    """Refuse (55000) to go on where data that is needed was not kept, as happens at audit level 'tape'."""
     missing = [handle for handle in handles if handle not in data]
     if missing:
         raise WrongState(
             f"handle {missing[0]} has no data",
             hint="It was recorded by audit level 'tape', which keeps no values; use 'full', or switch recording on.",
         )
+
+
+def handles_of(application: Application) -> tuple[int, ...]:
+    """Inputs, then the output. Looks for an interrupt, because it is called for every row of a long tape."""
+    host.check_interrupts()
+    return *application.inputs, application.output
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.room', $pg_gpt2_source$"""What an op takes in memory: its result, and what it needs while it works, from shapes and attributes alone.
+
+Both are bounds that hold for two threads; a test measures every op. Where shapes do not fit they say little: the op itself says
+what is wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.ops import CHUNK
+from ..fast.attention import GROUP, MASK_PIECE, MOST_SCORES, mask_shape
+from ..fast.elementwise import BLOCK
+from ..fast.losses import group_rows
+
+Shape = tuple[int, ...]
+ITEM = 4  # bytes of a value
+THREADS = 2
+
+
+def result_bytes(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Bytes of the result; 0 where it is small beside an input, or shapes do not fit."""
+    try:
+        return ITEM * _result(name, shapes, attrs)
+    except (ValueError, IndexError, KeyError):
+        return 0
+
+
+def working_bytes(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Bytes that a forward pass takes beside its inputs and its result."""
+    try:
+        return ITEM * _working(name, shapes, attrs)
+    except (ValueError, IndexError, KeyError, ZeroDivisionError):
+        return 0
+
+
+def _result(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Values of the result."""
+    first = shapes[0]
+    if name in ("add", "mul"):
+        return prod(np.broadcast_shapes(*shapes))
+    if name == "matmul":
+        a, b = shapes
+        return prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+    if name in ("linear", "mlp"):
+        return prod(first[:-1]) * shapes[-1][-1]
+    if name == "lm_head":
+        return prod(first[:-1]) * shapes[1][0]
+    if name == "concat":
+        return sum(map(prod, shapes))
+    if name == "embedding":
+        return np.size(attrs["ids"]) * prod(first[1:])
+    if name == "causal_attention":
+        return prod(first) // 3
+    if name in ("sum", "mean", "cross_entropy", "lm_head_loss"):
+        return 0
+    return prod(first)
+
+
+def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Values, or as much memory, beside inputs and result."""
+    first = shapes[0]
+    rows, width = prod(first[:-1]), first[-1] if first else 1
+    if name == "mlp":
+        return 2 * rows * shapes[1][1]  # hidden units, before and after gelu
+    if name == "causal_attention":
+        return _attention(first, attrs)
+    if name == "attention":
+        return 4 * rows * shapes[3][0] + _attention((*first[:-1], shapes[1][1]), attrs)  # q, k, v, and what they give
+    if name == "lm_head_loss":
+        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK
+    if name in ("softmax", "layernorm", "cross_entropy"):
+        return 2 * THREADS * min(prod(first), max(width, BLOCK))
+    if name == "dropout":
+        return prod(first) // 2  # a mask, of bytes, and the random numbers that it is made of
+    return 0
+
+
+def _attention(qkv: Shape, attrs: Mapping[str, Any]) -> int:
+    """Queries, keys and values of a group of heads, their scores twice, norms, and masks."""
+    heads, t, values = attrs["n_head"], qkv[-2], prod(qkv)
+    b = prod(qkv[:-2])
+    chunk = max(1, min(attrs.get("chunk", CHUNK), t, MOST_SCORES // t))
+    every = b * heads * chunk * t  # scores of a chunk
+    group = min(every, max(2 * GROUP, chunk * t))
+    masks = 0
+    if attrs.get("p"):
+        masks = (prod(mask_shape(b, heads, t)) + 4 * THREADS * min(t * t, MASK_PIECE)) // ITEM
+    return values * min(every, THREADS * group) // every + 2 * THREADS * group + 2 * b * heads * t + masks
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_dot', $pg_gpt2_source$"""A tape as a picture: DOT text for Graphviz. Ops are boxes, values from outside are ellipses, parameters by name."""
 
@@ -505,7 +635,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from .. import host
-from .replay import Application, Tensor
+from .records import Application, Tensor
 
 STYLE = [
     "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
@@ -517,7 +647,7 @@ SHOWN = 24  # characters of an attribute
 def dot(
     tape_id: int, applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
 ) -> str:
-    """`names` are those of parameters, by handle."""
+    """The picture of these applications; `names` gives the names of parameters by handle."""
     lines = [f'digraph "tape {tape_id}" {{', *STYLE, *_nodes(applications, tensors, names), *_edges(applications), "}"]
     return "\n".join(lines) + "\n"
 
@@ -539,7 +669,7 @@ def _nodes(
 
 
 def _edges(applications: Sequence[Application]) -> Iterator[str]:
-    """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
+    """Edges. Those between ops weigh more, which keeps them short and straight: the path of the computation stands out."""
     produced = {application.output for application in applications}
     for application in applications:
         host.check_interrupts()
@@ -2116,8 +2246,8 @@ before_each_op: Callable[[], None] = _nothing  # where a server looks for a canc
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
-refuses (`of_system`).
+`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
+operating system refuses (`of_system`).
 """
 
 import errno
@@ -2160,14 +2290,14 @@ class InconsistentData(PgGpt2Error):
 
 
 def require(**values: object) -> None:
-    """22004 naming the first value that is null. Functions annotate what they work with; SQL may pass NULL for any of it."""
+    """Refuse (22004) the first value that is null, by its name. Annotations say what a function works with; SQL may pass NULL."""
     for name, value in values.items():
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
 
 
 def require_positive(**values: int) -> None:
-    """22004 or 22023 naming the first value that is null or below 1."""
+    """Refuse the first value that is null (22004) or below 1 (22023), by its name."""
     require(**values)
     for name, value in values.items():
         if value < 1:
@@ -5728,7 +5858,7 @@ class Checkpoint:
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
-        """22000, naming the tensor, unless exactly the tensors of `config` are here, each of its shape."""
+        """Refuse (22000) a file that has not exactly the tensors of `config`, each in its shape; the error names the tensor."""
         expected = config.param_shapes()
         for name, shape in expected.items():
             if name not in self._names:
@@ -6280,9 +6410,10 @@ class NpzReader:
 
 
 def refuse_large_directory(file: BinaryIO) -> None:
-    """22P02 before zipfile makes an object of every member, a thousand bytes each: a file can have tens of millions.
+    """Refuse (22P02) a long directory before zipfile makes an object of a thousand bytes of each member, of which a file can
+    have tens of millions.
 
-    It is asked where it would read the directory itself: two ways of reading a hostile file find two things.
+    zipfile itself says where it would read the directory: two ways of reading a hostile file find two different things.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
@@ -8831,7 +8962,7 @@ TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and b
 
 
 def _nothing() -> None:
-    """Outside a server there is nothing to be interrupted by."""
+    """Outside a server nothing interrupts."""
 
 
 def _print(message: str) -> None:
@@ -8839,7 +8970,7 @@ def _print(message: str) -> None:
 
 
 def _enough(wanted: int, purpose: str) -> None:
-    """Outside a server nobody else is killed for it."""
+    """Outside a server memory is not asked for: only this process would be killed for taking too much."""
 
 
 check_interrupts: Callable[[], None] = _nothing
@@ -8848,24 +8979,24 @@ require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an er
 
 
 class Progress:
-    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
+    """Sends a notice every few seconds about how far a long call has come; a short call sends none."""
 
     def __init__(self, what: str, unit: str, total: int | None = None) -> None:
         self.what, self.unit, self.total = what, unit, total
         self._told = time.monotonic()
 
     def at(self, done: int) -> None:
-        """So much is done: cheap enough for inner loops."""
+        """Say that so much is done; cheap enough for inner loops."""
         now = time.monotonic()
         if now - self._told >= TELL_EVERY:
             self._told = now
             of = "" if self.total is None else f" of {self.total:,}"
             notice(f"{self.what}: {done:,}{of} {self.unit} done")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.limits', $pg_gpt2_source$"""Domains that a caller meets: how large an argument may be before any work is done. docs/limits.md lists them.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.limits', $pg_gpt2_source$"""How large an argument may be, checked before any work is done. docs/limits.md lists these limits.
 
-Most of them bound the time of one call that cannot be interrupted, or the memory of what is asked for. What only memory bounds
-is not here: it is asked for when it is taken.
+Most of them bound the time of a step that cannot be interrupted, or the memory that an argument would cost. What is bounded by
+memory alone is not here: that is asked for when it is needed.
 """
 
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
@@ -9157,8 +9288,8 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gp
 
 from ...errors import InvalidParameter, UndefinedObject, require
 from .. import db, diagnosis, resources, vocabularies
-from ..db import entry
 from ..diagnosis import Finding
+from ..entry import entry
 from ..storage import store, weights
 
 
@@ -9234,7 +9365,7 @@ def grant_usage(role: str, level: str) -> None:
 
 
 def _rights(level: str, table: str) -> str:
-    """What a level may do with a table or view."""
+    """The privileges of a level on a table or view."""
     more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
     return f"SELECT, {more}" if more else "SELECT"
 
@@ -9257,17 +9388,17 @@ def _members() -> list[tuple[str, str, str]]:
     )
     return [(row["name"], row["plain"], row["kind"]) for row in rows]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.arguments', $pg_gpt2_source$"""What the types of arguments ask, llm_texts and llm_bytes: before PL/Python makes objects of what is large."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.arguments', $pg_gpt2_source$"""What the domains llm_texts and llm_bytes check, before PL/Python makes objects of a large argument."""
 
 from ...errors import InvalidParameter, require
 from ...limits import MOST_IDS
 from .. import resources
-from ..db import entry
+from ..entry import entry
 
 
 @entry
 def texts(count: int) -> bool:
-    """Whether an array may have so many texts; 22023 where it may not."""
+    """True, unless an array of so many texts is too large, which is refused (22023)."""
     require(count=count)
     if count > MOST_IDS:
         raise InvalidParameter(
@@ -9279,7 +9410,7 @@ def texts(count: int) -> bool:
 
 @entry
 def data(size: int) -> bool:
-    """Whether there is memory for PL/Python's copy of so many bytes; 53200 where there is none."""
+    """True, unless there is no memory for PL/Python's copy of so many bytes, which is refused (53200)."""
     require(size=size)
     resources.require_memory(size, f"an argument of {size} bytes")
     return True
@@ -9289,9 +9420,9 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ...autograd import attributes, replay
+from ...autograd import attributes, room
+from ...autograd.graph import Graph
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
 from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
@@ -9307,7 +9438,8 @@ from ...fast.ops import lookup
 from ...limits import MOST_INPUTS
 from ...tensor import check_shape, from_bytes, to_bytes
 from .. import db, resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording, tape_rows
@@ -9325,8 +9457,8 @@ def enabled() -> bool:
 
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
-    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
+    """Carry out an UPDATE of llm_autograd_mode; it lasts as long as the tape does."""
+    require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
     word, is_local = "on" if flag else "off", tape_owner() == "transaction"
@@ -9390,26 +9522,17 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
 
 
 def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
-    try:
-        if name in ("add", "mul"):
-            size = prod(np.broadcast_shapes(*shapes))
-        elif name == "matmul":
-            a, b = shapes
-            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
-        elif name == "concat":
-            size = sum(map(prod, shapes))
-        elif name == "embedding":
-            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
-        else:
-            return
-    except (ValueError, IndexError, KeyError):
-        return  # the op itself says what does not fit
-    if 4 * size > MAX_BYTES:
+    """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
+    result and for writing that."""
+    result = room.result_bytes(name, shapes, attrs)
+    if result > MAX_BYTES:
         raise OutOfMemory(
-            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+            f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
+            hint="Work on fewer rows at a time.",
         )
-    resources.require_memory(2 * 4 * size, f"op {name}")
+    wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -9468,21 +9591,31 @@ def backprop(start_id: int | None, model: str | None) -> None:
     tensors = tape_rows.tensors(tape)
     if start_id not in tensors:
         raise tape_rows.unknown(start_id)
-    needed = replay.ancestors(recorded, start_id)
+    needed = ancestors(recorded, start_id)
     if model is not None:
         _require_use(model, needed)
-    replay.check_complete(needed, tensors)
-    read = replay.values_read(needed)
+    check_complete(needed, tensors)
+    read = values_read(needed)
+    _require_room_for_gradients(tensors, needed)
     data = tape_rows.data(tape, read)
-    replay.require_kept(read, data)
-    graph = replay.Graph(needed, tensors, data)
+    require_kept(read, data)
+    graph = Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
     graph.close()
 
 
-def _require_use(model: str, needed: list[replay.Application]) -> None:
-    """55000 unless a mapped parameter of `model` is among the inputs."""
+def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Application]) -> None:
+    """Refuse (53200) a backward pass without memory for a gradient of each value, and for what the largest op needs besides."""
+    handles = {handle for application in needed for handle in (*application.inputs, application.output)}
+    sizes = [4 * prod(tensors[handle].shape) for handle in handles]
+    wanted = sum(sizes) + 3 * max(sizes, default=0)
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
+
+
+def _require_use(model: str, needed: list[Application]) -> None:
+    """Refuse (55000) to go back from a value that no mapped parameter of `model` went into."""
     inputs = sorted({handle for application in needed for handle in application.inputs})
     if not db.row(
         "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
@@ -9576,7 +9709,7 @@ def _accumulate(model: str, turn: int) -> int:
 
 @entry
 def prune(workers: int) -> int:
-    """Drop the own tape; the number of values."""
+    """Drop the caller's tape; the number of its values."""
     require_positive(workers=workers)
     return tape_rows.drop([own_tape()])
 $pg_gpt2_source$);
@@ -9586,7 +9719,7 @@ from collections.abc import Iterator
 
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import checkpoints, store, tensor_versions
 
 
@@ -9608,12 +9741,12 @@ def attach(file_path: str, model: str | None) -> int:
 def load(model: str, checkpoint_id: int) -> int:
     """Back to a checkpoint of the model; its step."""
     require(model=model, checkpoint_id=checkpoint_id)
-    return checkpoints.load(model, checkpoint_id).step
+    return checkpoints.go_back(model, checkpoint_id).step
 
 
 @entry
 def drop(checkpoint_id: int) -> None:
-    """Remove one; 42704 when there is none."""
+    """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
     found = checkpoints.find(checkpoint_id)
     if not checkpoints.drop([checkpoint_id]):
@@ -9624,7 +9757,7 @@ def drop(checkpoint_id: int) -> None:
 
 @entry
 def prune(model: str, keep_last: int, keep_every: int | None) -> int:
-    """Remove old ones; how many."""
+    """Remove old checkpoints; how many."""
     require(model=model, keep_last=keep_last)
     if keep_last < 0:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
@@ -9647,8 +9780,8 @@ def _diff(a: int, b: int | None) -> Iterator[tuple]:
     first = checkpoints.find(a)
     second = None if b is None else checkpoints.find(b)
     with (
-        tensor_versions.State(first, first.model) as before,
-        tensor_versions.State(second, first.model) as after,
+        tensor_versions.Snapshot(first, first.model) as before,
+        tensor_versions.Snapshot(second, first.model) as after,
     ):
         for name, difference in tensor_versions.diff(before, after):
             yield (name, *difference)
@@ -9686,7 +9819,8 @@ from ...limits import MOST_BEAMS
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import check_prompt, draw_seed, encode_prompt
 from ..storage import store, weights
 from ..tape import recording
@@ -9720,7 +9854,7 @@ class _TextJob:
     def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.load(model.name)
+        self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
@@ -9764,7 +9898,7 @@ def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | 
 
 def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
     """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
-    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.load(model.name).encode(text))
+    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -9783,7 +9917,7 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
     asked, sampling = gather(given, TextGeneration, Sampling)
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     options = _options(asked, sampling, model, tokenizer)
     ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
     while ids:
@@ -9809,7 +9943,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stops else None
+    tokenizer = vocabularies.tokenizer_of(model.name) if stops else None
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
@@ -9842,7 +9976,7 @@ def beam_search(
     if prompt is None:
         ids = check_prompt(prompt_ids, model)
     else:
-        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
+        ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
@@ -9884,7 +10018,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
         )
     model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
@@ -9935,15 +10069,18 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import replay, tape_dot
-from ...autograd.replay import Application, Tensor
+from ...autograd import tape_dot
+from ...autograd.compare import compare
+from ...autograd.gradcheck import check_gradients
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept
 from ...core.gpt2 import check_window
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ...generation import tracing
 from ...generation.decode import check_ids
 from ...tensor import FLOAT32, to_bytes
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import encode_prompt
 from ..storage import store, weights
 from ..tape import tape_rows
@@ -9953,7 +10090,7 @@ from ..tape import tape_rows
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+    return encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))[-model.config.n_positions :]
 
 
 @entry
@@ -9968,7 +10105,7 @@ def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...
 @entry
 @received(ids="integer")
 def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
-    """The same for token ids."""
+    """As trace_text, for token ids."""
     if ids is None:
         return iter(())
     loaded = weights.load(model)
@@ -10003,7 +10140,7 @@ def attention_weights(prompt: str | None, layer: int, head: int, model: str | No
             )
     ids = _ids_of(prompt, loaded)
     attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
     return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
 
@@ -10016,7 +10153,7 @@ def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any,
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     rows = []
     for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
@@ -10051,7 +10188,7 @@ def token_embedding(token_id: int | None, model: str | None) -> list[float] | No
 
 
 def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    """A tape (null: the caller's own) and the shapes on it; a tape that is not there is refused (42704)."""
     number = tape_rows.own_tape() if tape_id is None else tape_id
     recorded = tape_rows.applications(number)
     if not recorded:
@@ -10063,7 +10200,7 @@ def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor
 
 @entry
 def dot(tape_id: int | None) -> str:
-    """DOT text."""
+    """A tape (null: the caller's own) as DOT text."""
     number, recorded, tensors = _tape(tape_id)
     rows = db.query(
         "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",
@@ -10078,17 +10215,17 @@ def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
     """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
     number, recorded, tensors = _tape(tape_id)
     resources.apply_settings()
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     data = tape_rows.data(number, tensors)
     if not data:
         raise WrongState(
             f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
         )
-    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
+    require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
     grads = tape_rows.data(number, tensors, "grad")
     return [
         (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
-        for found in replay.compare(recorded, tensors, data, grads)
+        for found in compare(recorded, tensors, data, grads)
     ]
 
 
@@ -10100,13 +10237,13 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     if not 0 < epsilon < 1:
         raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    recorded = ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
     tensors = tape_rows.tensors(tape_rows.own_tape())
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
     data = tape_rows.data(tape_rows.own_tape(), needed)
-    replay.require_kept(needed, data)
-    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
+    require_kept(needed, data)
+    checked = check_gradients(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
     return [
         (
             each.handle,
@@ -10128,7 +10265,7 @@ from ... import bytea_ops
 from ...errors import require
 from ...generation.sampling import Sampling
 from .. import resources
-from ..db import entry
+from ..entry import entry
 from ..prompts import draw_seed
 
 SMALL = (
@@ -10210,7 +10347,7 @@ def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_he
 def attention_backward(
     x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
 ) -> tuple[bytes, ...]:
-    """Its gradients."""
+    """Gradients of `attention` by its five tensors."""
     return bytea_ops.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
 
 
@@ -10232,7 +10369,7 @@ from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
 from .. import db, resources
-from ..db import entry
+from ..entry import entry, require_trigger_of
 from ..storage import checkpoints, sharing, store, weights
 from ..training import audit
 
@@ -10242,7 +10379,7 @@ END_OF_TEXT = "<|endoftext|>"
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
-    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
+    require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
 
@@ -10399,11 +10536,27 @@ from ...generation.decode import check_ids
 from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
+
+BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
+    "ln1_g": "ln_1.weight",
+    "ln1_b": "ln_1.bias",
+    "w_qkv": "attn.c_attn.weight",
+    "b_qkv": "attn.c_attn.bias",
+    "w_o": "attn.c_proj.weight",
+    "b_o": "attn.c_proj.bias",
+    "ln2_g": "ln_2.weight",
+    "ln2_b": "ln_2.bias",
+    "w_fc": "mlp.c_fc.weight",
+    "b_fc": "mlp.c_fc.bias",
+    "w_proj": "mlp.c_proj.weight",
+    "b_proj": "mlp.c_proj.bias",
+}
 
 
 @entry
@@ -10423,43 +10576,12 @@ def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes |
 
 
 @entry
-def block_forward(
-    data: bytes,
-    w_qkv: bytes,
-    b_qkv: bytes,
-    w_o: bytes,
-    b_o: bytes,
-    w_fc: bytes,
-    b_fc: bytes,
-    w_proj: bytes,
-    b_proj: bytes,
-    ln1_g: bytes,
-    ln1_b: bytes,
-    ln2_g: bytes,
-    ln2_b: bytes,
-    n_head: int,
-    t: int,
-    d: int,
-    eps: float,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """One pre-LN block."""
-    given = {
-        "ln_1.weight": ln1_g,
-        "ln_1.bias": ln1_b,
-        "attn.c_attn.weight": w_qkv,
-        "attn.c_attn.bias": b_qkv,
-        "attn.c_proj.weight": w_o,
-        "attn.c_proj.bias": b_o,
-        "ln_2.weight": ln2_g,
-        "ln_2.bias": ln2_b,
-        "mlp.c_fc.weight": w_fc,
-        "mlp.c_fc.bias": b_fc,
-        "mlp.c_proj.weight": w_proj,
-        "mlp.c_proj.bias": b_proj,
-    }
-    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+def block_forward(**given: Any) -> bytes:
+    """One pre-LN block. `given` has the parameters of llm_block_forward by their names in SQL."""
+    data, n_head, t, d = (given[name] for name in ("input", "n_head", "t", "d"))
+    eps, dropout_p, training = (given[name] for name in ("eps", "dropout_p", "training"))
+    tensors = {name: given[parameter] for parameter, name in BLOCK_TENSORS.items()}
+    require(input=data, **tensors, eps=eps, dropout_p=dropout_p, training=training)
     require_positive(n_head=n_head, t=t, d=d)
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
@@ -10468,7 +10590,7 @@ def block_forward(
     resources.apply_settings()
     chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
-    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    arrays = {name: from_bytes(tensors[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
     require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
@@ -10483,19 +10605,9 @@ def block_forward(
 
 
 @entry
-def forward_gpt2(
-    data: bytes,
-    model: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    t: int | None,
-    d: int | None,
-    ln_f_weight: bytes | None,
-    ln_f_bias: bytes | None,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """All blocks and ln_f."""
+def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: int | None, **given: Any) -> bytes:
+    """All blocks and ln_f. `given` has the other parameters of llm_forward_gpt2 by their names in SQL."""
+    t, d, dropout_p, training = (given[name] for name in ("t", "d", "dropout_p", "training"))
     require(input=data, dropout_p=dropout_p, training=training)
     check_p(dropout_p)
     loaded = weights.load(model)
@@ -10506,9 +10618,9 @@ def forward_gpt2(
     gpt2.check_window(t, config)
     x = from_bytes(data, (t, config.d_model), name="input")
     final = {
-        name: from_bytes(given, (config.d_model,), name=name)
-        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
-        if given is not None
+        name: from_bytes(given[parameter], (config.d_model,), name=name)
+        for parameter, name in (("ln_f_weight", "ln_f.weight"), ("ln_f_bias", "ln_f.bias"))
+        if given[parameter] is not None
     }
     how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():
@@ -10530,7 +10642,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.replay', $pg_g
 
 from ...errors import require
 from .. import resources
-from ..db import entry
+from ..entry import entry
 from ..training import run_replay
 from ..training.replay_start import Record
 
@@ -10554,7 +10666,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.retention', $p
 
 from ...errors import InvalidParameter, require, require_positive
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import store
 
 
@@ -10593,7 +10705,7 @@ from ...generation import scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
 from .. import db, vocabularies
-from ..db import entry
+from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
 
@@ -10601,7 +10713,7 @@ from ..storage import weights
 def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
     """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
@@ -10652,7 +10764,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
 from ...errors import require
-from ..db import entry
+from ..entry import entry
 from ..storage import sharing
 
 
@@ -10673,7 +10785,7 @@ def share(
 
 @entry
 def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks."""
+    """Put copies in the place of shared blocks."""
     require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
     return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $pg_gpt2_source$);
@@ -10682,7 +10794,8 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sparklines', $
 from ...errors import UndefinedObject, require, require_positive
 from ...sparkline import means, sparkline
 from .. import db
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 
 
 @entry
@@ -10725,7 +10838,9 @@ from ...formats import vocab as vocab_files
 from ...tokenizer import bpe_train
 from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..caller_query import source_texts
+from ..entry import entry, require_trigger_of
 from ..storage import server_files, store
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
@@ -10737,7 +10852,7 @@ def _tokenizer(model: str | None) -> Tokenizer:
     found = vocabularies.find(name)
     if found is None and model is None:
         name = store.only_model() or name
-    return found or vocabularies.load(name)
+    return found or vocabularies.tokenizer_of(name)
 
 
 @entry
@@ -10795,7 +10910,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
             f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
             hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
         )
-    vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
+    vocab, merges = bpe_train.train(source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
     vocabularies.replace_merges(model, merges)
     return len(vocab)
@@ -10803,8 +10918,8 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 @entry
 def changed(trigger: dict[str, Any]) -> None:
-    """After a statement that changed a vocabulary or merges."""
-    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
+    """Trigger after a statement that changed a vocabulary or merges: gives it a new version."""
+    require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 
 
@@ -10831,25 +10946,36 @@ def _read(path: str) -> bytes:
     resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
     return data
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+
+`given` has the parameters of a function beyond its first, under the names that they have in SQL.
+"""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ...core import gpt2
+from ...core.config import GPT2Config
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..caller_query import source_texts
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, hand_steps, runs, session
+
+# parameters of llm_train_step and llm_train by the names of Settings, and of llm_train in the order of RunPlan
+HYPERPARAMETERS = ("dropout_p", "beta1", "beta2", "eps", "lr_max", "warmup", "min_lr", "grad_clip", "seed")
+RUN_PARAMETERS = ("batch_size", "grad_accum", "eval_every", "log_every", "audit")
 
 
 @entry
@@ -10882,25 +11008,14 @@ def load_dataset(
             hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
         )
     cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
+    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
 
 
 @entry
 @received(tokens="integer", targets="integer")
-def loss(
-    model: str | None,
-    tokens: list[int] | None,
-    targets: list[int] | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    train: bool,
-    seed: int | None,
-    level: str | None,
-) -> float | None:
-    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
+def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None, **given: Any) -> float | None:
+    """Mean cross entropy of `targets`, recorded at the audit level; None = as the mode is."""
+    dropout_p, train, seed, level = (given[name] for name in ("dropout_p", "training", "seed", "audit"))
     if tokens is None or targets is None:
         return None
     require(dropout_p=dropout_p, training=train)
@@ -10912,7 +11027,7 @@ def loss(
             hint="targets is tokens shifted by one: what follows each.",
         )
     loaded = weights.load(model)
-    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    _check_shape(loaded.config, given)
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
@@ -10942,32 +11057,11 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
 
 @entry
 @received(batch="integer")
-def train_step(
-    model: str,
-    batch_id: int | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    total_steps: int | None,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch: list[int] | None,
-    min_lr: float,
-    seed: int,
-    level: str,
-) -> float:
+def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
+    batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    _check_workers(given)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -10984,10 +11078,10 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    settings = _settings(given)
+    _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, grad_workers)
+    trained = session.Session(model, given["grad_workers"])
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -10996,76 +11090,22 @@ def train_step(
 
 
 @entry
-def train(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    level: str,
-) -> int:
+def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    plan = _plan(model, n_steps, given)
+    _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, grad_workers), plan)
+    run_id = runs.train(session.Session(model, given["grad_workers"]), plan)
     resources.release_memory()
     return run_id
 
 
 @entry
 @db.committing("llm_train_run")
-def train_run(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    commit_every: int,
-    flush_seconds: float,
-    wait: bool,
-    level: str,
-) -> None:
+def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
+    plan = _plan(model, n_steps, given)
+    commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
     if not 0 <= flush_seconds < float("inf"):
@@ -11073,17 +11113,24 @@ def train_run(
             f"flush_seconds must be 0 or more, not {flush_seconds}",
             hint="0 commits every commit_every steps, however short.",
         )
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, given["grad_workers"]), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
+def _settings(given: Mapping[str, Any]) -> session.Settings:
+    """Hyperparameters among a call's parameters."""
+    return session.Settings(weight_decay=given["wd"], **{name: given[name] for name in HYPERPARAMETERS})
+
+
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> runs.RunPlan:
+    """The plan of a run that a call's parameters describe, checked."""
+    plan = runs.RunPlan(_settings(given), n_steps, *(given[name] for name in RUN_PARAMETERS))
     require(model=model, audit=plan.audit)
     audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    _check_workers(given)
     if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
@@ -11092,11 +11139,22 @@ def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: in
     for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+    return plan
+
+
+def _check_workers(given: Mapping[str, Any]) -> None:
+    """Refuse (22023) fewer than one worker."""
+    require_positive(**{name: given[name] for name in ("grad_workers", "prune_workers")})
+
+
+def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
+    """Refuse (22023) a shape among a call's parameters that is not what the model has."""
+    store.check_overrides(config, *(given[name] for name in ("n_layer", "n_head", "d", "vocab")))
 
 
 @entry
 def train_stop(model: str) -> bool:
-    """Ask a running llm_train_run to stop; whether there was one."""
+    """Ask a running llm_train_run to stop; whether one was running."""
     require(model=model)
     return bool(
         db.run(
@@ -11136,7 +11194,7 @@ from ...formats import (
 )
 from ...tensor import FLOAT32
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import server_files, sharing, store
 
 
@@ -11219,9 +11277,10 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
+    stored = _Stored(model, config, _through_cursor(model))
 
     def fill(file: BinaryIO) -> None:
-        for chunk in _safetensors(config, model):
+        for chunk in _safetensors(config, stored):
             file.write(chunk)
             host.check_interrupts()
 
@@ -11233,39 +11292,57 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config)
+    stored = _Stored(model, config, _through_cursor(model))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry
 def export_safetensors(model: str) -> Iterator[bytes]:
-    """Chunks of a safetensors file."""
-    return _safetensors(store.config(model), model)
+    """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
+    config = store.config(model)
+    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
 
 
-def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
-    stored = _Stored(model, config)
+def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
     ours = {hub_name(name): name for name in stored.shapes}
     shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
     return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
 
 
-class _Stored:
-    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
-    def __init__(self, model: str, config: GPT2Config) -> None:
+
+def _through_cursor(model: str) -> Iterator[db.Row]:
+    """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+
+
+def _one_by_one(model: str) -> Iterator[db.Row]:
+    """The same by a query each, for the rows of a set, between which no cursor may be open."""
+    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+        row = db.row(
+            f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+            ["text", "text", "int4"],
+            *(model, key["name"], key["token_id"]),
+        )
+        if row is not None:
+            yield row
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
         self._check()
-        rows = db.cursor(
-            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
-            ["text"],
-            model,
-        )
         self._tensors = groupby(rows, lambda row: row["name"])
 
     def _check(self) -> None:
-        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        """Refuse a model without weights (55000), or whose tensors do not fit its configuration (22000).
+
+        Before the first chunk, because PL/Python hides the message of an error that comes between the rows of a set.
+        """
         found: dict[str, tuple[int, ...]] = {
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(
@@ -11301,7 +11378,99 @@ class _Stored:
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.boot', $pg_gpt2_source$"""What a session does once, after the package is imported. The one place where the engine is told of its host."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.arrays', $pg_gpt2_source$"""Arrays of numbers that SQL hands over in their binary form, as array_send has it: a function gets lists.
+
+PL/Python would make an object of each element before any code of ours runs, and nothing could interrupt it.
+"""
+
+import functools
+import inspect
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidParameter, MalformedData
+from ..limits import MOST_IDS
+from . import db
+
+Function = Callable[..., Any]
+ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
+    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
+    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
+}
+NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
+
+
+def received(**types: str) -> Callable[[Function], Function]:
+    """Decorate a function to which SQL passes arrays of numbers in binary form, so that it gets lists: `name="integer"`."""
+
+    def of(function: Function) -> Function:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def receiving(*args: Any, **named: Any) -> Any:
+            given = dict(zip(names, args)) | named
+            for name, kind in types.items():
+                if given[name] is not None:
+                    given[name] = _elements_sent(given[name], name, kind)
+            return function(**given)
+
+        return receiving
+
+    return of
+
+
+def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
+    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
+
+    The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
+    and value, big-endian. A null has the length -1 and no value.
+    """
+    oid, element, pair = ELEMENTS[kind]
+    if not sent or len(sent) > 20 + element.size * MOST_IDS:
+        raise InvalidParameter(
+            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
+        )
+    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
+    if given == oid:
+        if dimensions > 1:
+            raise not_one_dimension(name)
+        if nulls:
+            found = _elements_or_nulls(sent, element)
+            if len(found) == size:
+                return found
+        elif len(sent) == 12 + 8 * dimensions + element.size * size:
+            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
+    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
+
+
+def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
+    """Elements of an array of one dimension, up to the end of the data."""
+    found: list[Any] = []
+    place = 20
+    while place <= len(sent) - len(NULL_LENGTH):
+        if sent.startswith(NULL_LENGTH, place):
+            found.append(None)
+            place += len(NULL_LENGTH)
+        elif place + element.size > len(sent):
+            break
+        else:
+            found.append(element.unpack_from(sent, place)[1])
+            place += element.size
+        if not len(found) % 50_000:
+            db.check_interrupts()
+    return found
+
+
+def not_one_dimension(name: str) -> InvalidParameter:
+    """The error about an array of several dimensions in the argument `name`."""
+    return InvalidParameter(
+        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.boot', $pg_gpt2_source$"""What a session does once, after the package is imported. The one place where the engine learns about its host."""
 
 from .. import host
 from ..core import tape
@@ -11309,17 +11478,88 @@ from . import db, resources
 
 
 def begin(schema: str, digest: str) -> None:
-    """Serve the engine: `schema` is the extension's, quoted, and `digest` that of the sources."""
+    """Connect the engine to its host. `schema` is the extension's, quoted, and `digest` that of the sources."""
     db.connect(schema, digest)
     host.check_interrupts = db.check_interrupts
     host.notice = db.notice
     host.require_memory = resources.require_memory
     tape.before_each_op = db.check_interrupts
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: one column of text, read with the caller's rights and search_path."""
 
-The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
-its host: then the groups that it names are not found, and what is mounted as the root is ours.
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import plpy
+
+from ..errors import InvalidParameter
+from . import db
+from .sql_errors import server_error
+
+
+def source_texts(source: str, search_path: str) -> Iterator[str]:
+    """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
+
+    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    """
+    with _search_path(search_path):
+        open_before = _portals()
+        try:
+            rows = db.open_cursor(source)
+        except plpy.spiexceptions.InvalidCursorDefinition:
+            raise InvalidParameter(
+                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
+            ) from None
+        except plpy.SPIError as error:
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
+                raise
+            # not a query at all, or of something that is not there
+            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
+            raise server_error(f"source: {error}", error.sqlstate, None, hint) from None
+        # What a cursor fetches is a dict a row, in which columns of one name are one, and has no colnames(); FETCH has.
+        names = db.columns(max(_portals() - open_before))
+        if len(names) != 1:
+            raise _not_one_text(names)
+        batch = rows.fetch(100)
+    while batch.nrows():
+        for fetched in batch:
+            if not isinstance(value := fetched[names[0]], str | None):
+                raise _not_one_text(names)
+            if value is not None:
+                yield value
+        with _search_path(search_path):
+            batch = rows.fetch(100)
+    rows.close()
+
+
+def _portals() -> set[str]:
+    """Names of the cursors that are open in this session."""
+    return {row["name"] for row in db.query("SELECT name FROM pg_catalog.pg_cursors")}
+
+
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
+    )
+
+
+@contextmanager
+def _search_path(path: str) -> Iterator[None]:
+    try:
+        db.set_search_path(path)
+    except plpy.spiexceptions.InvalidParameterValue as error:
+        raise InvalidParameter(
+            f"source_path: {error}", hint="source_path is written as SET search_path has it."
+        ) from None
+    try:
+        yield
+    finally:
+        db.set_search_path(db.OUR_PATH)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.cgroups', $pg_gpt2_source$"""The cores and the memory that control groups, version 1 or 2, leave to this process in a container or a service.
+
+The lowest limit of our group and of the groups around it counts. In a container the kernel may report a path of the host: then
+its groups are not found, and what is mounted as the root is our group.
 """
 
 import os
@@ -11359,14 +11599,14 @@ def _words(folder: str, name: str) -> list[str]:
 
 
 def _number(folder: str, *names: str) -> int | None:
-    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    """The lowest number in these files; None where there is no number, or the word "max"."""
     found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
     return min(found, default=None)
 
 
 @cache
 def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    """How many cores' worth of time we may use; None for no limit. Read once a session."""
     quotas = map(_quota, _folders("cpu", root))
     return min((quota for quota in quotas if quota is not None), default=None)
 
@@ -11422,43 +11662,23 @@ def _stat(folder: str) -> dict[str, int]:
     stat = dict(zip(words[::2], map(int, words[1::2])))
     return {name: stat.get(f"total_{name}", stat.get(name, 0)) for name in (*FILES, SHARED)}
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""Statements, settings, notices, commits and cancels: what goes to the server goes through here.
 
 In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
 names go through `command`. Everything else is in pg_catalog, because every function pins its
 search_path. Statements are prepared once a session.
 """
 
-import functools
-import inspect
-import re
-import struct
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import plpy
 
-from ..errors import (
-    InvalidParameter,
-    InvalidTransactionTermination,
-    MalformedData,
-    OutOfMemory,
-    PgGpt2Error,
-    TriggerProtocolViolated,
-    of_system,
-)
-from ..limits import MOST_IDS
-from .importer import is_set_oddly, own_settings
+from ..errors import InvalidParameter, InvalidTransactionTermination
 
 Row = dict[str, Any]
-Function = Callable[..., Any]
-
-# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
-ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 
 OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
 
@@ -11468,15 +11688,8 @@ sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
-_END = object()
-PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+_open_cursors = 0
 PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
-SHOWN = 4000  # characters of each end of a message
-ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
-    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
-    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
-}
-NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 CHECK_IN_SET = 0.2  # the same inside a row of a set
 
@@ -11485,183 +11698,6 @@ def connect(schema: str, digest: str) -> None:
     """Remember the extension's schema (a quoted identifier) and the sources' digest."""
     global _schema, sources_digest
     _schema, sources_digest = schema, digest
-
-
-def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
-    """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
-    also those of a generator that is returned, become PostgreSQL errors. A function that ends in **keywords gets those that
-    follow its own parameters by their names in SQL. `matrices`: arrays may have several dimensions."""
-    own = _own_parameters(function)
-
-    @functools.wraps(function)
-    def guarded(scope: dict[str, Any]) -> Any:
-        args, named = _taken(scope, own)
-        try:
-            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
-                if not matrices:
-                    _refuse_nested_arrays(function, args, named)
-                result = function(*args, **named)
-        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
-            raise _for_sql(error) from None
-        return _guarded_rows(result) if isinstance(result, Iterator) else result
-
-    return guarded
-
-
-def _own_parameters(function: Function) -> int | None:
-    """How many arguments go to `function` by their place; None for all."""
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    return len(kinds) - 1 if inspect.Parameter.VAR_KEYWORD in kinds else None
-
-
-def _taken(scope: dict[str, Any], own: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, the first `own` of them by place and the others by name; a trigger's one argument is TD.
-
-    PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
-    a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
-    """
-    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
-    names = scope.get("__names")
-    if names is None:
-        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
-    named = {} if own is None else {name: scope[name] for name in names[own:] if name != "args"}
-    for name in names:
-        scope[name] = None
-    return tuple(args or ())[:own], named
-
-
-def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """text[] is the type of a matrix, too, which arrives as a list of lists."""
-    for place, value in [*enumerate(args), *named.items()]:
-        if type(value) is list and value and type(value[0]) is list:
-            raise _not_one_dimension(
-                place if isinstance(place, str) else inspect.unwrap(function).__code__.co_varnames[place]
-            )
-
-
-def _not_one_dimension(name: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
-    )
-
-
-def received(**types: str) -> Callable[[Function], Function]:
-    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
-
-    def of(function: Function) -> Function:
-        names = list(inspect.signature(function).parameters)
-        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
-
-        @functools.wraps(function)
-        def receiving(*args: Any, **named: Any) -> Any:
-            given = list(args)
-            for place, name, kind in arrays:
-                if given[place] is not None:
-                    given[place] = _elements_sent(given[place], name, kind)
-            return function(*given, **named)
-
-        return receiving
-
-    return of
-
-
-def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
-    error in "error fetching next item from iterator"."""
-    global _in_set, _checked
-    while True:
-        _in_set, _checked = True, time.monotonic()
-        try:
-            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
-                row = next(rows, _END)
-        except Exception as error:
-            raise _for_sql(error) from None
-        finally:
-            _in_set = False
-        if row is _END:
-            return
-        yield row
-
-
-def _for_sql(error: Exception) -> Exception:
-    """The error as SQL shall see it."""
-    if isinstance(error, plpy.SPIError):
-        return _from_server(error)
-    if isinstance(error, ServerError):
-        return error
-    if isinstance(error, plpy.Error):  # a cancel that came while a NOTICE was sent
-        return _error(str(error), error.sqlstate, error.detail, error.hint)
-    if isinstance(error, OSError):
-        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
-    if isinstance(error, PgGpt2Error):
-        return _error(error.message, error.sqlstate, error.detail, error.hint)
-    if isinstance(error, MemoryError):
-        hint = "Use a shorter input, a smaller batch or a smaller model."
-        return _error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
-    return _error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
-
-
-def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(_sendable(message))
-    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
-    return error
-
-
-def _sendable(text: str) -> str:
-    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
-    megabytes would go to the client and into the server's log whole."""
-    if len(text) > 2 * SHOWN:
-        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
-    return storable(text).encode("utf-8", "replace").decode()
-
-
-def _from_server(error: Any) -> Exception:
-    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
-    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
-    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
-    if error.sqlstate == "42501" and not hint:
-        hint = _who_gives_the_right(message)
-    copy = _error(message, error.sqlstate, detail, hint)
-    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
-        setattr(copy, field, value)
-    return copy
-
-
-def _who_gives_the_right(message: str) -> str | None:
-    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
-    found = re.search(r"\b(?:pg_)?llm_\w+", message)
-    if found is None:
-        return None
-    refused = row(
-        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
-        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
-        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
-        " HAVING count(*) > 0",
-        ["text"],
-        found[0],
-    )
-    if refused is None:
-        return None
-    if refused["filtered"]:
-        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
-    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
-    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
-
-
-def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
-    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
-    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
-    ours = row(
-        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
-    )
-    if not (ours or {})["ours"] or not kind.startswith(what):
-        raise TriggerProtocolViolated(
-            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
-            f" {' and '.join(tables)} of pg_gpt2 only",
-            hint="DROP TRIGGER it, and write a function of your own for your table.",
-        )
 
 
 def qualified(name: str) -> str:
@@ -11687,10 +11723,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
 
 @contextmanager
 def planned_once(n_bytes: int) -> Iterator[None]:
-    """For statements whose parameters have `n_bytes`: a planner that has their values copies each twice, so large ones are kept
-    from it.
+    """Around a statement whose parameters have `n_bytes`: a planner that sees the values copies each of them twice, so it is
+    not shown large ones.
 
-    What it sets ends with a rollback, as after an error within, and here.
+    The setting for this ends here, or with the rollback after an error.
     """
     if n_bytes < PLANNED:
         yield
@@ -11717,13 +11753,41 @@ def quote_identifier(name: str) -> str:
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows one at a time, for results that are too large to hold."""
-    return plpy.cursor(_plan(sql, types), list(args))
+    """Rows one at a time, for results that are too large to hold. Not across the rows of a set: see `entry`."""
+    return _counted(plpy.cursor(_plan(sql, types), list(args)))
+
+
+def open_cursors() -> int:
+    """How many cursors of ours have rows left."""
+    return _open_cursors
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    """`rows`, of a cursor that is counted as open until they end."""
+    global _open_cursors
+    _open_cursors += 1
+    try:
+        yield from rows
+    finally:
+        _open_cursors -= 1
+
+
+def open_cursor(source: str) -> Any:
+    """A cursor over a query that a caller wrote, which is executed as it stands."""
+    return plpy.cursor(source)
+
+
+def columns(portal: str) -> list[str]:
+    """Names of the columns of an open cursor of the server."""
+    return plpy.execute(f"FETCH 0 FROM {quote_identifier(portal)}").colnames()
 
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
-    found = plpy.cursor(_plan(sql, types), list(args))
+    """Rows, of which there may be millions: fetched a thousand at a time, with a look for an interrupt in between."""
+    return _counted(_in_batches(plpy.cursor(_plan(sql, types), list(args))))
+
+
+def _in_batches(found: Any) -> Iterator[Row]:
     while rows := found.fetch(1000):
         yield from rows
         check_interrupts()
@@ -11736,72 +11800,8 @@ def _plan(sql: str, types: Sequence[str]) -> Any:
     return _plans[key]
 
 
-def source_texts(source: str, search_path: str) -> Iterator[str]:
-    """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
-
-    The path is set only while the query runs, so that it cannot lead our own statements astray.
-    """
-    with _search_path(search_path):
-        open_before = _portals()
-        try:
-            rows = plpy.cursor(source)
-        except plpy.spiexceptions.InvalidCursorDefinition:
-            raise InvalidParameter(
-                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
-            ) from None
-        except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
-                raise
-            # not a query at all, or of something that is not there
-            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
-            raise _error(f"source: {error}", error.sqlstate, None, hint) from None
-        names = _columns(_portals() - open_before)
-        if len(names) != 1:
-            raise _not_one_text(names)
-        batch = rows.fetch(100)
-    while batch.nrows():
-        for fetched in batch:
-            if not isinstance(value := fetched[names[0]], str | None):
-                raise _not_one_text(names)
-            if value is not None:
-                yield value
-        with _search_path(search_path):
-            batch = rows.fetch(100)
-    rows.close()
-
-
-def _portals() -> set[str]:
-    """Names of the cursors that are open in this session."""
-    return {row["name"] for row in query("SELECT name FROM pg_catalog.pg_cursors")}
-
-
-def _columns(portals: set[str]) -> list[str]:
-    """Names of the columns of a cursor that was just opened. What a cursor fetches is a dict a row, in which columns of the same
-    name are one, and has no colnames(); what FETCH gives has."""
-    return plpy.execute(f"FETCH 0 FROM {quote_identifier(max(portals))}").colnames()
-
-
-def _not_one_text(names: list[str]) -> InvalidParameter:
-    return InvalidParameter(
-        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
-    )
-
-
-@contextmanager
-def _search_path(path: str) -> Iterator[None]:
-    try:
-        _set_search_path(path)
-    except plpy.spiexceptions.InvalidParameterValue as error:
-        raise InvalidParameter(
-            f"source_path: {error}", hint="source_path is written as SET search_path has it."
-        ) from None
-    try:
-        yield
-    finally:
-        _set_search_path(OUR_PATH)
-
-
-def _set_search_path(path: str) -> None:
+def set_search_path(path: str) -> None:
+    """Set search_path until the transaction ends."""
     # A procedure calls this under its caller's path, which may have a type "text" of its own.
     run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
 
@@ -11812,7 +11812,7 @@ def committing(procedure: str) -> Iterator[None]:
 
     The caller's search_path is there again afterwards; after an error, which undoes the transaction, it is so by itself.
     """
-    _set_search_path(OUR_PATH)
+    set_search_path(OUR_PATH)
     try:
         commit()
     except plpy.SPIError as error:
@@ -11824,7 +11824,7 @@ def committing(procedure: str) -> Iterator[None]:
             " autocommit=True in psycopg.",
         ) from None
     yield
-    _set_search_path(_callers_path)
+    set_search_path(_callers_path)
 
 
 def commit() -> None:
@@ -11832,7 +11832,7 @@ def commit() -> None:
     global _callers_path
     plpy.commit()
     _callers_path = (row("SELECT pg_catalog.current_setting('search_path') AS path") or {})["path"]
-    _set_search_path(OUR_PATH)
+    set_search_path(OUR_PATH)
 
 
 def setting(name: str, default: str | None = None) -> str | None:
@@ -11864,51 +11864,21 @@ def as_flag(name: str, text: str) -> bool:
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
 
 
-def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
-    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
-
-    The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
-    and value, big-endian. A null has the length -1 and no value.
-    """
-    oid, element, pair = ELEMENTS[kind]
-    if not sent or len(sent) > 20 + element.size * MOST_IDS:
-        raise InvalidParameter(
-            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
-        )
-    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
-    if given == oid:
-        if dimensions > 1:
-            raise _not_one_dimension(name)
-        if nulls:
-            found = _elements_or_nulls(sent, element)
-            if len(found) == size:
-                return found
-        elif len(sent) == 12 + 8 * dimensions + element.size * size:
-            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
-    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
-
-
-def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
-    """Elements of an array of one dimension, as far as they are there."""
-    found: list[Any] = []
-    place = 20
-    while place <= len(sent) - len(NULL_LENGTH):
-        if sent.startswith(NULL_LENGTH, place):
-            found.append(None)
-            place += len(NULL_LENGTH)
-        elif place + element.size > len(sent):
-            break
-        else:
-            found.append(element.unpack_from(sent, place)[1])
-            place += element.size
-        if not len(found) % 50_000:
-            check_interrupts()
-    return found
-
-
 def storable(text: str) -> str:
     """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
     return text.replace("\0", "\ufffd")
+
+
+@contextmanager
+def within_a_row() -> Iterator[None]:
+    """Around the making of one row of a set: a cancel is looked for less often, because PL/Python wraps an error that comes
+    between rows in "error fetching next item from iterator"."""
+    global _in_set, _checked
+    _in_set, _checked = True, time.monotonic()
+    try:
+        yield
+    finally:
+        _in_set = False
 
 
 def check_interrupts() -> None:
@@ -11926,8 +11896,8 @@ def notice(message: str) -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.diagnosis', $pg_gpt2_source$"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
 
-It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
-shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+It looks for what has cost people time: a slow BLAS, a different Python from the one they meant, a setting that is not valid, a
+disk or a shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing and raises no error.
 """
 
 import os
@@ -11965,7 +11935,7 @@ SETTINGS: dict[str, Callable[[], object]] = {
 
 
 def findings() -> Iterator[Finding]:
-    """All there is to say."""
+    """All rows of llm_doctor."""
     yield from _software()
     yield from _settings()
     yield from _hardware()
@@ -12004,7 +11974,7 @@ def _vanished_clients() -> Finding:
 
 
 def _settings() -> Iterator[Finding]:
-    """Settings that are no values: whatever uses them would say so."""
+    """Settings with values that are not valid, which whatever uses them would refuse."""
     for name, read in SETTINGS.items():
         try:
             read()
@@ -12049,7 +12019,7 @@ def _gflops(n: int = 512) -> float:
 
 
 def _room(path: str, whole: bool) -> int | None:
-    """Bytes of a file system, all or those that are free; None where it says nothing."""
+    """Bytes of a file system, all or only the free ones; None where they cannot be found out."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -12095,7 +12065,7 @@ def _model(row: db.Row) -> Finding:
 
 
 def _shared_file(model: str) -> Iterator[Finding]:
-    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    """Whether the file that sessions share is what was written; no row without a file. Large files are verified only here."""
     config = store.find_config(model)
     file = config and weights.file_of(model, config, weights.version_of(model))
     if file and file.is_there():
@@ -12104,6 +12074,119 @@ def _shared_file(model: str) -> Iterator[Finding]:
             "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
         )
         yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.entry', $pg_gpt2_source$"""The way from SQL into Python and back: arguments out of the scope of a PL/Python body, results and errors to PostgreSQL."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from ..errors import TriggerProtocolViolated
+from . import db
+from .arrays import not_one_dimension
+from .importer import is_set_oddly, own_settings
+from .sql_errors import for_sql
+
+Function = Callable[..., Any]
+_END = object()
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+
+
+def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
+    """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
+    also those of a generator that is returned, become PostgreSQL errors. A function that ends in **keywords gets those that
+    follow its own parameters by their names in SQL. `matrices`: arrays may have several dimensions."""
+    own = _own_parameters(function)
+
+    @functools.wraps(function)
+    def guarded(scope: dict[str, Any]) -> Any:
+        args, named = _taken(scope, own)
+        try:
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
+                if not matrices:
+                    _refuse_nested_arrays(function, args, named)
+                result = function(*args, **named)
+        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
+            raise for_sql(error) from None
+        return _guarded_rows(result) if isinstance(result, Iterator) else result
+
+    return guarded
+
+
+def _own_parameters(function: Function) -> int | None:
+    """How many arguments go to `function` by their place; None for all."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return len(kinds) - 1 if inspect.Parameter.VAR_KEYWORD in kinds else None
+
+
+def _taken(scope: dict[str, Any], own: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, the first `own` of them by place and the others by name; a trigger's one argument is TD.
+
+    PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
+    a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
+    """
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    named = {} if own is None else {name: scope[name] for name in names[own:] if name != "args"}
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())[:own], named
+
+
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Refuse (22023) a matrix: PostgreSQL gives it the type text[] as well, and it arrives as a list of lists."""
+    for place, value in [*enumerate(args), *named.items()]:
+        if type(value) is list and value and type(value[0]) is list:
+            raise not_one_dimension(
+                place if isinstance(place, str) else inspect.unwrap(function).__code__.co_varnames[place]
+            )
+
+
+def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long.
+
+    No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
+    can end in a crash of the server.
+    """
+    while True:
+        before = db.open_cursors()
+        try:
+            with (
+                db.within_a_row(),
+                own_settings() if is_set_oddly() else nullcontext(),
+                np.errstate(all="ignore"),
+            ):
+                row = next(rows, _END)
+            if db.open_cursors() > before and row is not _END:
+                raise RuntimeError("a cursor is open between the rows of a set")
+        except Exception as error:
+            raise for_sql(error) from None
+        if row is _END:
+            return
+        yield row
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """Refuse, with 39P01, a trigger that is not `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = db.row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours",
+        ["text", "text[]"],
+        trigger["relid"],
+        [*map(db.qualified, tables)],
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
 
@@ -12131,13 +12214,13 @@ RECURSION = 1000  # frames that our code may need: what Python itself starts wit
 
 
 def is_set_oddly():
-    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    """Whether another PL/Python function has changed a setting of the session's one interpreter that would make our code fail."""
     return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
 
 
 @contextmanager
 def own_settings():
-    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
+    """Give our code the usual settings, and restore the odd ones afterwards. Costs 8 us, so it is used only where needed."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -12173,13 +12256,13 @@ class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
             exec(compile(source, origin, "exec"), module.__dict__)
 
 
-def load(sources, key, schema):
+def import_package(sources, key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
     with own_settings():
-        return _load(sources, key, schema)
+        return _import(sources, key, schema)
 
 
-def _load(sources, key, schema):
+def _import(sources, key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
@@ -12195,7 +12278,7 @@ def _load(sources, key, schema):
 
 
 def unusable(message, hint):
-    """The error for a Python that will not do."""
+    """The error for a Python that the package cannot run on."""
     import plpy
 
     # PL/Python puts the name of the class in front of the message
@@ -12203,7 +12286,7 @@ def unusable(message, hint):
     error.sqlstate, error.hint = "55000", hint
     return error
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids of the model, and a seed.
 
 A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
@@ -12216,7 +12299,7 @@ from .storage import weights
 
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
+    """Ids of the prompt, cut to the window; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
         return [end_of_text(model, tokenizer, "an empty prompt")]
@@ -12225,7 +12308,7 @@ def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> li
 
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
-    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
     eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
     if eos is None:
         raise InvalidParameter(
@@ -12236,7 +12319,7 @@ def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked, as many as the window has."""
+    """Prompt ids that a caller gave, checked and cut to the window."""
     require(ids=ids)
     if not ids:
         raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
@@ -12256,7 +12339,7 @@ def draw_seed() -> int:
     row = db.row("SELECT random() AS value")
     return int((row or {})["value"] * 2**53)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), which is asked for before it is taken.
 
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
 """
@@ -12289,7 +12372,7 @@ def cores() -> int:
 
 
 def apply_settings(workers: int = 1) -> None:
-    """pg_gpt2.threads, which `workers` above 1 overrule, and all cores without either; and pg_gpt2.fast."""
+    """Apply pg_gpt2.fast, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all cores."""
     found = db.row(
         "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
         " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
@@ -12300,7 +12383,7 @@ def apply_settings(workers: int = 1) -> None:
 
 
 def wanted_threads() -> int:
-    """Cores to use, of those there are (pg_gpt2.threads)."""
+    """How many of the available cores to use (pg_gpt2.threads)."""
     return _integer("threads", cores())
 
 
@@ -12315,7 +12398,7 @@ def attention_chunk() -> int:
 
 
 def prompt_lookup() -> bool:
-    """Whether continuations are guessed from what occurred before (pg_gpt2.prompt_lookup)."""
+    """Whether continuations are guessed from earlier text (pg_gpt2.prompt_lookup)."""
     return db.flag("prompt_lookup", "on")
 
 
@@ -12346,7 +12429,7 @@ def memory_limit() -> int:
 
 
 def _memory() -> int:
-    """Bytes of the machine, or of our control group where that may use fewer."""
+    """Bytes that the machine has, or that our control group may use where they are fewer."""
     machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
     return machine if group is None else min(machine, group)
 
@@ -12362,7 +12445,7 @@ def _bytes(name: str, text: str) -> int:
 
 
 def require_memory(wanted: int, purpose: str) -> None:
-    """53200 when `wanted` bytes are more than pg_gpt2.max_memory allows, or than the machine has left."""
+    """Refuse (53200) `wanted` bytes where pg_gpt2.max_memory allows fewer, or the machine has fewer left."""
     limit = memory_limit()
     if wanted > limit:
         raise OutOfMemory(
@@ -12408,16 +12491,99 @@ def _shared_buffers() -> int:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for the reader."""
+    """A number of bytes as text for a message."""
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
 
 
 def release_memory() -> None:
-    """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
+    """Give free memory back to the system: buffers, and what the C library keeps of arrays that are gone."""
     buffers.forget()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.sql_errors', $pg_gpt2_source$"""Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
+
+import re
+import traceback
+from typing import Any
+
+import plpy
+
+from ..errors import OutOfMemory, PgGpt2Error, of_system
+from . import db
+
+# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
+ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+SHOWN = 4000  # characters of each end of a message
+
+
+def for_sql(error: Exception) -> Exception:
+    """The error that SQL gets for `error`."""
+    if isinstance(error, plpy.SPIError):
+        return _from_server(error)
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, plpy.Error):  # a cancel that came while a NOTICE was sent
+        return server_error(str(error), error.sqlstate, error.detail, error.hint)
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
+    if isinstance(error, PgGpt2Error):
+        return server_error(error.message, error.sqlstate, error.detail, error.hint)
+    if isinstance(error, MemoryError):
+        hint = "Use a shorter input, a smaller batch or a smaller model."
+        return server_error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
+    return server_error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def server_error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
+    """An error with these fields, which PL/Python passes on to the client."""
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
+    return error
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return db.storable(text).encode("utf-8", "replace").decode()
+
+
+def _from_server(error: Any) -> Exception:
+    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
+    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
+    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
+    copy = server_error(message, error.sqlstate, detail, hint)
+    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
+        setattr(copy, field, value)
+    return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = db.row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
@@ -12468,7 +12634,7 @@ class Part:
     v: bytes | None
 
     def __post_init__(self) -> None:
-        """22000 unless a row of llm_param can be such a block: rows and manifests are read that anybody may have changed."""
+        """Refuse (22000) what cannot be a row of llm_param: somebody may have changed the rows and manifests that are read."""
         digests = (self.data, *(digest for digest in (self.m, self.v) if digest is not None))
         if not (
             isinstance(self.name, str)
@@ -12529,7 +12695,7 @@ def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
 
 
 def require_suffix(path: str) -> None:
-    """22023 unless the name says which format it shall have."""
+    """Refuse (22023) the name of a file that does not say which format the file shall have."""
     if not path.endswith((".safetensors", ".npz")):
         raise InvalidParameter(
             f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
@@ -12886,7 +13052,7 @@ def last_run(model: str) -> int | None:
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
-    """What a checkpoint consists of, ordered by name and first row."""
+    """The blocks of a checkpoint, ordered by name and first row."""
     if checkpoint.manifest is not None:
         return checkpoint.manifest
     rows = db.query(
@@ -12899,7 +13065,7 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
 
 
 def current_parts(model: str) -> list[Part]:
-    """The same of what `model` has now."""
+    """As `parts`, of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
         f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
@@ -12910,7 +13076,7 @@ def current_parts(model: str) -> list[Part]:
 
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
-    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
+    """Refuse (22000) blocks that do not cover exactly the tensors of `config`: only what can be loaded is saved."""
     name = checkpoint_files.misfit(config, found)
     if name is not None:
         raise InconsistentData(
@@ -13053,7 +13219,7 @@ def _new_path(real: str) -> str:
 # --- loading ----------------------------------------------------------------------------------------------------------------
 
 
-def load(model: str, checkpoint_id: int) -> Checkpoint:
+def go_back(model: str, checkpoint_id: int) -> Checkpoint:
     """Put `model` back to a checkpoint of its own."""
     store.lock(model)
     saved = find(checkpoint_id, model, lock=True)
@@ -13142,9 +13308,9 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+    """Delete blocks that no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
 
-    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    It does nothing where it may not see them all, in an older snapshot or under a policy: the next drop will do it.
     """
     sees_all = db.row(
         "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
@@ -13315,7 +13481,7 @@ class _Synced(io.FileIO):
 
 
 def _remove_left_over(folder: str) -> None:
-    """Remove what processes that were killed while they wrote here left."""
+    """Remove temporary files that processes left here when they were killed."""
     for name in os.listdir(folder):
         if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
             try:
@@ -13328,12 +13494,13 @@ def _remove_left_over(folder: str) -> None:
 
 
 def to_read(path: str | None) -> str:
-    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    """Where `path` leads, links resolved. A caller who may not read files of the server is refused (42501) before anything is
+    looked up."""
     return _allowed(path, "pg_read_server_files", "read")
 
 
 def to_write(path: str | None) -> str:
-    """The same for who would write there."""
+    """As `to_read`, for a file to be written."""
     return _allowed(path, "pg_write_server_files", "write")
 
 
@@ -13367,7 +13534,7 @@ def _new_file(folder: str) -> tuple[int, str]:
 
 
 def _culprit(path: str, error: OSError) -> str:
-    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
+    """The path that `error` is about: where `path` does not exist, the first part of it that is missing or no directory."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         while not os.path.isdir(folder := os.path.dirname(path)):
             path = folder
@@ -13474,7 +13641,7 @@ def _check_target(
 
 
 def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
-    """2BP01, naming them, when other models share rows of `model`."""
+    """Refuse (2BP01) to touch `model` while other models share its rows; the error names them."""
     row = db.row(
         "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
         " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
@@ -13489,7 +13656,7 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
 
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks; how many."""
+    """Put copies in the place of shared blocks; how many."""
     store.lock(target)
     copied = db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
@@ -13516,7 +13683,7 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
 
 
 def forget(target: str) -> int:
-    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
+    """End all sharing by `target`, without making copies, because its weights are replaced or dropped; how many it shared."""
     return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
@@ -13593,7 +13760,7 @@ def _weighted(most: int) -> list[str]:
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
-    """22004 or 22023 unless `model` can be the name of a new model."""
+    """Refuse what cannot name a new model: null (22004), or an empty name (22023)."""
     if model is None:
         raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
     if not model:
@@ -13628,7 +13795,7 @@ def find_config(model: str) -> GPT2Config | None:
 def check_overrides(
     known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
 ) -> None:
-    """22023 unless each shape that a caller repeats is null or what the model has."""
+    """Refuse (22023) a shape parameter that is neither null nor what the model has."""
     for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
         if value is not None and value != getattr(known, name):
             raise InvalidParameter(
@@ -13649,7 +13816,7 @@ def lock(*models: str) -> None:
 
 
 def _take(model: str, function: str) -> None:
-    """Take the lock of `model`; whoever has to wait is told for whom."""
+    """Take the lock of `model`; a session that has to wait is told which session it waits for."""
     if not _tried(model, function):
         db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
         db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
@@ -13756,7 +13923,7 @@ def known(models: Sequence[str]) -> set[str]:
 
 
 def require_no_weights(model: str) -> None:
-    """42710 when `model` has weights."""
+    """Refuse (42710) a `model` that has weights already."""
     if has_weights(model):
         raise DuplicateObject(
             f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
@@ -13801,7 +13968,7 @@ def writing_bytes(total: int) -> int:
 
 
 def require_memory_of_batches(total: int) -> None:
-    """53200 unless there is memory for writing `total` bytes."""
+    """Refuse (53200) to write `total` bytes for which there is no memory."""
     host.require_memory(writing_bytes(total), "writing a model's weights")
 
 
@@ -13875,7 +14042,7 @@ class Difference(NamedTuple):
     relative: float | None
 
 
-class State:
+class Snapshot:
     """The weights of a checkpoint, or of a model now (`checkpoint` None). Use as a context manager: it may hold a file."""
 
     def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
@@ -13885,7 +14052,7 @@ class State:
         self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
         self._open = ExitStack()
 
-    def __enter__(self) -> "State":
+    def __enter__(self) -> "Snapshot":
         found = self.checkpoint
         if found is not None and found.manifest is not None:
             self._reader = checkpoint_files.open_file(str(found.file_path), found.id, found.config, found.manifest)
@@ -13900,7 +14067,7 @@ class State:
         return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of the whole tensor; None where it is not."""
+        """Shape of the whole tensor; None where there is no such tensor."""
         found = self.tensors.get(name)
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
@@ -13921,7 +14088,7 @@ class State:
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
-        """Its weights, those of a checkpoint compared with their digest."""
+        """Weights of a block; those of a checkpoint are compared with their digest."""
         found = self.checkpoint
         if found is not None and found.manifest is not None:
             return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
@@ -13940,14 +14107,14 @@ class State:
         return row["data"]
 
 
-def diff(a: State, b: State) -> Iterator[tuple[str, Difference]]:
+def diff(a: Snapshot, b: Snapshot) -> Iterator[tuple[str, Difference]]:
     """Each tensor of either, by name."""
     for name in sorted(a.tensors | b.tensors):
         yield name, compare(a, b, name)
         host.check_interrupts()
 
 
-def compare(a: State, b: State, name: str) -> Difference:
+def compare(a: Snapshot, b: Snapshot, name: str) -> Difference:
     """How a tensor in `b` differs from that in `a`."""
     if a.shape(name) != b.shape(name):
         return Difference(True, None, None, None)
@@ -13966,7 +14133,7 @@ def compare(a: State, b: State, name: str) -> Difference:
     return Difference(changed, largest, squares**0.5, (squares / norm) ** 0.5 if norm else None)
 
 
-def norm(state: State, name: str) -> float:
+def norm(state: Snapshot, name: str) -> float:
     """L2 norm of a tensor."""
     values = state.tensor(name)
     parts = (values[start : start + CHUNK].astype(np.float64) for start in range(0, values.size, CHUNK))
@@ -13997,13 +14164,13 @@ EVENTS = """
 
 def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
-    before: State | None = None
+    before: Snapshot | None = None
     found = False
     for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
-            with State(saved, model) as state:
+            with Snapshot(saved, model) as state:
                 if name in state.tensors:
                     found = True
                     size = norm(state, name)
@@ -14025,10 +14192,10 @@ def history(model: str, name: str) -> Iterator[tuple]:
         )
 
 
-def _state_of(checkpoint_id: int, model: str) -> State | None:
+def _state_of(checkpoint_id: int, model: str) -> Snapshot | None:
     """The state that a load brought back, unless the checkpoint was dropped since."""
     row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
-    return State(checkpoints.find(checkpoint_id), model) if row else None
+    return Snapshot(checkpoints.find(checkpoint_id), model) if row else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
 
@@ -14122,11 +14289,11 @@ class WeightFile:
         }
 
     def is_there(self) -> bool:
-        """Whether there is something under its name."""
+        """Whether a file has its name."""
         return os.path.lexists(self._path)
 
     def damage(self) -> str | None:
-        """What is wrong with the file that is there."""
+        """What is wrong with the file, if anything."""
         try:
             with _opened(self._path, os.O_RDONLY) as file:
                 if os.fstat(file).st_size != self._size:
@@ -14526,12 +14693,12 @@ def _largest(wanted: GPT2Config) -> int:
 
 
 def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading its rows takes beside what is made of them."""
+    """Bytes that reading the rows takes, besides the arrays that are made of them."""
     return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
 
 
 def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a model as they are kept, one at a time."""
+    """The tensors of a model in the layout of the file, one at a time."""
     resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
     params: Params = {}
     stored = layout.Stored(params, wanted)
@@ -14600,12 +14767,12 @@ class Assembly:
         return self._rows[name] == wanted[0]
 
     def finish(self) -> Params:
-        """All tensors in the order of the configuration, where none was taken out."""
+        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
         self.check()
         return {name: self.params[name] for name in self.shapes}
 
     def check(self) -> None:
-        """That all tensors have come, each to its last row; 55000 when there is none at all."""
+        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
         if not self._rows:
             raise store.no_weights(self.model)
         for name, shape in self.shapes.items():
@@ -14822,7 +14989,7 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
         for found in rows
     }
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `autograd.records`.
 
 A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
 pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
@@ -14838,7 +15005,7 @@ import numpy as np
 
 from ... import host
 from ...autograd import attributes
-from ...autograd.replay import Application, Tensor
+from ...autograd.records import Application, Tensor
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...limits import MOST_DIMENSIONS
 from ...tensor import FLOAT32, to_bytes
@@ -14990,7 +15157,7 @@ def applications(tape_id: int) -> list[Application]:
 
 
 def _require_room(tape_id: int) -> None:
-    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    """Refuse (53200) a tape that is too large to be read: its ops, its values and what is computed from them."""
     size = db.row(
         "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
         " WHERE tape_id = $1",
@@ -15167,7 +15334,7 @@ ROOM = 512  # handles drawn at a time
 
 
 def check_level(level: str) -> None:
-    """22023 unless `level` is one."""
+    """Refuse (22023) a `level` that is not one of LEVELS."""
     if level not in LEVELS:
         raise InvalidParameter(
             f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
@@ -15209,11 +15376,11 @@ class StepTape:
 
     @property
     def tape_id(self) -> int:
-        """Its number."""
+        """Number of the tape, the tape_id of its rows."""
         return self.writer.tape_id
 
     def __call__(self, phase: str, node: Node) -> None:
-        """After an op ran (forward), or passed its gradient on (backward)."""
+        """Called after an op has run (forward), or has passed its gradient on (backward)."""
         if phase == "forward":
             inputs = [self._handle(value) for value in node.inputs]
             self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
@@ -15241,7 +15408,7 @@ class StepTape:
         self._held = 0
 
     def finish(self, trainer: Trainer) -> dict[str, int]:
-        """After the step: gradients of the parameters; their handles by name."""
+        """Called after the step, with the gradients of the parameters; returns their handles by name."""
         names = {id(sink): name for name, sink in trainer.sinks.items()}
         params = {names[key]: handle for key, handle in self._handles.items() if key in names}
         if self.full:
@@ -15264,14 +15431,14 @@ class Auditor:
         self._tape: StepTape | None = None
 
     def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
-        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
+        """The recorder of this step; None at level 'none', and where the `steps_left` steps after it would push it out again."""
         self._tape = None
         if self.level != "none" and (self._keep is None or steps_left < self._keep):
             self._tape = StepTape(self.level, run_id, step)
         return self._tape
 
     def end(self, trainer: Trainer) -> None:
-        """The step is done."""
+        """End the step that `begin` began, and keep what was recorded of it."""
         if self._tape is None:
             return
         if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
@@ -15362,7 +15529,7 @@ class Cut:
     pack: bool
 
 
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
@@ -15472,7 +15639,7 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
 
 
 def refuse_long(model: str, config: GPT2Config, split: str) -> None:
-    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
+    """Refuse (22023) rows that are longer than the model's window, before a run reaches one of them after many steps."""
     row = db.row(
         "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
         f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
@@ -15553,6 +15720,41 @@ def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, 
                 hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
             )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.environment', $pg_gpt2_source$"""The environment of a computation: versions, settings and hardware that its last bits may depend on."""
+
+import platform
+
+import numpy as np
+
+from ... import __version__
+from ...core.op import is_fast
+from ...fast import threads
+from .. import db, resources
+
+
+def current() -> dict[str, object]:
+    """The environment of this session: under the same one, the same run gives the same bits."""
+    return {
+        "pg_gpt2": __version__,
+        "sources": db.sources_digest,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": threads.blas_name(),
+        "threads": threads.threads(),
+        "attention_chunk": resources.attention_chunk(),
+        "fast": is_fast(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
+    except OSError:
+        return None
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
 
 The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
@@ -15566,7 +15768,7 @@ from dataclasses import asdict, dataclass
 from ...training.optim import lr_schedule
 from .. import db
 from ..storage import store
-from . import datasets, runs
+from . import datasets, environment, run_log, runs
 from .audit import Auditor
 from .session import Session, Settings
 
@@ -15581,7 +15783,7 @@ class StepPlan:
 
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
-        """Back from llm_train_log.config."""
+        """The plan that llm_train_log.config records."""
         return cls(runs.settings_of(config), config["total_steps"], batch_size)
 
     def lr(self, step: int) -> float:
@@ -15601,7 +15803,7 @@ def train_step(
         rows = datasets.row_ids(session.model, session.config, "train")
         ids = [int(rows[(step - 1) % len(rows)])]
     plan = StepPlan(settings, total_steps, len(ids))
-    log = runs.Log(_manual_run(session, settings.seed), session.model)
+    log = run_log.Log(_manual_run(session, settings.seed), session.model)
     auditor = Auditor(session.model, audit)
     began = time.perf_counter()
     lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
@@ -15618,7 +15820,7 @@ def train_step(
 
 def _manual_run(session: Session, seed: int) -> int:
     """The model's run of steps by hand: the one that left these weights, else a new one."""
-    found = runs.environment()
+    found = environment.current()
     row = db.row(
         "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
         " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
@@ -15628,14 +15830,41 @@ def _manual_run(session: Session, seed: int) -> int:
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)
-        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
+        return run_log.new_run(session, runs.tied_in(session), seed, None, "manual")
     if not row["here"]:
         db.run(
-            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], session.step, json.dumps(found)),
         )
     return row["run_id"]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.progress', $pg_gpt2_source$"""What a run tells its caller while it is running."""
+
+import time
+
+from .. import db
+
+NOTICES = 10  # a run, unless log_every says otherwise
+
+
+class Progress:
+    """NOTICEs of a run, after the first step, every `log_every`-th and the last; and after every evaluation."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.replay_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
 
@@ -15671,7 +15900,7 @@ class Record:
 
     run_id: int
     model: str
-    plan: runs.Plan | None
+    plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
     first_step: int
@@ -15689,7 +15918,7 @@ class Record:
         return model_step - self.first_step + self.start
 
     def model_step(self, number: int) -> int:
-        """The other way round."""
+        """Number among the model's steps of the step that the log calls `number`."""
         return number + self.first_step - self.start
 
     def used(self, first: int, last: int) -> list[dict[str, Any]]:
@@ -15706,7 +15935,7 @@ class Record:
 
     @classmethod
     def find(cls, run_id: int) -> "Record":
-        """42704 when there is none, 55000 when it cannot be done again."""
+        """The record of the run `run_id`. An unknown run is refused (42704), and so is one that cannot be done again (55000)."""
         row = db.row(
             "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
@@ -15746,7 +15975,7 @@ class Record:
         ]
         plan, data = None, {}
         if row["n_steps"] is not None:
-            plan, data = runs.Plan.of(config), config["data"]
+            plan, data = runs.RunPlan.of(config), config["data"]
             check_settings(plan.settings)
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
@@ -15763,7 +15992,7 @@ class Record:
 
 
 def check_settings(settings: Settings) -> None:
-    """ValueError unless they are numbers, whole ones where they count."""
+    """Raise ValueError where a setting is not a number, or not a whole one where it counts something."""
     if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
         raise ValueError
     if not all(type(number) is int for number in (settings.seed, settings.warmup)):
@@ -15772,7 +16001,7 @@ def check_settings(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where record and replay part, after the step numbered `step`."""
+    """Where the replay begins to differ from the record: after the step numbered `step`."""
 
     step: int
     what: str
@@ -15782,14 +16011,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Start:
-    """A copy of the model after the step of the run that is numbered `done`."""
+    """A copy of the model as it was after step `done` of the run."""
 
     learner: Learner
     done: int
     source: str
 
     def difference(self, record: Record) -> Difference | None:
-        """Whether the run had other weights there."""
+        """How the run's weights at that step differ from these; None where they do not."""
         at_start = {"weights_digest": record.weights_digest}
         row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
         recorded = (row or {}).get("weights_digest")
@@ -15800,7 +16029,7 @@ class Start:
 
 
 def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
-    """Where the replay begins, or that the checkpoint to begin with is damaged."""
+    """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
         return _from_checkpoint(record, _required(record, from_checkpoint))
     at_start = saved_checkpoints(record, "c.step = $3")
@@ -15892,6 +16121,96 @@ def logged_step(run_id: int, step: int) -> db.Row | None:
         *(run_id, step),
     )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.run_log', $pg_gpt2_source$"""What is recorded of a run: its row of llm_run, and a row of llm_train_log a step."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...training.trainer import StepResult
+from .. import db
+from . import environment
+from .session import Session
+
+# $2: steps done, $3: environment.current().
+RESUMED = (
+    "resumed = resumed || jsonb_build_array(jsonb_build_object("
+    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
+)
+
+
+def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
+    """A row of llm_run; its run_id."""
+    row = db.row(
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
+        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
+        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
+        *(
+            session.model,
+            json.dumps(config),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            session.digest(),
+            json.dumps(environment.current()),
+        ),
+    )
+    return (row or {})["run_id"]
+
+
+@dataclass
+class Log:
+    """Rows for llm_train_log, written by one statement."""
+
+    run_id: int
+    model: str
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        digests: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
+        """Remember a step."""
+        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
+
+    def write(
+        self,
+        write_seconds: float,
+        weights_digest: str | None = None,
+        config: dict | None = None,
+        lineage: str | None = None,
+    ) -> None:
+        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
+        if not self.rows:
+            return
+        db.run(
+            "INSERT INTO {schema}.llm_train_log"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
+            " config, lineage, write_seconds)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
+            [
+                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
+            ],
+            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+            *(None if config is None else json.dumps(config), lineage, write_seconds),
+        )
+        self.rows.clear()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
 
 It trains a copy in memory and writes nothing. Under the environment of the run every bit must agree; under another one losses
@@ -15914,8 +16233,9 @@ from .. import db, resources
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS, Part
 from ..storage.checkpoints import Checkpoint
-from . import datasets, runs
+from . import datasets, environment, runs
 from .hand_steps import StepPlan
+from .progress import NOTICES
 from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
@@ -15936,7 +16256,7 @@ class Report:
 
 
 def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
-    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
+    """Train again up to `to_step`, or to the end of the log, and compare; ends at the first difference."""
     last = record.last if to_step is None else to_step
     if not record.start < last <= record.last:
         raise InvalidParameter(
@@ -15946,7 +16266,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
     resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
     start = begin(record, from_checkpoint)
     first = record.start if isinstance(start, Difference) else start.done + 1
-    here = runs.environment()
+    here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
     report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
@@ -15969,7 +16289,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
         if report.difference is not None:
             report.last_step = step
             break
-        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
+        if (step - start.done) % max(1, (last - start.done) // NOTICES) == 0:
             db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
     else:
         report.difference = next(work.end(last), None)
@@ -16080,7 +16400,7 @@ class _Replay:
         return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
 
     def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
-        """A difference, unless it is one that another environment excuses."""
+        """The difference, unless a different environment explains it."""
         if recorded == found:
             return
         excused = not self.report.exact and (
@@ -16126,7 +16446,7 @@ class _Replay:
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
 
     def tell(self, other: list[str]) -> None:
-        """What a reader of the result has to know."""
+        """A note for the reader of the result."""
         notes = self.report.notes
         if other:
             bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"
@@ -16136,39 +16456,31 @@ class _Replay:
         if self.record.plan and not self.same_data and self.report.difference is None:
             notes.append("the data have changed since, but not the rows that these steps read")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
 run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
 """
 
 import json
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
 import numpy as np
 
-from ... import __version__, host
-from ...core.op import is_fast
-from ...fast import threads
+from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
 from ...training.optim import run_lr
 from ...training.trainer import StepResult
-from .. import db, resources
-from . import datasets
+from .. import db
+from . import datasets, environment, run_log
 from .audit import Auditor
+from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
-# $2: steps done, $3: environment().
-RESUMED = (
-    "resumed = resumed || jsonb_build_array(jsonb_build_object("
-    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
-)
-NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 
@@ -16177,7 +16489,7 @@ class Schedule(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """The optimizer's side."""
+        """Hyperparameters of the optimizer."""
 
     @property
     def batch_size(self) -> int:
@@ -16188,7 +16500,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
 
     settings: Settings
@@ -16200,8 +16512,8 @@ class Plan:
     audit: str = "tape"
 
     @classmethod
-    def of(cls, config: dict) -> "Plan":
-        """Back from llm_run.config; what it does not determine is off."""
+    def of(cls, config: dict) -> "RunPlan":
+        """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
         return cls(settings_of(config), *numbers, None, None, "none")
 
@@ -16212,64 +16524,14 @@ class Plan:
 
 
 def settings_of(config: dict) -> Settings:
-    """Back from what was recorded."""
+    """The settings that were recorded."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
-
-
-@dataclass
-class Log:
-    """Rows for llm_train_log, written by one statement."""
-
-    run_id: int
-    model: str
-    rows: list[tuple] = field(default_factory=list)
-
-    def add(
-        self,
-        step: int,
-        lr: float,
-        result: StepResult,
-        seconds: float,
-        batch: Sequence[int],
-        digests: Sequence[int],
-        val_loss: float | None = None,
-    ) -> None:
-        """Remember a step."""
-        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
-
-    def write(
-        self,
-        write_seconds: float,
-        weights_digest: str | None = None,
-        config: dict | None = None,
-        lineage: str | None = None,
-    ) -> None:
-        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
-        if not self.rows:
-            return
-        db.run(
-            "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage, write_seconds)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
-            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
-            [
-                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
-            ],
-            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
-            *(None if config is None else json.dumps(config), lineage, write_seconds),
-        )
-        self.rows.clear()
 
 
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
+    def __init__(self, session: Session, plan: RunPlan, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
         self._audit = Auditor(session.model, plan.audit)
@@ -16280,9 +16542,9 @@ class Run:
             datasets.refuse_long(session.model, session.config, split)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
-        self._progress = _Progress(plan.n_steps, plan.log_every)
+        self._progress = Progress(plan.n_steps, plan.log_every)
         self.done = 0
-        self._log = Log(0, session.model)
+        self._log = run_log.Log(0, session.model)
 
     @property
     def run_id(self) -> int:
@@ -16290,9 +16552,9 @@ class Run:
         return self._log.run_id
 
     def begin(self) -> None:
-        """Enter the run as a new one."""
+        """Insert the run as a new one."""
         session, plan = self.session, self.plan
-        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+        self._log.run_id = run_log.new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
 
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
@@ -16318,9 +16580,9 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
-            *(row["run_id"], done, json.dumps(environment())),
+            *(row["run_id"], done, json.dumps(environment.current())),
         )
         self.session.trainer.chunk = (
             row["chunk"] or self.session.trainer.chunk
@@ -16377,7 +16639,7 @@ class Run:
 
 
 def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says of tensors that are one."""
+    """What a run's config says about tensors that share their rows."""
     return {"tied": session.trainer.tied} if session.trainer.tied else {}
 
 
@@ -16397,7 +16659,7 @@ def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
     return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
-def train(session: Session, plan: Plan) -> int:
+def train(session: Session, plan: RunPlan) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan)
     run.begin()
@@ -16407,7 +16669,7 @@ def train(session: Session, plan: Plan) -> int:
     return run.run_id
 
 
-def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
+def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
     run = Run(session, plan, commits=True)
     if not run.resume():
@@ -16430,72 +16692,6 @@ def train_committing(session: Session, plan: Plan, commit_every: int, flush_seco
             committed = time.monotonic()
     run.commit_point("finished")
     db.commit()
-
-
-def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
-    """A row of llm_run; its run_id."""
-    row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
-        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
-        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
-        *(
-            session.model,
-            json.dumps(config),
-            seed,
-            status,
-            session.step,
-            n_steps,
-            session.version,
-            session.digest(),
-            json.dumps(environment()),
-        ),
-    )
-    return (row or {})["run_id"]
-
-
-def environment() -> dict[str, object]:
-    """What the same bits are promised under."""
-    return {
-        "pg_gpt2": __version__,
-        "sources": db.sources_digest,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": threads.blas_name(),
-        "threads": threads.threads(),
-        "attention_chunk": resources.attention_chunk(),
-        "fast": is_fast(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
-    except OSError:
-        return None
-
-
-class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
-
-    def __init__(self, n_steps: int, log_every: int | None) -> None:
-        self.n_steps = n_steps
-        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
-        self.tokens += tokens
-        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
-        if due or val_loss is not None:
-            rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
-            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
-            self.tokens, self.began = 0, time.perf_counter()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
 
@@ -16544,7 +16740,7 @@ UPDATE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The optimizer's side of a run. `grad_clip` None = no clipping."""
+    """Hyperparameters of a run. `grad_clip` None = no clipping."""
 
     dropout_p: float
     beta1: float
@@ -16579,7 +16775,7 @@ class Settings:
 
 
 def _sql_name(name: str) -> str:
-    """What the caller knows it by."""
+    """The name of the parameter in SQL."""
     return "wd" if name == "weight_decay" else name
 
 
@@ -16612,7 +16808,7 @@ class Learner:
         return found, [row.digest for row in rows]
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
         wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
@@ -16633,7 +16829,7 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 
 @dataclass
-class State:
+class LearnerState:
     """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
 
     model: str
@@ -16654,7 +16850,7 @@ class State:
         return 12 * self.config.n_params()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> State:
+def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
     """The state of `model` from its rows."""
     assembly = weights.Assembly(model, config.param_shapes())
     m: weights.Params = {}
@@ -16682,7 +16878,7 @@ def read_state(model: str, config: GPT2Config, version: str) -> State:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
 def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
@@ -16702,7 +16898,7 @@ def _checksum_of(row: db.Row) -> bytes:
 
 
 def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
-    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
+    """Checksum of the contents of a row, wherever it lies. It includes sizes, so that data, m and v are told apart."""
     found = Checksum()
     found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
     for tensor in tensors:
@@ -16740,8 +16936,8 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        moments = 12 * config.n_params()  # with the weights
-        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
         resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
@@ -16752,7 +16948,7 @@ class Session(Learner):
 
     @property
     def version(self) -> str:
-        """That of the rows which were read, or written last."""
+        """Version of the rows that were read, or last written."""
         return self._state.version
 
     @property
@@ -16867,7 +17063,7 @@ MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's voca
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 
-def load(model: str) -> Tokenizer:
+def tokenizer_of(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
     found = find(model)
     if found is None:
@@ -16917,8 +17113,10 @@ def forget() -> None:
 
 
 def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
-    planner scans a table that many models share."""
+    """The version of the vocabulary; None when the caller sees no token of `model`.
+
+    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
+    """
     row = db.row(
         "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
@@ -16946,7 +17144,7 @@ def _digest(model: str) -> str:
 
 
 def touch() -> None:
-    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    """Give the vocabulary a new version, and remove what earlier changes left, except what others are removing now."""
     row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
     level = db.row("SELECT current_setting('transaction_isolation') AS level")
     if row and level == {
@@ -16961,8 +17159,8 @@ def touch() -> None:
 
 
 def _require_room(model: str) -> None:
-    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
-    fill the memory of those who read it."""
+    """Refuse a vocabulary that does not fit into memory (53200), or has a token that is too long (22023): somebody who may
+    write a vocabulary must not be able to fill the memory of those who read it."""
     pieces = 'octet_length("left") + octet_length("right")'
     row = db.row(
         "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
@@ -17035,7 +17233,7 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 
 def require_none(model: str) -> None:
-    """42710 when `model` has a vocabulary."""
+    """Refuse (42710) a `model` that has a vocabulary already."""
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',
@@ -17059,7 +17257,7 @@ AT_A_TIME = 100_000  # values, between looks for an interrupt
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
+    """One character per value, scaled from the lowest to the highest value; a gap for one that is null, NaN or infinite."""
     known = [value for value in _interruptibly(values) if _is_finite(value)]
     # halved, so that the span of any two finite numbers is finite
     low = min(known, default=0.0) / 2
@@ -17071,7 +17269,8 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def means(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
+    """At most `width` means of consecutive values, in groups of equal length (give or take one); None for a group in which no
+    value is finite."""
     if len(values) <= width:
         return list(values)
     ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
@@ -17091,7 +17290,7 @@ def _interruptibly(values: Sequence[T]) -> Iterator[T]:
 def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors as SQL passes them: contiguous little-endian row-major float32 bytes, shape beside them."""
 
 import io
 import math
@@ -17139,7 +17338,7 @@ def to_bytes(values: np.ndarray) -> bytes:
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer, of MOST_DIMENSIONS or fewer: the product of more may take long."""
+    """Refuse (22023) a dimension that is not a positive integer, and more than MOST_DIMENSIONS: their product may take long."""
     if len(shape) > MOST_DIMENSIONS:
         raise InvalidParameter(
             f"{name} has {len(shape)} dimensions; the most is {MOST_DIMENSIONS}",
@@ -17441,7 +17640,7 @@ class Tokenizer:
 
 
 def _require_room(size: int) -> None:
-    """54000 or 53200 when so many decoded bytes are too many."""
+    """Refuse more decoded bytes than a value takes (54000), or than there is memory for (53200)."""
     if size > MOST_DECODED:
         raise LimitExceeded(
             f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
@@ -18050,7 +18249,7 @@ from ..fast import threads
 
 
 def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
-    """22023 when a hyperparameter is outside its domain."""
+    """Refuse (22023) a hyperparameter that is outside its domain."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not (isfinite(value) and value >= 0):
             raise InvalidParameter(
@@ -18370,34 +18569,35 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].arguments.texts(globals())
 $$;
-COMMENT ON FUNCTION llm_texts_sent(integer) IS 'Refuses an array of so many texts for llm_texts.';
+COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
 CREATE DOMAIN llm_texts AS text[]
     CHECK (CASE WHEN cardinality(VALUE) > 1048576 THEN llm_texts_sent(cardinality(VALUE)) ELSE true END);
-COMMENT ON DOMAIN llm_texts IS 'An array of texts that a function takes: text[] of at most 1,048,576 elements.';
+COMMENT ON DOMAIN llm_texts IS 'An array of texts that a function takes: text[] with at most 1,048,576 elements.';
 
 CREATE FUNCTION llm_bytes_sent(size integer)
 RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].arguments.data(globals())
 $$;
-COMMENT ON FUNCTION llm_bytes_sent(integer) IS 'Whether there is memory for so many bytes of llm_bytes; an error where there is none.';
+COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
 CREATE DOMAIN llm_bytes AS bytea
     CHECK (CASE WHEN octet_length(VALUE) > 16777216 THEN llm_bytes_sent(octet_length(VALUE)) ELSE true END);
-COMMENT ON DOMAIN llm_bytes IS 'A bytea that a function takes: for a large one memory is asked for before it is copied.';
+COMMENT ON DOMAIN llm_bytes IS
+    'A bytea that a function takes: before a large one is copied, it is made sure that there is memory for the copy.';
 
 -- sql/tables.sql
 
@@ -18415,16 +18615,20 @@ CREATE TABLE llm_model_config (
     init_seed    bigint,
     CHECK (d_model % n_head = 0)
 );
-COMMENT ON TABLE llm_model_config IS 'One row a model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
+COMMENT ON TABLE llm_model_config IS
+    'One row per model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
 COMMENT ON COLUMN llm_model_config.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_model_config.n_layer IS 'Number of transformer blocks.';
 COMMENT ON COLUMN llm_model_config.n_head IS 'Number of attention heads; divides d_model.';
 COMMENT ON COLUMN llm_model_config.d_model IS 'Width of the residual stream.';
 COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
-COMMENT ON COLUMN llm_model_config.eos_token_id IS 'Id of the end-of-text token; null = the one of the vocabulary, if any.';
-COMMENT ON COLUMN llm_model_config.preset IS 'True for a size that came with the extension; inserting a model of its name replaces it.';
-COMMENT ON COLUMN llm_model_config.init_seed IS 'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
+COMMENT ON COLUMN llm_model_config.eos_token_id IS
+    'Id of the end-of-text token; null = the one of the vocabulary, if any.';
+COMMENT ON COLUMN llm_model_config.preset IS
+    'True for a size that came with the extension; inserting a model of its name replaces it.';
+COMMENT ON COLUMN llm_model_config.init_seed IS
+    'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
 
 CREATE TABLE llm_param (
     model    text NOT NULL,
@@ -18450,10 +18654,13 @@ ALTER TABLE llm_param SET (
     autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0
 );
 COMMENT ON TABLE llm_param IS
-    'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four byte columns.';
+    'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four '
+    'byte columns.';
 COMMENT ON COLUMN llm_param.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_param.name IS 'Name of the tensor, as in the GPT-2 checkpoints of Hugging Face without "transformer.".';
-COMMENT ON COLUMN llm_param.token_id IS 'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
+COMMENT ON COLUMN llm_param.name IS
+    'Name of the tensor, as in the GPT-2 checkpoints of Hugging Face without "transformer.".';
+COMMENT ON COLUMN llm_param.token_id IS
+    'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
 COMMENT ON COLUMN llm_param.shape IS 'Shape of this block: {n}, or {rows, columns}.';
 COMMENT ON COLUMN llm_param.data IS 'Weights: little-endian float32, row-major. Linear weights are (in, out).';
 COMMENT ON COLUMN llm_param.grad IS 'Gradient, where one was accumulated; same layout as data.';
@@ -18470,9 +18677,11 @@ CREATE TABLE llm_dataset (
     CHECK (cardinality(target) = cardinality(tokens))
 );
 CREATE INDEX llm_dataset_model_split ON llm_dataset (model, split, id);
-COMMENT ON TABLE llm_dataset IS 'Training and validation data: rows of token ids and, shifted by one, what follows each.';
+COMMENT ON TABLE llm_dataset IS
+    'Training and validation data: rows of token ids and, shifted by one, what follows each.';
 COMMENT ON COLUMN llm_dataset.id IS 'Rows are used in the order of their ids.';
-COMMENT ON COLUMN llm_dataset.model IS 'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
+COMMENT ON COLUMN llm_dataset.model IS
+    'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
 COMMENT ON COLUMN llm_dataset.split IS 'train or val.';
 COMMENT ON COLUMN llm_dataset.tokens IS 'Token ids, at most n_positions of them.';
 COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens.';
@@ -18485,10 +18694,11 @@ CREATE TABLE llm_bpe_vocab (
     bytes    bytea NOT NULL,
     PRIMARY KEY (model, token_id)
 );
-COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
+COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row per token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
-COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
+COMMENT ON COLUMN llm_bpe_vocab.token IS
+    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
 
@@ -18500,20 +18710,23 @@ CREATE TABLE llm_bpe_merges (
     pair    text,
     PRIMARY KEY (model, rank)
 );
-COMMENT ON TABLE llm_bpe_merges IS 'Merges of the byte-pair vocabularies: of the pairs in a word, the one of lowest rank is joined first.';
+COMMENT ON TABLE llm_bpe_merges IS
+    'Merges of the byte-pair vocabularies: of the pairs in a word, the one of lowest rank is joined first.';
 COMMENT ON COLUMN llm_bpe_merges.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_bpe_merges.rank IS 'Order of the merge, from 0.';
 COMMENT ON COLUMN llm_bpe_merges."left" IS 'Left piece, in the alphabet of llm_bpe_vocab.token.';
 COMMENT ON COLUMN llm_bpe_merges."right" IS 'Right piece.';
-COMMENT ON COLUMN llm_bpe_merges.pair IS 'Both pieces with a space between, as a line of merges.txt; for the reader, not used.';
+COMMENT ON COLUMN llm_bpe_merges.pair IS
+    'Both pieces with a space between, as a line of merges.txt; for the reader, not used.';
 
 CREATE TABLE llm_bpe_version (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     touched timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE llm_bpe_version IS
-    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions see by the ids whether their tokenizers are current.';
-COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, whatever is rolled back.';
+    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions tell '
+    'from the ids whether their tokenizers are current.';
+COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, not even after a rollback.';
 COMMENT ON COLUMN llm_bpe_version.touched IS 'When the vocabulary changed.';
 GRANT SELECT ON llm_bpe_version TO PUBLIC;
 
@@ -18534,18 +18747,27 @@ CREATE TABLE llm_run (
     finished_at     timestamptz
 );
 CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
-COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until something else changes its weights.';
+COMMENT ON TABLE llm_run IS
+    'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until '
+    'something else changes its weights.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows. Of a manual run, llm_train_log.config says it a step.';
+COMMENT ON COLUMN llm_run.config IS
+    'What determines the run: parameters of the call, and number and digest of the data''s rows. For a manual run, '
+    'llm_train_log.config says it step by step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
-COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
-COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
-COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
+COMMENT ON COLUMN llm_run.status IS
+    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
+COMMENT ON COLUMN llm_run.first_step IS 'Number of AdamW updates that the model had had at the start.';
+COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
-COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: the same bits are promised under the same.';
-COMMENT ON COLUMN llm_run.resumed IS 'Each time that the run went on after an interruption, or a manual one elsewhere: an array of {after_step, at, environment}.';
+COMMENT ON COLUMN llm_run.environment IS
+    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: under the same environment, the '
+    'same bits are promised.';
+COMMENT ON COLUMN llm_run.resumed IS
+    'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
+    'of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
@@ -18571,23 +18793,30 @@ CREATE TABLE llm_train_log (
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX llm_train_log_model ON llm_train_log (model, run_id, step);
-COMMENT ON TABLE llm_train_log IS 'One row a training step.';
+COMMENT ON TABLE llm_train_log IS 'One row per training step.';
 COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
 COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
-COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats a token.';
+COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats per token.';
 COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
 COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
-COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
+COMMENT ON COLUMN llm_train_log.batch_digest IS
+    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
-COMMENT ON COLUMN llm_train_log.write_seconds IS 'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself comes on top.';
-COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
-COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
-COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run if they still hold it, wherever they lie.';
+COMMENT ON COLUMN llm_train_log.write_seconds IS
+    'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
+    'is not included.';
+COMMENT ON COLUMN llm_train_log.weights_digest IS
+    'SHA-256 of the weights after this step, where weights were written.';
+COMMENT ON COLUMN llm_train_log.config IS
+    'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
+COMMENT ON COLUMN llm_train_log.lineage IS
+    'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run '
+    'if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
@@ -18608,7 +18837,9 @@ CREATE TABLE llm_tape (
 );
 CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
 CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
-COMMENT ON TABLE llm_tape IS 'The tape: one row an application of an op, in the order of execution. A transaction records on a tape of its own, or the session does (pg_gpt2.tape); a training step that is audited has one, too.';
+COMMENT ON TABLE llm_tape IS
+    'The tape: one row per application of an op, in the order of execution. A transaction records on a tape of its '
+    'own, or the session does (pg_gpt2.tape); an audited training step has one as well.';
 COMMENT ON COLUMN llm_tape.id IS 'Order of execution.';
 COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a transaction or session (llm_tape_id()), or of a training step.';
 COMMENT ON COLUMN llm_tape.run_id IS 'The training run, on the tape of a training step.';
@@ -18633,7 +18864,8 @@ CREATE INDEX llm_tensor_rt_tape_id ON llm_tensor_rt (tape_id);
 COMMENT ON TABLE llm_tensor_rt IS 'Values on the tapes. Unlogged: a crash empties it, and pg_dump leaves it out.';
 COMMENT ON COLUMN llm_tensor_rt.id IS 'The handle of the value.';
 COMMENT ON COLUMN llm_tensor_rt.tape_id IS 'The tape it is on, see llm_tape.';
-COMMENT ON COLUMN llm_tensor_rt.data IS 'The value: little-endian float32, row-major; null where the audit level keeps none.';
+COMMENT ON COLUMN llm_tensor_rt.data IS
+    'The value: little-endian float32, row-major; null where the audit level keeps none.';
 COMMENT ON COLUMN llm_tensor_rt.grad IS 'Its gradient, after a backward pass.';
 COMMENT ON COLUMN llm_tensor_rt.shape IS 'Its shape; {} for a single number.';
 COMMENT ON COLUMN llm_tensor_rt.requires_grad IS 'Whether a backward pass computes its gradient.';
@@ -18647,7 +18879,9 @@ CREATE UNLOGGED TABLE llm_tensor_map (
     PRIMARY KEY (tape_id, model, name, token_id)
 );
 CREATE INDEX llm_tensor_map_tensor_id ON llm_tensor_map (tensor_id);
-COMMENT ON TABLE llm_tensor_map IS 'Which handles stand for which rows of llm_param, on each tape. The blocks of a tensor may share the handle of the whole.';
+COMMENT ON TABLE llm_tensor_map IS
+    'Which handles stand for which rows of llm_param, on each tape. The blocks of a tensor may share the handle of '
+    'the whole.';
 COMMENT ON COLUMN llm_tensor_map.tape_id IS 'The tape, see llm_tape.';
 COMMENT ON COLUMN llm_tensor_map.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_tensor_map.name IS 'Name of the tensor, as in llm_param.';
@@ -18683,13 +18917,15 @@ CREATE TABLE llm_param_share (
     CHECK (source_model <> target_model)
 );
 CREATE INDEX llm_param_share_source ON llm_param_share (source_model, source_name, source_token_id);
-COMMENT ON TABLE llm_param_share IS 'Shared blocks of tensors, made by llm_share_param: the target has no row in llm_param, that of the source is used. A source is never a target itself.';
+COMMENT ON TABLE llm_param_share IS
+    'Shared blocks of tensors, made by llm_share_param: the target has no row in llm_param; the row of the source is '
+    'used. A source is never a target itself.';
 COMMENT ON COLUMN llm_param_share.source_model IS 'Model whose row of llm_param is used.';
 COMMENT ON COLUMN llm_param_share.source_name IS 'Tensor of that row.';
 COMMENT ON COLUMN llm_param_share.source_token_id IS 'Block of that tensor.';
 COMMENT ON COLUMN llm_param_share.target_model IS 'Model that uses it.';
-COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
-COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
+COMMENT ON COLUMN llm_param_share.target_name IS 'Name of the tensor in that model.';
+COMMENT ON COLUMN llm_param_share.target_token_id IS 'Block of the tensor in that model.';
 
 SELECT pg_extension_config_dump('llm_param_share', '');
 
@@ -18703,7 +18939,8 @@ SELECT
 FROM llm_param_share AS s
 JOIN llm_param AS p ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id;
 COMMENT ON VIEW llm_param_resolved IS
-    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it takes the rights that reading llm_param does.';
+    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it '
+    'takes the same rights as reading llm_param.';
 
 CREATE FUNCTION llm_share_param(
     source_model text,
@@ -18717,14 +18954,17 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sharing.share(globals())
 $$;
-COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
-    'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
+COMMENT ON FUNCTION llm_share_param IS
+    'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
+    'source_token_id (0 for an unsplit tensor), or all blocks where that is null; returns how many. target_name and '
+    'target_token_id default to those of the source. The target''s own rows are removed. Training either model then '
+    'trains both.';
 
 CREATE FUNCTION llm_unshare_param(
     target_model text,
@@ -18736,14 +18976,15 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sharing.unshare(globals())
 $$;
-COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
-    'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
+COMMENT ON FUNCTION llm_unshare_param IS
+    'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
+    'returns how many. Without copy_optimizer_state, AdamW starts anew on them.';
 
 -- sql/models.sql
 
@@ -18754,14 +18995,15 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.replace_preset(globals())
 $$;
-COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
+COMMENT ON FUNCTION llm_model_config_replaces_preset IS
+    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
+    'relies on it.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
 
@@ -18784,42 +19026,47 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.init_model(globals())
 $$;
-COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
-    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
+COMMENT ON FUNCTION llm_init_model IS
+    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
+    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The '
+    'same seed gives the same weights.';
 
 CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.copy_model(globals())
 $$;
-COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
-    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+COMMENT ON FUNCTION llm_copy_model IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
+    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.drop_model(globals())
 $$;
-COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
+COMMENT ON FUNCTION llm_drop_model IS
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
+    'configuration stays, or comes back where the model had another shape. While another session trains the model, '
+    'the call waits; llm_train_stop ends that sooner.';
 
 CREATE VIEW llm_models AS
 SELECT
@@ -18841,7 +19088,8 @@ LEFT JOIN (
 ) AS p USING (model)
 LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
 COMMENT ON VIEW llm_models IS
-    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored, without those of weights that it shares.';
+    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
+    'bytes stored, not counting weights that they share.';
 
 -- sql/tokenizer.sql
 
@@ -18855,13 +19103,13 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.changed(globals())
 $$;
-COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
+COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
@@ -18875,14 +19123,15 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.encode(globals())
 $$;
-COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
-    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
+COMMENT ON FUNCTION llm_encode IS
+    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
+    'null text gives null; a null model is the setting pg_gpt2.model.';
 
 -- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
 -- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this
@@ -18892,68 +19141,72 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.decode(globals())
 $$;
-COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
-    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
+COMMENT ON FUNCTION llm_decode_sent IS
+    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
+    'U+FFFD for what a text cannot hold. An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
 RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN convert_from(@extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, true), 'UTF8');
-COMMENT ON FUNCTION llm_decode(integer[], text) IS
-    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
+COMMENT ON FUNCTION llm_decode IS
+    'The text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; '
+    'llm_decode_bytes keeps them.';
 
 CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN @extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, false);
-COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
+COMMENT ON FUNCTION llm_decode_bytes IS
+    'The bytes of token ids, exactly as they are, with what llm_decode would have to replace.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.tokenize(globals())
 $$;
-COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
-    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
+COMMENT ON FUNCTION llm_tokenize IS
+    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
+    'space), and bytes.';
 
 CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.count(globals())
 $$;
-COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
+COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
 CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
 RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.trace(globals())
 $$;
-COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
-    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
+COMMENT ON FUNCTION llm_bpe_trace IS
+    'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
 
 CREATE FUNCTION llm_train_bpe(
     source text,
@@ -18965,42 +19218,47 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.train(globals())
 $$;
-COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
-    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
+COMMENT ON FUNCTION llm_train_bpe IS
+    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
+    'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
+    'runs with the caller''s rights and search_path (source_path). It replaces nothing: for a model that has a '
+    'vocabulary it is an error.';
 
 CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.load_vocab(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
-    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
+COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
+    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
+    'the number of tokens. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.load_merges(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
-    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
+COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
+    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
+    'number. For members of pg_read_server_files.';
 
 -- sql/transfer.sql
 
@@ -19011,84 +19269,93 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
-    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
+COMMENT ON FUNCTION pg_llm_import_safetensors IS
+    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
+    'tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or '
+    'from the file where it says so; these must agree. A config.json of anything but a GPT-2 is refused; without one, '
+    'a NOTICE says what is assumed. All tensors must be there, with the right shape and finite values, or nothing '
+    'changes. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_npz_file(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
-    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
+COMMENT ON FUNCTION pg_llm_import_npz IS
+    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
+    'otherwise as pg_llm_import_safetensors.';
 
 CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_safetensors(globals())
 $$;
-COMMENT ON FUNCTION llm_import_safetensors(llm_bytes, text, boolean) IS
-    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
+COMMENT ON FUNCTION llm_import_safetensors IS
+    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
+    'pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
-    'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
+COMMENT ON FUNCTION pg_llm_export_safetensors IS
+    'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
+    'GPT2LMHeadModel uses; returns its size. For members of pg_write_server_files.';
 
 CREATE FUNCTION pg_llm_export_npz(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_npz_file(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
-    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
+COMMENT ON FUNCTION pg_llm_export_npz IS
+    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
+    'pg_write_server_files.';
 
 CREATE FUNCTION llm_export_safetensors(model text)
 RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_safetensors(globals())
 $$;
-COMMENT ON FUNCTION llm_export_safetensors(text) IS
-    'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
+COMMENT ON FUNCTION llm_export_safetensors IS
+    'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
+    'written one after another.';
 
 -- sql/generation.sql
 
@@ -19113,15 +19380,22 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate(globals())
 $$;
-COMMENT ON FUNCTION llm_generate(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it. options has more, and may have the parameters by Hugging Face''s names: llm_generation_options lists them.';
+COMMENT ON FUNCTION llm_generate IS
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
+    'temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), '
+    'of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times '
+    'the probability of the best. repetition_penalty above 1 makes tokens that have occurred less probable. It ends '
+    'at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are '
+    'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
+    'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
+    'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
+    'it. options takes more, and also the parameters under Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -19150,15 +19424,17 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.stream(globals())
 $$;
-COMMENT ON FUNCTION llm_generate_stream(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+COMMENT ON FUNCTION llm_generate_stream IS
+    'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
+    'they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM '
+    'llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; '
+    'finish_reason is stop or length on the last row.';
 
 -- PL/Python makes an object of each element of an array before our code runs, and nothing interrupts it. So token ids go in the
 -- binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all.
@@ -19180,15 +19456,14 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate_tokens(globals())
 $$;
-COMMENT ON FUNCTION llm_generate_tokens_sent(
-    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
-    'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_generate_tokens_sent IS
+    'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],
@@ -19209,9 +19484,9 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_generate_tokens_sent(
     CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END,
     max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, options);
-COMMENT ON FUNCTION llm_generate_tokens(
-    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
-    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
+COMMENT ON FUNCTION llm_generate_tokens IS
+    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a '
+    'vocabulary, unless stop strings are given.';
 
 CREATE FUNCTION llm_generate_batch(
     prompts text[],
@@ -19232,15 +19507,15 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate_batch(globals())
 $$;
-COMMENT ON FUNCTION llm_generate_batch(
-    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
+COMMENT ON FUNCTION llm_generate_batch IS
+    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
+    'the one that llm_generate gives with seed + n - 1.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
@@ -19257,14 +19532,14 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.beam_search(globals())
 $$;
-COMMENT ON FUNCTION llm_beam_search_sent(text, bytea, integer, integer, double precision, boolean, integer, text, jsonb) IS
-    'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_beam_search_sent IS
+    'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_beam_search(
     prompt text DEFAULT NULL,
@@ -19285,26 +19560,33 @@ SELECT * FROM @extschema@.llm_beam_search_sent(
     prompt, CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END,
     beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, options)
 $$;
-COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[], jsonb) IS
-    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options (llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not normalised again.';
+COMMENT ON FUNCTION llm_beam_search IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text '
+    'and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are '
+    'those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options '
+    '(llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not '
+    'normalised again.';
 
 CREATE FUNCTION llm_generation_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.options(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.options(globals())
 $$;
-COMMENT ON FUNCTION llm_generation_options_declared() IS 'What the view llm_generation_options shows.';
+COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
 CREATE VIEW llm_generation_options AS
 SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
 COMMENT ON VIEW llm_generation_options IS
-    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, that is an error. default_value null: none.';
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and '
+    'llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
+    'transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, '
+    'that is an error. default_value null: none.';
 GRANT SELECT ON llm_generation_options TO PUBLIC;
 
 CREATE FUNCTION llm_next_token(
@@ -19317,14 +19599,15 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.next_token(globals())
 $$;
-COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
-    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
+COMMENT ON FUNCTION llm_next_token IS
+    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
+    'over the whole vocabulary.';
 
 CREATE FUNCTION llm_logits_sent(
     sent bytea,
@@ -19338,14 +19621,14 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.logits(globals())
 $$;
-COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
-    'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_logits_sent IS
+    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_logits(
     token_ids integer[],
@@ -19360,8 +19643,9 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_logits_sent(
     CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
     model_name, n_layer, n_head, d_model, vocab_size);
-COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
-    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_logits IS
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
+    '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
 
 -- sql/scoring.sql
 
@@ -19372,28 +19656,32 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.logprobs(globals())
 $$;
-COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
-    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
+COMMENT ON FUNCTION llm_logprobs IS
+    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
+    'most probable). For the first token both are null, or, with from_start, what the model says after an end-of-text '
+    'token. Past the window, every token has at least half a window before it.';
 
 CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL, from_start boolean DEFAULT false)
 RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.perplexity(globals())
 $$;
-COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
-    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
+COMMENT ON FUNCTION llm_perplexity IS
+    'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
+    'from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it '
+    'slides by half a window, as in Hugging Face''s guide.';
 
 CREATE FUNCTION llm_text_embedding(
     text_in text,
@@ -19405,14 +19693,16 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.text_embedding(globals())
 $$;
-COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
-    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
+COMMENT ON FUNCTION llm_text_embedding IS
+    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
+    'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
+    'for an empty text. The result can be cast to pgvector''s type vector.';
 
 -- sql/training.sql
 
@@ -19432,14 +19722,20 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.load_dataset(globals())
 $$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+COMMENT ON FUNCTION llm_dataset_load IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
+    'rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows '
+    'goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row '
+    'of its own, or several where it is longer than block_size. Rows that the model has in the splits that are '
+    'written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text '
+    'column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result '
+    'reproducible.';
 
 CREATE FUNCTION llm_loss_sent(
     model text,
@@ -19458,14 +19754,15 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.loss(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.loss(globals())
 $$;
-COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_loss_sent IS
+    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
+    'too long.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -19486,8 +19783,12 @@ RETURN @extschema@.llm_loss_sent(
     model, CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END,
     CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
     training, seed, audit);
-COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_loss IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is '
+    'applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While '
+    'recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records '
+    'nothing, tape one row per op, full the values as well. The shape parameters are checks: null, or what the model '
+    'has.';
 
 CREATE FUNCTION llm_evaluate(
     model text,
@@ -19499,14 +19800,15 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.evaluate(globals())
 $$;
-COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
-    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+COMMENT ON FUNCTION llm_evaluate IS
+    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
+    'dropout.';
 
 CREATE FUNCTION llm_train_step_sent(
     model text,
@@ -19535,17 +19837,14 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_step(globals())
 $$;
-COMMENT ON FUNCTION llm_train_step_sent(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, bytea, double precision, bigint,
-    text) IS
-    'What llm_train_step calls, with array_send(batch). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_train_step_sent IS
+    'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_train_step(
     model text,
@@ -19576,11 +19875,13 @@ RETURN @extschema@.llm_train_step_sent(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, CASE WHEN cardinality(batch) > 1048576 THEN '' ELSE array_send(batch) END, min_lr, seed,
     audit);
-COMMENT ON FUNCTION llm_train_step(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
-    text) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
+COMMENT ON FUNCTION llm_train_step IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or, without either, on the '
+    'next row of the split train; returns the loss before the update. The learning rate follows the model''s own '
+    'step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when '
+    'total_steps is null. audit: none, tape (one row of llm_tape per op), or full (values and gradients in '
+    'llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The '
+    'session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -19611,17 +19912,22 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train(globals())
 $$;
-COMMENT ON FUNCTION llm_train(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+COMMENT ON FUNCTION llm_train IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
+    'under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that '
+    'depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to '
+    'min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
+    'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
+    'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
+    'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
+    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL '
+    'llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -19653,31 +19959,34 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_run(globals())
 $$;
-COMMENT ON PROCEDURE llm_train_run(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
+COMMENT ON PROCEDURE llm_train_run IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
+    'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. If it is '
+    'cut short, the steps since the last commit are lost; the same call then goes on with the run, and it ends with '
+    'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
+    'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
+    'llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_stop(globals())
 $$;
-COMMENT ON FUNCTION llm_train_stop(text) IS
-    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
+COMMENT ON FUNCTION llm_train_stop IS
+    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
+    'Commit this call for the run to see it.';
 
 CREATE VIEW llm_train_progress AS
 SELECT
@@ -19702,7 +20011,9 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it (a standby cannot tell, and says running).';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
+    'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
+    'cannot tell, and says running).';
 
 -- sql/checkpoints.sql
 
@@ -19728,25 +20039,31 @@ CREATE TABLE llm_checkpoint (
     CHECK (manifest IS NULL OR file_path IS NOT NULL)
 );
 CREATE INDEX llm_checkpoint_model ON llm_checkpoint (model, id);
-COMMENT ON TABLE llm_checkpoint IS 'One row a checkpoint: a model''s configuration, weights and optimizer state at one moment.';
+COMMENT ON TABLE llm_checkpoint IS
+    'One row per checkpoint: a model''s configuration, weights and optimizer state at one moment.';
 COMMENT ON COLUMN llm_checkpoint.id IS 'Number of the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_checkpoint.step IS 'AdamW updates that the model had had.';
+COMMENT ON COLUMN llm_checkpoint.step IS 'Number of AdamW updates that the model had had.';
 COMMENT ON COLUMN llm_checkpoint.run_id IS 'The run that had last changed it, see llm_run; null = none.';
 COMMENT ON COLUMN llm_checkpoint.created_at IS 'When it was saved.';
-COMMENT ON COLUMN llm_checkpoint.note IS 'What the user said of it.';
+COMMENT ON COLUMN llm_checkpoint.note IS 'What the user wrote about it.';
 COMMENT ON COLUMN llm_checkpoint.n_params IS 'Number of weights.';
-COMMENT ON COLUMN llm_checkpoint.bytes IS 'Bytes of weights and optimizer state. Tensors that other checkpoints have, too, are stored once.';
+COMMENT ON COLUMN llm_checkpoint.bytes IS
+    'Bytes of weights and optimizer state. Tensors that other checkpoints have as well are stored once.';
 COMMENT ON COLUMN llm_checkpoint.config IS 'The configuration, as in llm_model_config.';
 COMMENT ON COLUMN llm_checkpoint.file_path IS 'The file on the server that holds it; null = the database does.';
-COMMENT ON COLUMN llm_checkpoint.manifest IS 'Of a file, what llm_checkpoint_part has of the others: an array [name, token_id, shape, step, SHA-256 of data, of m, of v] a block.';
+COMMENT ON COLUMN llm_checkpoint.manifest IS
+    'For a checkpoint in a file, what llm_checkpoint_part has for the others: an array [name, token_id, shape, step, '
+    'SHA-256 of data, of m, of v] per block.';
 
 CREATE TABLE llm_checkpoint_blob (
     digest bytea PRIMARY KEY,
     data   bytea NOT NULL
 );
 ALTER TABLE llm_checkpoint_blob ALTER data SET STORAGE EXTERNAL;
-COMMENT ON TABLE llm_checkpoint_blob IS 'Contents of checkpoints: blocks of weights or moments, each once, whichever checkpoints and models have it.';
+COMMENT ON TABLE llm_checkpoint_blob IS
+    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints and models '
+    'have it.';
 COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
 COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
 
@@ -19764,12 +20081,13 @@ CREATE TABLE llm_checkpoint_part (
 CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
 CREATE INDEX llm_checkpoint_part_m ON llm_checkpoint_part (m);
 CREATE INDEX llm_checkpoint_part_v ON llm_checkpoint_part (v);
-COMMENT ON TABLE llm_checkpoint_part IS 'What a checkpoint consists of: a row for each that llm_param had, with digests in place of bytes.';
+COMMENT ON TABLE llm_checkpoint_part IS
+    'What a checkpoint consists of: a row for each row that llm_param had, with digests in place of bytes.';
 COMMENT ON COLUMN llm_checkpoint_part.checkpoint_id IS 'The checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_part.name IS 'Name of the tensor.';
 COMMENT ON COLUMN llm_checkpoint_part.token_id IS 'First row of the block, as in llm_param.';
 COMMENT ON COLUMN llm_checkpoint_part.shape IS 'Shape of the block.';
-COMMENT ON COLUMN llm_checkpoint_part.step IS 'AdamW updates that it had had.';
+COMMENT ON COLUMN llm_checkpoint_part.step IS 'Number of AdamW updates that the block had had.';
 COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights, see llm_checkpoint_blob.';
 COMMENT ON COLUMN llm_checkpoint_part.m IS 'Digest of the first moment; null = zeros.';
 COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = zeros.';
@@ -19785,14 +20103,16 @@ CREATE TABLE llm_checkpoint_restore (
     at            timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
-COMMENT ON TABLE llm_checkpoint_restore IS 'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
+COMMENT ON TABLE llm_checkpoint_restore IS
+    'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
 COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
 COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
 COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS 'The checkpoint; it may have been dropped since.';
 COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from.';
 COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step of the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
-COMMENT ON COLUMN llm_checkpoint_restore.after_run IS 'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.after_run IS
+    'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_restore.at IS 'When it was loaded.';
 
 SELECT pg_extension_config_dump('llm_checkpoint', '');
@@ -19807,42 +20127,51 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.save(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
-    'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
+COMMENT ON FUNCTION llm_checkpoint_save IS
+    'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
+    'are kept in the database, where equal tensors of several checkpoints are stored once; or, for members of '
+    'pg_write_server_files, in a new .safetensors or .npz file on the server, of which the database keeps digests. '
+    'Gradients are not saved.';
 
 CREATE FUNCTION llm_checkpoint_attach(file_path text, model text DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.attach(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
-    'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
+COMMENT ON FUNCTION llm_checkpoint_attach IS
+    'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
+    'of a model, which need not exist (null = the name that it was saved under); returns the id for '
+    'llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of '
+    'pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_load(model text, checkpoint_id integer)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.load(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
-    'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
+COMMENT ON FUNCTION llm_checkpoint_load IS
+    'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
+    'compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new '
+    'manual run. Vocabulary and data are not part of a checkpoint. A checkpoint in a file is for members of '
+    'pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_list(model text DEFAULT NULL)
 RETURNS TABLE (
@@ -19864,36 +20193,39 @@ FROM @extschema@.llm_checkpoint AS c
 WHERE llm_checkpoint_list.model IS NULL OR c.model = llm_checkpoint_list.model
 ORDER BY c.id
 $$;
-COMMENT ON FUNCTION llm_checkpoint_list(text) IS
-    'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it shares with others is stored once.';
+COMMENT ON FUNCTION llm_checkpoint_list IS
+    'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
+    'shares with others is stored once.';
 
 CREATE FUNCTION llm_checkpoint_drop(checkpoint_id integer)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.drop(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
-    'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
+COMMENT ON FUNCTION llm_checkpoint_drop IS
+    'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
+    'by hand.';
 
 CREATE FUNCTION llm_checkpoint_prune(model text, keep_last integer, keep_every integer DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.prune(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
-    'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
+COMMENT ON FUNCTION llm_checkpoint_prune IS
+    'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
+    'returns how many. Checkpoints in files are neither counted nor removed.';
 
 CREATE FUNCTION llm_checkpoint_diff(a integer, b integer DEFAULT NULL)
 RETURNS TABLE (
@@ -19906,14 +20238,17 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.diff(globals())
 $$;
-COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
-    'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
+COMMENT ON FUNCTION llm_checkpoint_diff IS
+    'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
+    'tensor whether any bit differs, the largest absolute difference, the L2 norm of the difference, and that '
+    'relative to the norm in a. The numbers are null where only one of them has the tensor, or the shapes differ; '
+    'relative is null where the norm in a is 0.';
 
 CREATE FUNCTION llm_param_history(model text, name text)
 RETURNS TABLE (
@@ -19931,18 +20266,21 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.history(globals())
 $$;
-COMMENT ON FUNCTION llm_param_history(text, text) IS
-    'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
+COMMENT ON FUNCTION llm_param_history IS
+    'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
+    'step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a '
+    'checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the '
+    'L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
 
 -- sql/replay.sql
 
--- Doing a run again: see plpython/pg_gpt2/training/run_replay.py.
+-- Doing a run again: see plpython/pg_gpt2/server/training/run_replay.py.
 
 CREATE FUNCTION llm_replay(run_id bigint, from_checkpoint integer DEFAULT NULL, to_step bigint DEFAULT NULL)
 RETURNS TABLE (
@@ -19958,14 +20296,20 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].replay.replay(globals())
 $$;
-COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
-    'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
+COMMENT ON FUNCTION llm_replay IS
+    'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
+    'recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved during it, and llm_param if '
+    'the model has not been trained since. One row: the steps trained again, and the first difference with its step '
+    'and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s '
+    'start, else at llm_init_model, else at the first checkpoint saved during it. exact: every bit was compared; '
+    'where CPU, NumPy, BLAS or the version of pg_gpt2 are not those of the run, losses and norms are compared within '
+    '1e-3, and note says so.';
 
 -- sql/retention.sql
 
@@ -19976,35 +20320,39 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sparklines.of_numbers(globals())
 $$;
-COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
-    'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_sparkline_sent IS
+    'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL UNSAFE
 RETURN @extschema@.llm_sparkline_sent(CASE WHEN cardinality(numbers) > 1048576 THEN '' ELSE array_send(numbers) END, width);
-COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
-    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
+COMMENT ON FUNCTION llm_sparkline IS
+    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); where there are more than width, '
+    'means of neighbours. Null, NaN and infinity are left out; where there is nothing else, the line has a gap. '
+    'Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 
 CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
 RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sparklines.of_run(globals())
 $$;
-COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
-    'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
+COMMENT ON FUNCTION llm_run_sparkline IS
+    'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
+    'without steps. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM '
+    'llm_train_progress.';
 
 CREATE FUNCTION llm_log_prune(
     model text DEFAULT NULL,
@@ -20015,14 +20363,17 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].retention.prune_log(globals())
 $$;
-COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
-    'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
+COMMENT ON FUNCTION llm_log_prune IS
+    'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
+    'keep_every-th (null = none), the first and the last of each run, those with a validation loss, and those with a '
+    'digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. A replay '
+    'cannot compare steps that are gone.';
 
 CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 
@@ -20070,7 +20421,9 @@ FROM metrics AS m, LATERAL (VALUES
 ) AS metric (name, type, help, value)
 WHERE metric.value IS NOT NULL;
 COMMENT ON VIEW llm_metrics IS
-    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. A standby has no row for training.';
+    'Numbers for monitoring, one row per metric and model. For a Prometheus SQL exporter, metric is the name, model '
+    'the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. On a standby '
+    'there are no rows about training.';
 
 -- sql/kernels.sql
 
@@ -20078,11 +20431,11 @@ COMMENT ON VIEW llm_metrics IS
 -- They touch no table. Those of attention read the setting pg_gpt2.attention_chunk, on which last bits may depend: STABLE.
 
 CREATE TYPE attention_grads AS (dx bytea, dw_qkv bytea, db_qkv bytea, dw_o bytea, db_o bytea);
-COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient an input.';
+COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient per input.';
 CREATE TYPE layernorm_grads AS (dx bytea, dgamma bytea, dbeta bytea);
-COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient an input.';
+COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient per input.';
 CREATE TYPE mlp_grads AS (dx bytea, dw_fc bytea, db_fc bytea, dw_proj bytea, db_proj bytea);
-COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an input.';
+COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient per input.';
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
@@ -20091,14 +20444,14 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.tensor_received(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
-    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
+COMMENT ON FUNCTION pg_llm_tensor_sent IS
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
 
 -- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
 CREATE FUNCTION pg_llm_tensor(elements double precision[])
@@ -20111,22 +20464,23 @@ SELECT @extschema@.pg_llm_tensor_sent(
     cardinality(elements)
 )
 $$;
-COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
+COMMENT ON FUNCTION pg_llm_tensor IS
+    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its '
+    'shape is passed separately. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.values(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_values(bytea) IS
-    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
+COMMENT ON FUNCTION pg_llm_values IS
+    'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
 
 -- Forward and backward.
 
@@ -20141,26 +20495,26 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.matmul(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
+COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
 CREATE FUNCTION pg_llm_add(a bytea, b bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.add(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
+COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
 
 CREATE FUNCTION pg_llm_gelu(a bytea)
@@ -20168,54 +20522,53 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.gelu(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
-    'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
+COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
 CREATE FUNCTION pg_llm_gelu_backward(x bytea, dy bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.gelu_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
-    'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
+COMMENT ON FUNCTION pg_llm_gelu_backward IS
+    'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_softmax(a bytea, n integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.softmax(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
+COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
 CREATE FUNCTION pg_llm_softmax_backward(y bytea, dy bytea, n integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.softmax_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
+COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
 
 CREATE FUNCTION pg_llm_layernorm(
@@ -20228,14 +20581,15 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.layernorm(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
-    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
+COMMENT ON FUNCTION pg_llm_layernorm IS
+    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
+    '1e-5.';
 
 CREATE FUNCTION pg_llm_layernorm_backward(
     x bytea,
@@ -20247,27 +20601,27 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.layernorm_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
-    'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
+COMMENT ON FUNCTION pg_llm_layernorm_backward IS
+    'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_cross_entropy(logits bytea, target integer)
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.cross_entropy(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
+COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
 
 CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
@@ -20275,14 +20629,13 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
-    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
 CREATE FUNCTION pg_llm_dropout(
     input bytea,
@@ -20294,14 +20647,16 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.dropout(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
-    'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
+COMMENT ON FUNCTION pg_llm_dropout IS
+    'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
+    'training the result is the input. The same seed gives the same mask; seed null draws one from random(), which '
+    'setseed() fixes.';
 
 CREATE FUNCTION pg_llm_dropout_backward(
     input bytea,
@@ -20314,53 +20669,54 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.dropout_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
-    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
+COMMENT ON FUNCTION pg_llm_dropout_backward IS
+    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
+    'output <> 0 or input = 0.';
 
 CREATE FUNCTION pg_llm_ones_like(src bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.ones_like(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
+COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
 CREATE FUNCTION pg_llm_zeros_like(src bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.zeros_like(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
+COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
 CREATE FUNCTION pg_llm_transpose(src bytea, rows integer, cols integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.transpose(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
+COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
 CREATE FUNCTION pg_llm_attention(
     x bytea,
@@ -20376,14 +20732,15 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.attention(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
-    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
+COMMENT ON FUNCTION pg_llm_attention IS
+    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
+    '[t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
 
 CREATE FUNCTION pg_llm_attention_backward(
     x bytea,
@@ -20400,14 +20757,14 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.attention_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
-    'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
+COMMENT ON FUNCTION pg_llm_attention_backward IS
+    'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
 
 CREATE FUNCTION pg_llm_mlp_backward(
     x bytea,
@@ -20423,14 +20780,15 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.mlp_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
-    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
+COMMENT ON FUNCTION pg_llm_mlp_backward IS
+    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
+    'tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
 
 -- Optimizer and sampler.
 
@@ -20450,28 +20808,28 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.adamw_step(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
-    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
+COMMENT ON FUNCTION pg_llm_adamw_step IS
+    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
+    'for bias correction; a null or empty m or v is zeros.';
 
 CREATE FUNCTION pg_llm_grad_clip(grad bytea, clip double precision)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.grad_clip(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
-    'The gradient, scaled down so that its L2 norm is at most clip.';
+COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
 CREATE FUNCTION pg_llm_lr_schedule(
     step integer,
@@ -20483,13 +20841,13 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.lr_schedule(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
+COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
 
 CREATE FUNCTION pg_llm_sample(
@@ -20503,14 +20861,16 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.sample(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
-    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
+COMMENT ON FUNCTION pg_llm_sample IS
+    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
+    'set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null '
+    'draws one from random(), which setseed() fixes.';
 
 -- sql/autograd.sql
 
@@ -20520,7 +20880,9 @@ COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double preci
 CREATE VIEW llm_autograd_mode AS
 SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
 COMMENT ON VIEW llm_autograd_mode IS
-    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
+    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they '
+    'compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL '
+    'pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
 GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
 
 CREATE FUNCTION llm_autograd_mode_update()
@@ -20528,13 +20890,13 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.set_mode(globals())
 $$;
-COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
+COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
     FOR EACH ROW EXECUTE FUNCTION llm_autograd_mode_update();
 
@@ -20543,21 +20905,24 @@ SELECT t.id, coalesce(m.name, o.name) AS name, t.data, t.shape, t.requires_grad,
 FROM llm_tensor_rt AS t
 LEFT JOIN (SELECT tensor_id, min(model) AS model, min(name) AS name FROM llm_tensor_map GROUP BY tensor_id) AS m ON m.tensor_id = t.id
 LEFT JOIN llm_tape AS o ON o.output = t.id AND o.tape_id = t.tape_id;
-COMMENT ON VIEW llm_tensor IS 'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
+COMMENT ON VIEW llm_tensor IS
+    'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
 
 CREATE FUNCTION llm_tape_id()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.tape_id(globals())
 $$;
-COMMENT ON FUNCTION llm_tape_id() IS
-    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
+COMMENT ON FUNCTION llm_tape_id IS
+    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
+    'BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until '
+    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
 -- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
 CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)
@@ -20565,84 +20930,91 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.variable(globals())
 $$;
-COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
-    'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_variable_sent IS
+    'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(
     data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
-COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
-    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
+COMMENT ON FUNCTION llm_variable IS
+    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With '
+    'requires_grad, llm_backprop computes its gradient.';
 
 CREATE FUNCTION llm_op_sent(name text, inputs bytea, extra jsonb)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.op(globals())
 $$;
-COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
-    'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_op_sent IS
+    'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
-COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
-    'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+COMMENT ON FUNCTION llm_op IS
+    'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
+    'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
+    'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
+    'int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, '
+    'start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.value(globals())
 $$;
-COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
+COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
 CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.backprop(globals())
 $$;
-COMMENT ON FUNCTION llm_backprop(bigint, text) IS
-    'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+COMMENT ON FUNCTION llm_backprop IS
+    'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
+    'that requires a gradient. They go to llm_tensor_rt.grad and replace those of an earlier call. start_id null '
+    'starts at the last recorded value. With a model, it is an error if the value does not depend on one of its '
+    'parameters.';
 
 CREATE FUNCTION llm_grad(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.grad(globals())
 $$;
-COMMENT ON FUNCTION llm_grad(bigint) IS
-    'The gradient of a handle after llm_backprop; null when it has none.';
+COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
@@ -20651,21 +21023,22 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.embed(globals())
 $$;
-COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
-    'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_embed_sent IS
+    'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_embed_sent(CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END, model, d);
-COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
-    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
+COMMENT ON FUNCTION llm_embed IS
+    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the '
+    'model has.';
 
 CREATE FUNCTION llm_block_forward(
     input bytea,
@@ -20692,14 +21065,16 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.block_forward(globals())
 $$;
-COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
-    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+COMMENT ON FUNCTION llm_block_forward IS
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
+    'recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of '
+    'several layers are equal, the layer is the one that the matrices belong to.';
 
 CREATE FUNCTION llm_forward_gpt2(
     input bytea,
@@ -20717,14 +21092,15 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.forward_gpt2(globals())
 $$;
-COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
-    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
+COMMENT ON FUNCTION llm_forward_gpt2 IS
+    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
+    'checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
 
 -- sql/inspect.sql
 
@@ -20735,28 +21111,31 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
-    'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
+    'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
+    'of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output '
+    'and block output; then the final norm, logits and probabilities. An op with parameters has their name. '
+    'pg_llm_values(data) shows the numbers.';
 
 CREATE FUNCTION llm_trace_sent(ids bytea, model text)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.trace_ids(globals())
 $$;
-COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
-    'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION llm_trace_sent IS
+    'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
@@ -20766,7 +21145,8 @@ BEGIN ATOMIC
     SELECT @extschema@.llm_trace_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model);
 END;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
-    'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
+    'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt gives them, and also for a '
+    'model without a vocabulary.';
 
 CREATE FUNCTION llm_attention_weights(
     prompt text,
@@ -20778,83 +21158,93 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.attention_weights(globals())
 $$;
-COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
-    'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
+COMMENT ON FUNCTION llm_attention_weights IS
+    'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
+    'Positions, layers and heads count from 0; the weights of a query sum to 1.';
 
 CREATE FUNCTION llm_logit_lens(prompt text, model text DEFAULT NULL, n integer DEFAULT 5)
 RETURNS TABLE (layer integer, rank integer, token text, probability double precision, token_id integer)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.logit_lens(globals())
 $$;
-COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
-    'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
+COMMENT ON FUNCTION llm_logit_lens IS
+    'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
+    'followed. Layer 0 is the embeddings; the last is the model itself.';
 
 CREATE FUNCTION llm_token_embedding(token_id integer, model text DEFAULT NULL)
 RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.token_embedding(globals())
 $$;
-COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
+COMMENT ON FUNCTION llm_token_embedding IS
+    'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
+    'pg_gpt2.model.';
 
 CREATE FUNCTION llm_tape_dot(tape_id bigint DEFAULT NULL)
 RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.dot(globals())
 $$;
-COMMENT ON FUNCTION llm_tape_dot(bigint) IS
-    'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
+COMMENT ON FUNCTION llm_tape_dot IS
+    'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
+    'tape_id null = that of llm_tape_id().';
 
 CREATE FUNCTION llm_replay_tape(tape_id bigint DEFAULT NULL)
 RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_difference double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.replay_tape(globals())
 $$;
-COMMENT ON FUNCTION llm_replay_tape(bigint) IS
-    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
+COMMENT ON FUNCTION llm_replay_tape IS
+    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
+    'differs from the record: the row of llm_tape, its op, the handle, and whether its value or its gradient differs. '
+    'No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit '
+    '=> ''full''.';
 
 CREATE FUNCTION llm_gradcheck(handle bigint, epsilon double precision DEFAULT 1e-5, max_elements integer DEFAULT 64)
 RETURNS TABLE (variable bigint, checked integer, max_error double precision, max_gradient double precision, ok boolean)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.gradcheck(globals())
 $$;
-COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
-    'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
+COMMENT ON FUNCTION llm_gradcheck IS
+    'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
+    'differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below '
+    '1e-6 * (1 + largest gradient).';
 
 -- sql/admin.sql
 
@@ -20865,9 +21255,10 @@ CREATE TABLE llm_limit (
     value text NOT NULL
 );
 COMMENT ON TABLE llm_limit IS
-    'Caps that only the owner sets, for settings that any user may SET: INSERT INTO llm_limit VALUES (''max_memory'', ''8GB'').';
+    'Upper limits, set by the owner only, for settings that any user may SET: INSERT INTO llm_limit VALUES '
+    '(''max_memory'', ''8GB'').';
 COMMENT ON COLUMN llm_limit.name IS 'Name of the setting without pg_gpt2.; so far max_memory.';
-COMMENT ON COLUMN llm_limit.value IS 'Its largest value.';
+COMMENT ON COLUMN llm_limit.value IS 'The largest value that it may have.';
 GRANT SELECT ON llm_limit TO PUBLIC;
 SELECT pg_extension_config_dump('llm_limit', '');
 
@@ -20876,71 +21267,92 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.doctor(globals())
 $$;
-COMMENT ON FUNCTION llm_doctor() IS
-    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
+COMMENT ON FUNCTION llm_doctor IS
+    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
+    'status ok, warn or error, the last two with a hint.';
 
 CREATE FUNCTION llm_cache_status()
 RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.cache_status(globals())
 $$;
-COMMENT ON FUNCTION llm_cache_status() IS
-    'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
+COMMENT ON FUNCTION llm_cache_status IS
+    'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
+    'moments that llm_train_step left for the next step (kind training). The first row is the next to be given up. '
+    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
+    'file that all sessions use.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.cache_clear(globals())
 $$;
-COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
+COMMENT ON FUNCTION llm_cache_clear IS
+    'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
+    'the tables again. Called by the owner of the extension, it also removes the files of weights that sessions '
+    'share.';
 
 CREATE FUNCTION llm_grant_usage(role text, level text DEFAULT 'read')
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.grant_usage(globals())
 $$;
-COMMENT ON FUNCTION llm_grant_usage(text, text) IS
-    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
+COMMENT ON FUNCTION llm_grant_usage IS
+    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
+    '(everything except the code, the caps and granting). For files on the server it also needs pg_read_server_files '
+    'or pg_write_server_files.';
 
 CREATE VIEW llm_settings AS
 SELECT name, coalesce(nullif(current_setting(name, true), ''), boot_val) AS setting, boot_val, short_desc
 FROM (VALUES
     ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
-    ('pg_gpt2.threads', NULL, 'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
-    ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
-    ('pg_gpt2.fast', 'on', 'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
-    ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
-    ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
-    ('pg_gpt2.tape', 'transaction', 'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections through a pooler in transaction mode.'),
+    ('pg_gpt2.threads', NULL,
+     'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
+    ('pg_gpt2.max_memory', NULL,
+     'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are '
+     'bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
+    ('pg_gpt2.fast', 'on',
+     'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along '
+     'and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
+    ('pg_gpt2.prompt_lookup', 'on',
+     'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this '
+     'processor gives the same tokens so; changes no result.'),
+    ('pg_gpt2.autograd', 'off',
+     'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also '
+     'llm_autograd_mode.'),
+    ('pg_gpt2.tape', 'transaction',
+     'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections '
+     'through a pooler in transaction mode.'),
     ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),
     ('pg_gpt2.attention_chunk', '64', 'Query rows of attention at a time; rounding depends on it.')
 ) AS known (name, boot_val, short_desc);
 COMMENT ON VIEW llm_settings IS
-    'The settings of the extension, as in this session, with their defaults. SET works, and so does ALTER DATABASE ... SET, ALTER ROLE ... SET and a line in postgresql.conf; ALTER SYSTEM refuses them.';
+    'The settings of the extension, as in this session, with their defaults. SET works, and so does ALTER DATABASE '
+    '... SET, ALTER ROLE ... SET and a line in postgresql.conf; ALTER SYSTEM refuses them.';
 GRANT SELECT ON llm_settings TO PUBLIC;
 
 -- sql/compatibility.sql
@@ -20952,7 +21364,7 @@ RETURNS llm_model_config
 LANGUAGE sql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT c FROM @extschema@.llm_model_config AS c WHERE c.model = llm_get_model_config.model $$;
-COMMENT ON FUNCTION llm_get_model_config(text) IS 'Compatibility: the row of llm_model_config, or null.';
+COMMENT ON FUNCTION llm_get_model_config IS 'Compatibility: the row of llm_model_config, or null.';
 
 -- Autograd.
 
@@ -20961,13 +21373,13 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.enabled(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
+COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
 
 CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
@@ -20975,7 +21387,8 @@ RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(
     data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
-COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor IS
+    'Compatibility: the same as llm_variable, which gives a handle for a value.';
 
 CREATE FUNCTION pg_llm_autograd_map_param_sent(
     model text,
@@ -20988,14 +21401,15 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.map_param(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
-    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
+COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
+    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
+    'long.';
 
 CREATE FUNCTION pg_llm_autograd_map_param(
     model text,
@@ -21008,50 +21422,54 @@ RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.pg_llm_autograd_map_param_sent(
     model, name, token_id, tensor, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END);
-COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
-    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
+COMMENT ON FUNCTION pg_llm_autograd_map_param IS
+    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same '
+    'tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
 
 CREATE FUNCTION llm_materialize_params(model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.materialize_params(globals())
 $$;
-COMMENT ON FUNCTION llm_materialize_params(text) IS
-    'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
+COMMENT ON FUNCTION llm_materialize_params IS
+    'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
+    'their number. Recorded functions do this by themselves for parameters that are not mapped.';
 
 CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.accumulate_grads(globals())
 $$;
-COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
-    'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
+COMMENT ON FUNCTION llm_accumulate_grads IS
+    'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
+    'rows. The result does not depend on workers.';
 
 CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.prune(globals())
 $$;
-COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
-    'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';
+COMMENT ON FUNCTION llm_prune_autograd_state IS
+    'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
+    'The result does not depend on workers.';
 
 -- sql/privileges.sql
 
@@ -21059,48 +21477,36 @@ COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
 -- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
 
 REVOKE EXECUTE ON FUNCTION
-    llm_init_model(text, integer, integer, integer, integer, integer, bigint),
-    llm_copy_model(text, text, integer),
-    llm_drop_model(text),
-    llm_train_bpe(text, integer, text, text),
-    pg_llm_load_bpe_vocab(text, text),
-    pg_llm_load_bpe_merges(text, text),
-    pg_llm_import_safetensors(text, text, boolean),
-    pg_llm_import_npz(text, text, boolean),
-    llm_import_safetensors(llm_bytes, text, boolean),
-    pg_llm_export_safetensors(text, text),
-    pg_llm_export_npz(text, text),
-    llm_share_param(text, text, integer, text, text, integer),
-    llm_unshare_param(text, text, integer, boolean),
-    llm_checkpoint_save(text, text, text),
-    llm_checkpoint_attach(text, text),
-    llm_checkpoint_load(text, integer),
-    llm_checkpoint_drop(integer),
-    llm_checkpoint_prune(text, integer, integer),
-    llm_log_prune(text, interval, integer),
-    llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean),
-    llm_accumulate_grads(text, integer),
-    llm_train_step(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
-        double precision, bigint, text),
-    llm_train_step_sent(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, integer, double precision, integer, integer, bytea,
-        double precision, bigint, text),
-    llm_train(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, text),
-    llm_train_stop(text),
-    llm_grant_usage(text, text)
+    llm_init_model,
+    llm_copy_model,
+    llm_drop_model,
+    llm_train_bpe,
+    pg_llm_load_bpe_vocab,
+    pg_llm_load_bpe_merges,
+    pg_llm_import_safetensors,
+    pg_llm_import_npz,
+    llm_import_safetensors,
+    pg_llm_export_safetensors,
+    pg_llm_export_npz,
+    llm_share_param,
+    llm_unshare_param,
+    llm_checkpoint_save,
+    llm_checkpoint_attach,
+    llm_checkpoint_load,
+    llm_checkpoint_drop,
+    llm_checkpoint_prune,
+    llm_log_prune,
+    llm_dataset_load,
+    llm_accumulate_grads,
+    llm_train_step,
+    llm_train_step_sent,
+    llm_train,
+    llm_train_stop,
+    llm_grant_usage
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE
-    llm_train_run(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, integer, double precision, boolean, text)
+    llm_train_run
 FROM PUBLIC;
 
 -- A view reads with its owner's rights, and so past the row-level security that is meant for whoever asks. Since PostgreSQL 15 it

@@ -65,13 +65,14 @@ CREATED = re.compile(
     r"^CREATE (?:OR REPLACE )?(?:UNLOGGED )?(?P<kind>FUNCTION|PROCEDURE|TABLE|VIEW|TYPE|DOMAIN) (?P<name>\w+)",
     re.MULTILINE,
 )
+LITERAL = r"'(?:[^']|'')*'(?:\s*\n\s*'(?:[^']|'')*')*"  # SQL joins literals that stand on lines of their own
 COMMENT = re.compile(
-    r"^COMMENT ON (?P<kind>\w+) (?P<name>[\w.\"]+)\s*(?:\([^)]*\))? IS\s+'(?P<text>(?:[^']|'')*)';", re.MULTILINE
+    rf"^COMMENT ON (?P<kind>\w+) (?P<name>[\w.\"]+)\s*(?:\([^)]*\))? IS\s+(?P<text>{LITERAL});", re.MULTILINE
 )
 COLUMN = re.compile(
     r'^    "?(?P<name>[a-z]\w*)"? +(?P<type>.*?)(?= (?:NOT NULL|DEFAULT|PRIMARY|CHECK|GENERATED|UNIQUE)|,?$)'
 )
-SETTING = re.compile(r"^    \('(pg_gpt2\.\w+)', (?:'([^']*)'|NULL), '((?:[^']|'')*)'\)", re.MULTILINE)
+SETTING = re.compile(rf"^    \('(pg_gpt2\.\w+)', (?:'([^']*)'|NULL),\s+({LITERAL})\)", re.MULTILINE)
 
 
 @dataclass
@@ -104,17 +105,15 @@ def reference(sql: Path, examples: Path) -> str:
 
 def read_items(text: str) -> list[Item]:
     """The objects that a file of sql/ creates, with their comments."""
-    comments = [
-        (m["kind"], m["name"].replace('"', ""), m["text"].replace("''", "'"), m.start()) for m in COMMENT.finditer(text)
-    ]
+    comments = [(m["kind"], m["name"].replace('"', ""), words(m["text"]), m.start()) for m in COMMENT.finditer(text)]
     items = []
     for created in CREATED.finditer(text):
         kind, name = created["kind"], created["name"]
-        about = [words for what, whom, words, at in comments if (what, whom) == (kind, name) and at > created.start()]
+        about = [said for what, whom, said, at in comments if (what, whom) == (kind, name) and at > created.start()]
         declared = text[created.start() : text.index(";", created.start())]
         described = {
-            whom.split(".")[1]: words
-            for what, whom, words, _ in comments
+            whom.split(".")[1]: said
+            for what, whom, said, _ in comments
             if what == "COLUMN" and whom.startswith(f"{name}.")
         }
         columns = [
@@ -124,6 +123,11 @@ def read_items(text: str) -> list[Item]:
         ]
         items.append(Item(kind, name, declared, about[0] if about else "", columns))
     return sorted(items, key=lambda item: item.kind not in ("FUNCTION", "PROCEDURE"))  # what is called first
+
+
+def words(literal: str) -> str:
+    """What a literal of SQL says, in one piece or in several."""
+    return "".join(re.findall(r"'((?:[^']|'')*)'", literal)).replace("''", "'")
 
 
 def is_public(item: Item) -> bool:
@@ -196,8 +200,5 @@ def generation_options() -> list[str]:
 
 def settings(text: str) -> str:
     """The section about settings, from the rows of llm_settings."""
-    rows = [
-        f"| `{name}` | {default or ''} | {words.replace(chr(39) * 2, chr(39))} |"
-        for name, default, words in SETTING.findall(text)
-    ]
+    rows = [f"| `{name}` | {default or ''} | {words(literal)} |" for name, default, literal in SETTING.findall(text)]
     return "\n".join(["", "## Settings", "", SETTINGS, "", "| setting | default | |", "|---|---|---|", *rows, ""])

@@ -5,26 +5,21 @@ CREATE FUNCTION llm_texts_sent(count integer)
 RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].arguments.texts(globals())
-$$;
-COMMENT ON FUNCTION llm_texts_sent(integer) IS 'Refuses an array of so many texts for llm_texts.';
+AS @arguments.texts@;
+COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
 CREATE DOMAIN llm_texts AS text[]
     CHECK (CASE WHEN cardinality(VALUE) > 1048576 THEN llm_texts_sent(cardinality(VALUE)) ELSE true END);
-COMMENT ON DOMAIN llm_texts IS 'An array of texts that a function takes: text[] of at most 1,048,576 elements.';
+COMMENT ON DOMAIN llm_texts IS 'An array of texts that a function takes: text[] with at most 1,048,576 elements.';
 
 CREATE FUNCTION llm_bytes_sent(size integer)
 RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].arguments.data(globals())
-$$;
-COMMENT ON FUNCTION llm_bytes_sent(integer) IS 'Whether there is memory for so many bytes of llm_bytes; an error where there is none.';
+AS @arguments.data@;
+COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
 CREATE DOMAIN llm_bytes AS bytea
     CHECK (CASE WHEN octet_length(VALUE) > 16777216 THEN llm_bytes_sent(octet_length(VALUE)) ELSE true END);
-COMMENT ON DOMAIN llm_bytes IS 'A bytea that a function takes: for a large one memory is asked for before it is copied.';
+COMMENT ON DOMAIN llm_bytes IS
+    'A bytea that a function takes: before a large one is copied, it is made sure that there is memory for the copy.';

@@ -4,18 +4,17 @@
 CREATE VIEW llm_autograd_mode AS
 SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
 COMMENT ON VIEW llm_autograd_mode IS
-    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
+    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they '
+    'compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL '
+    'pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
 GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
 
 CREATE FUNCTION llm_autograd_mode_update()
 RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.set_mode(globals())
-$$;
-COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
+AS @autograd.set_mode@;
+COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
     FOR EACH ROW EXECUTE FUNCTION llm_autograd_mode_update();
 
@@ -24,88 +23,80 @@ SELECT t.id, coalesce(m.name, o.name) AS name, t.data, t.shape, t.requires_grad,
 FROM llm_tensor_rt AS t
 LEFT JOIN (SELECT tensor_id, min(model) AS model, min(name) AS name FROM llm_tensor_map GROUP BY tensor_id) AS m ON m.tensor_id = t.id
 LEFT JOIN llm_tape AS o ON o.output = t.id AND o.tape_id = t.tape_id;
-COMMENT ON VIEW llm_tensor IS 'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
+COMMENT ON VIEW llm_tensor IS
+    'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
 
 CREATE FUNCTION llm_tape_id()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.tape_id(globals())
-$$;
-COMMENT ON FUNCTION llm_tape_id() IS
-    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
+AS @autograd.tape_id@;
+COMMENT ON FUNCTION llm_tape_id IS
+    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
+    'BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until '
+    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
 -- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
 CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.variable(globals())
-$$;
-COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
-    'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
+AS @autograd.variable@;
+COMMENT ON FUNCTION llm_variable_sent IS
+    'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(
     data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
-COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
-    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
+COMMENT ON FUNCTION llm_variable IS
+    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With '
+    'requires_grad, llm_backprop computes its gradient.';
 
 CREATE FUNCTION llm_op_sent(name text, inputs bytea, extra jsonb)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.op(globals())
-$$;
-COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
-    'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
+AS @autograd.op@;
+COMMENT ON FUNCTION llm_op_sent IS
+    'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
-COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
-    'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+COMMENT ON FUNCTION llm_op IS
+    'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
+    'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
+    'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
+    'int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, '
+    'start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.value(globals())
-$$;
-COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
+AS @autograd.value@;
+COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
 CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].autograd.backprop(globals())
-$$;
-COMMENT ON FUNCTION llm_backprop(bigint, text) IS
-    'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+AS @autograd.backprop@;
+COMMENT ON FUNCTION llm_backprop IS
+    'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
+    'that requires a gradient. They go to llm_tensor_rt.grad and replace those of an earlier call. start_id null '
+    'starts at the last recorded value. With a model, it is an error if the value does not depend on one of its '
+    'parameters.';
 
 CREATE FUNCTION llm_grad(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.grad(globals())
-$$;
-COMMENT ON FUNCTION llm_grad(bigint) IS
-    'The gradient of a handle after llm_backprop; null when it has none.';
+AS @autograd.grad@;
+COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
@@ -113,19 +104,17 @@ CREATE FUNCTION llm_embed_sent(tokens bytea, model text, d integer)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].pieces.embed(globals())
-$$;
-COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
-    'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
+AS @pieces.embed@;
+COMMENT ON FUNCTION llm_embed_sent IS
+    'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_embed_sent(CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END, model, d);
-COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
-    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
+COMMENT ON FUNCTION llm_embed IS
+    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the '
+    'model has.';
 
 CREATE FUNCTION llm_block_forward(
     input bytea,
@@ -151,12 +140,11 @@ CREATE FUNCTION llm_block_forward(
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].pieces.block_forward(globals())
-$$;
-COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
-    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+AS @pieces.block_forward@;
+COMMENT ON FUNCTION llm_block_forward IS
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
+    'recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of '
+    'several layers are equal, the layer is the one that the matrices belong to.';
 
 CREATE FUNCTION llm_forward_gpt2(
     input bytea,
@@ -173,9 +161,7 @@ CREATE FUNCTION llm_forward_gpt2(
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].pieces.forward_gpt2(globals())
-$$;
-COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
-    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
+AS @pieces.forward_gpt2@;
+COMMENT ON FUNCTION llm_forward_gpt2 IS
+    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
+    'checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';

@@ -24,7 +24,8 @@ CREATE TABLE llm_module (
     source text NOT NULL
 );
 COMMENT ON TABLE llm_module IS
-    'The Python package behind every function, one row a module. Its code runs as the operating-system user of the server: only its owner may write it.';
+    'The Python package behind every function, one row per module. Its code runs as the operating-system user of the '
+    'server: only its owner may write it.';
 COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
 COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';
 GRANT SELECT ON llm_module TO PUBLIC;
@@ -40,8 +41,9 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['@package@'] = importer['load'](sources, '@package@', '@extschema@')
+    GD['@package@'] = importer['import_package'](sources, '@package@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
-COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
+COMMENT ON FUNCTION llm_boot IS
+    'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';

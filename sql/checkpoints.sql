@@ -20,25 +20,31 @@ CREATE TABLE llm_checkpoint (
     CHECK (manifest IS NULL OR file_path IS NOT NULL)
 );
 CREATE INDEX llm_checkpoint_model ON llm_checkpoint (model, id);
-COMMENT ON TABLE llm_checkpoint IS 'One row a checkpoint: a model''s configuration, weights and optimizer state at one moment.';
+COMMENT ON TABLE llm_checkpoint IS
+    'One row per checkpoint: a model''s configuration, weights and optimizer state at one moment.';
 COMMENT ON COLUMN llm_checkpoint.id IS 'Number of the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_checkpoint.step IS 'AdamW updates that the model had had.';
+COMMENT ON COLUMN llm_checkpoint.step IS 'Number of AdamW updates that the model had had.';
 COMMENT ON COLUMN llm_checkpoint.run_id IS 'The run that had last changed it, see llm_run; null = none.';
 COMMENT ON COLUMN llm_checkpoint.created_at IS 'When it was saved.';
-COMMENT ON COLUMN llm_checkpoint.note IS 'What the user said of it.';
+COMMENT ON COLUMN llm_checkpoint.note IS 'What the user wrote about it.';
 COMMENT ON COLUMN llm_checkpoint.n_params IS 'Number of weights.';
-COMMENT ON COLUMN llm_checkpoint.bytes IS 'Bytes of weights and optimizer state. Tensors that other checkpoints have, too, are stored once.';
+COMMENT ON COLUMN llm_checkpoint.bytes IS
+    'Bytes of weights and optimizer state. Tensors that other checkpoints have as well are stored once.';
 COMMENT ON COLUMN llm_checkpoint.config IS 'The configuration, as in llm_model_config.';
 COMMENT ON COLUMN llm_checkpoint.file_path IS 'The file on the server that holds it; null = the database does.';
-COMMENT ON COLUMN llm_checkpoint.manifest IS 'Of a file, what llm_checkpoint_part has of the others: an array [name, token_id, shape, step, SHA-256 of data, of m, of v] a block.';
+COMMENT ON COLUMN llm_checkpoint.manifest IS
+    'For a checkpoint in a file, what llm_checkpoint_part has for the others: an array [name, token_id, shape, step, '
+    'SHA-256 of data, of m, of v] per block.';
 
 CREATE TABLE llm_checkpoint_blob (
     digest bytea PRIMARY KEY,
     data   bytea NOT NULL
 );
 ALTER TABLE llm_checkpoint_blob ALTER data SET STORAGE EXTERNAL;
-COMMENT ON TABLE llm_checkpoint_blob IS 'Contents of checkpoints: blocks of weights or moments, each once, whichever checkpoints and models have it.';
+COMMENT ON TABLE llm_checkpoint_blob IS
+    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints and models '
+    'have it.';
 COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
 COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
 
@@ -56,12 +62,13 @@ CREATE TABLE llm_checkpoint_part (
 CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
 CREATE INDEX llm_checkpoint_part_m ON llm_checkpoint_part (m);
 CREATE INDEX llm_checkpoint_part_v ON llm_checkpoint_part (v);
-COMMENT ON TABLE llm_checkpoint_part IS 'What a checkpoint consists of: a row for each that llm_param had, with digests in place of bytes.';
+COMMENT ON TABLE llm_checkpoint_part IS
+    'What a checkpoint consists of: a row for each row that llm_param had, with digests in place of bytes.';
 COMMENT ON COLUMN llm_checkpoint_part.checkpoint_id IS 'The checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_part.name IS 'Name of the tensor.';
 COMMENT ON COLUMN llm_checkpoint_part.token_id IS 'First row of the block, as in llm_param.';
 COMMENT ON COLUMN llm_checkpoint_part.shape IS 'Shape of the block.';
-COMMENT ON COLUMN llm_checkpoint_part.step IS 'AdamW updates that it had had.';
+COMMENT ON COLUMN llm_checkpoint_part.step IS 'Number of AdamW updates that the block had had.';
 COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights, see llm_checkpoint_blob.';
 COMMENT ON COLUMN llm_checkpoint_part.m IS 'Digest of the first moment; null = zeros.';
 COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = zeros.';
@@ -77,14 +84,16 @@ CREATE TABLE llm_checkpoint_restore (
     at            timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
-COMMENT ON TABLE llm_checkpoint_restore IS 'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
+COMMENT ON TABLE llm_checkpoint_restore IS
+    'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
 COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
 COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
 COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS 'The checkpoint; it may have been dropped since.';
 COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from.';
 COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step of the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
-COMMENT ON COLUMN llm_checkpoint_restore.after_run IS 'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.after_run IS
+    'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_restore.at IS 'When it was loaded.';
 
 SELECT pg_extension_config_dump('llm_checkpoint', '');
@@ -98,34 +107,34 @@ CREATE FUNCTION llm_checkpoint_save(model text, note text DEFAULT '', file_path 
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.save(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
-    'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
+AS @checkpoints.save@;
+COMMENT ON FUNCTION llm_checkpoint_save IS
+    'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
+    'are kept in the database, where equal tensors of several checkpoints are stored once; or, for members of '
+    'pg_write_server_files, in a new .safetensors or .npz file on the server, of which the database keeps digests. '
+    'Gradients are not saved.';
 
 CREATE FUNCTION llm_checkpoint_attach(file_path text, model text DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.attach(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
-    'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
+AS @checkpoints.attach@;
+COMMENT ON FUNCTION llm_checkpoint_attach IS
+    'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
+    'of a model, which need not exist (null = the name that it was saved under); returns the id for '
+    'llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of '
+    'pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_load(model text, checkpoint_id integer)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.load(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
-    'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
+AS @checkpoints.load@;
+COMMENT ON FUNCTION llm_checkpoint_load IS
+    'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
+    'compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new '
+    'manual run. Vocabulary and data are not part of a checkpoint. A checkpoint in a file is for members of '
+    'pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_list(model text DEFAULT NULL)
 RETURNS TABLE (
@@ -147,30 +156,27 @@ FROM @extschema@.llm_checkpoint AS c
 WHERE llm_checkpoint_list.model IS NULL OR c.model = llm_checkpoint_list.model
 ORDER BY c.id
 $$;
-COMMENT ON FUNCTION llm_checkpoint_list(text) IS
-    'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it shares with others is stored once.';
+COMMENT ON FUNCTION llm_checkpoint_list IS
+    'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
+    'shares with others is stored once.';
 
 CREATE FUNCTION llm_checkpoint_drop(checkpoint_id integer)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].checkpoints.drop(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
-    'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
+AS @checkpoints.drop@;
+COMMENT ON FUNCTION llm_checkpoint_drop IS
+    'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
+    'by hand.';
 
 CREATE FUNCTION llm_checkpoint_prune(model text, keep_last integer, keep_every integer DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.prune(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
-    'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
+AS @checkpoints.prune@;
+COMMENT ON FUNCTION llm_checkpoint_prune IS
+    'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
+    'returns how many. Checkpoints in files are neither counted nor removed.';
 
 CREATE FUNCTION llm_checkpoint_diff(a integer, b integer DEFAULT NULL)
 RETURNS TABLE (
@@ -182,12 +188,12 @@ RETURNS TABLE (
 )
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.diff(globals())
-$$;
-COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
-    'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
+AS @checkpoints.diff@;
+COMMENT ON FUNCTION llm_checkpoint_diff IS
+    'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
+    'tensor whether any bit differs, the largest absolute difference, the L2 norm of the difference, and that '
+    'relative to the norm in a. The numbers are null where only one of them has the tensor, or the shapes differ; '
+    'relative is null where the norm in a is 0.';
 
 CREATE FUNCTION llm_param_history(model text, name text)
 RETURNS TABLE (
@@ -204,9 +210,9 @@ RETURNS TABLE (
 )
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].checkpoints.history(globals())
-$$;
-COMMENT ON FUNCTION llm_param_history(text, text) IS
-    'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
+AS @checkpoints.history@;
+COMMENT ON FUNCTION llm_param_history IS
+    'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
+    'step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a '
+    'checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the '
+    'L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';

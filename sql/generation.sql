@@ -18,13 +18,17 @@ CREATE FUNCTION llm_generate(
 RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.generate(globals())
-$$;
-COMMENT ON FUNCTION llm_generate(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it. options has more, and may have the parameters by Hugging Face''s names: llm_generation_options lists them.';
+AS @generation.generate@;
+COMMENT ON FUNCTION llm_generate IS
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
+    'temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), '
+    'of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times '
+    'the probability of the best. repetition_penalty above 1 makes tokens that have occurred less probable. It ends '
+    'at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are '
+    'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
+    'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
+    'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
+    'it. options takes more, and also the parameters under Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -52,13 +56,12 @@ RETURNS TABLE (
 )
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.stream(globals())
-$$;
-COMMENT ON FUNCTION llm_generate_stream(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+AS @generation.stream@;
+COMMENT ON FUNCTION llm_generate_stream IS
+    'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
+    'they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM '
+    'llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; '
+    'finish_reason is stop or length on the last row.';
 
 -- PL/Python makes an object of each element of an array before our code runs, and nothing interrupts it. So token ids go in the
 -- binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all.
@@ -79,13 +82,9 @@ CREATE FUNCTION llm_generate_tokens_sent(
 RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.generate_tokens(globals())
-$$;
-COMMENT ON FUNCTION llm_generate_tokens_sent(
-    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
-    'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
+AS @generation.generate_tokens@;
+COMMENT ON FUNCTION llm_generate_tokens_sent IS
+    'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],
@@ -106,9 +105,9 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_generate_tokens_sent(
     CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END,
     max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, options);
-COMMENT ON FUNCTION llm_generate_tokens(
-    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
-    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
+COMMENT ON FUNCTION llm_generate_tokens IS
+    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a '
+    'vocabulary, unless stop strings are given.';
 
 CREATE FUNCTION llm_generate_batch(
     prompts text[],
@@ -128,13 +127,10 @@ CREATE FUNCTION llm_generate_batch(
 RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.generate_batch(globals())
-$$;
-COMMENT ON FUNCTION llm_generate_batch(
-    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
-    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
+AS @generation.generate_batch@;
+COMMENT ON FUNCTION llm_generate_batch IS
+    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
+    'the one that llm_generate gives with seed + n - 1.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
@@ -150,12 +146,9 @@ CREATE FUNCTION llm_beam_search_sent(
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.beam_search(globals())
-$$;
-COMMENT ON FUNCTION llm_beam_search_sent(text, bytea, integer, integer, double precision, boolean, integer, text, jsonb) IS
-    'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
+AS @generation.beam_search@;
+COMMENT ON FUNCTION llm_beam_search_sent IS
+    'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_beam_search(
     prompt text DEFAULT NULL,
@@ -176,23 +169,27 @@ SELECT * FROM @extschema@.llm_beam_search_sent(
     prompt, CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END,
     beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, options)
 $$;
-COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[], jsonb) IS
-    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options (llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not normalised again.';
+COMMENT ON FUNCTION llm_beam_search IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text '
+    'and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are '
+    'those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options '
+    '(llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not '
+    'normalised again.';
 
 CREATE FUNCTION llm_generation_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.options(globals())
-$$;
-COMMENT ON FUNCTION llm_generation_options_declared() IS 'What the view llm_generation_options shows.';
+AS @generation.options@;
+COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
 CREATE VIEW llm_generation_options AS
 SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
 COMMENT ON VIEW llm_generation_options IS
-    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, that is an error. default_value null: none.';
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and '
+    'llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
+    'transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, '
+    'that is an error. default_value null: none.';
 GRANT SELECT ON llm_generation_options TO PUBLIC;
 
 CREATE FUNCTION llm_next_token(
@@ -204,12 +201,10 @@ CREATE FUNCTION llm_next_token(
 RETURNS TABLE (rank integer, token_id integer, token text, logit real, probability double precision)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.next_token(globals())
-$$;
-COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
-    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
+AS @generation.next_token@;
+COMMENT ON FUNCTION llm_next_token IS
+    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
+    'over the whole vocabulary.';
 
 CREATE FUNCTION llm_logits_sent(
     sent bytea,
@@ -222,12 +217,9 @@ CREATE FUNCTION llm_logits_sent(
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.logits(globals())
-$$;
-COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
-    'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
+AS @generation.logits@;
+COMMENT ON FUNCTION llm_logits_sent IS
+    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_logits(
     token_ids integer[],
@@ -242,5 +234,6 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_logits_sent(
     CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
     model_name, n_layer, n_head, d_model, vocab_size);
-COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
-    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_logits IS
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
+    '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';

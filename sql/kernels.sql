@@ -2,11 +2,11 @@
 -- They touch no table. Those of attention read the setting pg_gpt2.attention_chunk, on which last bits may depend: STABLE.
 
 CREATE TYPE attention_grads AS (dx bytea, dw_qkv bytea, db_qkv bytea, dw_o bytea, db_o bytea);
-COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient an input.';
+COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient per input.';
 CREATE TYPE layernorm_grads AS (dx bytea, dgamma bytea, dbeta bytea);
-COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient an input.';
+COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient per input.';
 CREATE TYPE mlp_grads AS (dx bytea, dw_fc bytea, db_fc bytea, dw_proj bytea, db_proj bytea);
-COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an input.';
+COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient per input.';
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
@@ -14,12 +14,9 @@ CREATE FUNCTION pg_llm_tensor_sent(sent bytea, elements integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.tensor_received(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
-    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
+AS @kernels.tensor_received@;
+COMMENT ON FUNCTION pg_llm_tensor_sent IS
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
 
 -- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
 CREATE FUNCTION pg_llm_tensor(elements double precision[])
@@ -32,19 +29,17 @@ SELECT @extschema@.pg_llm_tensor_sent(
     cardinality(elements)
 )
 $$;
-COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
+COMMENT ON FUNCTION pg_llm_tensor IS
+    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its '
+    'shape is passed separately. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.values(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_values(bytea) IS
-    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
+AS @kernels.values@;
+COMMENT ON FUNCTION pg_llm_values IS
+    'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
 
 -- Forward and backward.
 
@@ -58,64 +53,45 @@ CREATE FUNCTION pg_llm_matmul(
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.matmul(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
+AS @kernels.matmul@;
+COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
 CREATE FUNCTION pg_llm_add(a bytea, b bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.add(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
+AS @kernels.add@;
+COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
 
 CREATE FUNCTION pg_llm_gelu(a bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.gelu(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
-    'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
+AS @kernels.gelu@;
+COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
 CREATE FUNCTION pg_llm_gelu_backward(x bytea, dy bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.gelu_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
-    'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
+AS @kernels.gelu_backward@;
+COMMENT ON FUNCTION pg_llm_gelu_backward IS
+    'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_softmax(a bytea, n integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.softmax(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
+AS @kernels.softmax@;
+COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
 CREATE FUNCTION pg_llm_softmax_backward(y bytea, dy bytea, n integer DEFAULT NULL)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.softmax_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
+AS @kernels.softmax_backward@;
+COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
 
 CREATE FUNCTION pg_llm_layernorm(
@@ -127,12 +103,10 @@ CREATE FUNCTION pg_llm_layernorm(
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.layernorm(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
-    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
+AS @kernels.layernorm@;
+COMMENT ON FUNCTION pg_llm_layernorm IS
+    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
+    '1e-5.';
 
 CREATE FUNCTION pg_llm_layernorm_backward(
     x bytea,
@@ -143,34 +117,24 @@ CREATE FUNCTION pg_llm_layernorm_backward(
 RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.layernorm_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
-    'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
+AS @kernels.layernorm_backward@;
+COMMENT ON FUNCTION pg_llm_layernorm_backward IS
+    'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_cross_entropy(logits bytea, target integer)
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.cross_entropy(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
+AS @kernels.cross_entropy@;
+COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
 
 CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.cross_entropy_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
-    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+AS @kernels.cross_entropy_backward@;
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
 CREATE FUNCTION pg_llm_dropout(
     input bytea,
@@ -181,12 +145,11 @@ CREATE FUNCTION pg_llm_dropout(
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.dropout(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
-    'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
+AS @kernels.dropout@;
+COMMENT ON FUNCTION pg_llm_dropout IS
+    'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
+    'training the result is the input. The same seed gives the same mask; seed null draws one from random(), which '
+    'setseed() fixes.';
 
 CREATE FUNCTION pg_llm_dropout_backward(
     input bytea,
@@ -198,42 +161,31 @@ CREATE FUNCTION pg_llm_dropout_backward(
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.dropout_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
-    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
+AS @kernels.dropout_backward@;
+COMMENT ON FUNCTION pg_llm_dropout_backward IS
+    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
+    'output <> 0 or input = 0.';
 
 CREATE FUNCTION pg_llm_ones_like(src bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.ones_like(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
+AS @kernels.ones_like@;
+COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
 CREATE FUNCTION pg_llm_zeros_like(src bytea)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.zeros_like(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
+AS @kernels.zeros_like@;
+COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
 CREATE FUNCTION pg_llm_transpose(src bytea, rows integer, cols integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.transpose(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
+AS @kernels.transpose@;
+COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
 CREATE FUNCTION pg_llm_attention(
     x bytea,
@@ -248,12 +200,10 @@ CREATE FUNCTION pg_llm_attention(
 RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.attention(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
-    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
+AS @kernels.attention@;
+COMMENT ON FUNCTION pg_llm_attention IS
+    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
+    '[t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
 
 CREATE FUNCTION pg_llm_attention_backward(
     x bytea,
@@ -269,12 +219,9 @@ CREATE FUNCTION pg_llm_attention_backward(
 RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.attention_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
-    'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
+AS @kernels.attention_backward@;
+COMMENT ON FUNCTION pg_llm_attention_backward IS
+    'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
 
 CREATE FUNCTION pg_llm_mlp_backward(
     x bytea,
@@ -289,12 +236,10 @@ CREATE FUNCTION pg_llm_mlp_backward(
 RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.mlp_backward(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
-    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
+AS @kernels.mlp_backward@;
+COMMENT ON FUNCTION pg_llm_mlp_backward IS
+    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
+    'tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
 
 -- Optimizer and sampler.
 
@@ -313,23 +258,17 @@ CREATE FUNCTION pg_llm_adamw_step(
 RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.adamw_step(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
-    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
+AS @kernels.adamw_step@;
+COMMENT ON FUNCTION pg_llm_adamw_step IS
+    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
+    'for bias correction; a null or empty m or v is zeros.';
 
 CREATE FUNCTION pg_llm_grad_clip(grad bytea, clip double precision)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.grad_clip(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
-    'The gradient, scaled down so that its L2 norm is at most clip.';
+AS @kernels.grad_clip@;
+COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
 CREATE FUNCTION pg_llm_lr_schedule(
     step integer,
@@ -340,11 +279,8 @@ CREATE FUNCTION pg_llm_lr_schedule(
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.lr_schedule(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
+AS @kernels.lr_schedule@;
+COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
 
 CREATE FUNCTION pg_llm_sample(
@@ -357,9 +293,8 @@ CREATE FUNCTION pg_llm_sample(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.sample(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
-    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
+AS @kernels.sample@;
+COMMENT ON FUNCTION pg_llm_sample IS
+    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
+    'set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null '
+    'draws one from random(), which setseed() fixes.';

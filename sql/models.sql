@@ -4,12 +4,10 @@ CREATE FUNCTION llm_model_config_replaces_preset()
 RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].models.replace_preset(globals())
-$$;
-COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
+AS @models.replace_preset@;
+COMMENT ON FUNCTION llm_model_config_replaces_preset IS
+    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
+    'relies on it.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
 
@@ -31,34 +29,30 @@ CREATE FUNCTION llm_init_model(
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].models.init_model(globals())
-$$;
-COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
-    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
+AS @models.init_model@;
+COMMENT ON FUNCTION llm_init_model IS
+    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
+    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The '
+    'same seed gives the same weights.';
 
 CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].models.copy_model(globals())
-$$;
-COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
-    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+AS @models.copy_model@;
+COMMENT ON FUNCTION llm_copy_model IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
+    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].models.drop_model(globals())
-$$;
-COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
+AS @models.drop_model@;
+COMMENT ON FUNCTION llm_drop_model IS
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
+    'configuration stays, or comes back where the model had another shape. While another session trains the model, '
+    'the call waits; llm_train_stop ends that sooner.';
 
 CREATE VIEW llm_models AS
 SELECT
@@ -80,4 +74,5 @@ LEFT JOIN (
 ) AS p USING (model)
 LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
 COMMENT ON VIEW llm_models IS
-    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored, without those of weights that it shares.';
+    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
+    'bytes stored, not counting weights that they share.';

@@ -2,48 +2,36 @@
 -- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
 
 REVOKE EXECUTE ON FUNCTION
-    llm_init_model(text, integer, integer, integer, integer, integer, bigint),
-    llm_copy_model(text, text, integer),
-    llm_drop_model(text),
-    llm_train_bpe(text, integer, text, text),
-    pg_llm_load_bpe_vocab(text, text),
-    pg_llm_load_bpe_merges(text, text),
-    pg_llm_import_safetensors(text, text, boolean),
-    pg_llm_import_npz(text, text, boolean),
-    llm_import_safetensors(llm_bytes, text, boolean),
-    pg_llm_export_safetensors(text, text),
-    pg_llm_export_npz(text, text),
-    llm_share_param(text, text, integer, text, text, integer),
-    llm_unshare_param(text, text, integer, boolean),
-    llm_checkpoint_save(text, text, text),
-    llm_checkpoint_attach(text, text),
-    llm_checkpoint_load(text, integer),
-    llm_checkpoint_drop(integer),
-    llm_checkpoint_prune(text, integer, integer),
-    llm_log_prune(text, interval, integer),
-    llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean),
-    llm_accumulate_grads(text, integer),
-    llm_train_step(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
-        double precision, bigint, text),
-    llm_train_step_sent(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, integer, double precision, integer, integer, bytea,
-        double precision, bigint, text),
-    llm_train(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, text),
-    llm_train_stop(text),
-    llm_grant_usage(text, text)
+    llm_init_model,
+    llm_copy_model,
+    llm_drop_model,
+    llm_train_bpe,
+    pg_llm_load_bpe_vocab,
+    pg_llm_load_bpe_merges,
+    pg_llm_import_safetensors,
+    pg_llm_import_npz,
+    llm_import_safetensors,
+    pg_llm_export_safetensors,
+    pg_llm_export_npz,
+    llm_share_param,
+    llm_unshare_param,
+    llm_checkpoint_save,
+    llm_checkpoint_attach,
+    llm_checkpoint_load,
+    llm_checkpoint_drop,
+    llm_checkpoint_prune,
+    llm_log_prune,
+    llm_dataset_load,
+    llm_accumulate_grads,
+    llm_train_step,
+    llm_train_step_sent,
+    llm_train,
+    llm_train_stop,
+    llm_grant_usage
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE
-    llm_train_run(
-        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
-        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, integer, double precision, boolean, text)
+    llm_train_run
 FROM PUBLIC;
 
 -- A view reads with its owner's rights, and so past the row-level security that is meant for whoever asks. Since PostgreSQL 15 it

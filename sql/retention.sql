@@ -4,30 +4,28 @@ CREATE FUNCTION llm_sparkline_sent(numbers bytea, width integer)
 RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sparklines.of_numbers(globals())
-$$;
-COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
-    'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
+AS @sparklines.of_numbers@;
+COMMENT ON FUNCTION llm_sparkline_sent IS
+    'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL UNSAFE
 RETURN @extschema@.llm_sparkline_sent(CASE WHEN cardinality(numbers) > 1048576 THEN '' ELSE array_send(numbers) END, width);
-COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
-    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
+COMMENT ON FUNCTION llm_sparkline IS
+    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); where there are more than width, '
+    'means of neighbours. Null, NaN and infinity are left out; where there is nothing else, the line has a gap. '
+    'Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 
 CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
 RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sparklines.of_run(globals())
-$$;
-COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
-    'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
+AS @sparklines.of_run@;
+COMMENT ON FUNCTION llm_run_sparkline IS
+    'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
+    'without steps. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM '
+    'llm_train_progress.';
 
 CREATE FUNCTION llm_log_prune(
     model text DEFAULT NULL,
@@ -37,12 +35,12 @@ CREATE FUNCTION llm_log_prune(
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].retention.prune_log(globals())
-$$;
-COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
-    'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
+AS @retention.prune_log@;
+COMMENT ON FUNCTION llm_log_prune IS
+    'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
+    'keep_every-th (null = none), the first and the last of each run, those with a validation loss, and those with a '
+    'digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. A replay '
+    'cannot compare steps that are gone.';
 
 CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 
@@ -90,4 +88,6 @@ FROM metrics AS m, LATERAL (VALUES
 ) AS metric (name, type, help, value)
 WHERE metric.value IS NOT NULL;
 COMMENT ON VIEW llm_metrics IS
-    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. A standby has no row for training.';
+    'Numbers for monitoring, one row per metric and model. For a Prometheus SQL exporter, metric is the name, model '
+    'the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. On a standby '
+    'there are no rows about training.';

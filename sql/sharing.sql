@@ -11,13 +11,15 @@ CREATE TABLE llm_param_share (
     CHECK (source_model <> target_model)
 );
 CREATE INDEX llm_param_share_source ON llm_param_share (source_model, source_name, source_token_id);
-COMMENT ON TABLE llm_param_share IS 'Shared blocks of tensors, made by llm_share_param: the target has no row in llm_param, that of the source is used. A source is never a target itself.';
+COMMENT ON TABLE llm_param_share IS
+    'Shared blocks of tensors, made by llm_share_param: the target has no row in llm_param; the row of the source is '
+    'used. A source is never a target itself.';
 COMMENT ON COLUMN llm_param_share.source_model IS 'Model whose row of llm_param is used.';
 COMMENT ON COLUMN llm_param_share.source_name IS 'Tensor of that row.';
 COMMENT ON COLUMN llm_param_share.source_token_id IS 'Block of that tensor.';
 COMMENT ON COLUMN llm_param_share.target_model IS 'Model that uses it.';
-COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
-COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
+COMMENT ON COLUMN llm_param_share.target_name IS 'Name of the tensor in that model.';
+COMMENT ON COLUMN llm_param_share.target_token_id IS 'Block of the tensor in that model.';
 
 SELECT pg_extension_config_dump('llm_param_share', '');
 
@@ -31,7 +33,8 @@ SELECT
 FROM llm_param_share AS s
 JOIN llm_param AS p ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id;
 COMMENT ON VIEW llm_param_resolved IS
-    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it takes the rights that reading llm_param does.';
+    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it '
+    'takes the same rights as reading llm_param.';
 
 CREATE FUNCTION llm_share_param(
     source_model text,
@@ -44,12 +47,12 @@ CREATE FUNCTION llm_share_param(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sharing.share(globals())
-$$;
-COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
-    'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
+AS @sharing.share@;
+COMMENT ON FUNCTION llm_share_param IS
+    'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
+    'source_token_id (0 for an unsplit tensor), or all blocks where that is null; returns how many. target_name and '
+    'target_token_id default to those of the source. The target''s own rows are removed. Training either model then '
+    'trains both.';
 
 CREATE FUNCTION llm_unshare_param(
     target_model text,
@@ -60,9 +63,7 @@ CREATE FUNCTION llm_unshare_param(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sharing.unshare(globals())
-$$;
-COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
-    'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
+AS @sharing.unshare@;
+COMMENT ON FUNCTION llm_unshare_param IS
+    'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
+    'returns how many. Without copy_optimizer_state, AdamW starts anew on them.';

@@ -12,16 +12,20 @@ CREATE TABLE llm_model_config (
     init_seed    bigint,
     CHECK (d_model % n_head = 0)
 );
-COMMENT ON TABLE llm_model_config IS 'One row a model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
+COMMENT ON TABLE llm_model_config IS
+    'One row per model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
 COMMENT ON COLUMN llm_model_config.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_model_config.n_layer IS 'Number of transformer blocks.';
 COMMENT ON COLUMN llm_model_config.n_head IS 'Number of attention heads; divides d_model.';
 COMMENT ON COLUMN llm_model_config.d_model IS 'Width of the residual stream.';
 COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
-COMMENT ON COLUMN llm_model_config.eos_token_id IS 'Id of the end-of-text token; null = the one of the vocabulary, if any.';
-COMMENT ON COLUMN llm_model_config.preset IS 'True for a size that came with the extension; inserting a model of its name replaces it.';
-COMMENT ON COLUMN llm_model_config.init_seed IS 'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
+COMMENT ON COLUMN llm_model_config.eos_token_id IS
+    'Id of the end-of-text token; null = the one of the vocabulary, if any.';
+COMMENT ON COLUMN llm_model_config.preset IS
+    'True for a size that came with the extension; inserting a model of its name replaces it.';
+COMMENT ON COLUMN llm_model_config.init_seed IS
+    'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
 
 CREATE TABLE llm_param (
     model    text NOT NULL,
@@ -47,10 +51,13 @@ ALTER TABLE llm_param SET (
     autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0
 );
 COMMENT ON TABLE llm_param IS
-    'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four byte columns.';
+    'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four '
+    'byte columns.';
 COMMENT ON COLUMN llm_param.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_param.name IS 'Name of the tensor, as in the GPT-2 checkpoints of Hugging Face without "transformer.".';
-COMMENT ON COLUMN llm_param.token_id IS 'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
+COMMENT ON COLUMN llm_param.name IS
+    'Name of the tensor, as in the GPT-2 checkpoints of Hugging Face without "transformer.".';
+COMMENT ON COLUMN llm_param.token_id IS
+    'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
 COMMENT ON COLUMN llm_param.shape IS 'Shape of this block: {n}, or {rows, columns}.';
 COMMENT ON COLUMN llm_param.data IS 'Weights: little-endian float32, row-major. Linear weights are (in, out).';
 COMMENT ON COLUMN llm_param.grad IS 'Gradient, where one was accumulated; same layout as data.';
@@ -67,9 +74,11 @@ CREATE TABLE llm_dataset (
     CHECK (cardinality(target) = cardinality(tokens))
 );
 CREATE INDEX llm_dataset_model_split ON llm_dataset (model, split, id);
-COMMENT ON TABLE llm_dataset IS 'Training and validation data: rows of token ids and, shifted by one, what follows each.';
+COMMENT ON TABLE llm_dataset IS
+    'Training and validation data: rows of token ids and, shifted by one, what follows each.';
 COMMENT ON COLUMN llm_dataset.id IS 'Rows are used in the order of their ids.';
-COMMENT ON COLUMN llm_dataset.model IS 'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
+COMMENT ON COLUMN llm_dataset.model IS
+    'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
 COMMENT ON COLUMN llm_dataset.split IS 'train or val.';
 COMMENT ON COLUMN llm_dataset.tokens IS 'Token ids, at most n_positions of them.';
 COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens.';
@@ -82,10 +91,11 @@ CREATE TABLE llm_bpe_vocab (
     bytes    bytea NOT NULL,
     PRIMARY KEY (model, token_id)
 );
-COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
+COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row per token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
-COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
+COMMENT ON COLUMN llm_bpe_vocab.token IS
+    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
 
@@ -97,20 +107,23 @@ CREATE TABLE llm_bpe_merges (
     pair    text,
     PRIMARY KEY (model, rank)
 );
-COMMENT ON TABLE llm_bpe_merges IS 'Merges of the byte-pair vocabularies: of the pairs in a word, the one of lowest rank is joined first.';
+COMMENT ON TABLE llm_bpe_merges IS
+    'Merges of the byte-pair vocabularies: of the pairs in a word, the one of lowest rank is joined first.';
 COMMENT ON COLUMN llm_bpe_merges.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_bpe_merges.rank IS 'Order of the merge, from 0.';
 COMMENT ON COLUMN llm_bpe_merges."left" IS 'Left piece, in the alphabet of llm_bpe_vocab.token.';
 COMMENT ON COLUMN llm_bpe_merges."right" IS 'Right piece.';
-COMMENT ON COLUMN llm_bpe_merges.pair IS 'Both pieces with a space between, as a line of merges.txt; for the reader, not used.';
+COMMENT ON COLUMN llm_bpe_merges.pair IS
+    'Both pieces with a space between, as a line of merges.txt; for the reader, not used.';
 
 CREATE TABLE llm_bpe_version (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     touched timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE llm_bpe_version IS
-    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions see by the ids whether their tokenizers are current.';
-COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, whatever is rolled back.';
+    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions tell '
+    'from the ids whether their tokenizers are current.';
+COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, not even after a rollback.';
 COMMENT ON COLUMN llm_bpe_version.touched IS 'When the vocabulary changed.';
 GRANT SELECT ON llm_bpe_version TO PUBLIC;
 
@@ -131,18 +144,27 @@ CREATE TABLE llm_run (
     finished_at     timestamptz
 );
 CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
-COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until something else changes its weights.';
+COMMENT ON TABLE llm_run IS
+    'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until '
+    'something else changes its weights.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows. Of a manual run, llm_train_log.config says it a step.';
+COMMENT ON COLUMN llm_run.config IS
+    'What determines the run: parameters of the call, and number and digest of the data''s rows. For a manual run, '
+    'llm_train_log.config says it step by step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
-COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
-COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
-COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
+COMMENT ON COLUMN llm_run.status IS
+    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
+COMMENT ON COLUMN llm_run.first_step IS 'Number of AdamW updates that the model had had at the start.';
+COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
-COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: the same bits are promised under the same.';
-COMMENT ON COLUMN llm_run.resumed IS 'Each time that the run went on after an interruption, or a manual one elsewhere: an array of {after_step, at, environment}.';
+COMMENT ON COLUMN llm_run.environment IS
+    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: under the same environment, the '
+    'same bits are promised.';
+COMMENT ON COLUMN llm_run.resumed IS
+    'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
+    'of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
@@ -168,23 +190,30 @@ CREATE TABLE llm_train_log (
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX llm_train_log_model ON llm_train_log (model, run_id, step);
-COMMENT ON TABLE llm_train_log IS 'One row a training step.';
+COMMENT ON TABLE llm_train_log IS 'One row per training step.';
 COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
 COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
-COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats a token.';
+COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats per token.';
 COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
 COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
-COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
+COMMENT ON COLUMN llm_train_log.batch_digest IS
+    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
-COMMENT ON COLUMN llm_train_log.write_seconds IS 'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself comes on top.';
-COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
-COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
-COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run if they still hold it, wherever they lie.';
+COMMENT ON COLUMN llm_train_log.write_seconds IS
+    'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
+    'is not included.';
+COMMENT ON COLUMN llm_train_log.weights_digest IS
+    'SHA-256 of the weights after this step, where weights were written.';
+COMMENT ON COLUMN llm_train_log.config IS
+    'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
+COMMENT ON COLUMN llm_train_log.lineage IS
+    'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run '
+    'if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
@@ -205,7 +234,9 @@ CREATE TABLE llm_tape (
 );
 CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
 CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
-COMMENT ON TABLE llm_tape IS 'The tape: one row an application of an op, in the order of execution. A transaction records on a tape of its own, or the session does (pg_gpt2.tape); a training step that is audited has one, too.';
+COMMENT ON TABLE llm_tape IS
+    'The tape: one row per application of an op, in the order of execution. A transaction records on a tape of its '
+    'own, or the session does (pg_gpt2.tape); an audited training step has one as well.';
 COMMENT ON COLUMN llm_tape.id IS 'Order of execution.';
 COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a transaction or session (llm_tape_id()), or of a training step.';
 COMMENT ON COLUMN llm_tape.run_id IS 'The training run, on the tape of a training step.';
@@ -230,7 +261,8 @@ CREATE INDEX llm_tensor_rt_tape_id ON llm_tensor_rt (tape_id);
 COMMENT ON TABLE llm_tensor_rt IS 'Values on the tapes. Unlogged: a crash empties it, and pg_dump leaves it out.';
 COMMENT ON COLUMN llm_tensor_rt.id IS 'The handle of the value.';
 COMMENT ON COLUMN llm_tensor_rt.tape_id IS 'The tape it is on, see llm_tape.';
-COMMENT ON COLUMN llm_tensor_rt.data IS 'The value: little-endian float32, row-major; null where the audit level keeps none.';
+COMMENT ON COLUMN llm_tensor_rt.data IS
+    'The value: little-endian float32, row-major; null where the audit level keeps none.';
 COMMENT ON COLUMN llm_tensor_rt.grad IS 'Its gradient, after a backward pass.';
 COMMENT ON COLUMN llm_tensor_rt.shape IS 'Its shape; {} for a single number.';
 COMMENT ON COLUMN llm_tensor_rt.requires_grad IS 'Whether a backward pass computes its gradient.';
@@ -244,7 +276,9 @@ CREATE UNLOGGED TABLE llm_tensor_map (
     PRIMARY KEY (tape_id, model, name, token_id)
 );
 CREATE INDEX llm_tensor_map_tensor_id ON llm_tensor_map (tensor_id);
-COMMENT ON TABLE llm_tensor_map IS 'Which handles stand for which rows of llm_param, on each tape. The blocks of a tensor may share the handle of the whole.';
+COMMENT ON TABLE llm_tensor_map IS
+    'Which handles stand for which rows of llm_param, on each tape. The blocks of a tensor may share the handle of '
+    'the whole.';
 COMMENT ON COLUMN llm_tensor_map.tape_id IS 'The tape, see llm_tape.';
 COMMENT ON COLUMN llm_tensor_map.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_tensor_map.name IS 'Name of the tensor, as in llm_param.';

@@ -7,11 +7,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].tokenizer.changed(globals())
-$$;
-COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
+AS @tokenizer.changed@;
+COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
@@ -24,12 +21,10 @@ CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolea
 RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.encode(globals())
-$$;
-COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
-    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
+AS @tokenizer.encode@;
+COMMENT ON FUNCTION llm_encode IS
+    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
+    'null text gives null; a null model is the setting pg_gpt2.model.';
 
 -- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
 -- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this
@@ -38,57 +33,49 @@ CREATE FUNCTION llm_decode_sent(sent bytea, model text, as_text boolean)
 RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.decode(globals())
-$$;
-COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
-    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
+AS @tokenizer.decode@;
+COMMENT ON FUNCTION llm_decode_sent IS
+    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
+    'U+FFFD for what a text cannot hold. An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
 RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN convert_from(@extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, true), 'UTF8');
-COMMENT ON FUNCTION llm_decode(integer[], text) IS
-    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
+COMMENT ON FUNCTION llm_decode IS
+    'The text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; '
+    'llm_decode_bytes keeps them.';
 
 CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN @extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, false);
-COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
+COMMENT ON FUNCTION llm_decode_bytes IS
+    'The bytes of token ids, exactly as they are, with what llm_decode would have to replace.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.tokenize(globals())
-$$;
-COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
-    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
+AS @tokenizer.tokenize@;
+COMMENT ON FUNCTION llm_tokenize IS
+    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
+    'space), and bytes.';
 
 CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.count(globals())
-$$;
-COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
+AS @tokenizer.count@;
+COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
 CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
 RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.trace(globals())
-$$;
-COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
-    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
+AS @tokenizer.trace@;
+COMMENT ON FUNCTION llm_bpe_trace IS
+    'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
 
 CREATE FUNCTION llm_train_bpe(
     source text,
@@ -99,31 +86,27 @@ CREATE FUNCTION llm_train_bpe(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.train(globals())
-$$;
-COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
-    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
+AS @tokenizer.train@;
+COMMENT ON FUNCTION llm_train_bpe IS
+    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
+    'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
+    'runs with the caller''s rights and search_path (source_path). It replaces nothing: for a model that has a '
+    'vocabulary it is an error.';
 
 CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.load_vocab(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
-    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
+AS @tokenizer.load_vocab@;
+COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
+    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
+    'the number of tokens. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.load_merges(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
-    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
+AS @tokenizer.load_merges@;
+COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
+    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
+    'number. For members of pg_read_server_files.';

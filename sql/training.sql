@@ -13,12 +13,15 @@ CREATE FUNCTION llm_dataset_load(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.load_dataset(globals())
-$$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+AS @training.load_dataset@;
+COMMENT ON FUNCTION llm_dataset_load IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
+    'rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows '
+    'goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row '
+    'of its own, or several where it is longer than block_size. Rows that the model has in the splits that are '
+    'written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text '
+    'column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result '
+    'reproducible.';
 
 CREATE FUNCTION llm_loss_sent(
     model text,
@@ -36,12 +39,10 @@ CREATE FUNCTION llm_loss_sent(
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.loss(globals())
-$$;
-COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
+AS @training.loss@;
+COMMENT ON FUNCTION llm_loss_sent IS
+    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
+    'too long.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -62,8 +63,12 @@ RETURN @extschema@.llm_loss_sent(
     model, CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END,
     CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
     training, seed, audit);
-COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_loss IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is '
+    'applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While '
+    'recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records '
+    'nothing, tape one row per op, full the values as well. The shape parameters are checks: null, or what the model '
+    'has.';
 
 CREATE FUNCTION llm_evaluate(
     model text,
@@ -74,12 +79,10 @@ CREATE FUNCTION llm_evaluate(
 RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.evaluate(globals())
-$$;
-COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
-    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+AS @training.evaluate@;
+COMMENT ON FUNCTION llm_evaluate IS
+    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
+    'dropout.';
 
 CREATE FUNCTION llm_train_step_sent(
     model text,
@@ -107,15 +110,9 @@ CREATE FUNCTION llm_train_step_sent(
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.train_step(globals())
-$$;
-COMMENT ON FUNCTION llm_train_step_sent(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, bytea, double precision, bigint,
-    text) IS
-    'What llm_train_step calls, with array_send(batch). An empty one stands for an array that is too long.';
+AS @training.train_step@;
+COMMENT ON FUNCTION llm_train_step_sent IS
+    'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_train_step(
     model text,
@@ -146,11 +143,13 @@ RETURN @extschema@.llm_train_step_sent(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, CASE WHEN cardinality(batch) > 1048576 THEN '' ELSE array_send(batch) END, min_lr, seed,
     audit);
-COMMENT ON FUNCTION llm_train_step(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
-    text) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
+COMMENT ON FUNCTION llm_train_step IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or, without either, on the '
+    'next row of the split train; returns the loss before the update. The learning rate follows the model''s own '
+    'step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when '
+    'total_steps is null. audit: none, tape (one row of llm_tape per op), or full (values and gradients in '
+    'llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The '
+    'session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -180,15 +179,17 @@ CREATE FUNCTION llm_train(
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.train(globals())
-$$;
-COMMENT ON FUNCTION llm_train(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+AS @training.train@;
+COMMENT ON FUNCTION llm_train IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
+    'under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that '
+    'depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to '
+    'min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
+    'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
+    'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
+    'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
+    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL '
+    'llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -219,26 +220,23 @@ CREATE PROCEDURE llm_train_run(
     audit text DEFAULT 'tape'
 )
 LANGUAGE plpython3u
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].training.train_run(globals())
-$$;
-COMMENT ON PROCEDURE llm_train_run(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
+AS @training.train_run@;
+COMMENT ON PROCEDURE llm_train_run IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
+    'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. If it is '
+    'cut short, the steps since the last commit are lost; the same call then goes on with the run, and it ends with '
+    'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
+    'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
+    'llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.train_stop(globals())
-$$;
-COMMENT ON FUNCTION llm_train_stop(text) IS
-    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
+AS @training.train_stop@;
+COMMENT ON FUNCTION llm_train_stop IS
+    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
+    'Commit this call for the run to see it.';
 
 CREATE VIEW llm_train_progress AS
 SELECT
@@ -263,4 +261,6 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it (a standby cannot tell, and says running).';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
+    'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
+    'cannot tell, and says running).';

@@ -4,64 +4,55 @@ CREATE FUNCTION pg_llm_import_safetensors(path text, model text, replace boolean
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.import_safetensors_file(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
-    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
+AS @transfer.import_safetensors_file@;
+COMMENT ON FUNCTION pg_llm_import_safetensors IS
+    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
+    'tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or '
+    'from the file where it says so; these must agree. A config.json of anything but a GPT-2 is refused; without one, '
+    'a NOTICE says what is assumed. All tensors must be there, with the right shape and finite values, or nothing '
+    'changes. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.import_npz_file(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
-    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
+AS @transfer.import_npz_file@;
+COMMENT ON FUNCTION pg_llm_import_npz IS
+    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
+    'otherwise as pg_llm_import_safetensors.';
 
 CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.import_safetensors(globals())
-$$;
-COMMENT ON FUNCTION llm_import_safetensors(llm_bytes, text, boolean) IS
-    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
+AS @transfer.import_safetensors@;
+COMMENT ON FUNCTION llm_import_safetensors IS
+    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
+    'pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.export_safetensors_file(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
-    'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
+AS @transfer.export_safetensors_file@;
+COMMENT ON FUNCTION pg_llm_export_safetensors IS
+    'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
+    'GPT2LMHeadModel uses; returns its size. For members of pg_write_server_files.';
 
 CREATE FUNCTION pg_llm_export_npz(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.export_npz_file(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
-    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
+AS @transfer.export_npz_file@;
+COMMENT ON FUNCTION pg_llm_export_npz IS
+    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
+    'pg_write_server_files.';
 
 CREATE FUNCTION llm_export_safetensors(model text)
 RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].transfer.export_safetensors(globals())
-$$;
-COMMENT ON FUNCTION llm_export_safetensors(text) IS
-    'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
+AS @transfer.export_safetensors@;
+COMMENT ON FUNCTION llm_export_safetensors IS
+    'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
+    'written one after another.';

@@ -1,7 +1,7 @@
 """Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
-refuses (`of_system`).
+`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
+operating system refuses (`of_system`).
 """
 
 import errno
@@ -44,14 +44,14 @@ class InconsistentData(PgGpt2Error):
 
 
 def require(**values: object) -> None:
-    """22004 naming the first value that is null. Functions annotate what they work with; SQL may pass NULL for any of it."""
+    """Refuse (22004) the first value that is null, by its name. Annotations say what a function works with; SQL may pass NULL."""
     for name, value in values.items():
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
 
 
 def require_positive(**values: int) -> None:
-    """22004 or 22023 naming the first value that is null or below 1."""
+    """Refuse the first value that is null (22004) or below 1 (22023), by its name."""
     require(**values)
     for name, value in values.items():
         if value < 1:

@@ -11,7 +11,7 @@ TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and b
 
 
 def _nothing() -> None:
-    """Outside a server there is nothing to be interrupted by."""
+    """Outside a server nothing interrupts."""
 
 
 def _print(message: str) -> None:
@@ -19,7 +19,7 @@ def _print(message: str) -> None:
 
 
 def _enough(wanted: int, purpose: str) -> None:
-    """Outside a server nobody else is killed for it."""
+    """Outside a server memory is not asked for: only this process would be killed for taking too much."""
 
 
 check_interrupts: Callable[[], None] = _nothing
@@ -28,14 +28,14 @@ require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an er
 
 
 class Progress:
-    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
+    """Sends a notice every few seconds about how far a long call has come; a short call sends none."""
 
     def __init__(self, what: str, unit: str, total: int | None = None) -> None:
         self.what, self.unit, self.total = what, unit, total
         self._told = time.monotonic()
 
     def at(self, done: int) -> None:
-        """So much is done: cheap enough for inner loops."""
+        """Say that so much is done; cheap enough for inner loops."""
         now = time.monotonic()
         if now - self._told >= TELL_EVERY:
             self._told = now

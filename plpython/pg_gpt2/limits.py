@@ -1,7 +1,7 @@
-"""Domains that a caller meets: how large an argument may be before any work is done. docs/limits.md lists them.
+"""How large an argument may be, checked before any work is done. docs/limits.md lists these limits.
 
-Most of them bound the time of one call that cannot be interrupted, or the memory of what is asked for. What only memory bounds
-is not here: it is asked for when it is taken.
+Most of them bound the time of a step that cannot be interrupted, or the memory that an argument would cost. What is bounded by
+memory alone is not here: that is asked for when it is needed.
 """
 
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it

@@ -15,7 +15,7 @@ AT_A_TIME = 100_000  # values, between looks for an interrupt
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
+    """One character per value, scaled from the lowest to the highest value; a gap for one that is null, NaN or infinite."""
     known = [value for value in _interruptibly(values) if _is_finite(value)]
     # halved, so that the span of any two finite numbers is finite
     low = min(known, default=0.0) / 2
@@ -27,7 +27,8 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def means(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
+    """At most `width` means of consecutive values, in groups of equal length (give or take one); None for a group in which no
+    value is finite."""
     if len(values) <= width:
         return list(values)
     ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log

@@ -1,4 +1,4 @@
-"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
+"""Tensors as SQL passes them: contiguous little-endian row-major float32 bytes, shape beside them."""
 
 import io
 import math
@@ -46,7 +46,7 @@ def to_bytes(values: np.ndarray) -> bytes:
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer, of MOST_DIMENSIONS or fewer: the product of more may take long."""
+    """Refuse (22023) a dimension that is not a positive integer, and more than MOST_DIMENSIONS: their product may take long."""
     if len(shape) > MOST_DIMENSIONS:
         raise InvalidParameter(
             f"{name} has {len(shape)} dimensions; the most is {MOST_DIMENSIONS}",

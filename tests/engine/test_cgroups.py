@@ -133,3 +133,13 @@ def test_memory_of_version_1(tmp_path, files, limit):
     root = write(tmp_path, files)
     left = None if limit is None else limit - 70 * MB
     assert (cgroups.memory_limit(root), cgroups.memory_left(root)) == (limit, left)
+
+
+@pytest.mark.parametrize(
+    ("shared", "left"),
+    [(0, 501 * MB), (7, 501 * MB), (100 * MB + 7, 401 * MB), (900 * MB, 0)],
+)
+def test_what_processes_share_and_nobody_has_touched_yet_is_not_left(tmp_path, shared, left):
+    """Of version 2, 7 bytes are touched."""
+    root = write(tmp_path, version_2(b=(f"{900 * MB}\n", f"{500 * MB}\n", f"{100 * MB}")))
+    assert cgroups.memory_left(root, shared) == left

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pg_gpt2.autograd import attributes, replay, tape_dot
-from pg_gpt2.autograd.replay import Application, Tensor
+from pg_gpt2.autograd import attributes, tape_dot
+from pg_gpt2.autograd.compare import compare
+from pg_gpt2.autograd.gradcheck import check_gradients
+from pg_gpt2.autograd.graph import Graph
+from pg_gpt2.autograd.records import Application, Tensor, ancestors, check_complete, values_read
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.core.tape import Eager
@@ -66,8 +69,8 @@ def test_gradients_from_records_are_the_trainers_bits(dropout_p: float) -> None:
     loss, _ = trainer.gradients([(TOKENS, TOKENS[:, ::-1].copy())], dropout_p=dropout_p, seed=3, step_no=4)
     start = run.applications[-1].output
     assert float(run.data[start]) == loss
-    read = replay.values_read(run.applications)
-    graph = replay.Graph(run.applications, run.tensors, {handle: run.data[handle] for handle in read})
+    read = values_read(run.applications)
+    graph = Graph(run.applications, run.tensors, {handle: run.data[handle] for handle in read})
     graph.backward(start)
     grads = dict(graph.gradients())
     for name, grad in trainer.grads.items():
@@ -76,14 +79,14 @@ def test_gradients_from_records_are_the_trainers_bits(dropout_p: float) -> None:
 
 def with_gradients() -> tuple[Recorder, dict[int, np.ndarray]]:
     run, _, _ = recorded(0.1)
-    graph = replay.Graph(run.applications, run.tensors, run.data)
+    graph = Graph(run.applications, run.tensors, run.data)
     graph.backward(run.applications[-1].output)
     return run, dict(graph.gradients())
 
 
 def test_an_untouched_record_replays_exactly() -> None:
     run, grads = with_gradients()
-    assert list(replay.compare(run.applications, run.tensors, run.data, grads)) == []
+    assert list(compare(run.applications, run.tensors, run.data, grads)) == []
 
 
 def test_every_changed_value_and_gradient_is_found() -> None:
@@ -91,10 +94,10 @@ def test_every_changed_value_and_gradient_is_found() -> None:
     for application in run.applications:
         handle = application.output
         changed = run.data | {handle: run.data[handle] + np.float32(1)}
-        found = list(replay.compare(run.applications, run.tensors, changed, grads))
+        found = list(compare(run.applications, run.tensors, changed, grads))
         assert (application.id, "value") in {(each.application.id, each.what) for each in found}
         changed = grads | {handle: grads[handle] * np.float32(1.5)}
-        assert list(replay.compare(run.applications, run.tensors, run.data, changed))
+        assert list(compare(run.applications, run.tensors, run.data, changed))
 
 
 def test_a_changed_attribute_is_found() -> None:
@@ -102,7 +105,7 @@ def test_a_changed_attribute_is_found() -> None:
     place = next(i for i, application in enumerate(run.applications) if application.name == "dropout")
     changed = list(run.applications)
     changed[place] = replace(changed[place], attrs=changed[place].attrs | {"seed": 99})
-    found = [each.application.id for each in replay.compare(changed, run.tensors, run.data, grads)]
+    found = [each.application.id for each in compare(changed, run.tensors, run.data, grads)]
     assert changed[place].id in found
 
 
@@ -112,7 +115,7 @@ def test_ancestors_leave_out_what_the_start_does_not_need() -> None:
     y = run.apply("gelu", a)
     run.apply("gelu", b)
     total = run.apply("sum", y)
-    assert [each.output for each in replay.ancestors(run.applications, total)] == [y, total]
+    assert [each.output for each in ancestors(run.applications, total)] == [y, total]
 
 
 def test_a_missing_tensor_names_op_and_row() -> None:
@@ -120,25 +123,25 @@ def test_a_missing_tensor_names_op_and_row() -> None:
     application = run.applications[5]
     del run.tensors[application.inputs[1]]
     with pytest.raises(UndefinedObject, match=rf"llm_tape row {application.id} \({application.name}\)"):
-        replay.check_complete(run.applications[5:6], run.tensors)
+        check_complete(run.applications[5:6], run.tensors)
 
 
 def test_a_start_without_gradient_is_an_error() -> None:
     run = Recorder()
     y = run.apply("gelu", run.leaf(np.ones(3, np.float32), False))
     with pytest.raises(InvalidParameter, match="requires a gradient"):
-        replay.Graph(run.applications, run.tensors, run.data).backward(y)
+        Graph(run.applications, run.tensors, run.data).backward(y)
 
 
 def test_gradcheck_agrees_and_finds_a_wrong_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     run, _, _ = recorded()
     start = run.applications[-1].output
-    checked = list(replay.gradcheck(run.applications, run.tensors, run.data, start, epsilon=1e-5, most=2))
+    checked = list(check_gradients(run.applications, run.tensors, run.data, start, epsilon=1e-5, most=2))
     assert len(checked) == 28
     assert all(each.max_error < 1e-6 * (1 + each.max_gradient) for each in checked)
     gelu = registry["gelu"]
     monkeypatch.setitem(registry, "gelu", replace(gelu, backward=lambda dy, y, x, **_: (dy * 2,)))
-    checked = list(replay.gradcheck(run.applications, run.tensors, run.data, start, epsilon=1e-5, most=2))
+    checked = list(check_gradients(run.applications, run.tensors, run.data, start, epsilon=1e-5, most=2))
     assert any(each.max_error > 1e-6 * (1 + each.max_gradient) for each in checked)
 
 

@@ -12,7 +12,8 @@ from .values import odd, tampered
 
 FUNCTIONS = """
     SELECT p.proname, coalesce(p.proargnames[:p.pronargs], '{}'),
-           ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) AS t),
+           ARRAY(SELECT format_type(coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = t), 0), t), NULL)
+               FROM unnest(p.proargtypes) AS t),
            CASE WHEN p.prokind = 'p' THEN 'procedure' WHEN p.prorettype = 'trigger'::regtype THEN 'trigger' ELSE 'function' END
     FROM pg_depend AS d JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
     WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'

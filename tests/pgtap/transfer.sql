@@ -1,6 +1,6 @@
 -- Weights in and out without files: llm_export_safetensors, llm_import_safetensors; the file functions' arguments.
 BEGIN;
-SELECT plan(41);
+SELECT plan(49);
 SELECT llm_init_model('a', 2, 2, 8, 16, 50, seed => 3);
 CREATE FUNCTION pg_temp.file(model text) RETURNS bytea LANGUAGE sql AS $$ SELECT string_agg(chunk, '') FROM llm_export_safetensors(model) AS chunk $$;
 CREATE FUNCTION pg_temp.header(file bytea) RETURNS jsonb LANGUAGE sql AS $$
@@ -16,7 +16,16 @@ SELECT throws_ok($$SELECT pg_temp.file('gpt2-small')$$, '55000', NULL, 'no weigh
 SELECT throws_ok($$SELECT pg_temp.file(NULL)$$, '22004', NULL, 'model null');
 
 -- llm_import_safetensors.
-SELECT volatility_is('llm_import_safetensors', '{bytea,text,boolean}'::name[], 'volatile');
+SELECT volatility_is('llm_import_safetensors', '{llm_bytes,text,boolean}'::name[], 'volatile');
+SELECT has_domain('llm_bytes', 'the bytes have a type that asks for memory');
+SELECT ok(llm_bytes_sent(1), 'llm_bytes_sent: there is room for a byte');
+SELECT throws_ok($$SELECT llm_bytes_sent(NULL)$$, '22004', NULL, 'size null');
+SELECT throws_ok($$SET LOCAL pg_gpt2.max_memory = '1MB'; SELECT llm_bytes_sent(2000000)$$, '53200', NULL, 'and no room for more than there is');
+RESET pg_gpt2.max_memory;
+SELECT has_domain('llm_texts', 'texts have a type that counts them');
+SELECT ok(llm_texts_sent(1048576), 'llm_texts_sent: so many may be');
+SELECT throws_ok($$SELECT llm_texts_sent(1048577)$$, '22023', NULL, 'and no more');
+SELECT throws_ok($$SELECT llm_texts_sent(NULL)$$, '22004', NULL, 'count null');
 SELECT is(llm_import_safetensors(pg_temp.file('a'), 'b'), 28, 'llm_import_safetensors returns the number of tensors');
 SELECT ok(NOT EXISTS (SELECT name, token_id, shape, data FROM llm_param WHERE model = 'a' EXCEPT SELECT name, token_id, shape, data FROM llm_param WHERE model = 'b'), 'the same weights');
 SELECT is((SELECT to_jsonb(c) - 'model' - 'init_seed' FROM llm_model_config c WHERE model = 'b'), (SELECT to_jsonb(c) - 'model' - 'init_seed' FROM llm_model_config c WHERE model = 'a'), 'our files bring the configuration');

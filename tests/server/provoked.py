@@ -456,6 +456,7 @@ STATEMENTS = [
     f"{RECORD} SELECT * FROM llm_gradcheck((SELECT max(output) FROM llm_tape WHERE {TAPE}), 7)",
     "SELECT llm_tape_dot(-1)",
     f"{STEP} SELECT * FROM llm_replay_tape((SELECT max(tape_id) FROM llm_tape))",
+    "SELECT array_fill('a'::text, '{1048577}')::llm_texts",
     # Kernels
     "SELECT pg_llm_tensor('{NULL}')",
     "SELECT pg_llm_tensor('{}')",

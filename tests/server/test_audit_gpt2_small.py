@@ -29,7 +29,7 @@ def timed(function):
     return call
 trained = session.Session('big', 1)
 settings = session.Settings(0.1, 0.9, 0.999, 1e-8, 0.01, 1e-3, 0, 0.0, None, 0)
-run = runs.Run(trained, runs.Plan(settings, steps, 1, 1, None, 0, level))
+run = runs.Run(trained, runs.RunPlan(settings, steps, 1, 1, None, 0, level))
 run.begin()
 auditor = run._audit
 begin = auditor.begin

@@ -173,6 +173,24 @@ def test_termination_is_heeded(connect, module_conn, what):
     assert time.monotonic() - started < TIMEOUT + SOON
 
 
+def test_a_set_that_is_cancelled_between_its_rows_ends_nothing_else(connect, module_conn):
+    """A cursor that is open then is closed twice, and one time in two hundred that was the end of the server."""
+    module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 32, 32, 270)")
+    conn = connect()
+    cancelled = 0
+    for n in range(400):
+        timer = threading.Timer(0.001 + n % 20 / 1000, conn.cancel)
+        timer.start()
+        try:
+            conn.execute("SELECT string_agg(c, '') FROM llm_export_safetensors('tiny') AS c")
+        except psycopg.errors.QueryCanceled:
+            cancelled += 1
+        finally:
+            timer.join()
+    assert cancelled > 20
+    assert conn.execute("SELECT count(*) > 1 FROM llm_export_safetensors('tiny')").fetchone() == (True,)
+
+
 def test_a_caught_cancel_of_a_subtransaction_leaves_a_usable_session(module_conn):
     """PL/pgSQL may catch a cancel by name; the package must not be left half-way."""
     for _ in range(2):

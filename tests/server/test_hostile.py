@@ -66,6 +66,8 @@ EXAMPLES = {
     "llm_init_model": f"{NEW}, n_layer => 1, n_head => 1, d_model => 8, n_positions => 8, vocab => 20",
     "llm_copy_model": "source => 'm', target => 'q'",
     "llm_drop_model": "model => 'm'",
+    "llm_texts_sent": "count => 1",
+    "llm_bytes_sent": "size => 1",
     "llm_import_safetensors": f"data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), {NEW}",
     "llm_export_safetensors": "model => 'm'",
     "pg_llm_import_safetensors": f"path => '/etc/passwd', {NEW}",
@@ -156,7 +158,9 @@ EXAMPLES = {
     "llm_unshare_param": "'x', 'wte'",
 }
 PARAMETERS = """
-    SELECT proargnames[:pronargs], ARRAY(SELECT format_type(t, NULL) FROM unnest(proargtypes) AS t), prokind = 'p'
+    SELECT proargnames[:pronargs],
+        ARRAY(SELECT format_type(coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = t), 0), t), NULL)
+               FROM unnest(proargtypes) AS t), prokind = 'p'
     FROM pg_proc WHERE proname = %s ORDER BY oid
 """
 REFUSED = {

@@ -16,7 +16,8 @@ from tests.server.test_hostile import EXAMPLES, REFUSED, arguments
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "nulls.md"
 FUNCTIONS = """
     SELECT p.oid::regprocedure::text AS signature, p.proname, p.proargnames[:p.pronargs] AS names, p.proretset,
-        ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) AS t) AS types, p.prorettype::regtype::text AS result
+        ARRAY(SELECT format_type(coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = t), 0), t), NULL)
+               FROM unnest(p.proargtypes) AS t) AS types, p.prorettype::regtype::text AS result
     FROM pg_depend AS d JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
     WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
       AND p.prokind = 'f' AND p.pronargs > 0

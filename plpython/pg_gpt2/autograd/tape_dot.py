@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from .. import host
-from .replay import Application, Tensor
+from .records import Application, Tensor
 
 STYLE = [
     "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
@@ -16,7 +16,7 @@ SHOWN = 24  # characters of an attribute
 def dot(
     tape_id: int, applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
 ) -> str:
-    """`names` are those of parameters, by handle."""
+    """The picture of these applications; `names` gives the names of parameters by handle."""
     lines = [f'digraph "tape {tape_id}" {{', *STYLE, *_nodes(applications, tensors, names), *_edges(applications), "}"]
     return "\n".join(lines) + "\n"
 
@@ -38,7 +38,7 @@ def _nodes(
 
 
 def _edges(applications: Sequence[Application]) -> Iterator[str]:
-    """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
+    """Edges. Those between ops weigh more, which keeps them short and straight: the path of the computation stands out."""
     produced = {application.output for application in applications}
     for application in applications:
         host.check_interrupts()

@@ -158,7 +158,7 @@ class Checkpoint:
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
-        """22000, naming the tensor, unless exactly the tensors of `config` are here, each of its shape."""
+        """Refuse (22000) a file that has not exactly the tensors of `config`, each in its shape; the error names the tensor."""
         expected = config.param_shapes()
         for name, shape in expected.items():
             if name not in self._names:

@@ -142,9 +142,10 @@ class NpzReader:
 
 
 def refuse_large_directory(file: BinaryIO) -> None:
-    """22P02 before zipfile makes an object of every member, a thousand bytes each: a file can have tens of millions.
+    """Refuse (22P02) a long directory before zipfile makes an object of a thousand bytes of each member, of which a file can
+    have tens of millions.
 
-    It is asked where it would read the directory itself: two ways of reading a hostile file find two things.
+    zipfile itself says where it would read the directory: two ways of reading a hostile file find two different things.
     """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a session does once, after the package is imported. The one place where the engine is told of its host."""
+"""What a session does once, after the package is imported. The one place where the engine learns about its host."""
 
 from .. import host
 from ..core import tape
@@ -6,7 +6,7 @@ from . import db, resources
 
 
 def begin(schema: str, digest: str) -> None:
-    """Serve the engine: `schema` is the extension's, quoted, and `digest` that of the sources."""
+    """Connect the engine to its host. `schema` is the extension's, quoted, and `digest` that of the sources."""
     db.connect(schema, digest)
     host.check_interrupts = db.check_interrupts
     host.notice = db.notice

@@ -1,7 +1,7 @@
-"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+"""The cores and the memory that control groups, version 1 or 2, leave to this process in a container or a service.
 
-The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
-its host: then the groups that it names are not found, and what is mounted as the root is ours.
+The lowest limit of our group and of the groups around it counts. In a container the kernel may report a path of the host: then
+its groups are not found, and what is mounted as the root is our group.
 """
 
 import os
@@ -41,14 +41,14 @@ def _words(folder: str, name: str) -> list[str]:
 
 
 def _number(folder: str, *names: str) -> int | None:
-    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    """The lowest number in these files; None where there is no number, or the word "max"."""
     found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
     return min(found, default=None)
 
 
 @cache
 def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    """How many cores' worth of time we may use; None for no limit. Read once a session."""
     quotas = map(_quota, _folders("cpu", root))
     return min((quota for quota in quotas if quota is not None), default=None)
 

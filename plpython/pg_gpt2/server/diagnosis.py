@@ -1,7 +1,7 @@
 """What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
 
-It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
-shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+It looks for what has cost people time: a slow BLAS, a different Python from the one they meant, a setting that is not valid, a
+disk or a shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing and raises no error.
 """
 
 import os
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Callable[[], object]] = {
 
 
 def findings() -> Iterator[Finding]:
-    """All there is to say."""
+    """All rows of llm_doctor."""
     yield from _software()
     yield from _settings()
     yield from _hardware()
@@ -78,7 +78,7 @@ def _vanished_clients() -> Finding:
 
 
 def _settings() -> Iterator[Finding]:
-    """Settings that are no values: whatever uses them would say so."""
+    """Settings with values that are not valid, which whatever uses them would refuse."""
     for name, read in SETTINGS.items():
         try:
             read()
@@ -123,7 +123,7 @@ def _gflops(n: int = 512) -> float:
 
 
 def _room(path: str, whole: bool) -> int | None:
-    """Bytes of a file system, all or those that are free; None where it says nothing."""
+    """Bytes of a file system, all or only the free ones; None where they cannot be found out."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -169,7 +169,7 @@ def _model(row: db.Row) -> Finding:
 
 
 def _shared_file(model: str) -> Iterator[Finding]:
-    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    """Whether the file that sessions share is what was written; no row without a file. Large files are verified only here."""
     config = store.find_config(model)
     file = config and weights.file_of(model, config, weights.version_of(model))
     if file and file.is_there():

@@ -24,13 +24,13 @@ RECURSION = 1000  # frames that our code may need: what Python itself starts wit
 
 
 def is_set_oddly():
-    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    """Whether another PL/Python function has changed a setting of the session's one interpreter that would make our code fail."""
     return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
 
 
 @contextmanager
 def own_settings():
-    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
+    """Give our code the usual settings, and restore the odd ones afterwards. Costs 8 us, so it is used only where needed."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,13 +66,13 @@ class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
             exec(compile(source, origin, "exec"), module.__dict__)
 
 
-def load(sources, key, schema):
+def import_package(sources, key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
     with own_settings():
-        return _load(sources, key, schema)
+        return _import(sources, key, schema)
 
 
-def _load(sources, key, schema):
+def _import(sources, key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
@@ -88,7 +88,7 @@ def _load(sources, key, schema):
 
 
 def unusable(message, hint):
-    """The error for a Python that will not do."""
+    """The error for a Python that the package cannot run on."""
     import plpy
 
     # PL/Python puts the name of the class in front of the message

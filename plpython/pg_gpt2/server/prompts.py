@@ -1,4 +1,4 @@
-"""What generation starts from: a prompt as ids the model has, and a seed.
+"""What generation starts from: a prompt as ids of the model, and a seed.
 
 A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
@@ -11,7 +11,7 @@ from .storage import weights
 
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
+    """Ids of the prompt, cut to the window; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
         return [end_of_text(model, tokenizer, "an empty prompt")]
@@ -20,7 +20,7 @@ def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> li
 
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
-    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
     eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
     if eos is None:
         raise InvalidParameter(
@@ -31,7 +31,7 @@ def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked, as many as the window has."""
+    """Prompt ids that a caller gave, checked and cut to the window."""
     require(ids=ids)
     if not ids:
         raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")

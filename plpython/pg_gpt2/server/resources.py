@@ -1,4 +1,4 @@
-"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
+"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), which is asked for before it is taken.
 
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
 """
@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 def apply_settings(workers: int = 1) -> None:
-    """pg_gpt2.threads, which `workers` above 1 overrule, and all cores without either; and pg_gpt2.fast."""
+    """Apply pg_gpt2.fast, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all cores."""
     found = db.row(
         "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
         " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
@@ -42,7 +42,7 @@ def apply_settings(workers: int = 1) -> None:
 
 
 def wanted_threads() -> int:
-    """Cores to use, of those there are (pg_gpt2.threads)."""
+    """How many of the available cores to use (pg_gpt2.threads)."""
     return _integer("threads", cores())
 
 
@@ -57,7 +57,7 @@ def attention_chunk() -> int:
 
 
 def prompt_lookup() -> bool:
-    """Whether continuations are guessed from what occurred before (pg_gpt2.prompt_lookup)."""
+    """Whether continuations are guessed from earlier text (pg_gpt2.prompt_lookup)."""
     return db.flag("prompt_lookup", "on")
 
 
@@ -88,7 +88,7 @@ def memory_limit() -> int:
 
 
 def _memory() -> int:
-    """Bytes of the machine, or of our control group where that may use fewer."""
+    """Bytes that the machine has, or that our control group may use where they are fewer."""
     machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
     return machine if group is None else min(machine, group)
 
@@ -104,7 +104,7 @@ def _bytes(name: str, text: str) -> int:
 
 
 def require_memory(wanted: int, purpose: str) -> None:
-    """53200 when `wanted` bytes are more than pg_gpt2.max_memory allows, or than the machine has left."""
+    """Refuse (53200) `wanted` bytes where pg_gpt2.max_memory allows fewer, or the machine has fewer left."""
     limit = memory_limit()
     if wanted > limit:
         raise OutOfMemory(
@@ -150,12 +150,12 @@ def _shared_buffers() -> int:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for the reader."""
+    """A number of bytes as text for a message."""
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
 
 
 def release_memory() -> None:
-    """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
+    """Give free memory back to the system: buffers, and what the C library keeps of arrays that are gone."""
     buffers.forget()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:

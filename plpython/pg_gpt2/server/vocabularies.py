@@ -20,7 +20,7 @@ MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's voca
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 
-def load(model: str) -> Tokenizer:
+def tokenizer_of(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
     found = find(model)
     if found is None:
@@ -70,8 +70,10 @@ def forget() -> None:
 
 
 def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
-    planner scans a table that many models share."""
+    """The version of the vocabulary; None when the caller sees no token of `model`.
+
+    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
+    """
     row = db.row(
         "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
@@ -99,7 +101,7 @@ def _digest(model: str) -> str:
 
 
 def touch() -> None:
-    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    """Give the vocabulary a new version, and remove what earlier changes left, except what others are removing now."""
     row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
     level = db.row("SELECT current_setting('transaction_isolation') AS level")
     if row and level == {
@@ -114,8 +116,8 @@ def touch() -> None:
 
 
 def _require_room(model: str) -> None:
-    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
-    fill the memory of those who read it."""
+    """Refuse a vocabulary that does not fit into memory (53200), or has a token that is too long (22023): somebody who may
+    write a vocabulary must not be able to fill the memory of those who read it."""
     pieces = 'octet_length("left") + octet_length("right")'
     row = db.row(
         "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
@@ -188,7 +190,7 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 
 def require_none(model: str) -> None:
-    """42710 when `model` has a vocabulary."""
+    """Refuse (42710) a `model` that has a vocabulary already."""
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',

@@ -286,7 +286,7 @@ class Tokenizer:
 
 
 def _require_room(size: int) -> None:
-    """54000 or 53200 when so many decoded bytes are too many."""
+    """Refuse more decoded bytes than a value takes (54000), or than there is memory for (53200)."""
     if size > MOST_DECODED:
         raise LimitExceeded(
             f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."

@@ -15,7 +15,7 @@ from ..fast import threads
 
 
 def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
-    """22023 when a hyperparameter is outside its domain."""
+    """Refuse (22023) a hyperparameter that is outside its domain."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not (isfinite(value) and value >= 0):
             raise InvalidParameter(

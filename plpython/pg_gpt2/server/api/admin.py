@@ -2,8 +2,8 @@
 
 from ...errors import InvalidParameter, UndefinedObject, require
 from .. import db, diagnosis, resources, vocabularies
-from ..db import entry
 from ..diagnosis import Finding
+from ..entry import entry
 from ..storage import store, weights
 
 
@@ -79,7 +79,7 @@ def grant_usage(role: str, level: str) -> None:
 
 
 def _rights(level: str, table: str) -> str:
-    """What a level may do with a table or view."""
+    """The privileges of a level on a table or view."""
     more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
     return f"SELECT, {more}" if more else "SELECT"
 

@@ -1,14 +1,14 @@
-"""What the types of arguments ask, llm_texts and llm_bytes: before PL/Python makes objects of what is large."""
+"""What the domains llm_texts and llm_bytes check, before PL/Python makes objects of a large argument."""
 
 from ...errors import InvalidParameter, require
 from ...limits import MOST_IDS
 from .. import resources
-from ..db import entry
+from ..entry import entry
 
 
 @entry
 def texts(count: int) -> bool:
-    """Whether an array may have so many texts; 22023 where it may not."""
+    """True, unless an array of so many texts is too large, which is refused (22023)."""
     require(count=count)
     if count > MOST_IDS:
         raise InvalidParameter(
@@ -20,7 +20,7 @@ def texts(count: int) -> bool:
 
 @entry
 def data(size: int) -> bool:
-    """Whether there is memory for PL/Python's copy of so many bytes; 53200 where there is none."""
+    """True, unless there is no memory for PL/Python's copy of so many bytes, which is refused (53200)."""
     require(size=size)
     resources.require_memory(size, f"an argument of {size} bytes")
     return True

@@ -3,9 +3,9 @@
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ...autograd import attributes, replay
+from ...autograd import attributes, room
+from ...autograd.graph import Graph
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
 from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
@@ -21,7 +21,8 @@ from ...fast.ops import lookup
 from ...limits import MOST_INPUTS
 from ...tensor import check_shape, from_bytes, to_bytes
 from .. import db, resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording, tape_rows
@@ -39,8 +40,8 @@ def enabled() -> bool:
 
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
-    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
+    """Carry out an UPDATE of llm_autograd_mode; it lasts as long as the tape does."""
+    require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
     word, is_local = "on" if flag else "off", tape_owner() == "transaction"
@@ -104,26 +105,17 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
 
 
 def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
-    try:
-        if name in ("add", "mul"):
-            size = prod(np.broadcast_shapes(*shapes))
-        elif name == "matmul":
-            a, b = shapes
-            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
-        elif name == "concat":
-            size = sum(map(prod, shapes))
-        elif name == "embedding":
-            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
-        else:
-            return
-    except (ValueError, IndexError, KeyError):
-        return  # the op itself says what does not fit
-    if 4 * size > MAX_BYTES:
+    """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
+    result and for writing that."""
+    result = room.result_bytes(name, shapes, attrs)
+    if result > MAX_BYTES:
         raise OutOfMemory(
-            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+            f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
+            hint="Work on fewer rows at a time.",
         )
-    resources.require_memory(2 * 4 * size, f"op {name}")
+    wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -182,21 +174,31 @@ def backprop(start_id: int | None, model: str | None) -> None:
     tensors = tape_rows.tensors(tape)
     if start_id not in tensors:
         raise tape_rows.unknown(start_id)
-    needed = replay.ancestors(recorded, start_id)
+    needed = ancestors(recorded, start_id)
     if model is not None:
         _require_use(model, needed)
-    replay.check_complete(needed, tensors)
-    read = replay.values_read(needed)
+    check_complete(needed, tensors)
+    read = values_read(needed)
+    _require_room_for_gradients(tensors, needed)
     data = tape_rows.data(tape, read)
-    replay.require_kept(read, data)
-    graph = replay.Graph(needed, tensors, data)
+    require_kept(read, data)
+    graph = Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
     graph.close()
 
 
-def _require_use(model: str, needed: list[replay.Application]) -> None:
-    """55000 unless a mapped parameter of `model` is among the inputs."""
+def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Application]) -> None:
+    """Refuse (53200) a backward pass without memory for a gradient of each value, and for what the largest op needs besides."""
+    handles = {handle for application in needed for handle in (*application.inputs, application.output)}
+    sizes = [4 * prod(tensors[handle].shape) for handle in handles]
+    wanted = sum(sizes) + 3 * max(sizes, default=0)
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
+
+
+def _require_use(model: str, needed: list[Application]) -> None:
+    """Refuse (55000) to go back from a value that no mapped parameter of `model` went into."""
     inputs = sorted({handle for application in needed for handle in application.inputs})
     if not db.row(
         "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
@@ -290,6 +292,6 @@ def _accumulate(model: str, turn: int) -> int:
 
 @entry
 def prune(workers: int) -> int:
-    """Drop the own tape; the number of values."""
+    """Drop the caller's tape; the number of its values."""
     require_positive(workers=workers)
     return tape_rows.drop([own_tape()])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import checkpoints, store, tensor_versions
 
 
@@ -26,12 +26,12 @@ def attach(file_path: str, model: str | None) -> int:
 def load(model: str, checkpoint_id: int) -> int:
     """Back to a checkpoint of the model; its step."""
     require(model=model, checkpoint_id=checkpoint_id)
-    return checkpoints.load(model, checkpoint_id).step
+    return checkpoints.go_back(model, checkpoint_id).step
 
 
 @entry
 def drop(checkpoint_id: int) -> None:
-    """Remove one; 42704 when there is none."""
+    """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
     found = checkpoints.find(checkpoint_id)
     if not checkpoints.drop([checkpoint_id]):
@@ -42,7 +42,7 @@ def drop(checkpoint_id: int) -> None:
 
 @entry
 def prune(model: str, keep_last: int, keep_every: int | None) -> int:
-    """Remove old ones; how many."""
+    """Remove old checkpoints; how many."""
     require(model=model, keep_last=keep_last)
     if keep_last < 0:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
@@ -65,8 +65,8 @@ def _diff(a: int, b: int | None) -> Iterator[tuple]:
     first = checkpoints.find(a)
     second = None if b is None else checkpoints.find(b)
     with (
-        tensor_versions.State(first, first.model) as before,
-        tensor_versions.State(second, first.model) as after,
+        tensor_versions.Snapshot(first, first.model) as before,
+        tensor_versions.Snapshot(second, first.model) as after,
     ):
         for name, difference in tensor_versions.diff(before, after):
             yield (name, *difference)

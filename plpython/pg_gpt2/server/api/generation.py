@@ -24,7 +24,8 @@ from ...limits import MOST_BEAMS
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import check_prompt, draw_seed, encode_prompt
 from ..storage import store, weights
 from ..tape import recording
@@ -58,7 +59,7 @@ class _TextJob:
     def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.load(model.name)
+        self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
@@ -102,7 +103,7 @@ def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | 
 
 def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
     """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
-    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.load(model.name).encode(text))
+    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -121,7 +122,7 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
     asked, sampling = gather(given, TextGeneration, Sampling)
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     options = _options(asked, sampling, model, tokenizer)
     ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
     while ids:
@@ -147,7 +148,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stops else None
+    tokenizer = vocabularies.tokenizer_of(model.name) if stops else None
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
@@ -180,7 +181,7 @@ def beam_search(
     if prompt is None:
         ids = check_prompt(prompt_ids, model)
     else:
-        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
+        ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
@@ -222,7 +223,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
         )
     model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only

@@ -5,15 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import replay, tape_dot
-from ...autograd.replay import Application, Tensor
+from ...autograd import tape_dot
+from ...autograd.compare import compare
+from ...autograd.gradcheck import check_gradients
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept
 from ...core.gpt2 import check_window
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ...generation import tracing
 from ...generation.decode import check_ids
 from ...tensor import FLOAT32, to_bytes
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import encode_prompt
 from ..storage import store, weights
 from ..tape import tape_rows
@@ -23,7 +26,7 @@ from ..tape import tape_rows
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+    return encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))[-model.config.n_positions :]
 
 
 @entry
@@ -38,7 +41,7 @@ def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...
 @entry
 @received(ids="integer")
 def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
-    """The same for token ids."""
+    """As trace_text, for token ids."""
     if ids is None:
         return iter(())
     loaded = weights.load(model)
@@ -73,7 +76,7 @@ def attention_weights(prompt: str | None, layer: int, head: int, model: str | No
             )
     ids = _ids_of(prompt, loaded)
     attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
     return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
 
@@ -86,7 +89,7 @@ def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any,
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     rows = []
     for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
@@ -121,7 +124,7 @@ def token_embedding(token_id: int | None, model: str | None) -> list[float] | No
 
 
 def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    """A tape (null: the caller's own) and the shapes on it; a tape that is not there is refused (42704)."""
     number = tape_rows.own_tape() if tape_id is None else tape_id
     recorded = tape_rows.applications(number)
     if not recorded:
@@ -133,7 +136,7 @@ def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor
 
 @entry
 def dot(tape_id: int | None) -> str:
-    """DOT text."""
+    """A tape (null: the caller's own) as DOT text."""
     number, recorded, tensors = _tape(tape_id)
     rows = db.query(
         "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",
@@ -148,17 +151,17 @@ def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
     """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
     number, recorded, tensors = _tape(tape_id)
     resources.apply_settings()
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     data = tape_rows.data(number, tensors)
     if not data:
         raise WrongState(
             f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
         )
-    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
+    require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
     grads = tape_rows.data(number, tensors, "grad")
     return [
         (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
-        for found in replay.compare(recorded, tensors, data, grads)
+        for found in compare(recorded, tensors, data, grads)
     ]
 
 
@@ -170,13 +173,13 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     if not 0 < epsilon < 1:
         raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    recorded = ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
     tensors = tape_rows.tensors(tape_rows.own_tape())
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
     data = tape_rows.data(tape_rows.own_tape(), needed)
-    replay.require_kept(needed, data)
-    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
+    require_kept(needed, data)
+    checked = check_gradients(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
     return [
         (
             each.handle,

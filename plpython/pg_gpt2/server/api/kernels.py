@@ -8,7 +8,7 @@ from ... import bytea_ops
 from ...errors import require
 from ...generation.sampling import Sampling
 from .. import resources
-from ..db import entry
+from ..entry import entry
 from ..prompts import draw_seed
 
 SMALL = (
@@ -90,7 +90,7 @@ def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_he
 def attention_backward(
     x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
 ) -> tuple[bytes, ...]:
-    """Its gradients."""
+    """Gradients of `attention` by its five tensors."""
     return bytea_ops.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
 
 

@@ -9,7 +9,7 @@ from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
 from .. import db, resources
-from ..db import entry
+from ..entry import entry, require_trigger_of
 from ..storage import checkpoints, sharing, store, weights
 from ..training import audit
 
@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
-    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
+    require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
 

@@ -17,11 +17,27 @@ from ...generation.decode import check_ids
 from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
+
+BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
+    "ln1_g": "ln_1.weight",
+    "ln1_b": "ln_1.bias",
+    "w_qkv": "attn.c_attn.weight",
+    "b_qkv": "attn.c_attn.bias",
+    "w_o": "attn.c_proj.weight",
+    "b_o": "attn.c_proj.bias",
+    "ln2_g": "ln_2.weight",
+    "ln2_b": "ln_2.bias",
+    "w_fc": "mlp.c_fc.weight",
+    "b_fc": "mlp.c_fc.bias",
+    "w_proj": "mlp.c_proj.weight",
+    "b_proj": "mlp.c_proj.bias",
+}
 
 
 @entry
@@ -41,43 +57,12 @@ def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes |
 
 
 @entry
-def block_forward(
-    data: bytes,
-    w_qkv: bytes,
-    b_qkv: bytes,
-    w_o: bytes,
-    b_o: bytes,
-    w_fc: bytes,
-    b_fc: bytes,
-    w_proj: bytes,
-    b_proj: bytes,
-    ln1_g: bytes,
-    ln1_b: bytes,
-    ln2_g: bytes,
-    ln2_b: bytes,
-    n_head: int,
-    t: int,
-    d: int,
-    eps: float,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """One pre-LN block."""
-    given = {
-        "ln_1.weight": ln1_g,
-        "ln_1.bias": ln1_b,
-        "attn.c_attn.weight": w_qkv,
-        "attn.c_attn.bias": b_qkv,
-        "attn.c_proj.weight": w_o,
-        "attn.c_proj.bias": b_o,
-        "ln_2.weight": ln2_g,
-        "ln_2.bias": ln2_b,
-        "mlp.c_fc.weight": w_fc,
-        "mlp.c_fc.bias": b_fc,
-        "mlp.c_proj.weight": w_proj,
-        "mlp.c_proj.bias": b_proj,
-    }
-    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+def block_forward(**given: Any) -> bytes:
+    """One pre-LN block. `given` has the parameters of llm_block_forward by their names in SQL."""
+    data, n_head, t, d = (given[name] for name in ("input", "n_head", "t", "d"))
+    eps, dropout_p, training = (given[name] for name in ("eps", "dropout_p", "training"))
+    tensors = {name: given[parameter] for parameter, name in BLOCK_TENSORS.items()}
+    require(input=data, **tensors, eps=eps, dropout_p=dropout_p, training=training)
     require_positive(n_head=n_head, t=t, d=d)
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
@@ -86,7 +71,7 @@ def block_forward(
     resources.apply_settings()
     chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
-    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    arrays = {name: from_bytes(tensors[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
     require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
@@ -101,19 +86,9 @@ def block_forward(
 
 
 @entry
-def forward_gpt2(
-    data: bytes,
-    model: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    t: int | None,
-    d: int | None,
-    ln_f_weight: bytes | None,
-    ln_f_bias: bytes | None,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """All blocks and ln_f."""
+def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: int | None, **given: Any) -> bytes:
+    """All blocks and ln_f. `given` has the other parameters of llm_forward_gpt2 by their names in SQL."""
+    t, d, dropout_p, training = (given[name] for name in ("t", "d", "dropout_p", "training"))
     require(input=data, dropout_p=dropout_p, training=training)
     check_p(dropout_p)
     loaded = weights.load(model)
@@ -124,9 +99,9 @@ def forward_gpt2(
     gpt2.check_window(t, config)
     x = from_bytes(data, (t, config.d_model), name="input")
     final = {
-        name: from_bytes(given, (config.d_model,), name=name)
-        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
-        if given is not None
+        name: from_bytes(given[parameter], (config.d_model,), name=name)
+        for parameter, name in (("ln_f_weight", "ln_f.weight"), ("ln_f_bias", "ln_f.bias"))
+        if given[parameter] is not None
     }
     how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():

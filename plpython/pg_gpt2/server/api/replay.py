@@ -2,7 +2,7 @@
 
 from ...errors import require
 from .. import resources
-from ..db import entry
+from ..entry import entry
 from ..training import run_replay
 from ..training.replay_start import Record
 

@@ -2,7 +2,7 @@
 
 from ...errors import InvalidParameter, require, require_positive
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import store
 
 

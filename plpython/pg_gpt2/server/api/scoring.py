@@ -10,7 +10,7 @@ from ...generation import scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
 from .. import db, vocabularies
-from ..db import entry
+from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
 
@@ -18,7 +18,7 @@ from ..storage import weights
 def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
     """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)

@@ -1,7 +1,7 @@
 """llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
 from ...errors import require
-from ..db import entry
+from ..entry import entry
 from ..storage import sharing
 
 
@@ -22,6 +22,6 @@ def share(
 
 @entry
 def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks."""
+    """Put copies in the place of shared blocks."""
     require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
     return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)

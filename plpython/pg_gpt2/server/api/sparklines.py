@@ -3,7 +3,8 @@
 from ...errors import UndefinedObject, require, require_positive
 from ...sparkline import means, sparkline
 from .. import db
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 
 
 @entry

@@ -11,7 +11,9 @@ from ...formats import vocab as vocab_files
 from ...tokenizer import bpe_train
 from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..caller_query import source_texts
+from ..entry import entry, require_trigger_of
 from ..storage import server_files, store
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
@@ -23,7 +25,7 @@ def _tokenizer(model: str | None) -> Tokenizer:
     found = vocabularies.find(name)
     if found is None and model is None:
         name = store.only_model() or name
-    return found or vocabularies.load(name)
+    return found or vocabularies.tokenizer_of(name)
 
 
 @entry
@@ -81,7 +83,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
             f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
             hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
         )
-    vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
+    vocab, merges = bpe_train.train(source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
     vocabularies.replace_merges(model, merges)
     return len(vocab)
@@ -89,8 +91,8 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 @entry
 def changed(trigger: dict[str, Any]) -> None:
-    """After a statement that changed a vocabulary or merges."""
-    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
+    """Trigger after a statement that changed a vocabulary or merges: gives it a new version."""
+    require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 
 

@@ -1,22 +1,33 @@
-"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+
+`given` has the parameters of a function beyond its first, under the names that they have in SQL.
+"""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ...core import gpt2
+from ...core.config import GPT2Config
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..caller_query import source_texts
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, hand_steps, runs, session
+
+# parameters of llm_train_step and llm_train by the names of Settings, and of llm_train in the order of RunPlan
+HYPERPARAMETERS = ("dropout_p", "beta1", "beta2", "eps", "lr_max", "warmup", "min_lr", "grad_clip", "seed")
+RUN_PARAMETERS = ("batch_size", "grad_accum", "eval_every", "log_every", "audit")
 
 
 @entry
@@ -49,25 +60,14 @@ def load_dataset(
             hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
         )
     cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
+    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
 
 
 @entry
 @received(tokens="integer", targets="integer")
-def loss(
-    model: str | None,
-    tokens: list[int] | None,
-    targets: list[int] | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    train: bool,
-    seed: int | None,
-    level: str | None,
-) -> float | None:
-    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
+def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None, **given: Any) -> float | None:
+    """Mean cross entropy of `targets`, recorded at the audit level; None = as the mode is."""
+    dropout_p, train, seed, level = (given[name] for name in ("dropout_p", "training", "seed", "audit"))
     if tokens is None or targets is None:
         return None
     require(dropout_p=dropout_p, training=train)
@@ -79,7 +79,7 @@ def loss(
             hint="targets is tokens shifted by one: what follows each.",
         )
     loaded = weights.load(model)
-    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    _check_shape(loaded.config, given)
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
@@ -109,32 +109,11 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
 
 @entry
 @received(batch="integer")
-def train_step(
-    model: str,
-    batch_id: int | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    total_steps: int | None,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch: list[int] | None,
-    min_lr: float,
-    seed: int,
-    level: str,
-) -> float:
+def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
+    batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    _check_workers(given)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -151,10 +130,10 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    settings = _settings(given)
+    _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, grad_workers)
+    trained = session.Session(model, given["grad_workers"])
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -163,76 +142,22 @@ def train_step(
 
 
 @entry
-def train(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    level: str,
-) -> int:
+def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    plan = _plan(model, n_steps, given)
+    _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, grad_workers), plan)
+    run_id = runs.train(session.Session(model, given["grad_workers"]), plan)
     resources.release_memory()
     return run_id
 
 
 @entry
 @db.committing("llm_train_run")
-def train_run(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    commit_every: int,
-    flush_seconds: float,
-    wait: bool,
-    level: str,
-) -> None:
+def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
+    plan = _plan(model, n_steps, given)
+    commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
     if not 0 <= flush_seconds < float("inf"):
@@ -240,17 +165,24 @@ def train_run(
             f"flush_seconds must be 0 or more, not {flush_seconds}",
             hint="0 commits every commit_every steps, however short.",
         )
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, given["grad_workers"]), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
+def _settings(given: Mapping[str, Any]) -> session.Settings:
+    """Hyperparameters among a call's parameters."""
+    return session.Settings(weight_decay=given["wd"], **{name: given[name] for name in HYPERPARAMETERS})
+
+
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> runs.RunPlan:
+    """The plan of a run that a call's parameters describe, checked."""
+    plan = runs.RunPlan(_settings(given), n_steps, *(given[name] for name in RUN_PARAMETERS))
     require(model=model, audit=plan.audit)
     audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    _check_workers(given)
     if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
@@ -259,11 +191,22 @@ def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: in
     for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+    return plan
+
+
+def _check_workers(given: Mapping[str, Any]) -> None:
+    """Refuse (22023) fewer than one worker."""
+    require_positive(**{name: given[name] for name in ("grad_workers", "prune_workers")})
+
+
+def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
+    """Refuse (22023) a shape among a call's parameters that is not what the model has."""
+    store.check_overrides(config, *(given[name] for name in ("n_layer", "n_head", "d", "vocab")))
 
 
 @entry
 def train_stop(model: str) -> bool:
-    """Ask a running llm_train_run to stop; whether there was one."""
+    """Ask a running llm_train_run to stop; whether one was running."""
     require(model=model)
     return bool(
         db.run(

@@ -27,7 +27,7 @@ from ...formats import (
 )
 from ...tensor import FLOAT32
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import server_files, sharing, store
 
 
@@ -110,9 +110,10 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
+    stored = _Stored(model, config, _through_cursor(model))
 
     def fill(file: BinaryIO) -> None:
-        for chunk in _safetensors(config, model):
+        for chunk in _safetensors(config, stored):
             file.write(chunk)
             host.check_interrupts()
 
@@ -124,39 +125,57 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config)
+    stored = _Stored(model, config, _through_cursor(model))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry
 def export_safetensors(model: str) -> Iterator[bytes]:
-    """Chunks of a safetensors file."""
-    return _safetensors(store.config(model), model)
+    """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
+    config = store.config(model)
+    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
 
 
-def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
-    stored = _Stored(model, config)
+def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
     ours = {hub_name(name): name for name in stored.shapes}
     shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
     return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
 
 
-class _Stored:
-    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
-    def __init__(self, model: str, config: GPT2Config) -> None:
+
+def _through_cursor(model: str) -> Iterator[db.Row]:
+    """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+
+
+def _one_by_one(model: str) -> Iterator[db.Row]:
+    """The same by a query each, for the rows of a set, between which no cursor may be open."""
+    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+        row = db.row(
+            f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+            ["text", "text", "int4"],
+            *(model, key["name"], key["token_id"]),
+        )
+        if row is not None:
+            yield row
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
         self._check()
-        rows = db.cursor(
-            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
-            ["text"],
-            model,
-        )
         self._tensors = groupby(rows, lambda row: row["name"])
 
     def _check(self) -> None:
-        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        """Refuse a model without weights (55000), or whose tensors do not fit its configuration (22000).
+
+        Before the first chunk, because PL/Python hides the message of an error that comes between the rows of a set.
+        """
         found: dict[str, tuple[int, ...]] = {
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(

@@ -45,7 +45,7 @@ class Part:
     v: bytes | None
 
     def __post_init__(self) -> None:
-        """22000 unless a row of llm_param can be such a block: rows and manifests are read that anybody may have changed."""
+        """Refuse (22000) what cannot be a row of llm_param: somebody may have changed the rows and manifests that are read."""
         digests = (self.data, *(digest for digest in (self.m, self.v) if digest is not None))
         if not (
             isinstance(self.name, str)
@@ -106,7 +106,7 @@ def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
 
 
 def require_suffix(path: str) -> None:
-    """22023 unless the name says which format it shall have."""
+    """Refuse (22023) the name of a file that does not say which format the file shall have."""
     if not path.endswith((".safetensors", ".npz")):
         raise InvalidParameter(
             f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."

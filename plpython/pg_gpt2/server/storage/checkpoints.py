@@ -79,7 +79,7 @@ def last_run(model: str) -> int | None:
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
-    """What a checkpoint consists of, ordered by name and first row."""
+    """The blocks of a checkpoint, ordered by name and first row."""
     if checkpoint.manifest is not None:
         return checkpoint.manifest
     rows = db.query(
@@ -92,7 +92,7 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
 
 
 def current_parts(model: str) -> list[Part]:
-    """The same of what `model` has now."""
+    """As `parts`, of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
         f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
@@ -103,7 +103,7 @@ def current_parts(model: str) -> list[Part]:
 
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
-    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
+    """Refuse (22000) blocks that do not cover exactly the tensors of `config`: only what can be loaded is saved."""
     name = checkpoint_files.misfit(config, found)
     if name is not None:
         raise InconsistentData(
@@ -246,7 +246,7 @@ def _new_path(real: str) -> str:
 # --- loading ----------------------------------------------------------------------------------------------------------------
 
 
-def load(model: str, checkpoint_id: int) -> Checkpoint:
+def go_back(model: str, checkpoint_id: int) -> Checkpoint:
     """Put `model` back to a checkpoint of its own."""
     store.lock(model)
     saved = find(checkpoint_id, model, lock=True)
@@ -335,9 +335,9 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+    """Delete blocks that no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
 
-    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    It does nothing where it may not see them all, in an older snapshot or under a policy: the next drop will do it.
     """
     sees_all = db.row(
         "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"

@@ -103,7 +103,7 @@ class _Synced(io.FileIO):
 
 
 def _remove_left_over(folder: str) -> None:
-    """Remove what processes that were killed while they wrote here left."""
+    """Remove temporary files that processes left here when they were killed."""
     for name in os.listdir(folder):
         if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
             try:
@@ -116,12 +116,13 @@ def _remove_left_over(folder: str) -> None:
 
 
 def to_read(path: str | None) -> str:
-    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    """Where `path` leads, links resolved. A caller who may not read files of the server is refused (42501) before anything is
+    looked up."""
     return _allowed(path, "pg_read_server_files", "read")
 
 
 def to_write(path: str | None) -> str:
-    """The same for who would write there."""
+    """As `to_read`, for a file to be written."""
     return _allowed(path, "pg_write_server_files", "write")
 
 
@@ -155,7 +156,7 @@ def _new_file(folder: str) -> tuple[int, str]:
 
 
 def _culprit(path: str, error: OSError) -> str:
-    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
+    """The path that `error` is about: where `path` does not exist, the first part of it that is missing or no directory."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         while not os.path.isdir(folder := os.path.dirname(path)):
             path = folder

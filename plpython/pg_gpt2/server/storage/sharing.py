@@ -99,7 +99,7 @@ def _check_target(
 
 
 def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
-    """2BP01, naming them, when other models share rows of `model`."""
+    """Refuse (2BP01) to touch `model` while other models share its rows; the error names them."""
     row = db.row(
         "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
         " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
@@ -114,7 +114,7 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
 
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks; how many."""
+    """Put copies in the place of shared blocks; how many."""
     store.lock(target)
     copied = db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
@@ -141,5 +141,5 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
 
 
 def forget(target: str) -> int:
-    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
+    """End all sharing by `target`, without making copies, because its weights are replaced or dropped; how many it shared."""
     return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)

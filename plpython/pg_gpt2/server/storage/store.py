@@ -72,7 +72,7 @@ def _weighted(most: int) -> list[str]:
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
-    """22004 or 22023 unless `model` can be the name of a new model."""
+    """Refuse what cannot name a new model: null (22004), or an empty name (22023)."""
     if model is None:
         raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
     if not model:
@@ -107,7 +107,7 @@ def find_config(model: str) -> GPT2Config | None:
 def check_overrides(
     known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
 ) -> None:
-    """22023 unless each shape that a caller repeats is null or what the model has."""
+    """Refuse (22023) a shape parameter that is neither null nor what the model has."""
     for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
         if value is not None and value != getattr(known, name):
             raise InvalidParameter(
@@ -128,7 +128,7 @@ def lock(*models: str) -> None:
 
 
 def _take(model: str, function: str) -> None:
-    """Take the lock of `model`; whoever has to wait is told for whom."""
+    """Take the lock of `model`; a session that has to wait is told which session it waits for."""
     if not _tried(model, function):
         db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
         db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
@@ -235,7 +235,7 @@ def known(models: Sequence[str]) -> set[str]:
 
 
 def require_no_weights(model: str) -> None:
-    """42710 when `model` has weights."""
+    """Refuse (42710) a `model` that has weights already."""
     if has_weights(model):
         raise DuplicateObject(
             f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
@@ -280,7 +280,7 @@ def writing_bytes(total: int) -> int:
 
 
 def require_memory_of_batches(total: int) -> None:
-    """53200 unless there is memory for writing `total` bytes."""
+    """Refuse (53200) to write `total` bytes for which there is no memory."""
     host.require_memory(writing_bytes(total), "writing a model's weights")
 
 

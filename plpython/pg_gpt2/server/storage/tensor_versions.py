@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     relative: float | None
 
 
-class State:
+class Snapshot:
     """The weights of a checkpoint, or of a model now (`checkpoint` None). Use as a context manager: it may hold a file."""
 
     def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
@@ -41,7 +41,7 @@ class State:
         self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
         self._open = ExitStack()
 
-    def __enter__(self) -> "State":
+    def __enter__(self) -> "Snapshot":
         found = self.checkpoint
         if found is not None and found.manifest is not None:
             self._reader = checkpoint_files.open_file(str(found.file_path), found.id, found.config, found.manifest)
@@ -56,7 +56,7 @@ class State:
         return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of the whole tensor; None where it is not."""
+        """Shape of the whole tensor; None where there is no such tensor."""
         found = self.tensors.get(name)
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
@@ -77,7 +77,7 @@ class State:
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
-        """Its weights, those of a checkpoint compared with their digest."""
+        """Weights of a block; those of a checkpoint are compared with their digest."""
         found = self.checkpoint
         if found is not None and found.manifest is not None:
             return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
@@ -96,14 +96,14 @@ class State:
         return row["data"]
 
 
-def diff(a: State, b: State) -> Iterator[tuple[str, Difference]]:
+def diff(a: Snapshot, b: Snapshot) -> Iterator[tuple[str, Difference]]:
     """Each tensor of either, by name."""
     for name in sorted(a.tensors | b.tensors):
         yield name, compare(a, b, name)
         host.check_interrupts()
 
 
-def compare(a: State, b: State, name: str) -> Difference:
+def compare(a: Snapshot, b: Snapshot, name: str) -> Difference:
     """How a tensor in `b` differs from that in `a`."""
     if a.shape(name) != b.shape(name):
         return Difference(True, None, None, None)
@@ -122,7 +122,7 @@ def compare(a: State, b: State, name: str) -> Difference:
     return Difference(changed, largest, squares**0.5, (squares / norm) ** 0.5 if norm else None)
 
 
-def norm(state: State, name: str) -> float:
+def norm(state: Snapshot, name: str) -> float:
     """L2 norm of a tensor."""
     values = state.tensor(name)
     parts = (values[start : start + CHUNK].astype(np.float64) for start in range(0, values.size, CHUNK))
@@ -153,13 +153,13 @@ EVENTS = """
 
 def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
-    before: State | None = None
+    before: Snapshot | None = None
     found = False
     for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
-            with State(saved, model) as state:
+            with Snapshot(saved, model) as state:
                 if name in state.tensors:
                     found = True
                     size = norm(state, name)
@@ -181,7 +181,7 @@ def history(model: str, name: str) -> Iterator[tuple]:
         )
 
 
-def _state_of(checkpoint_id: int, model: str) -> State | None:
+def _state_of(checkpoint_id: int, model: str) -> Snapshot | None:
     """The state that a load brought back, unless the checkpoint was dropped since."""
     row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
-    return State(checkpoints.find(checkpoint_id), model) if row else None
+    return Snapshot(checkpoints.find(checkpoint_id), model) if row else None

@@ -90,11 +90,11 @@ class WeightFile:
         }
 
     def is_there(self) -> bool:
-        """Whether there is something under its name."""
+        """Whether a file has its name."""
         return os.path.lexists(self._path)
 
     def damage(self) -> str | None:
-        """What is wrong with the file that is there."""
+        """What is wrong with the file, if anything."""
         try:
             with _opened(self._path, os.O_RDONLY) as file:
                 if os.fstat(file).st_size != self._size:

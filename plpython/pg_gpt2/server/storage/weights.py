@@ -217,12 +217,12 @@ def _largest(wanted: GPT2Config) -> int:
 
 
 def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading its rows takes beside what is made of them."""
+    """Bytes that reading the rows takes, besides the arrays that are made of them."""
     return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
 
 
 def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a model as they are kept, one at a time."""
+    """The tensors of a model in the layout of the file, one at a time."""
     resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
     params: Params = {}
     stored = layout.Stored(params, wanted)
@@ -291,12 +291,12 @@ class Assembly:
         return self._rows[name] == wanted[0]
 
     def finish(self) -> Params:
-        """All tensors in the order of the configuration, where none was taken out."""
+        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
         self.check()
         return {name: self.params[name] for name in self.shapes}
 
     def check(self) -> None:
-        """That all tensors have come, each to its last row; 55000 when there is none at all."""
+        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
         if not self._rows:
             raise store.no_weights(self.model)
         for name, shape in self.shapes.items():

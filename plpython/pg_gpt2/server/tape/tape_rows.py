@@ -1,4 +1,4 @@
-"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `autograd.records`.
 
 A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
 pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import host
 from ...autograd import attributes
-from ...autograd.replay import Application, Tensor
+from ...autograd.records import Application, Tensor
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...limits import MOST_DIMENSIONS
 from ...tensor import FLOAT32, to_bytes
@@ -166,7 +166,7 @@ def applications(tape_id: int) -> list[Application]:
 
 
 def _require_room(tape_id: int) -> None:
-    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    """Refuse (53200) a tape that is too large to be read: its ops, its values and what is computed from them."""
     size = db.row(
         "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
         " WHERE tape_id = $1",

@@ -21,7 +21,7 @@ ROOM = 512  # handles drawn at a time
 
 
 def check_level(level: str) -> None:
-    """22023 unless `level` is one."""
+    """Refuse (22023) a `level` that is not one of LEVELS."""
     if level not in LEVELS:
         raise InvalidParameter(
             f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
@@ -63,11 +63,11 @@ class StepTape:
 
     @property
     def tape_id(self) -> int:
-        """Its number."""
+        """Number of the tape, the tape_id of its rows."""
         return self.writer.tape_id
 
     def __call__(self, phase: str, node: Node) -> None:
-        """After an op ran (forward), or passed its gradient on (backward)."""
+        """Called after an op has run (forward), or has passed its gradient on (backward)."""
         if phase == "forward":
             inputs = [self._handle(value) for value in node.inputs]
             self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
@@ -95,7 +95,7 @@ class StepTape:
         self._held = 0
 
     def finish(self, trainer: Trainer) -> dict[str, int]:
-        """After the step: gradients of the parameters; their handles by name."""
+        """Called after the step, with the gradients of the parameters; returns their handles by name."""
         names = {id(sink): name for name, sink in trainer.sinks.items()}
         params = {names[key]: handle for key, handle in self._handles.items() if key in names}
         if self.full:
@@ -118,14 +118,14 @@ class Auditor:
         self._tape: StepTape | None = None
 
     def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
-        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
+        """The recorder of this step; None at level 'none', and where the `steps_left` steps after it would push it out again."""
         self._tape = None
         if self.level != "none" and (self._keep is None or steps_left < self._keep):
             self._tape = StepTape(self.level, run_id, step)
         return self._tape
 
     def end(self, trainer: Trainer) -> None:
-        """The step is done."""
+        """End the step that `begin` began, and keep what was recorded of it."""
         if self._tape is None:
             return
         if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:

@@ -51,7 +51,7 @@ class Cut:
     pack: bool
 
 
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
@@ -161,7 +161,7 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
 
 
 def refuse_long(model: str, config: GPT2Config, split: str) -> None:
-    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
+    """Refuse (22023) rows that are longer than the model's window, before a run reaches one of them after many steps."""
     row = db.row(
         "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
         f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",

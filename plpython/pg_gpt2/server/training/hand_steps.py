@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from ...training.optim import lr_schedule
 from .. import db
 from ..storage import store
-from . import datasets, runs
+from . import datasets, environment, run_log, runs
 from .audit import Auditor
 from .session import Session, Settings
 
@@ -26,7 +26,7 @@ class StepPlan:
 
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
-        """Back from llm_train_log.config."""
+        """The plan that llm_train_log.config records."""
         return cls(runs.settings_of(config), config["total_steps"], batch_size)
 
     def lr(self, step: int) -> float:
@@ -46,7 +46,7 @@ def train_step(
         rows = datasets.row_ids(session.model, session.config, "train")
         ids = [int(rows[(step - 1) % len(rows)])]
     plan = StepPlan(settings, total_steps, len(ids))
-    log = runs.Log(_manual_run(session, settings.seed), session.model)
+    log = run_log.Log(_manual_run(session, settings.seed), session.model)
     auditor = Auditor(session.model, audit)
     began = time.perf_counter()
     lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
@@ -63,7 +63,7 @@ def train_step(
 
 def _manual_run(session: Session, seed: int) -> int:
     """The model's run of steps by hand: the one that left these weights, else a new one."""
-    found = runs.environment()
+    found = environment.current()
     row = db.row(
         "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
         " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
@@ -73,10 +73,10 @@ def _manual_run(session: Session, seed: int) -> int:
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)
-        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
+        return run_log.new_run(session, runs.tied_in(session), seed, None, "manual")
     if not row["here"]:
         db.run(
-            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], session.step, json.dumps(found)),
         )

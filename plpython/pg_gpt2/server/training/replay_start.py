@@ -32,7 +32,7 @@ class Record:
 
     run_id: int
     model: str
-    plan: runs.Plan | None
+    plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
     first_step: int
@@ -50,7 +50,7 @@ class Record:
         return model_step - self.first_step + self.start
 
     def model_step(self, number: int) -> int:
-        """The other way round."""
+        """Number among the model's steps of the step that the log calls `number`."""
         return number + self.first_step - self.start
 
     def used(self, first: int, last: int) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ class Record:
 
     @classmethod
     def find(cls, run_id: int) -> "Record":
-        """42704 when there is none, 55000 when it cannot be done again."""
+        """The record of the run `run_id`. An unknown run is refused (42704), and so is one that cannot be done again (55000)."""
         row = db.row(
             "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
@@ -107,7 +107,7 @@ class Record:
         ]
         plan, data = None, {}
         if row["n_steps"] is not None:
-            plan, data = runs.Plan.of(config), config["data"]
+            plan, data = runs.RunPlan.of(config), config["data"]
             check_settings(plan.settings)
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
@@ -124,7 +124,7 @@ class Record:
 
 
 def check_settings(settings: Settings) -> None:
-    """ValueError unless they are numbers, whole ones where they count."""
+    """Raise ValueError where a setting is not a number, or not a whole one where it counts something."""
     if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
         raise ValueError
     if not all(type(number) is int for number in (settings.seed, settings.warmup)):
@@ -133,7 +133,7 @@ def check_settings(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where record and replay part, after the step numbered `step`."""
+    """Where the replay begins to differ from the record: after the step numbered `step`."""
 
     step: int
     what: str
@@ -143,14 +143,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Start:
-    """A copy of the model after the step of the run that is numbered `done`."""
+    """A copy of the model as it was after step `done` of the run."""
 
     learner: Learner
     done: int
     source: str
 
     def difference(self, record: Record) -> Difference | None:
-        """Whether the run had other weights there."""
+        """How the run's weights at that step differ from these; None where they do not."""
         at_start = {"weights_digest": record.weights_digest}
         row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
         recorded = (row or {}).get("weights_digest")
@@ -161,7 +161,7 @@ class Start:
 
 
 def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
-    """Where the replay begins, or that the checkpoint to begin with is damaged."""
+    """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
         return _from_checkpoint(record, _required(record, from_checkpoint))
     at_start = saved_checkpoints(record, "c.step = $3")

@@ -20,8 +20,9 @@ from .. import db, resources
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS, Part
 from ..storage.checkpoints import Checkpoint
-from . import datasets, runs
+from . import datasets, environment, runs
 from .hand_steps import StepPlan
+from .progress import NOTICES
 from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
@@ -42,7 +43,7 @@ class Report:
 
 
 def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
-    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
+    """Train again up to `to_step`, or to the end of the log, and compare; ends at the first difference."""
     last = record.last if to_step is None else to_step
     if not record.start < last <= record.last:
         raise InvalidParameter(
@@ -52,7 +53,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
     resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
     start = begin(record, from_checkpoint)
     first = record.start if isinstance(start, Difference) else start.done + 1
-    here = runs.environment()
+    here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
     report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
@@ -75,7 +76,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
         if report.difference is not None:
             report.last_step = step
             break
-        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
+        if (step - start.done) % max(1, (last - start.done) // NOTICES) == 0:
             db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
     else:
         report.difference = next(work.end(last), None)
@@ -186,7 +187,7 @@ class _Replay:
         return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
 
     def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
-        """A difference, unless it is one that another environment excuses."""
+        """The difference, unless a different environment explains it."""
         if recorded == found:
             return
         excused = not self.report.exact and (
@@ -232,7 +233,7 @@ class _Replay:
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
 
     def tell(self, other: list[str]) -> None:
-        """What a reader of the result has to know."""
+        """A note for the reader of the result."""
         notes = self.report.notes
         if other:
             bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"

@@ -1,36 +1,28 @@
-"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+"""Training runs: the loop over steps, and the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
 run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
 """
 
 import json
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
 import numpy as np
 
-from ... import __version__, host
-from ...core.op import is_fast
-from ...fast import threads
+from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
 from ...training.optim import run_lr
 from ...training.trainer import StepResult
-from .. import db, resources
-from . import datasets
+from .. import db
+from . import datasets, environment, run_log
 from .audit import Auditor
+from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
-# $2: steps done, $3: environment().
-RESUMED = (
-    "resumed = resumed || jsonb_build_array(jsonb_build_object("
-    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
-)
-NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 
@@ -39,7 +31,7 @@ class Schedule(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """The optimizer's side."""
+        """Hyperparameters of the optimizer."""
 
     @property
     def batch_size(self) -> int:
@@ -50,7 +42,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
 
     settings: Settings
@@ -62,8 +54,8 @@ class Plan:
     audit: str = "tape"
 
     @classmethod
-    def of(cls, config: dict) -> "Plan":
-        """Back from llm_run.config; what it does not determine is off."""
+    def of(cls, config: dict) -> "RunPlan":
+        """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
         return cls(settings_of(config), *numbers, None, None, "none")
 
@@ -74,64 +66,14 @@ class Plan:
 
 
 def settings_of(config: dict) -> Settings:
-    """Back from what was recorded."""
+    """The settings that were recorded."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
-
-
-@dataclass
-class Log:
-    """Rows for llm_train_log, written by one statement."""
-
-    run_id: int
-    model: str
-    rows: list[tuple] = field(default_factory=list)
-
-    def add(
-        self,
-        step: int,
-        lr: float,
-        result: StepResult,
-        seconds: float,
-        batch: Sequence[int],
-        digests: Sequence[int],
-        val_loss: float | None = None,
-    ) -> None:
-        """Remember a step."""
-        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
-
-    def write(
-        self,
-        write_seconds: float,
-        weights_digest: str | None = None,
-        config: dict | None = None,
-        lineage: str | None = None,
-    ) -> None:
-        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
-        if not self.rows:
-            return
-        db.run(
-            "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage, write_seconds)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
-            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
-            [
-                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
-            ],
-            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
-            *(None if config is None else json.dumps(config), lineage, write_seconds),
-        )
-        self.rows.clear()
 
 
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
+    def __init__(self, session: Session, plan: RunPlan, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
         self._audit = Auditor(session.model, plan.audit)
@@ -142,9 +84,9 @@ class Run:
             datasets.refuse_long(session.model, session.config, split)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
-        self._progress = _Progress(plan.n_steps, plan.log_every)
+        self._progress = Progress(plan.n_steps, plan.log_every)
         self.done = 0
-        self._log = Log(0, session.model)
+        self._log = run_log.Log(0, session.model)
 
     @property
     def run_id(self) -> int:
@@ -152,9 +94,9 @@ class Run:
         return self._log.run_id
 
     def begin(self) -> None:
-        """Enter the run as a new one."""
+        """Insert the run as a new one."""
         session, plan = self.session, self.plan
-        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+        self._log.run_id = run_log.new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
 
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
@@ -180,9 +122,9 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
-            *(row["run_id"], done, json.dumps(environment())),
+            *(row["run_id"], done, json.dumps(environment.current())),
         )
         self.session.trainer.chunk = (
             row["chunk"] or self.session.trainer.chunk
@@ -239,7 +181,7 @@ class Run:
 
 
 def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says of tensors that are one."""
+    """What a run's config says about tensors that share their rows."""
     return {"tied": session.trainer.tied} if session.trainer.tied else {}
 
 
@@ -259,7 +201,7 @@ def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
     return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
-def train(session: Session, plan: Plan) -> int:
+def train(session: Session, plan: RunPlan) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan)
     run.begin()
@@ -269,7 +211,7 @@ def train(session: Session, plan: Plan) -> int:
     return run.run_id
 
 
-def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
+def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
     run = Run(session, plan, commits=True)
     if not run.resume():
@@ -292,69 +234,3 @@ def train_committing(session: Session, plan: Plan, commit_every: int, flush_seco
             committed = time.monotonic()
     run.commit_point("finished")
     db.commit()
-
-
-def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
-    """A row of llm_run; its run_id."""
-    row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
-        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
-        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
-        *(
-            session.model,
-            json.dumps(config),
-            seed,
-            status,
-            session.step,
-            n_steps,
-            session.version,
-            session.digest(),
-            json.dumps(environment()),
-        ),
-    )
-    return (row or {})["run_id"]
-
-
-def environment() -> dict[str, object]:
-    """What the same bits are promised under."""
-    return {
-        "pg_gpt2": __version__,
-        "sources": db.sources_digest,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": threads.blas_name(),
-        "threads": threads.threads(),
-        "attention_chunk": resources.attention_chunk(),
-        "fast": is_fast(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
-    except OSError:
-        return None
-
-
-class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
-
-    def __init__(self, n_steps: int, log_every: int | None) -> None:
-        self.n_steps = n_steps
-        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
-        self.tokens += tokens
-        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
-        if due or val_loss is not None:
-            rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
-            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
-            self.tokens, self.began = 0, time.perf_counter()

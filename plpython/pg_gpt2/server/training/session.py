@@ -45,7 +45,7 @@ UPDATE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The optimizer's side of a run. `grad_clip` None = no clipping."""
+    """Hyperparameters of a run. `grad_clip` None = no clipping."""
 
     dropout_p: float
     beta1: float
@@ -80,7 +80,7 @@ class Settings:
 
 
 def _sql_name(name: str) -> str:
-    """What the caller knows it by."""
+    """The name of the parameter in SQL."""
     return "wd" if name == "weight_decay" else name
 
 
@@ -113,7 +113,7 @@ class Learner:
         return found, [row.digest for row in rows]
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
         wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
@@ -134,7 +134,7 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 
 @dataclass
-class State:
+class LearnerState:
     """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
 
     model: str
@@ -155,7 +155,7 @@ class State:
         return 12 * self.config.n_params()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> State:
+def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
     """The state of `model` from its rows."""
     assembly = weights.Assembly(model, config.param_shapes())
     m: weights.Params = {}
@@ -183,7 +183,7 @@ def read_state(model: str, config: GPT2Config, version: str) -> State:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
 def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
@@ -203,7 +203,7 @@ def _checksum_of(row: db.Row) -> bytes:
 
 
 def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
-    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
+    """Checksum of the contents of a row, wherever it lies. It includes sizes, so that data, m and v are told apart."""
     found = Checksum()
     found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
     for tensor in tensors:
@@ -241,8 +241,8 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        moments = 12 * config.n_params()  # with the weights
-        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
         resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
@@ -253,7 +253,7 @@ class Session(Learner):
 
     @property
     def version(self) -> str:
-        """That of the rows which were read, or written last."""
+        """Version of the rows that were read, or last written."""
         return self._state.version
 
     @property

@@ -1,0 +1,82 @@
+"""Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
+
+import re
+import traceback
+from typing import Any
+
+import plpy
+
+from ..errors import OutOfMemory, PgGpt2Error, of_system
+from . import db
+
+# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
+ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+SHOWN = 4000  # characters of each end of a message
+
+
+def for_sql(error: Exception) -> Exception:
+    """The error that SQL gets for `error`."""
+    if isinstance(error, plpy.SPIError):
+        return _from_server(error)
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, plpy.Error):  # a cancel that came while a NOTICE was sent
+        return server_error(str(error), error.sqlstate, error.detail, error.hint)
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
+    if isinstance(error, PgGpt2Error):
+        return server_error(error.message, error.sqlstate, error.detail, error.hint)
+    if isinstance(error, MemoryError):
+        hint = "Use a shorter input, a smaller batch or a smaller model."
+        return server_error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
+    return server_error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def server_error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
+    """An error with these fields, which PL/Python passes on to the client."""
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
+    return error
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return db.storable(text).encode("utf-8", "replace").decode()
+
+
+def _from_server(error: Any) -> Exception:
+    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
+    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
+    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
+    copy = server_error(message, error.sqlstate, detail, hint)
+    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
+        setattr(copy, field, value)
+    return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = db.row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."

@@ -1,0 +1,26 @@
+"""What a run tells its caller while it is running."""
+
+import time
+
+from .. import db
+
+NOTICES = 10  # a run, unless log_every says otherwise
+
+
+class Progress:
+    """NOTICEs of a run, after the first step, every `log_every`-th and the last; and after every evaluation."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()
