@@ -54,6 +54,7 @@ def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
         for name, kind, default in re.findall(r"(\w+) ([^,]*?) DEFAULT ([^,]+)", listed)
     }
     expected.pop("prompt", None)  # stands before the keywords
+    assert expected.pop("options") == ("jsonb", None)
     if method == "beam_search":
         assert expected["beam_width"] == ("integer", 4)
         expected["beam_width"] = ("integer", 3)  # as it has always been here
@@ -62,8 +63,13 @@ def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
         for parameter in inspect.signature(getattr(PGLLMClient, method)).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
+    keys = {p.name: p.default for p in keywords if p.name not in expected}  # of options
+    keywords = [p for p in keywords if p.name not in keys]
     kinds = {p.name: first_value(module_conn, "%(kind)s::regtype::text", kind=TYPES[p.name]) for p in keywords}
     assert {p.name: (kinds[p.name], p.default) for p in keywords} == expected
+    query = "default_value FROM llm_generation_options WHERE name = %(name)s"
+    for name, default in keys.items():
+        assert json.loads(first_value(module_conn, query, name=name) or "null") == default
 
 
 def test_model_of_the_call_then_of_the_client_then_of_the_server(conn, client, client_of):
