@@ -46,28 +46,6 @@ def test_every_sampling_option_is_a_processor_or_the_temperature() -> None:
     assert set(SamplingOptions.options()) == {*processors.ADJUSTMENTS, *processors.CUTS, "temperature"}
 
 
-def test_processors_have_the_order_of_transformers() -> None:
-    """`_get_logits_processor` of its generation/utils.py, with OpenAI's where vLLM has them."""
-    assert [*processors.ADJUSTMENTS, "temperature", *processors.CUTS] == [
-        "sequence_bias",
-        "logit_bias",
-        "repetition_penalty",
-        "frequency_penalty",
-        "presence_penalty",
-        "no_repeat_ngram_size",
-        "bad_words",
-        "min_new_tokens",
-        "suppress_tokens",
-        "temperature",
-        "topk",
-        "topp",
-        "min_p",
-        "typical_p",
-        "epsilon_cutoff",
-        "eta_cutoff",
-    ]
-
-
 def test_defaults_are_good_values_and_none_adds_a_processor_to_those_of_the_parameters() -> None:
     for kind in (Sampling, TextGeneration, BeamSearch):
         for name, one in kind.options().items():

@@ -231,6 +231,9 @@ ADJUSTMENTS = [  # an option, a value of it, and what of theirs gets that value
     ("suppress_tokens", (0, 5), lambda v: theirs_of.SuppressTokensLogitsProcessor(list(v))),
 ]
 WARPERS = [
+    *[("topk", most, TopKLogitsWarper) for most in (1, 3)],
+    *[("topp", mass, TopPLogitsWarper) for mass in (0.2, 0.97)],
+    *[("min_p", part, MinPLogitsWarper) for part in (0.01, 0.4)],
     *[("typical_p", mass, theirs_of.TypicalLogitsWarper) for mass in (0.01, 0.2, 0.9, 0.999)],
     *[("epsilon_cutoff", least, theirs_of.EpsilonLogitsWarper) for least in (1e-4, 0.02, 0.4, 0.999)],
     *[("eta_cutoff", least, theirs_of.EtaLogitsWarper) for least in (1e-4, 0.02, 0.4, 0.999)],
@@ -264,7 +267,8 @@ def test_a_cut_equals_transformers(name: str, value: float, make: type, kind: st
     for size in (1, 2, 10, 50, 300, 3000) * 10:
         logits = random_logits(rng, size, kind)
         logits -= logits.max()
-        kept, *near = (CUTS[name](logits, value * part) for part in (1, 1 - 1e-5, 1 + 1e-5))
+        kept = CUTS[name](logits, value)
+        near = [CUTS[name](logits, value * part) for part in (1 - 1e-5, 1 + 1e-5)] if isinstance(value, float) else []
         if not all(np.array_equal(kept, other) for other in near):
             continue
         compared += 1

@@ -1,5 +1,6 @@
 """What llm_generate and its family promise beside the numbers: seeds, stopping, windows, characters, and rows that stream."""
 
+import json
 import os
 import random
 import re
@@ -77,6 +78,16 @@ def test_a_row_of_generations_is_one_draw_each(module_conn):
     assert len(set(texts)) == 5
 
 
+OPTIONS = [
+    {},
+    {"no_repeat_ngram_size": 2},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.1, "logit_bias": {"5": 2}},
+    {"bad_words": ["e", "low"], "sequence_bias": {"er": 3, "wid": -1}, "suppress_tokens": [1, 2, 3]},
+    {"epsilon_cutoff": 0.005},
+    {"typical_p": 0.9, "eta_cutoff": 0.002},
+]
+
+
 def test_batches_of_every_kind_give_each_prompt_what_it_gets_alone(module_conn):
     """Where rows of a pass have other bits in company, whatever rounding could decide is decided as for one prompt alone."""
     for seed in range(int(os.environ.get("PG_GPT2_BATCHES", "25"))):
@@ -85,8 +96,9 @@ def test_batches_of_every_kind_give_each_prompt_what_it_gets_alone(module_conn):
             rng.choice(["low", "newer wider", "naïve 日本", "🙂"]) * rng.randint(1, 9) for _ in range(rng.randint(2, 6))
         ]
         options = (rng.randint(5, 60), rng.choice([0, 0.3, 1, 2]), rng.choice([0, 3, 50]), rng.choice([1, 0.95, 0.5]))
-        options += (rng.choice([1, 1.2, 0.8]), rng.choice([0, 0.1]))
-        call = "%s, %s, %s, %s, %s, model_name => 'tiny', repetition_penalty => %s, min_p => %s, eos_token => -1, seed => %s"
+        options += (rng.choice([1, 1.2, 0.8]), rng.choice([0, 0.1]), json.dumps(rng.choice(OPTIONS)))
+        call = "%s, %s, %s, %s, %s, model_name => 'tiny', repetition_penalty => %s, min_p => %s, options => %s, eos_token => -1,"
+        call += " seed => %s"
         batch = module_conn.execute(
             f"SELECT text FROM llm_generate_batch({call}) ORDER BY n", [prompts, *options, seed]
         ).fetchall()

@@ -428,12 +428,10 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     has no use for is refused by name.
     """
     values = {name: value for name, value in given.items() if name != "options"}
-    declared = {name: one for kind in kinds for name, one in kind.options().items()}
-    beams = BeamSearch in kinds
-    said = _said(given.get("options"), declared, beams)
-    for name, (key, value) in said.items():
-        parameter, default = values.get(name), declared[name].default
-        if parameter is not None and parameter != default and parameter != value:
+    said = {} if given.get("options") is None else _said(given["options"], kinds)
+    for name, (declared, key, value) in said.items():
+        parameter = values.get(name)
+        if parameter is not None and parameter != declared.default and parameter != value:
             raise InvalidParameter(
                 f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
             )
@@ -441,27 +439,27 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     return [kind(**{name: values[name] for name in kind.options() if name in values}) for kind in kinds]
 
 
-def _said(text: str | None, declared: Mapping[str, Option], beams: bool) -> dict[str, tuple[str, Any]]:
-    """Name -> (key, value) of what `options` have, checked."""
-    if text is None:
-        return {}
-    by_key = {key: one for one in declared.values() for key in one.keys if not (beams and one.draws)}
-    drawing = {key for one in declared.values() for key in one.keys if key not in by_key}
-    said: dict[str, tuple[str, Any]] = {}
+def _said(text: str, kinds: Sequence[type[Any]]) -> dict[str, tuple[Option, str, Any]]:
+    """Name -> (declaration, key, value) of what `options` have, checked."""
+    by_key = {key: one for kind in kinds for one in kind.options().values() for key in one.keys}
+    drawing = {key for key, one in by_key.items() if one.draws and BeamSearch in kinds}
+    known = ", ".join(dict.fromkeys(one.keys[0] for key, one in by_key.items() if key not in drawing))
+    said: dict[str, tuple[Option, str, Any]] = {}
     for key, value in _object(text).items():
-        keys = ", ".join(dict.fromkeys(one.keys[0] for one in by_key.values()))
         if key in drawing:
-            raise InvalidParameter(f"{key} is for drawing tokens, and beam search draws none", hint=f"It takes {keys}.")
+            raise InvalidParameter(
+                f"{key} is for drawing tokens, and beam search draws none", hint=f"It takes {known}."
+            )
         if key not in by_key:
             raise InvalidParameter(
-                f"options have no key {_shown(key)}", hint=f"llm_generation_options tells of {keys}."
+                f"options have no key {_shown(key)}", hint=f"llm_generation_options tells of {known}."
             )
         one = by_key[key]
         value = one.check(value, key)
-        before = said.setdefault(one.name, (key, value))
-        if before[1] != value:
+        _, before, other = said.setdefault(one.name, (one, key, value))
+        if other != value:
             raise InvalidParameter(
-                f"{before[0]} and {key} are the same option, and options say {_shown(before[1])} and {_shown(value)}",
+                f"{before} and {key} are the same option, and options say {_shown(other)} and {_shown(value)}",
                 hint="Give one of the two.",
             )
     return said

@@ -50,7 +50,8 @@ class Sampling(SamplingOptions):
         """The same with its texts as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
         found: dict[str, Any] = {}
         for name, declared in self.options().items():
-            value = getattr(self, name)
+            if not (value := getattr(self, name)):
+                continue
             ids: tuple[Any, ...] = ()
             if declared.kind is TEXTS:
                 ids = found[name] = tuple(tuple(encode(text)) for text in value)
@@ -67,7 +68,7 @@ class Sampling(SamplingOptions):
                         f"token id {token} of {name} is not in 0..{vocab - 1}",
                         hint="llm_encode(text, model) gives ids.",
                     )
-        return replace(self, **found) if any(found.values()) else self
+        return replace(self, **found) if found else self
 
 
 class Draws:
