@@ -71,7 +71,7 @@ CREATE FUNCTION llm_generate_tokens_sent(
     model_name text,
     eos_token integer,
     seed bigint,
-    stop text[],
+    stop llm_texts,
     repetition_penalty double precision,
     min_p double precision,
     options jsonb
@@ -84,7 +84,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
-    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
+    bytea, integer, double precision, integer, double precision, text, integer, bigint, llm_texts, double precision, double precision, jsonb) IS
     'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_generate_tokens(

@@ -22,7 +22,7 @@ $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
 
-CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
+CREATE FUNCTION llm_import_safetensors_sent(data llm_bytes, model text, replace boolean)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -30,7 +30,14 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].transfer.import_safetensors(globals())
 $$;
-COMMENT ON FUNCTION llm_import_safetensors(llm_bytes, text, boolean) IS
+COMMENT ON FUNCTION llm_import_safetensors_sent(llm_bytes, text, boolean) IS
+    'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
+
+CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_import_safetensors_sent(data, model, replace);
+COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.ops import CHUNK
 from ..fast.attention import GROUP, MASK_PIECE, MOST_SCORES, mask_shape
 from ..fast.elementwise import BLOCK
 from ..fast.losses import group_rows
-from ..fast.ops import CHUNK
 
 Shape = tuple[int, ...]
 ITEM = 4  # bytes of a value
