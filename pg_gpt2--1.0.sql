@@ -18560,8 +18560,9 @@ SELECT llm_boot();
 
 -- sql/arguments.sql
 
--- Arguments that may be large. PL/Python makes Python objects of them before our code runs, so what guards them is their type: it
--- is checked before the call, costs less than a microsecond, and takes whatever its base type takes.
+-- Arguments that may be large. PL/Python makes Python objects of them before our code runs, so what guards them is the type of a
+-- parameter: it is checked before the call, costs less than a microsecond, and takes whatever its base type takes. A function that
+-- users call declares the base type, and calls, as a body in SQL that the planner puts in its place, one that declares the guard.
 
 CREATE FUNCTION llm_texts_sent(count integer)
 RETURNS boolean
@@ -19296,7 +19297,7 @@ COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
     'otherwise as pg_llm_import_safetensors.';
 
-CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
+CREATE FUNCTION llm_import_safetensors_sent(data llm_bytes, model text, replace boolean)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -19307,6 +19308,13 @@ if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
 return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.import_safetensors(globals())
 $$;
+COMMENT ON FUNCTION llm_import_safetensors_sent IS
+    'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
+
+CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_import_safetensors_sent(data, model, replace);
 COMMENT ON FUNCTION llm_import_safetensors IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
     'pg_llm_import_safetensors, without a config.json.';
@@ -19446,7 +19454,7 @@ CREATE FUNCTION llm_generate_tokens_sent(
     model_name text,
     eos_token integer,
     seed bigint,
-    stop text[],
+    stop llm_texts,
     repetition_penalty double precision,
     min_p double precision,
     options jsonb
@@ -21485,6 +21493,7 @@ REVOKE EXECUTE ON FUNCTION
     pg_llm_import_safetensors,
     pg_llm_import_npz,
     llm_import_safetensors,
+    llm_import_safetensors_sent,
     pg_llm_export_safetensors,
     pg_llm_export_npz,
     llm_share_param,
