@@ -19377,7 +19377,7 @@ CREATE FUNCTION llm_generate(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,
@@ -19413,7 +19413,7 @@ CREATE FUNCTION llm_generate_stream(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,
@@ -19496,7 +19496,7 @@ COMMENT ON FUNCTION llm_generate_tokens IS
     'vocabulary, unless stop strings are given.';
 
 CREATE FUNCTION llm_generate_batch(
-    prompts text[],
+    prompts llm_texts,
     max_tokens integer DEFAULT 64,
     temperature double precision DEFAULT 1.0,
     topk integer DEFAULT 50,
@@ -19504,7 +19504,7 @@ CREATE FUNCTION llm_generate_batch(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,

@@ -9,7 +9,7 @@ CREATE FUNCTION llm_generate(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,
@@ -39,7 +39,7 @@ CREATE FUNCTION llm_generate_stream(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,
@@ -110,7 +110,7 @@ COMMENT ON FUNCTION llm_generate_tokens IS
     'vocabulary, unless stop strings are given.';
 
 CREATE FUNCTION llm_generate_batch(
-    prompts text[],
+    prompts llm_texts,
     max_tokens integer DEFAULT 64,
     temperature double precision DEFAULT 1.0,
     topk integer DEFAULT 50,
@@ -118,7 +118,7 @@ CREATE FUNCTION llm_generate_batch(
     model_name text DEFAULT NULL,
     eos_token integer DEFAULT NULL,
     seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
     echo boolean DEFAULT true,
