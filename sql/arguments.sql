@@ -1,5 +1,6 @@
--- Arguments that may be large. PL/Python makes Python objects of them before our code runs, so what guards them is their type: it
--- is checked before the call, costs less than a microsecond, and takes whatever its base type takes.
+-- Arguments that may be large. PL/Python makes Python objects of them before our code runs, so what guards them is the type of a
+-- parameter: it is checked before the call, costs less than a microsecond, and takes whatever its base type takes. A function that
+-- users call declares the base type, and calls, as a body in SQL that the planner puts in its place, one that declares the guard.
 
 CREATE FUNCTION llm_texts_sent(count integer)
 RETURNS boolean

@@ -74,7 +74,7 @@ CREATE FUNCTION llm_generate_tokens_sent(
     model_name text,
     eos_token integer,
     seed bigint,
-    stop text[],
+    stop llm_texts,
     repetition_penalty double precision,
     min_p double precision,
     options jsonb

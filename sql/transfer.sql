@@ -21,11 +21,18 @@ COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
     'otherwise as pg_llm_import_safetensors.';
 
-CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
+CREATE FUNCTION llm_import_safetensors_sent(data llm_bytes, model text, replace boolean)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @transfer.import_safetensors@;
+COMMENT ON FUNCTION llm_import_safetensors_sent IS
+    'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
+
+CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_import_safetensors_sent(data, model, replace);
 COMMENT ON FUNCTION llm_import_safetensors IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
     'pg_llm_import_safetensors, without a config.json.';

@@ -1,6 +1,6 @@
 -- Weights in and out without files: llm_export_safetensors, llm_import_safetensors; the file functions' arguments.
 BEGIN;
-SELECT plan(49);
+SELECT plan(50);
 SELECT llm_init_model('a', 2, 2, 8, 16, 50, seed => 3);
 CREATE FUNCTION pg_temp.file(model text) RETURNS bytea LANGUAGE sql AS $$ SELECT string_agg(chunk, '') FROM llm_export_safetensors(model) AS chunk $$;
 CREATE FUNCTION pg_temp.header(file bytea) RETURNS jsonb LANGUAGE sql AS $$
@@ -16,7 +16,8 @@ SELECT throws_ok($$SELECT pg_temp.file('gpt2-small')$$, '55000', NULL, 'no weigh
 SELECT throws_ok($$SELECT pg_temp.file(NULL)$$, '22004', NULL, 'model null');
 
 -- llm_import_safetensors.
-SELECT volatility_is('llm_import_safetensors', '{llm_bytes,text,boolean}'::name[], 'volatile');
+SELECT volatility_is('llm_import_safetensors', '{bytea,text,boolean}'::name[], 'volatile');
+SELECT volatility_is('llm_import_safetensors_sent', '{llm_bytes,text,boolean}'::name[], 'volatile');
 SELECT has_domain('llm_bytes', 'the bytes have a type that asks for memory');
 SELECT ok(llm_bytes_sent(1), 'llm_bytes_sent: there is room for a byte');
 SELECT throws_ok($$SELECT llm_bytes_sent(NULL)$$, '22004', NULL, 'size null');

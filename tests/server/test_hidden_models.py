@@ -90,6 +90,9 @@ STATEMENTS = {
     "llm_import_safetensors": [
         "SELECT llm_import_safetensors(string_agg(c, ''), '{m}', true) FROM llm_export_safetensors('north/poet') AS c"
     ],
+    "llm_import_safetensors_sent": [
+        "SELECT llm_import_safetensors_sent(string_agg(c, ''), '{m}', true) FROM llm_export_safetensors('north/poet') AS c"
+    ],
     "pg_llm_import_safetensors": ["SELECT pg_llm_import_safetensors('{folder}/shown.safetensors', '{m}', true)"],
     "pg_llm_import_npz": ["SELECT pg_llm_import_npz('{folder}/shown.npz', '{m}', true)"],
     "pg_llm_load_bpe_vocab": ["SELECT pg_llm_load_bpe_vocab('{folder}/vocab.json', '{m}')"],

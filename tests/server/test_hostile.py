@@ -69,6 +69,8 @@ EXAMPLES = {
     "llm_texts_sent": "count => 1",
     "llm_bytes_sent": "size => 1",
     "llm_import_safetensors": f"data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), {NEW}",
+    "llm_import_safetensors_sent": "data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), replace => false,"
+    f" {NEW}",
     "llm_export_safetensors": "model => 'm'",
     "pg_llm_import_safetensors": f"path => '/etc/passwd', {NEW}",
     "pg_llm_import_npz": f"path => '/etc/passwd', {NEW}",
