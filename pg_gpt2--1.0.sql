@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 ad8c14e966f8 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 ad8c14e966f8 @extschema@', '@extschema@')
+    GD['pg_gpt2 73202023b192 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 73202023b192 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -2530,6 +2530,7 @@ import numpy as np
 
 from ..fast import buffers, threads
 from ..fast.blas import add_scaled
+from . import slices
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
@@ -2590,7 +2591,7 @@ def step_all(
         if grad.size < SMALL:
             gathered.setdefault((decay, step), []).append(flat)
         else:
-            for part in threads.pieces(grad.size, PIECE):
+            for part in slices.pieces(grad.size, PIECE):
                 tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
     for (decay, step), tensors in gathered.items():
         tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
@@ -2618,7 +2619,7 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def global_norm(grads: Sequence[np.ndarray]) -> float:
     """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
-    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, NORM_PIECE)]
+    parts = [(grad.reshape(-1), part) for grad in grads for part in slices.pieces(grad.size, NORM_PIECE)]
     squares = np.zeros(len(parts))
 
     def square(i: int) -> None:
@@ -2641,7 +2642,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..core.ops import CHUNK
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 
 BLOCK = 64  # keys that are multiplied at a time
 GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
@@ -2663,7 +2664,7 @@ def _ones(n: int, dtype: np.dtype) -> np.ndarray:
 
 def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
     """(query rows, number of keys the last of them sees)."""
-    for rows in threads.pieces(t, chunk):
+    for rows in slices.pieces(t, chunk):
         yield rows, offset + rows.stop
 
 
@@ -2874,7 +2875,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 
 BLOCK = 64  # positions
 ROWS = 8  # in a product
@@ -2889,7 +2890,7 @@ def attend_blocks(
 ) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
     """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
     whole = q.shape[1] - q.shape[1] % ROWS
-    for rows in threads.pieces(whole, ROWS * GROUPS):
+    for rows in slices.pieces(whole, ROWS * GROUPS):
         _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
     if whole < q.shape[1]:
         attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
@@ -2914,7 +2915,7 @@ def attend_few(
     """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
-    tasks = threads.pieces(n_head, heads or n_head)
+    tasks = slices.pieces(n_head, heads or n_head)
     rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
     rows[:, :, 1:] = 0
     np.multiply(q, d**-0.5, out=rows[:, 0, :t])
@@ -2940,7 +2941,7 @@ def attend_each(
     """
     n, n_head, d = q.shape
     blocks = int(places.max()) // BLOCK + 1
-    tasks = threads.pieces(n, STREAMS)
+    tasks = slices.pieces(n, STREAMS)
     rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
     rows[:, :, :, 1] = 0
     np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
@@ -2975,7 +2976,7 @@ def _mix(
     np.exp(z, out=z)
     total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[..., 0]  # dot products: np.add sums short rows slowly
     d = values.shape[-1]
-    first, *more = threads.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
+    first, *more = slices.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
     mixed = np.empty((*flat.shape[:-1], d), values.dtype)
 
     def mix(some: slice) -> None:
@@ -3053,7 +3054,7 @@ import numpy as np
 from ..core import rng
 from ..core.op import Grads, replace
 from ..core.ops import CHUNK, split_heads
-from . import buffers, threads
+from . import buffers, slices, threads
 from .attend import attend, attend_backward
 from .elementwise import LEAST
 from .linear import linear, linear_backward
@@ -3082,10 +3083,10 @@ def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
         return [(slice(0, b), slice(0, h))]
     count = 2 * -(-b * h * scores // (2 * GROUP))
     if b >= count:
-        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
+        return [(rows, slice(0, h)) for rows in slices.pieces(b, -(-b // count))]
     # One sequence has many chunks, and each is a dozen calls: fewer, larger pieces.
     parts = -(-h * scores // (2 * GROUP))
-    heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
+    heads = slices.pieces(h, -(-h // (parts + parts * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
@@ -3105,7 +3106,7 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
     for i in range(g[0].start, g[0].stop):
         for j in range(g[1].start, g[1].stop):
             mask = masks[i, j].reshape(-1)
-            for part in threads.pieces(mask.size, MASK_PIECE):
+            for part in slices.pieces(mask.size, MASK_PIECE):
                 threads.look()
                 rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
 
@@ -3225,7 +3226,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import buffers, threads
+from . import blas_library, buffers
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
 _NAMES = (
@@ -3271,7 +3272,7 @@ def add_scaled(alpha: float, x: np.ndarray, beta: float, y: np.ndarray) -> None:
 
 def _functions(name: str) -> Iterator[tuple[Callable[..., None], type]]:
     """Functions of that name in the libraries found, and their type of integers."""
-    for library in threads.blas_libraries():
+    for library in blas_library.blas_libraries():
         for form, integer in _NAMES:
             function = getattr(ctypes.CDLL(library), form.format(name), None)
             if function is not None:
@@ -3350,6 +3351,78 @@ def _scales_and_adds(axpby: Callable[..., None]) -> bool:
         axpby(0.1, x[start:stop], 0.9, cut[start:stop])
     return np.allclose(whole, 0.1 * x + 0.9 * y, rtol=1e-6) and np.array_equal(whole, cut)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.blas_library', $pg_gpt2_source$"""The BLAS that NumPy loads: which one it is, and that it has one thread, since our own threads share out the work."""
+
+import ctypes
+import os
+import signal
+
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+_DESCRIPTIONS = (
+    "scipy_openblas_get_config64_",
+    "scipy_openblas_get_config",
+    "openblas_get_config64_",
+    "openblas_get_config",
+)
+
+
+def import_numpy_single_threaded() -> None:
+    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, "1"))
+        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    set_blas_threads(1)
+
+
+def set_blas_threads(count: int) -> bool:
+    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
+    for path in blas_libraries():
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(ctypes.c_int(count))
+                return True
+    return False
+
+
+def blas_name() -> str:
+    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
+    paths = blas_libraries()
+    for path in paths:
+        for name in _DESCRIPTIONS:
+            describe = getattr(ctypes.CDLL(path), name, None)
+            if describe is not None:
+                describe.restype = ctypes.c_char_p
+                return describe().decode()
+    return ", ".join(map(os.path.basename, paths)) or "unknown"
+
+
+def blas_libraries() -> list[str]:
+    """Paths of mapped shared objects whose name says BLAS or MKL."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
+    except OSError:
+        return []
+    names = ("blas", "mkl_rt")
+    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.buffers', $pg_gpt2_source$"""Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
 
 Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free
@@ -3368,7 +3441,7 @@ SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
 LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
 
 
-class Pool:
+class BufferPool:
     """Buffers by size in bytes. Only the main thread may ask."""
 
     def __init__(self) -> None:
@@ -3393,7 +3466,7 @@ class Pool:
         return sum(size * len(buffers) for size, buffers in self._buffers.items())
 
 
-class LoosePool:
+class LooseBufferPool:
     """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
 
     There are never more than were in use at once; each may become as large as the largest that was asked for.
@@ -3432,14 +3505,14 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
-_pool: Pool | LoosePool | None = None
+kept = LooseBufferPool()  # of prompts' passes, from one call to the next, until `forget`
+_pool: BufferPool | LooseBufferPool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
 @contextmanager
-def reusing(pool: Pool | LoosePool | None) -> Iterator[None]:
+def reusing(pool: BufferPool | LooseBufferPool | None) -> Iterator[None]:
     """Within this block `empty` serves from `pool`."""
     global _pool
     outer, _pool = _pool, pool
@@ -3762,7 +3835,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, replace
-from . import buffers, threads
+from . import buffers, slices, threads
 
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
@@ -3797,7 +3870,7 @@ def copied(x: np.ndarray) -> np.ndarray:
 
 def copy_into(y: np.ndarray, x: np.ndarray) -> None:
     """y = x, of one shape."""
-    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
+    threads.run([partial(np.copyto, y[part], x[part]) for part in slices.parts(x.shape, BLOCK)])
 
 
 def accumulate(total: np.ndarray, term: np.ndarray) -> None:
@@ -3824,7 +3897,7 @@ def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         return x.sum(axis=axes, keepdims=True)
     y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
     lead = (slice(None),) * kept
-    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+    for part in slices.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
         threads.look()
         x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
     return y
@@ -3837,7 +3910,7 @@ def binary(function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
     if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
         x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
-        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in slices.parts(shape, BLOCK)])  # type: ignore[misc]
     elif a.shape == b.shape:
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
@@ -3997,7 +4070,7 @@ def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
     return Table if name == "wte" else Panels
 
 
-class Arranged(dict[str, Any]):
+class DecoderWeights(dict[str, Any]):
     """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
@@ -4005,7 +4078,7 @@ class Arranged(dict[str, Any]):
         self.prepared: dict[int, Any] = {}
 
 
-class Stored(Mapping[str, np.ndarray]):
+class KeptTensors(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""
 
     def __init__(self, params: Params, config: GPT2Config) -> None:
@@ -4023,7 +4096,7 @@ class Stored(Mapping[str, np.ndarray]):
         return len(self._shapes)
 
 
-class Plain(Mapping[str, np.ndarray]):
+class CheckpointTensors(Mapping[str, np.ndarray]):
     """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
 
     def __init__(self, arranged: Mapping[str, Any]) -> None:
@@ -4046,7 +4119,7 @@ class Plain(Mapping[str, np.ndarray]):
         return len(self._arranged)
 
 
-def arranged(stored: Params, config: GPT2Config) -> Arranged:
+def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them."""
     shapes = config.param_shapes()
     found: dict[str, Any] = dict(stored)
@@ -4054,18 +4127,18 @@ def arranged(stored: Params, config: GPT2Config) -> Arranged:
         kind = _kind(name, shapes[name])
         if kind is not None and array.shape != shapes[name]:
             found[name] = kind(array, shapes[name])
-    return Arranged(found)
+    return DecoderWeights(found)
 
 
-def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+def lay_out(params: dict[str, np.ndarray], config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
-    stored = Stored(params, config)
+    stored = KeptTensors(params, config)
     kept = {}
     for name in list(params):
         kept[name] = stored[name]
         kept[name].flags.writeable = False
         del params[name]
-    return arranged(kept, config)
+    return decoder_weights(kept, config)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
 
@@ -4080,7 +4153,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .panels import Panels, Table
@@ -4106,7 +4179,7 @@ def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k,
         return np.matmul(a, b)
     x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
     y = buffers.empty((*lead, m, n), np.result_type(a, b))
-    for i in threads.parts(lead, max(1, count // pieces)):
+    for i in slices.parts(lead, max(1, count // pieces)):
         if x[i].ndim == 2 or x[i].size == m * k:
             product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
         else:
@@ -4233,7 +4306,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, threads
+from . import buffers, slices, threads
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
@@ -4299,7 +4372,7 @@ class _Group:
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
+        self.slices = slices.pieces(len(wte), vocab_slice(len(wte)))
         logits = buffers.passing((len(wte), len(x)), x.dtype)
         self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
@@ -4315,7 +4388,7 @@ class _Group:
 
     def _each_slice(self, *works: Callable[[int], object]) -> None:
         tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
-        for turn in threads.pieces(len(tasks), TURN):
+        for turn in slices.pieces(len(tasks), TURN):
             threads.run(tasks[turn])
 
     def _project(self, i: int) -> None:
@@ -4331,7 +4404,7 @@ class _Group:
     def _exponentiate(self, i: int) -> None:
         z, sums = self.exps[i], []
         with np.errstate(over="ignore", invalid="ignore"):
-            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+            for r in slices.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
                 if self.top is not None:
                     z[r] -= self.top
                 sums.append(column_sums(np.exp(z[r], out=z[r])))
@@ -4380,7 +4453,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
+    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:
@@ -4554,7 +4627,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from . import buffers, threads
+from . import buffers, slices, threads
 
 Call = Callable[[], object]
 
@@ -4582,7 +4655,7 @@ class Panels:
     def of(cls, w: np.ndarray) -> "Panels":
         """The panels of w [K, N]."""
         data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
+        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
 
@@ -4722,7 +4795,7 @@ def _pieces(m: int, w: Panels) -> list[slice]:
     count, flops = len(w.data), 2.0 * m * w.shape[0] * w.shape[1]
     pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
     head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
-    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
+    return slices.pieces(count, max(1, -(-count // pieces) + head_start))
 
 
 def _columns(panels: slice) -> slice:
@@ -4814,9 +4887,9 @@ def _seconds(work: Callable[[], object]) -> float:
         times.append(time.perf_counter() - began)
     return min(times)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.plan', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.prepared', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
 
-A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+A `PreparedPass` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
 """
 
 import weakref
@@ -4832,7 +4905,7 @@ from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import panels, threads
 from .activations import gelu_into
-from .layout import Arranged
+from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
 from .products import product_tasks
@@ -4859,10 +4932,10 @@ class _Product(NamedTuple):
     b: np.ndarray
 
 
-class Plan:
+class PreparedPass:
     """The blocks of a model and ln_f, for passes over m rows."""
 
-    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, m: int) -> None:
         self._m = m
         self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
@@ -4953,13 +5026,13 @@ class _Attention:
         self.attend(layer, qkv, out)
 
 
-def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
+def prepared_pass(params: DecoderWeights, config: GPT2Config, m: int) -> PreparedPass:
     """The model's plan for m rows; it stays with the weights."""
     found = params.prepared.get(m)
     if found is None:
         if sum(params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
-        found = params.prepared[m] = Plan(params, config, m)
+        found = params.prepared[m] = PreparedPass(params, config, m)
     return found
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
@@ -4973,7 +5046,7 @@ from math import ceil
 import numpy as np
 
 from ..core.op import Sink
-from . import buffers, threads
+from . import buffers, slices, threads
 from .blas import add_product
 
 PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
@@ -5007,9 +5080,9 @@ def product_tasks(
     (m, k), n = a.shape, b.shape[1]
     count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
     if m > n:
-        rows = threads.pieces(m, _size(m, count))
+        rows = slices.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
-    columns = threads.pieces(n, _size(n, count))
+    columns = slices.pieces(n, _size(n, count))
     return [
         lambda c=c: _piece(a, b[:, c], out[:, c], None if bias is None else bias[c], accumulate)  # type: ignore[misc]
         for c in columns
@@ -5134,6 +5207,28 @@ def _count(x: np.ndarray, axis: int | None) -> int:
 
 
 replace("mean", mean, mean_backward)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.slices', $pg_gpt2_source$"""Work cut into pieces that depend on the problem's size only, so that results are the same bits at any number of threads."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
+
+
+def pieces(total: int, size: int) -> list[slice]:
+    """Cut `total` items into slices of at most `size`, by size only."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.tape', $pg_gpt2_source$"""A tape with the economy of a training step: values are freed, or recomputed, as soon as they allow; gradients go into sinks."""
 
@@ -5343,87 +5438,19 @@ the problem's size only, never on the number of threads: results are the same bi
 """
 
 import contextlib
-import ctypes
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from math import prod
-from typing import Any
 
 from .. import host
+from . import slices
 
 Task = Callable[[], object]
 STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
 LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
-
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
-    "MKL_Set_Num_Threads",
-)
-
-_DESCRIPTIONS = (
-    "scipy_openblas_get_config64_",
-    "scipy_openblas_get_config",
-    "openblas_get_config64_",
-    "openblas_get_config",
-)
-
-
-def import_numpy_single_threaded() -> None:
-    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
-    try:
-        os.environ.update(dict.fromkeys(before, "1"))
-        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    set_blas_threads(1)
-
-
-def set_blas_threads(count: int) -> bool:
-    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in blas_libraries():
-        library = ctypes.CDLL(path)
-        for name in _SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(ctypes.c_int(count))
-                return True
-    return False
-
-
-def blas_name() -> str:
-    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = blas_libraries()
-    for path in paths:
-        for name in _DESCRIPTIONS:
-            describe = getattr(ctypes.CDLL(path), name, None)
-            if describe is not None:
-                describe.restype = ctypes.c_char_p
-                return describe().decode()
-    return ", ".join(map(os.path.basename, paths)) or "unknown"
-
-
-def blas_libraries() -> list[str]:
-    """Paths of mapped shared objects whose name says BLAS or MKL."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
-    except OSError:
-        return []
-    names = ("blas", "mkl_rt")
-    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
 
 
 def start(work: Task, name: str) -> None:
@@ -5444,7 +5471,7 @@ def _nothing() -> None:
     """A helper has no interrupts to look for."""
 
 
-class Pool:
+class ThreadPool:
     """A few threads that run tasks beside the caller; started on first use, signals blocked."""
 
     def __init__(self, count: int) -> None:
@@ -5589,7 +5616,7 @@ def look() -> None:
         _current.batch.go_on()
 
 
-_pool = Pool(min(2, os.cpu_count() or 1))
+_pool = ThreadPool(min(2, os.cpu_count() or 1))
 
 
 def set_threads(count: int) -> None:
@@ -5597,7 +5624,7 @@ def set_threads(count: int) -> None:
     global _pool
     if count != _pool.count:
         _pool.close()
-        _pool = Pool(count)
+        _pool = ThreadPool(count)
 
 
 def threads() -> int:
@@ -5616,28 +5643,12 @@ def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
     return lambda: _pool.run(tasks, batch)
 
 
-def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
-    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
-    inner = prod(shape[1:])
-    if prod(shape) <= size:
-        yield (...,)
-    elif inner <= size:
-        yield from ((rows,) for rows in pieces(shape[0], size // inner))
-    else:
-        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
-
-
-def pieces(total: int, size: int) -> list[slice]:
-    """Cut `total` items into slices of at most `size`, by size only."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
 def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
     if 0 < total <= size:
         work(slice(0, total))
     else:
-        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+        run([lambda rows=rows: work(rows) for rows in slices.pieces(total, size)])  # type: ignore[misc]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
@@ -6949,7 +6960,7 @@ import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .processors import History
@@ -7018,7 +7029,7 @@ class Stream:
 
 
 def generate_batch(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],
@@ -7061,8 +7072,8 @@ import numpy as np
 from .. import host
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.layout import Arranged
+from ..fast import slices
+from ..fast.layout import DecoderWeights
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
@@ -7090,7 +7101,7 @@ class Beams:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def beam_search(params: Arranged, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
+def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
     """The `width` best continuations of `prompt`, best first; fewer where processors leave fewer."""
     width, max_tokens = asked.width, asked.max_tokens
     if len(prompt) + max_tokens > config.n_positions:
@@ -7140,7 +7151,7 @@ def _continuations(
     count = 2 * asked.width
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
-    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+    for rows in slices.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
         logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
         totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
@@ -7185,7 +7196,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
 The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache. Passes over
-a few rows are prepared once: see plan.py.
+a few rows are prepared once: see prepared.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -7199,12 +7210,12 @@ from ..core.config import GPT2Config
 from ..core.op import is_fast
 from ..core.tape import Eager
 from ..errors import InconsistentData, InvalidParameter
-from ..fast import buffers, plan, threads
+from ..fast import buffers, prepared, slices, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from ..fast.ops import lookup
 from ..fast.panels import Panels
-from ..fast.plan import Attend
+from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
 
@@ -7221,7 +7232,7 @@ class Decoder:
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
     """
 
-    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
@@ -7231,7 +7242,7 @@ class Decoder:
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        for rows in threads.pieces(len(ids), PREFILL_ROWS):
+        for rows in slices.pieces(len(ids), PREFILL_ROWS):
             x = self._read(ids[rows], LAST)
             host.check_interrupts()
         return checked(_logits(self.params, x))[0]
@@ -7348,24 +7359,24 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
     return slice(first, end) if numbers == list(range(first, end)) else np.array(numbers)
 
 
-def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
     kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
-def bytes_of_several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> int:
+def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
     return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], _is_exact(params))
 
 
-def _is_exact(params: Arranged) -> bool:
+def _is_exact(params: DecoderWeights) -> bool:
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
 def _hidden(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     ids: np.ndarray,
     position: gpt2.Position,
@@ -7373,10 +7384,10 @@ def _hidden(
     wanted: Wanted = ALL,
 ) -> np.ndarray:  # [B, T] -> [B T, D] or the rows of it that are wanted
     """The stream after ln_f, until the next call of this."""
-    if ids.size <= plan.MOST_ROWS and is_fast():
+    if ids.size <= prepared.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
+        return prepared.prepared_pass(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
 
     count = len(np.arange(ids.size)[wanted])
 
@@ -7393,11 +7404,11 @@ def _hidden(
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
-def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+def _logits(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
         return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
-    for rows in threads.pieces(len(hidden), LOGITS_ROWS):
+    for rows in slices.pieces(len(hidden), LOGITS_ROWS):
         logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
         host.check_interrupts()
     return logits
@@ -7434,7 +7445,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from ..core.config import GPT2Config
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
@@ -7470,7 +7481,7 @@ class Token:
 
 
 def tokens(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     prompt: Sequence[int],
     options: Options,
@@ -8659,15 +8670,15 @@ from ..core import gpt2
 from ..core.config import LAYER_NORM_EPS, GPT2Config
 from ..core.tape import Eager
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.layout import Arranged
+from ..fast import slices
+from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from .decode import checked
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
 
 
-def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
@@ -8675,7 +8686,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in threads.pieces(stop - first, ROWS):
+        for rows in slices.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
             logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
@@ -8708,7 +8719,9 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+def embedding(
+    params: DecoderWeights, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str
+) -> np.ndarray:
     """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
@@ -8724,7 +8737,7 @@ def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: i
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]
     progress = host.Progress("embedding", "tokens", len(ids))
     total = np.zeros(config.d_model, np.float64)
-    for window in threads.pieces(len(tokens), config.n_positions):
+    for window in slices.pieces(len(tokens), config.n_positions):
         total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
         progress.at(window.stop)
     return (total / len(tokens)).astype(np.float32)
@@ -8742,7 +8755,7 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
     return depth
 
 
-def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+def _states(params: DecoderWeights, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
     run = Eager()
     x = gpt2.embed(run, params, ids[None])
     for i in range(depth):
@@ -9859,7 +9872,7 @@ class _TextJob:
         _require_cache(model, [len(ids)], options.max_tokens)
         self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos)
-        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
+        self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
@@ -9903,7 +9916,7 @@ def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
+    wanted = bytes_of_several(model.decoder_weights, model.config, rooms) + 4 * model.config.vocab * len(rooms)
     positions = sum(min(room, model.config.n_positions) for room in rooms)
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
@@ -9925,7 +9938,7 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
         _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
         each = [replace(options, seed=options.seed + n) for n in numbers]
         texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, prompt_ids, each, [text.add for text in texts])
+        batch.generate_batch(model.decoder_weights, model.config, prompt_ids, each, [text.add for text in texts])
         for n, text in zip(numbers, texts):
             text.finish()
             prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
@@ -9947,7 +9960,9 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
-    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    new: Iterator[Token] = tokens(
+        model.decoder_weights, model.config, ids, options, text.add if text else lambda token: False
+    )
     for token in new:
         found.append(token.id)
         host.check_interrupts()
@@ -9985,7 +10000,7 @@ def beam_search(
         sampling=_in_ids(sampling, model),
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
-    found = beam.beam_search(model.arranged, model.config, ids, beams)
+    found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
         (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
         for rank, each in enumerate(found, 1)
@@ -10019,7 +10034,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
+    logits = Decoder(model.decoder_weights, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []
@@ -10570,7 +10585,7 @@ def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes |
     check_ids(tokens, loaded.config, loaded.name)
     ids = np.asarray(tokens, np.int64)
     if not recording.enabled():
-        return to_bytes(gpt2.embed(Eager(), loaded.arranged, ids))
+        return to_bytes(gpt2.embed(Eager(), loaded.decoder_weights, ids))
     return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
 
 
@@ -10623,7 +10638,9 @@ def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: in
     }
     how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, how))
+        return to_bytes(
+            gpt2.blocks(Eager(), layout.CheckpointTensors({**loaded.decoder_weights, **final}), x, config, how)
+        )
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():
@@ -10726,7 +10743,7 @@ def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iter
         return iter(())
     require(from_start=from_start)
     model, tokenizer, ids = _prepare(text, model_name, from_start)
-    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
+    scores, ranks = scoring.token_scores(model.decoder_weights, model.config, ids)
     known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
     if from_start:
         del ids[0]
@@ -10747,7 +10764,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
     model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
         return None
-    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
+    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
@@ -10758,7 +10775,7 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
         return None
     require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
-    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
+    return scoring.embedding(model.decoder_weights, model.config, ids, layer, pooling).tolist() if ids else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
@@ -10832,7 +10849,7 @@ from typing import Any
 
 from ... import host
 from ...errors import InvalidParameter, require
-from ...fast import threads
+from ...fast import slices
 from ...formats import vocab as vocab_files
 from ...tokenizer import bpe_train
 from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
@@ -10873,7 +10890,7 @@ def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> by
 def _as_text(data: bytes) -> Iterator[bytes]:
     """What UTF-8 can hold of `data`, without U+0000, in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in threads.pieces(len(data), BYTES_A_CHECK):
+    for part in slices.pieces(len(data), BYTES_A_CHECK):
         host.check_interrupts()
         yield db.storable(decoder.decode(data[part])).encode()
     yield decoder.decode(b"", final=True).encode()
@@ -11910,7 +11927,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InvalidParameter
-from ..fast import threads
+from ..fast import blas_library, threads
 from . import db, resources
 from .storage import store, weight_file, weights
 from .tape import recording
@@ -11954,8 +11971,8 @@ def _software() -> Iterator[Finding]:
     yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
     yield _check(
         "BLAS",
-        threads.blas_name(),
-        threads.set_blas_threads(1),
+        blas_library.blas_name(),
+        blas_library.set_blas_threads(1),
         "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
     )
     for variable in BLAS_VARIABLES:
@@ -12269,7 +12286,7 @@ def _import(sources, key, schema):
     if root not in sys.modules:
         sys.meta_path.append(SourceImporter(root, sources))
     try:
-        importlib.import_module(root + ".fast.threads").import_numpy_single_threaded()
+        importlib.import_module(root + ".fast.blas_library").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
     importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])
@@ -14514,17 +14531,17 @@ class Model:
     name: str
     config: GPT2Config
     version: str
-    arranged: layout.Arranged  # as a Decoder wants them
+    decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
 
     @property
-    def params(self) -> layout.Plain:
+    def params(self) -> layout.CheckpointTensors:
         """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
-        return layout.Plain(self.arranged)
+        return layout.CheckpointTensors(self.decoder_weights)
 
     def plain(self) -> dict[str, np.ndarray]:
         """All of `params` at once. 53200 when there is no room for the copies."""
-        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
+        copied = sum(array.nbytes for array in self.decoder_weights.values() if not isinstance(array, np.ndarray))
         if copied:
             resources.require_memory(copied, f'model "{self.name}" outside its panels')
         return dict(self.params)
@@ -14592,7 +14609,7 @@ resources.spared.append(cache.spare)
 
 def size(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.arranged.values())
+    return sum(array.nbytes for array in model.decoder_weights.values())
 
 
 def version_of(model: str) -> str:
@@ -14618,13 +14635,13 @@ def load(model: str | None) -> Model:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
-    return found if is_fast() else replace(found, arranged=layout.Arranged(found.plain()))
+    return found if is_fast() else replace(found, decoder_weights=layout.DecoderWeights(found.plain()))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
     version, params = _read_params(name, wanted)
-    return Model(name, wanted, version, layout.arrange(params, wanted))
+    return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
 def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
@@ -14640,7 +14657,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
-    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+    return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
 def _has_written() -> bool:
@@ -14700,7 +14717,7 @@ def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, n
     """The tensors of a model in the layout of the file, one at a time."""
     resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
     params: Params = {}
-    stored = layout.Stored(params, wanted)
+    stored = layout.KeptTensors(params, wanted)
     for tensor, array in _tensors(name, wanted, digest):
         params[tensor] = array
         del array
@@ -15727,7 +15744,7 @@ import numpy as np
 
 from ... import __version__
 from ...core.op import is_fast
-from ...fast import threads
+from ...fast import blas_library, threads
 from .. import db, resources
 
 
@@ -15738,7 +15755,7 @@ def current() -> dict[str, object]:
         "sources": db.sources_digest,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": threads.blas_name(),
+        "blas": blas_library.blas_name(),
         "threads": threads.threads(),
         "attention_chunk": resources.attention_chunk(),
         "fast": is_fast(),
@@ -16706,7 +16723,7 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from ...fast import threads
+from ...fast import slices
 from ...op_checks import check_p
 from ...tensor import FLOAT32, PART, to_bytes
 from ...training.optim import check_adamw
@@ -16818,7 +16835,7 @@ class Learner:
         found = hashlib.sha256()
         for array in self.trainer.params.values():
             values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-            for part in threads.pieces(values.size, PART):
+            for part in slices.pieces(values.size, PART):
                 found.update(values[part].data)
                 host.check_interrupts()
         return found.hexdigest()
@@ -17247,7 +17264,7 @@ from itertools import pairwise
 from typing import TypeGuard, TypeVar
 
 from . import host
-from .fast import threads
+from .fast import slices
 
 T = TypeVar("T")
 BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
@@ -17281,7 +17298,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _interruptibly(values: Sequence[T]) -> Iterator[T]:
-    for part in threads.pieces(len(values), AT_A_TIME):
+    for part in slices.pieces(len(values), AT_A_TIME):
         host.check_interrupts()
         yield from values[part]
 
@@ -17299,7 +17316,7 @@ import numpy as np
 
 from . import host
 from .errors import InvalidParameter
-from .fast import threads
+from .fast import slices
 from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
@@ -17330,7 +17347,7 @@ def to_bytes(values: np.ndarray) -> bytes:
     if values.size <= PART:
         return np.ascontiguousarray(values, FLOAT32).tobytes()
     file = io.BytesIO()  # gives its bytes away without a copy
-    for part in threads.parts(values.shape, PART):
+    for part in slices.parts(values.shape, PART):
         host.check_interrupts()
         file.write(np.ascontiguousarray(values[part], FLOAT32).data)
     return file.getvalue()
@@ -17364,7 +17381,7 @@ from typing import NamedTuple
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..fast import threads
+from ..fast import slices
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import pretokens, split, word_too_long
@@ -17611,7 +17628,7 @@ class Tokenizer:
             raise word_too_long(len(data))
         host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
         symbols: list[int] = []
-        for part in threads.pieces(len(data), BYTES_A_CHECK):
+        for part in slices.pieces(len(data), BYTES_A_CHECK):
             host.check_interrupts()
             symbols += [self._byte_symbols[b] for b in data[part]]
         return symbols
@@ -17786,7 +17803,7 @@ from typing import TypeAlias
 
 from .. import host
 from ..errors import InvalidParameter
-from ..fast import threads
+from ..fast import slices
 from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long
@@ -17862,7 +17879,7 @@ def _words_of_bytes(counted: Iterable[str], ids: list[int]) -> list[list[int]]:
             room = 2 * total
             host.require_memory(BYTES_A_SYMBOL * room, f"a vocabulary from words of more than {total} bytes")
         symbols: list[int] = []
-        for part in threads.pieces(len(data), SYMBOLS_A_CHECK):
+        for part in slices.pieces(len(data), SYMBOLS_A_CHECK):
             host.check_interrupts()
             symbols += [ids[b] for b in data[part]]
         words.append(symbols)
@@ -18390,7 +18407,7 @@ class Trainer:
         wte = self._sinks[self.tied.get("wte", "wte")].array
         # Gradients of wte are the first of a step; logits lie where the later ones will.
         self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
-        self._pool = buffers.Pool()
+        self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
     @property
@@ -18569,11 +18586,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -18586,11 +18603,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -18954,11 +18971,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -18976,11 +18993,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -18995,11 +19012,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -19026,11 +19043,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -19042,11 +19059,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -19057,11 +19074,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -19103,11 +19120,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -19123,11 +19140,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -19141,11 +19158,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -19171,11 +19188,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -19186,11 +19203,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -19199,11 +19216,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -19218,11 +19235,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -19235,11 +19252,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -19250,11 +19267,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -19269,11 +19286,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -19287,11 +19304,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -19302,11 +19319,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -19324,11 +19341,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -19339,11 +19356,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -19354,11 +19371,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -19387,11 +19404,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -19431,11 +19448,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -19463,11 +19480,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -19514,11 +19531,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -19539,11 +19556,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -19579,11 +19596,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -19606,11 +19623,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -19628,11 +19645,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -19663,11 +19680,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -19679,11 +19696,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -19700,11 +19717,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -19729,11 +19746,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -19761,11 +19778,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -19807,11 +19824,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -19844,11 +19861,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -19919,11 +19936,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.train(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -19966,11 +19983,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -19985,11 +20002,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -20134,11 +20151,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -20151,11 +20168,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -20168,11 +20185,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -20209,11 +20226,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -20224,11 +20241,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -20245,11 +20262,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -20273,11 +20290,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -20303,11 +20320,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -20327,11 +20344,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -20350,11 +20367,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -20370,11 +20387,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -20451,11 +20468,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -20480,11 +20497,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -20502,11 +20519,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -20515,11 +20532,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -20529,11 +20546,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -20542,11 +20559,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -20556,11 +20573,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -20569,11 +20586,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -20588,11 +20605,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -20608,11 +20625,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -20622,11 +20639,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -20636,11 +20653,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -20654,11 +20671,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -20676,11 +20693,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -20691,11 +20708,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -20704,11 +20721,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -20717,11 +20734,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -20739,11 +20756,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -20764,11 +20781,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -20787,11 +20804,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -20815,11 +20832,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -20830,11 +20847,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -20848,11 +20865,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -20868,11 +20885,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -20897,11 +20914,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -20920,11 +20937,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -20937,11 +20954,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -20960,11 +20977,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -20985,11 +21002,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -20998,11 +21015,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -21015,11 +21032,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -21030,11 +21047,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -21072,11 +21089,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -21099,11 +21116,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -21118,11 +21135,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -21135,11 +21152,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -21165,11 +21182,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -21180,11 +21197,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -21195,11 +21212,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -21210,11 +21227,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -21225,11 +21242,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -21242,11 +21259,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -21274,11 +21291,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -21289,11 +21306,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -21306,11 +21323,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
@@ -21322,11 +21339,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -21380,11 +21397,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -21408,11 +21425,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -21438,11 +21455,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -21453,11 +21470,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -21468,11 +21485,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ad8c14e966f8 @extschema@' not in GD:
+if 'pg_gpt2 73202023b192 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ad8c14e966f8 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 73202023b192 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

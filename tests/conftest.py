@@ -3,9 +3,9 @@
 from collections.abc import Generator
 
 import pytest
-from pg_gpt2.fast import threads
+from pg_gpt2.fast import blas_library
 
-threads.import_numpy_single_threaded()  # before any test module imports NumPy
+blas_library.import_numpy_single_threaded()  # before any test module imports NumPy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TypeGuard, TypeVar
 
 from . import host
-from .fast import threads
+from .fast import slices
 
 T = TypeVar("T")
 BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
@@ -40,7 +40,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _interruptibly(values: Sequence[T]) -> Iterator[T]:
-    for part in threads.pieces(len(values), AT_A_TIME):
+    for part in slices.pieces(len(values), AT_A_TIME):
         host.check_interrupts()
         yield from values[part]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import host
 from .errors import InvalidParameter
-from .fast import threads
+from .fast import slices
 from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
@@ -39,7 +39,7 @@ def to_bytes(values: np.ndarray) -> bytes:
     if values.size <= PART:
         return np.ascontiguousarray(values, FLOAT32).tobytes()
     file = io.BytesIO()  # gives its bytes away without a copy
-    for part in threads.parts(values.shape, PART):
+    for part in slices.parts(values.shape, PART):
         host.check_interrupts()
         file.write(np.ascontiguousarray(values[part], FLOAT32).data)
     return file.getvalue()

@@ -98,10 +98,10 @@ def flush(bench: Bench) -> None:
 def adamw(bench: Bench) -> None:
     """The optimizer alone, on arrays of gpt2-small's sizes in this process: norm of all gradients, clipping, update."""
     from pg_gpt2.core.config import GPT2Config
-    from pg_gpt2.fast import threads
+    from pg_gpt2.fast import blas_library, threads
     from pg_gpt2.training import optim
 
-    threads.set_blas_threads(1)
+    blas_library.set_blas_threads(1)
     threads.set_threads(bench.server.threads)
     n = bench.shape
     sizes = GPT2Config(n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab).param_shapes()

@@ -15,7 +15,7 @@ import pytest
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.core.tape import Eager
-from pg_gpt2.fast import attend_blocks, buffers, layout, plan
+from pg_gpt2.fast import attend_blocks, buffers, layout, prepared
 from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.embedding import embedding
 from pg_gpt2.fast.linear import linear, lm_head
@@ -39,13 +39,13 @@ def by_panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
 def test_arranged_weights_are_the_checkpoints_again(config: GPT2Config, by_panels: bool) -> None:
     params = random_params(config)
-    kept = layout.arrange(dict(params), config)
+    kept = layout.lay_out(dict(params), config)
     assert isinstance(kept["h.0.attn.c_attn.weight"], Panels) is by_panels
-    plain = layout.Plain(kept)
-    assert list(plain) == list(params) == list(layout.Stored(params, config))
+    plain = layout.CheckpointTensors(kept)
+    assert list(plain) == list(params) == list(layout.KeptTensors(params, config))
     for name, array in params.items():
         np.testing.assert_array_equal(plain[name], array)
-        assert layout.Stored(params, config)[name].shape == layout.stored_shapes(config)[name]
+        assert layout.KeptTensors(params, config)[name].shape == layout.stored_shapes(config)[name]
 
 
 @pytest.mark.parametrize(("k", "n"), [(16, 64), (100, 65), (768, 192), (1600, 64), (3072, 130), (997, 70), (7, 3)])
@@ -96,7 +96,7 @@ def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_pane
     ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
     wanted = gpt2.logits(Eager(), params, np.asarray([ids]), config)[0]
     close = {"atol": 2e-5 * float(np.abs(wanted).max())}
-    arranged = layout.arrange(dict(params), config)
+    arranged = layout.lay_out(dict(params), config)
 
     alone = Decoder(arranged, config, 96)
     np.testing.assert_allclose(alone.feed(ids[:20]), wanted[19], **close)
@@ -124,11 +124,11 @@ def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_pane
 def test_a_prepared_pass_has_the_bits_of_the_ops(
     config: GPT2Config, rows: int, by_panels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arranged = layout.arrange(random_params(config), config)
+    arranged = layout.lay_out(random_params(config), config)
     ids = np.random.default_rng(rows).integers(0, config.vocab, (2, rows)).tolist()
     found = []
-    for most in (plan.MOST_ROWS, 0):
-        monkeypatch.setattr(plan, "MOST_ROWS", most)
+    for most in (prepared.MOST_ROWS, 0):
+        monkeypatch.setattr(prepared, "MOST_ROWS", most)
         alone, streams = Decoder(arranged, config, 160), decode.several(arranged, config, [96] * rows)
         logits = [alone.feed_all(some).copy() for some in ids]
         for place, stream in enumerate(streams):
@@ -142,7 +142,7 @@ def test_a_prepared_pass_has_the_bits_of_the_ops(
 def test_what_is_prepared_goes_with_the_weights(by_panels: bool) -> None:
     """Without waiting for Python's collector: the memory may be wanted. A thread that reads ahead holds it for a moment."""
     config = GPT2Config(n_layer=2, n_head=4, d_model=1024, n_positions=16, vocab=50)  # products that two threads share
-    arranged = layout.arrange(gpt2.init_params(config), config)
+    arranged = layout.lay_out(gpt2.init_params(config), config)
     decoder = Decoder(arranged, config, 8)
     for rows in (1, 2):
         decoder.feed_all([1] * rows)
@@ -162,20 +162,20 @@ def test_what_is_prepared_goes_with_the_weights(by_panels: bool) -> None:
 
 def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> None:
     """As of a batch whose streams end one by one."""
-    arranged = layout.arrange(random_params(CONFIGS[0]), CONFIGS[0])
-    decoder = Decoder(arranged, CONFIGS[0], plan.MOST_ROWS)
-    for rows in [*range(plan.MOST_ROWS, 0, -1), plan.MOST_ROWS]:
+    arranged = layout.lay_out(random_params(CONFIGS[0]), CONFIGS[0])
+    decoder = Decoder(arranged, CONFIGS[0], prepared.MOST_ROWS)
+    for rows in [*range(prepared.MOST_ROWS, 0, -1), prepared.MOST_ROWS]:
         decoder.rewind(0)
         decoder.feed_all([1] * rows)
         assert rows in arranged.prepared
-        assert sum(arranged.prepared) <= plan.MOST_PREPARED
+        assert sum(arranged.prepared) <= prepared.MOST_PREPARED
 
 
 def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt no longer than an earlier one costs no fresh memory, which would be a page fault every 4 kB."""
-    config, pool = CONFIGS[0], buffers.LoosePool()
+    config, pool = CONFIGS[0], buffers.LooseBufferPool()
     monkeypatch.setattr(buffers, "kept", pool)
-    params = layout.arrange(random_params(config), config)
+    params = layout.lay_out(random_params(config), config)
     ids = list(range(150))
     expected = Decoder(params, config, 160).feed(ids).copy()
     held = pool.n_bytes()
@@ -197,7 +197,7 @@ def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
         has_avx512 = "avx512vl" in file.read()
     program = f"""
 from pg_gpt2.fast import threads
-threads.import_numpy_single_threaded()
+blas_library.import_numpy_single_threaded()
 import numpy as np
 from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.fast import attend_blocks, layout, ops
@@ -205,7 +205,7 @@ from pg_gpt2.generation.decode import Decoder, feed_together, several, step_toge
 from small_models import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
 for d in (8, 64, 122, 128, 160, 1000):
-    assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or attend_blocks.is_usable(d), d
+    assert not {has_avx512} or "SkylakeX" not in blas_library.blas_name() or attend_blocks.is_usable(d), d
     if attend_blocks.is_usable(d) and d <= 160:  # whatever number of positions is mixed
         q, k, v = np.random.default_rng(d).standard_normal((3, 1, 1100, d), np.float32)
         keys, values = np.zeros((1, 18, d, 64), np.float32), np.zeros((1, 18 * 64, d), np.float32)
@@ -216,7 +216,7 @@ for d in (8, 64, 122, 128, 160, 1000):
             attend_blocks.attend_blocks(q[:, i : i + 1], keys, values, alone[:, i : i + 1], i)
         assert np.array_equal(alone, whole), d
 assert not attend_blocks.is_usable(2000)
-params = layout.arrange(random_params(wide), wide)
+params = layout.lay_out(random_params(wide), wide)
 if layout.in_panels(wide):
     ids = np.random.default_rng(1).integers(0, wide.vocab, 1100).tolist()
     alone, other = Decoder(params, wide, 1100), Decoder(params, wide, 1100)
@@ -232,9 +232,9 @@ if layout.in_panels(wide):
         assert np.array_equal(feed_together(together, texts), alone)
 for config in CONFIGS:
     if not layout.in_panels(config):
-        assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or config.d_model < 64, config
+        assert not {has_avx512} or "SkylakeX" not in blas_library.blas_name() or config.d_model < 64, config
         continue
-    params = layout.arrange(random_params(config), config)
+    params = layout.lay_out(random_params(config), config)
     ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
     alone = Decoder(params, config, 96)
     prompt = alone.feed(ids[:9])
@@ -266,7 +266,7 @@ print("checked")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(), *WITH_OPTIONS])
 def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampling: Sampling, by_panels: bool) -> None:
-    arranged = layout.arrange(random_params(config), config)
+    arranged = layout.lay_out(random_params(config), config)
     prompts = [[1, 2, 3], list(range(40)), [7] * 95, [4]]
     options = [Options(80, sampling, None, seed, logprobs=True) for seed in range(4)]
     together = batch.generate_batch(arranged, config, prompts, options, [lambda token: False] * 4)
@@ -279,7 +279,7 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampli
 @pytest.mark.parametrize("rooms", [[96], [11] * 6, [160, 3, 64, 65, 128, 129, 160, 9999]])
 def test_the_memory_asked_for_is_what_decoders_take(rooms: list[int], by_panels: bool) -> None:
     config = CONFIGS[0]
-    arranged = layout.arrange(random_params(config), config)
+    arranged = layout.lay_out(random_params(config), config)
     tracemalloc.start()
     try:
         streams = decode.several(arranged, config, rooms)
@@ -295,14 +295,14 @@ def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> 
     found = []
     for use_panels in (False, True):
         monkeypatch.setattr(layout, "use_panels", use_panels)
-        arranged = layout.arrange(random_params(config), config)
+        arranged = layout.lay_out(random_params(config), config)
         found.append(beam.beam_search(arranged, config, [1, 2, 3], beam.Beams(width=3, max_tokens=20)))
     assert [b.ids for b in found[0]] == [b.ids for b in found[1]]
 
 
 def test_logits_of_many_streams_are_made_a_few_at_a_time(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIGS[0]
-    streams = decode.several(layout.arrange(random_params(config), config), config, [8] * 150)
+    streams = decode.several(layout.lay_out(random_params(config), config), config, [8] * 150)
     texts = [[place % config.vocab, 3] for place in range(150)]
     whole = feed_together(streams, texts)
     monkeypatch.setattr(decode, "LOGITS_ROWS", 1 << 20)

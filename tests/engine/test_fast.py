@@ -97,17 +97,17 @@ def test_what_is_off_is_off(plainly: None) -> None:
 def test_a_model_decodes_plainly_as_it_does_fast(config: GPT2Config) -> None:
     params = random_params(config)
     ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
-    fast = Decoder(layout.arrange(dict(params), config), config, 96)
+    fast = Decoder(layout.lay_out(dict(params), config), config, 96)
     op.use_fast(False)
     try:
-        plain = Decoder(layout.Arranged(params), config, 96)
+        plain = Decoder(layout.DecoderWeights(params), config, 96)
         logits = [plain.feed(ids[:70]), *(plain.feed([token]) for token in ids[70:])]
         twin = plain.copy()
         twin.rewind(80)
         np.testing.assert_allclose(twin.feed_all(ids[80:]), logits[11:], **TOLERANCE)
         whole = gpt2.logits(Eager(), params, np.array(ids), config)
         np.testing.assert_allclose(whole[69:], logits, rtol=1e-4, atol=1e-4)
-        streams = several(layout.Arranged(params), config, [9, 9])
+        streams = several(layout.DecoderWeights(params), config, [9, 9])
         streams[1].feed(ids[:3])
         together = step_together(streams, [ids[0], ids[3]])
         np.testing.assert_allclose(together, whole[[0, 3]], rtol=1e-4, atol=1e-4)

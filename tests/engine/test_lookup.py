@@ -34,7 +34,7 @@ def test_drafts_do_not_change_a_token(
 ) -> None:
     """Also past the window, at the end of max_tokens and at a stop."""
     monkeypatch.setattr(layout, "use_panels", True)
-    arranged = layout.arrange(weights(config), config)
+    arranged = layout.lay_out(weights(config), config)
     passes = 0
 
     def counted(decoder: Decoder, ids: list[int]) -> np.ndarray:

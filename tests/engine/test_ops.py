@@ -287,7 +287,7 @@ def test_products_accept_transposed_views() -> None:
 
 
 def test_a_pool_never_hands_out_what_is_in_use() -> None:
-    pool = buffers.Pool()
+    pool = buffers.BufferPool()
     with buffers.reusing(pool):
         first = buffers.empty((200, 200), np.float32)
         view = first[3:, 2:].T
@@ -301,7 +301,7 @@ def test_a_pool_never_hands_out_what_is_in_use() -> None:
 
 
 def test_a_loose_pool_never_hands_out_what_is_in_use_nor_holds_more_than_was_in_use_at_once() -> None:
-    pool, held, most = buffers.LoosePool(), list[np.ndarray](), 0
+    pool, held, most = buffers.LooseBufferPool(), list[np.ndarray](), 0
     rng = np.random.default_rng(3)
     for number in range(500):
         if len(held) == 4 or (held and rng.random() < 0.5):

@@ -15,7 +15,7 @@ def test_with_one_position_each_token_is_predicted_from_the_one_before():
     config = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=1, vocab=50)
     params = gpt2.init_params(config, 3)
     ids = np.random.default_rng(1).integers(0, 50, 9).tolist()
-    found, ranks = scoring.token_scores(layout.arrange(dict(params), config), config, ids)
+    found, ranks = scoring.token_scores(layout.lay_out(dict(params), config), config, ids)
     for place, (before, token) in enumerate(pairwise(ids)):
         logits = np.asarray(gpt2.logits(Eager(), params, np.asarray([[before]]), config)).reshape(-1)
         expected = logits[token] - np.log(np.exp(logits.astype(np.float64)).sum())

@@ -8,13 +8,13 @@ import weakref
 import numpy as np
 import pytest
 from pg_gpt2 import host
-from pg_gpt2.fast import threads
+from pg_gpt2.fast import slices, threads
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("tasks", [0, 1, 2, 50])
 def test_a_pool_runs_each_task_once_and_none_is_fine(count, tasks):
-    pool, done = threads.Pool(count), []
+    pool, done = threads.ThreadPool(count), []
     caller = threading.Thread(target=pool.run, args=([lambda i=i: done.append(i) for i in range(tasks)],), daemon=True)
     caller.start()
     caller.join(10)
@@ -42,7 +42,7 @@ def test_only_the_servers_own_thread_looks_for_interrupts(monkeypatch):
     """Tasks of a task, too: the server must not be called from a helper."""
     looked: set[int] = set()
     monkeypatch.setattr(host, "check_interrupts", lambda: looked.add(threading.get_ident()))
-    pool, met = threads.Pool(2), threading.Barrier(2)
+    pool, met = threads.ThreadPool(2), threading.Barrier(2)
     monkeypatch.setattr(threads, "_pool", pool)
 
     def task() -> None:
@@ -55,14 +55,14 @@ def test_only_the_servers_own_thread_looks_for_interrupts(monkeypatch):
     assert looked == {threading.get_ident()}
 
 
-def both(pool: threads.Pool, ahead: threads.Task | None = None) -> None:
+def both(pool: threads.ThreadPool, ahead: threads.Task | None = None) -> None:
     """Run two tasks that meet, hence one on each thread."""
     met = threading.Barrier(2)
     pool.run([lambda: met.wait(10)] * 2, threads.Batch(ahead))
 
 
 def test_nobody_waits_for_what_a_helper_does_ahead():
-    pool, begun, let_go = threads.Pool(2), threading.Event(), threading.Event()
+    pool, begun, let_go = threads.ThreadPool(2), threading.Event(), threading.Event()
     both(pool, lambda: begun.set() or let_go.wait(10))
     assert begun.wait(10)
     pool.run([lambda: None, lambda: None])  # the helper is still busy: the caller does all
@@ -72,7 +72,7 @@ def test_nobody_waits_for_what_a_helper_does_ahead():
 
 
 def test_a_helper_that_came_late_does_not_look_ahead():
-    pool, let_go, read = threads.Pool(2), threading.Event(), []
+    pool, let_go, read = threads.ThreadPool(2), threading.Event(), []
     both(pool, lambda: let_go.wait(10))
     pool.run([lambda: None, lambda: None], threads.Batch(lambda: read.append("what the caller has passed")))
     let_go.set()
@@ -82,7 +82,7 @@ def test_a_helper_that_came_late_does_not_look_ahead():
 
 
 def test_a_helper_survives_a_failure_ahead():
-    pool, failed = threads.Pool(2), threading.Event()
+    pool, failed = threads.ThreadPool(2), threading.Event()
     both(pool, lambda: failed.set() or 1 / 0)
     assert failed.wait(10)
     both(pool)
@@ -90,7 +90,7 @@ def test_a_helper_survives_a_failure_ahead():
 
 
 def test_an_error_lets_go_of_what_its_task_worked_on():
-    pool, work = threads.Pool(2), np.empty(1)
+    pool, work = threads.ThreadPool(2), np.empty(1)
     held = weakref.ref(work)
     gc.disable()
     try:
@@ -104,7 +104,7 @@ def test_an_error_lets_go_of_what_its_task_worked_on():
 
 
 def test_no_task_is_alive_when_its_caller_goes_on():
-    pool, let_go = threads.Pool(2), threading.Event()
+    pool, let_go = threads.ThreadPool(2), threading.Event()
     both(pool, lambda: let_go.wait(10))  # the helper is busy from now on
     work = np.empty(1)
     held = weakref.ref(work)
@@ -116,7 +116,7 @@ def test_no_task_is_alive_when_its_caller_goes_on():
 
 
 def test_a_waiting_helper_keeps_nothing_alive():
-    pool, ahead = threads.Pool(2), lambda: None
+    pool, ahead = threads.ThreadPool(2), lambda: None
     held = weakref.ref(ahead)
     both(pool, ahead)
     del ahead
@@ -131,7 +131,7 @@ def test_where_no_thread_can_be_started_the_caller_does_the_work(monkeypatch):
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    pool, done = threads.Pool(4), []
+    pool, done = threads.ThreadPool(4), []
     with monkeypatch.context() as patch:
         patch.setattr(threads.threading.Thread, "start", refuse)
         pool.run([lambda i=i: done.append(i) for i in range(50)])
@@ -145,7 +145,7 @@ def test_threads_have_a_stack_of_ours_whatever_other_code_asked_for(monkeypatch)
     monkeypatch.setattr(threading.Thread, "start", lambda self: (sizes.append(threading.stack_size()), begin(self))[1])
     before = threading.stack_size(64 << 10)
     try:
-        pool = threads.Pool(2)
+        pool = threads.ThreadPool(2)
         both(pool)
         assert (sizes, threading.stack_size()) == ([threads.STACK], 64 << 10)
     finally:
@@ -170,7 +170,7 @@ def interrupted_after(looks: int) -> threads.Task:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_interrupt_ends_the_work_between_tasks(monkeypatch, count):
-    pool, done = threads.Pool(count), []
+    pool, done = threads.ThreadPool(count), []
     monkeypatch.setattr(host, "check_interrupts", interrupted_after(3))
     with pytest.raises(Interrupt):
         pool.run([lambda: (done.append(1), time.sleep(0.01))] * 100)
@@ -182,7 +182,7 @@ def test_an_interrupt_ends_the_work_between_tasks(monkeypatch, count):
 
 
 def test_an_interrupt_ends_a_long_task_of_a_helper_that_the_caller_waits_for(monkeypatch):
-    pool, met, ended = threads.Pool(2), threading.Barrier(2), []
+    pool, met, ended = threads.ThreadPool(2), threading.Barrier(2), []
     caller = threading.get_ident()
 
     def task() -> None:
@@ -207,7 +207,7 @@ def test_the_server_is_asked_in_its_own_thread_only_also_by_tasks_that_run_tasks
     """As attention does with whole heads: in another thread the server says that its stack is too deep, or worse."""
     asked = set()
     monkeypatch.setattr(host, "check_interrupts", lambda: asked.add(threading.get_ident()))
-    pool, met, done = threads.Pool(2), threading.Barrier(2), []
+    pool, met, done = threads.ThreadPool(2), threading.Barrier(2), []
 
     def task() -> None:
         met.wait(10)  # one on each thread
@@ -222,7 +222,7 @@ def test_parts_cut_an_array_of_any_shape():
     for shape in ((), (7,), (3, 4), (2, 3, 5), (1, 1, 9), (0, 4), (4, 0)):
         for size in (1, 2, 4, 6, 100):
             whole, cut = np.arange(np.prod(shape)).reshape(shape), np.full(shape, -1)
-            for part in threads.parts(shape, size):
+            for part in slices.parts(shape, size):
                 assert cut[part].size <= size
                 cut[part] = whole[part]
             assert np.array_equal(cut, whole)

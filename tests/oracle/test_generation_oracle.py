@@ -43,9 +43,9 @@ def random_params(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def served(params: dict[str, np.ndarray], config: GPT2Config) -> layout.Arranged:
+def served(params: dict[str, np.ndarray], config: GPT2Config) -> layout.DecoderWeights:
     """As a session of this machine's server would hold them."""
-    return layout.arrange({name: w.copy() for name, w in params.items()}, config)
+    return layout.lay_out({name: w.copy() for name, w in params.items()}, config)
 
 
 def hugging_face(config: GPT2Config, params: dict[str, np.ndarray]) -> transformers.GPT2LMHeadModel:

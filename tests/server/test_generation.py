@@ -397,7 +397,7 @@ def watched(decoder, ids):
     return feed_all(decoder, ids)
 decode.Decoder.feed_all = watched
 model = importlib.import_module(package + '.server.storage.weights').load('slow')
-return decode.Decoder(model.arranged, model.config, 1).exact
+return decode.Decoder(model.decoder_weights, model.config, 1).exact
         $$;
         CREATE FUNCTION pg_temp.read() RETURNS int[] LANGUAGE plpython3u AS $$
 read, GD['read'] = GD['read'], []

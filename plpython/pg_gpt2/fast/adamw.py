@@ -9,6 +9,7 @@ import numpy as np
 
 from ..fast import buffers, threads
 from ..fast.blas import add_scaled
+from . import slices
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
@@ -69,7 +70,7 @@ def step_all(
         if grad.size < SMALL:
             gathered.setdefault((decay, step), []).append(flat)
         else:
-            for part in threads.pieces(grad.size, PIECE):
+            for part in slices.pieces(grad.size, PIECE):
                 tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
     for (decay, step), tensors in gathered.items():
         tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
@@ -97,7 +98,7 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def global_norm(grads: Sequence[np.ndarray]) -> float:
     """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
-    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, NORM_PIECE)]
+    parts = [(grad.reshape(-1), part) for grad in grads for part in slices.pieces(grad.size, NORM_PIECE)]
     squares = np.zeros(len(parts))
 
     def square(i: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..core.ops import CHUNK
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 
 BLOCK = 64  # keys that are multiplied at a time
 GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
@@ -33,7 +33,7 @@ def _ones(n: int, dtype: np.dtype) -> np.ndarray:
 
 def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
     """(query rows, number of keys the last of them sees)."""
-    for rows in threads.pieces(t, chunk):
+    for rows in slices.pieces(t, chunk):
         yield rows, offset + rows.stop
 
 

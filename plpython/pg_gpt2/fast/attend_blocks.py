@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 
 BLOCK = 64  # positions
 ROWS = 8  # in a product
@@ -24,7 +24,7 @@ def attend_blocks(
 ) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
     """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
     whole = q.shape[1] - q.shape[1] % ROWS
-    for rows in threads.pieces(whole, ROWS * GROUPS):
+    for rows in slices.pieces(whole, ROWS * GROUPS):
         _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
     if whole < q.shape[1]:
         attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
@@ -49,7 +49,7 @@ def attend_few(
     """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
-    tasks = threads.pieces(n_head, heads or n_head)
+    tasks = slices.pieces(n_head, heads or n_head)
     rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
     rows[:, :, 1:] = 0
     np.multiply(q, d**-0.5, out=rows[:, 0, :t])
@@ -75,7 +75,7 @@ def attend_each(
     """
     n, n_head, d = q.shape
     blocks = int(places.max()) // BLOCK + 1
-    tasks = threads.pieces(n, STREAMS)
+    tasks = slices.pieces(n, STREAMS)
     rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
     rows[:, :, :, 1] = 0
     np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
@@ -110,7 +110,7 @@ def _mix(
     np.exp(z, out=z)
     total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[..., 0]  # dot products: np.add sums short rows slowly
     d = values.shape[-1]
-    first, *more = threads.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
+    first, *more = slices.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
     mixed = np.empty((*flat.shape[:-1], d), values.dtype)
 
     def mix(some: slice) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import rng
 from ..core.op import Grads, replace
 from ..core.ops import CHUNK, split_heads
-from . import buffers, threads
+from . import buffers, slices, threads
 from .attend import attend, attend_backward
 from .elementwise import LEAST
 from .linear import linear, linear_backward
@@ -39,10 +39,10 @@ def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
         return [(slice(0, b), slice(0, h))]
     count = 2 * -(-b * h * scores // (2 * GROUP))
     if b >= count:
-        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
+        return [(rows, slice(0, h)) for rows in slices.pieces(b, -(-b // count))]
     # One sequence has many chunks, and each is a dozen calls: fewer, larger pieces.
     parts = -(-h * scores // (2 * GROUP))
-    heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
+    heads = slices.pieces(h, -(-h // (parts + parts * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
@@ -62,7 +62,7 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
     for i in range(g[0].start, g[0].stop):
         for j in range(g[1].start, g[1].stop):
             mask = masks[i, j].reshape(-1)
-            for part in threads.pieces(mask.size, MASK_PIECE):
+            for part in slices.pieces(mask.size, MASK_PIECE):
                 threads.look()
                 rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from . import buffers, threads
+from . import blas_library, buffers
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
 _NAMES = (
@@ -56,7 +56,7 @@ def add_scaled(alpha: float, x: np.ndarray, beta: float, y: np.ndarray) -> None:
 
 def _functions(name: str) -> Iterator[tuple[Callable[..., None], type]]:
     """Functions of that name in the libraries found, and their type of integers."""
-    for library in threads.blas_libraries():
+    for library in blas_library.blas_libraries():
         for form, integer in _NAMES:
             function = getattr(ctypes.CDLL(library), form.format(name), None)
             if function is not None:

@@ -16,7 +16,7 @@ SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
 LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
 
 
-class Pool:
+class BufferPool:
     """Buffers by size in bytes. Only the main thread may ask."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Pool:
         return sum(size * len(buffers) for size, buffers in self._buffers.items())
 
 
-class LoosePool:
+class LooseBufferPool:
     """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
 
     There are never more than were in use at once; each may become as large as the largest that was asked for.
@@ -80,14 +80,14 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
-_pool: Pool | LoosePool | None = None
+kept = LooseBufferPool()  # of prompts' passes, from one call to the next, until `forget`
+_pool: BufferPool | LooseBufferPool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
 @contextmanager
-def reusing(pool: Pool | LoosePool | None) -> Iterator[None]:
+def reusing(pool: BufferPool | LooseBufferPool | None) -> Iterator[None]:
     """Within this block `empty` serves from `pool`."""
     global _pool
     outer, _pool = _pool, pool

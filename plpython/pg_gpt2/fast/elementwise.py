@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, replace
-from . import buffers, threads
+from . import buffers, slices, threads
 
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
@@ -46,7 +46,7 @@ def copied(x: np.ndarray) -> np.ndarray:
 
 def copy_into(y: np.ndarray, x: np.ndarray) -> None:
     """y = x, of one shape."""
-    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
+    threads.run([partial(np.copyto, y[part], x[part]) for part in slices.parts(x.shape, BLOCK)])
 
 
 def accumulate(total: np.ndarray, term: np.ndarray) -> None:
@@ -73,7 +73,7 @@ def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         return x.sum(axis=axes, keepdims=True)
     y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
     lead = (slice(None),) * kept
-    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+    for part in slices.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
         threads.look()
         x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
     return y
@@ -86,7 +86,7 @@ def binary(function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
     if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
         x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
-        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in slices.parts(shape, BLOCK)])  # type: ignore[misc]
     elif a.shape == b.shape:
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:

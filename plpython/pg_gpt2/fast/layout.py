@@ -43,7 +43,7 @@ def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
     return Table if name == "wte" else Panels
 
 
-class Arranged(dict[str, Any]):
+class DecoderWeights(dict[str, Any]):
     """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Arranged(dict[str, Any]):
         self.prepared: dict[int, Any] = {}
 
 
-class Stored(Mapping[str, np.ndarray]):
+class KeptTensors(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""
 
     def __init__(self, params: Params, config: GPT2Config) -> None:
@@ -69,7 +69,7 @@ class Stored(Mapping[str, np.ndarray]):
         return len(self._shapes)
 
 
-class Plain(Mapping[str, np.ndarray]):
+class CheckpointTensors(Mapping[str, np.ndarray]):
     """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
 
     def __init__(self, arranged: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ class Plain(Mapping[str, np.ndarray]):
         return len(self._arranged)
 
 
-def arranged(stored: Params, config: GPT2Config) -> Arranged:
+def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them."""
     shapes = config.param_shapes()
     found: dict[str, Any] = dict(stored)
@@ -100,15 +100,15 @@ def arranged(stored: Params, config: GPT2Config) -> Arranged:
         kind = _kind(name, shapes[name])
         if kind is not None and array.shape != shapes[name]:
             found[name] = kind(array, shapes[name])
-    return Arranged(found)
+    return DecoderWeights(found)
 
 
-def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+def lay_out(params: dict[str, np.ndarray], config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
-    stored = Stored(params, config)
+    stored = KeptTensors(params, config)
     kept = {}
     for name in list(params):
         kept[name] = stored[name]
         kept[name].flags.writeable = False
         del params[name]
-    return arranged(kept, config)
+    return decoder_weights(kept, config)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, threads
+from . import buffers, panels, slices, threads
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .panels import Panels, Table
@@ -37,7 +37,7 @@ def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k,
         return np.matmul(a, b)
     x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
     y = buffers.empty((*lead, m, n), np.result_type(a, b))
-    for i in threads.parts(lead, max(1, count // pieces)):
+    for i in slices.parts(lead, max(1, count // pieces)):
         if x[i].ndim == 2 or x[i].size == m * k:
             product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
         else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, threads
+from . import buffers, slices, threads
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
@@ -76,7 +76,7 @@ class _Group:
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
+        self.slices = slices.pieces(len(wte), vocab_slice(len(wte)))
         logits = buffers.passing((len(wte), len(x)), x.dtype)
         self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
@@ -92,7 +92,7 @@ class _Group:
 
     def _each_slice(self, *works: Callable[[int], object]) -> None:
         tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
-        for turn in threads.pieces(len(tasks), TURN):
+        for turn in slices.pieces(len(tasks), TURN):
             threads.run(tasks[turn])
 
     def _project(self, i: int) -> None:
@@ -108,7 +108,7 @@ class _Group:
     def _exponentiate(self, i: int) -> None:
         z, sums = self.exps[i], []
         with np.errstate(over="ignore", invalid="ignore"):
-            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+            for r in slices.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
                 if self.top is not None:
                     z[r] -= self.top
                 sums.append(column_sums(np.exp(z[r], out=z[r])))
@@ -157,7 +157,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
+    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:

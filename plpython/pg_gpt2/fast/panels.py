@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from . import buffers, threads
+from . import buffers, slices, threads
 
 Call = Callable[[], object]
 
@@ -39,7 +39,7 @@ class Panels:
     def of(cls, w: np.ndarray) -> "Panels":
         """The panels of w [K, N]."""
         data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
+        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
 
@@ -179,7 +179,7 @@ def _pieces(m: int, w: Panels) -> list[slice]:
     count, flops = len(w.data), 2.0 * m * w.shape[0] * w.shape[1]
     pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
     head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
-    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
+    return slices.pieces(count, max(1, -(-count // pieces) + head_start))
 
 
 def _columns(panels: slice) -> slice:

@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from ..core.op import Sink
-from . import buffers, threads
+from . import buffers, slices, threads
 from .blas import add_product
 
 PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
@@ -43,9 +43,9 @@ def product_tasks(
     (m, k), n = a.shape, b.shape[1]
     count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
     if m > n:
-        rows = threads.pieces(m, _size(m, count))
+        rows = slices.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
-    columns = threads.pieces(n, _size(n, count))
+    columns = slices.pieces(n, _size(n, count))
     return [
         lambda c=c: _piece(a, b[:, c], out[:, c], None if bias is None else bias[c], accumulate)  # type: ignore[misc]
         for c in columns

@@ -6,87 +6,19 @@ the problem's size only, never on the number of threads: results are the same bi
 """
 
 import contextlib
-import ctypes
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from math import prod
-from typing import Any
 
 from .. import host
+from . import slices
 
 Task = Callable[[], object]
 STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
 LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
-
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
-    "MKL_Set_Num_Threads",
-)
-
-_DESCRIPTIONS = (
-    "scipy_openblas_get_config64_",
-    "scipy_openblas_get_config",
-    "openblas_get_config64_",
-    "openblas_get_config",
-)
-
-
-def import_numpy_single_threaded() -> None:
-    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
-    try:
-        os.environ.update(dict.fromkeys(before, "1"))
-        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    set_blas_threads(1)
-
-
-def set_blas_threads(count: int) -> bool:
-    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in blas_libraries():
-        library = ctypes.CDLL(path)
-        for name in _SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(ctypes.c_int(count))
-                return True
-    return False
-
-
-def blas_name() -> str:
-    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = blas_libraries()
-    for path in paths:
-        for name in _DESCRIPTIONS:
-            describe = getattr(ctypes.CDLL(path), name, None)
-            if describe is not None:
-                describe.restype = ctypes.c_char_p
-                return describe().decode()
-    return ", ".join(map(os.path.basename, paths)) or "unknown"
-
-
-def blas_libraries() -> list[str]:
-    """Paths of mapped shared objects whose name says BLAS or MKL."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
-    except OSError:
-        return []
-    names = ("blas", "mkl_rt")
-    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
 
 
 def start(work: Task, name: str) -> None:
@@ -107,7 +39,7 @@ def _nothing() -> None:
     """A helper has no interrupts to look for."""
 
 
-class Pool:
+class ThreadPool:
     """A few threads that run tasks beside the caller; started on first use, signals blocked."""
 
     def __init__(self, count: int) -> None:
@@ -252,7 +184,7 @@ def look() -> None:
         _current.batch.go_on()
 
 
-_pool = Pool(min(2, os.cpu_count() or 1))
+_pool = ThreadPool(min(2, os.cpu_count() or 1))
 
 
 def set_threads(count: int) -> None:
@@ -260,7 +192,7 @@ def set_threads(count: int) -> None:
     global _pool
     if count != _pool.count:
         _pool.close()
-        _pool = Pool(count)
+        _pool = ThreadPool(count)
 
 
 def threads() -> int:
@@ -279,25 +211,9 @@ def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
     return lambda: _pool.run(tasks, batch)
 
 
-def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
-    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
-    inner = prod(shape[1:])
-    if prod(shape) <= size:
-        yield (...,)
-    elif inner <= size:
-        yield from ((rows,) for rows in pieces(shape[0], size // inner))
-    else:
-        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
-
-
-def pieces(total: int, size: int) -> list[slice]:
-    """Cut `total` items into slices of at most `size`, by size only."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
 def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
     if 0 < total <= size:
         work(slice(0, total))
     else:
-        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+        run([lambda rows=rows: work(rows) for rows in slices.pieces(total, size)])  # type: ignore[misc]

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .processors import History
@@ -80,7 +80,7 @@ class Stream:
 
 
 def generate_batch(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],

@@ -11,8 +11,8 @@ import numpy as np
 from .. import host
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.layout import Arranged
+from ..fast import slices
+from ..fast.layout import DecoderWeights
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
@@ -40,7 +40,7 @@ class Beams:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def beam_search(params: Arranged, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
+def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
     """The `width` best continuations of `prompt`, best first; fewer where processors leave fewer."""
     width, max_tokens = asked.width, asked.max_tokens
     if len(prompt) + max_tokens > config.n_positions:
@@ -90,7 +90,7 @@ def _continuations(
     count = 2 * asked.width
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
-    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+    for rows in slices.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
         logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
         totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]

@@ -1,7 +1,7 @@
 """Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
 The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache. Passes over
-a few rows are prepared once: see plan.py.
+a few rows are prepared once: see prepared.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from ..core.config import GPT2Config
 from ..core.op import is_fast
 from ..core.tape import Eager
 from ..errors import InconsistentData, InvalidParameter
-from ..fast import buffers, plan, threads
+from ..fast import buffers, prepared, slices, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from ..fast.ops import lookup
 from ..fast.panels import Panels
-from ..fast.plan import Attend
+from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
 
@@ -37,7 +37,7 @@ class Decoder:
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
     """
 
-    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
@@ -47,7 +47,7 @@ class Decoder:
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        for rows in threads.pieces(len(ids), PREFILL_ROWS):
+        for rows in slices.pieces(len(ids), PREFILL_ROWS):
             x = self._read(ids[rows], LAST)
             host.check_interrupts()
         return checked(_logits(self.params, x))[0]
@@ -164,24 +164,24 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
     return slice(first, end) if numbers == list(range(first, end)) else np.array(numbers)
 
 
-def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
     kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
-def bytes_of_several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> int:
+def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
     return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], _is_exact(params))
 
 
-def _is_exact(params: Arranged) -> bool:
+def _is_exact(params: DecoderWeights) -> bool:
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
 def _hidden(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     ids: np.ndarray,
     position: gpt2.Position,
@@ -189,10 +189,10 @@ def _hidden(
     wanted: Wanted = ALL,
 ) -> np.ndarray:  # [B, T] -> [B T, D] or the rows of it that are wanted
     """The stream after ln_f, until the next call of this."""
-    if ids.size <= plan.MOST_ROWS and is_fast():
+    if ids.size <= prepared.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
+        return prepared.prepared_pass(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
 
     count = len(np.arange(ids.size)[wanted])
 
@@ -209,11 +209,11 @@ def _hidden(
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
-def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+def _logits(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
         return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
-    for rows in threads.pieces(len(hidden), LOGITS_ROWS):
+    for rows in slices.pieces(len(hidden), LOGITS_ROWS):
         logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
         host.check_interrupts()
     return logits

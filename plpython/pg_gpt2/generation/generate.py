@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from ..core.config import GPT2Config
-from ..fast.layout import Arranged
+from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
@@ -45,7 +45,7 @@ class Token:
 
 
 def tokens(
-    params: Arranged,
+    params: DecoderWeights,
     config: GPT2Config,
     prompt: Sequence[int],
     options: Options,

@@ -13,15 +13,15 @@ from ..core import gpt2
 from ..core.config import LAYER_NORM_EPS, GPT2Config
 from ..core.tape import Eager
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.layout import Arranged
+from ..fast import slices
+from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from .decode import checked
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
 
 
-def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
@@ -29,7 +29,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in threads.pieces(stop - first, ROWS):
+        for rows in slices.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
             logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
@@ -62,7 +62,9 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+def embedding(
+    params: DecoderWeights, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str
+) -> np.ndarray:
     """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
@@ -78,7 +80,7 @@ def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: i
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]
     progress = host.Progress("embedding", "tokens", len(ids))
     total = np.zeros(config.d_model, np.float64)
-    for window in threads.pieces(len(tokens), config.n_positions):
+    for window in slices.pieces(len(tokens), config.n_positions):
         total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
         progress.at(window.stop)
     return (total / len(tokens)).astype(np.float32)
@@ -96,7 +98,7 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
     return depth
 
 
-def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+def _states(params: DecoderWeights, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
     run = Eager()
     x = gpt2.embed(run, params, ids[None])
     for i in range(depth):

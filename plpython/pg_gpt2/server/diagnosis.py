@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InvalidParameter
-from ..fast import threads
+from ..fast import blas_library, threads
 from . import db, resources
 from .storage import store, weight_file, weights
 from .tape import recording
@@ -59,8 +59,8 @@ def _software() -> Iterator[Finding]:
     yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
     yield _check(
         "BLAS",
-        threads.blas_name(),
-        threads.set_blas_threads(1),
+        blas_library.blas_name(),
+        blas_library.set_blas_threads(1),
         "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
     )
     for variable in BLAS_VARIABLES:

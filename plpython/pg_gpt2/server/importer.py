@@ -80,7 +80,7 @@ def _import(sources, key, schema):
     if root not in sys.modules:
         sys.meta_path.append(SourceImporter(root, sources))
     try:
-        importlib.import_module(root + ".fast.threads").import_numpy_single_threaded()
+        importlib.import_module(root + ".fast.blas_library").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
     importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])

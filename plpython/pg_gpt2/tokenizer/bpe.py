@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..fast import threads
+from ..fast import slices
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import pretokens, split, word_too_long
@@ -258,7 +258,7 @@ class Tokenizer:
             raise word_too_long(len(data))
         host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
         symbols: list[int] = []
-        for part in threads.pieces(len(data), BYTES_A_CHECK):
+        for part in slices.pieces(len(data), BYTES_A_CHECK):
             host.check_interrupts()
             symbols += [self._byte_symbols[b] for b in data[part]]
         return symbols

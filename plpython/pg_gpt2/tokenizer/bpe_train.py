@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from .. import host
 from ..errors import InvalidParameter
-from ..fast import threads
+from ..fast import slices
 from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long
@@ -88,7 +88,7 @@ def _words_of_bytes(counted: Iterable[str], ids: list[int]) -> list[list[int]]:
             room = 2 * total
             host.require_memory(BYTES_A_SYMBOL * room, f"a vocabulary from words of more than {total} bytes")
         symbols: list[int] = []
-        for part in threads.pieces(len(data), SYMBOLS_A_CHECK):
+        for part in slices.pieces(len(data), SYMBOLS_A_CHECK):
             host.check_interrupts()
             symbols += [ids[b] for b in data[part]]
         words.append(symbols)

@@ -78,7 +78,7 @@ class Trainer:
         wte = self._sinks[self.tied.get("wte", "wte")].array
         # Gradients of wte are the first of a step; logits lie where the later ones will.
         self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
-        self._pool = buffers.Pool()
+        self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
     @property

@@ -65,7 +65,7 @@ class _TextJob:
         _require_cache(model, [len(ids)], options.max_tokens)
         self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos)
-        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
+        self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
@@ -109,7 +109,7 @@ def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
+    wanted = bytes_of_several(model.decoder_weights, model.config, rooms) + 4 * model.config.vocab * len(rooms)
     positions = sum(min(room, model.config.n_positions) for room in rooms)
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
@@ -131,7 +131,7 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
         _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
         each = [replace(options, seed=options.seed + n) for n in numbers]
         texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, prompt_ids, each, [text.add for text in texts])
+        batch.generate_batch(model.decoder_weights, model.config, prompt_ids, each, [text.add for text in texts])
         for n, text in zip(numbers, texts):
             text.finish()
             prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
@@ -153,7 +153,9 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
-    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    new: Iterator[Token] = tokens(
+        model.decoder_weights, model.config, ids, options, text.add if text else lambda token: False
+    )
     for token in new:
         found.append(token.id)
         host.check_interrupts()
@@ -191,7 +193,7 @@ def beam_search(
         sampling=_in_ids(sampling, model),
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
-    found = beam.beam_search(model.arranged, model.config, ids, beams)
+    found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
         (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
         for rank, each in enumerate(found, 1)
@@ -225,7 +227,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
+    logits = Decoder(model.decoder_weights, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []

@@ -52,7 +52,7 @@ def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes |
     check_ids(tokens, loaded.config, loaded.name)
     ids = np.asarray(tokens, np.int64)
     if not recording.enabled():
-        return to_bytes(gpt2.embed(Eager(), loaded.arranged, ids))
+        return to_bytes(gpt2.embed(Eager(), loaded.decoder_weights, ids))
     return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
 
 
@@ -105,7 +105,9 @@ def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: in
     }
     how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, how))
+        return to_bytes(
+            gpt2.blocks(Eager(), layout.CheckpointTensors({**loaded.decoder_weights, **final}), x, config, how)
+        )
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():

@@ -32,7 +32,7 @@ def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iter
         return iter(())
     require(from_start=from_start)
     model, tokenizer, ids = _prepare(text, model_name, from_start)
-    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
+    scores, ranks = scoring.token_scores(model.decoder_weights, model.config, ids)
     known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
     if from_start:
         del ids[0]
@@ -53,7 +53,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
     model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
         return None
-    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
+    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
@@ -64,4 +64,4 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
         return None
     require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
-    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
+    return scoring.embedding(model.decoder_weights, model.config, ids, layer, pooling).tolist() if ids else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from ... import host
 from ...errors import InvalidParameter, require
-from ...fast import threads
+from ...fast import slices
 from ...formats import vocab as vocab_files
 from ...tokenizer import bpe_train
 from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
@@ -47,7 +47,7 @@ def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> by
 def _as_text(data: bytes) -> Iterator[bytes]:
     """What UTF-8 can hold of `data`, without U+0000, in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in threads.pieces(len(data), BYTES_A_CHECK):
+    for part in slices.pieces(len(data), BYTES_A_CHECK):
         host.check_interrupts()
         yield db.storable(decoder.decode(data[part])).encode()
     yield decoder.decode(b"", final=True).encode()

@@ -39,17 +39,17 @@ class Model:
     name: str
     config: GPT2Config
     version: str
-    arranged: layout.Arranged  # as a Decoder wants them
+    decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
 
     @property
-    def params(self) -> layout.Plain:
+    def params(self) -> layout.CheckpointTensors:
         """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
-        return layout.Plain(self.arranged)
+        return layout.CheckpointTensors(self.decoder_weights)
 
     def plain(self) -> dict[str, np.ndarray]:
         """All of `params` at once. 53200 when there is no room for the copies."""
-        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
+        copied = sum(array.nbytes for array in self.decoder_weights.values() if not isinstance(array, np.ndarray))
         if copied:
             resources.require_memory(copied, f'model "{self.name}" outside its panels')
         return dict(self.params)
@@ -117,7 +117,7 @@ resources.spared.append(cache.spare)
 
 def size(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.arranged.values())
+    return sum(array.nbytes for array in model.decoder_weights.values())
 
 
 def version_of(model: str) -> str:
@@ -143,13 +143,13 @@ def load(model: str | None) -> Model:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
-    return found if is_fast() else replace(found, arranged=layout.Arranged(found.plain()))
+    return found if is_fast() else replace(found, decoder_weights=layout.DecoderWeights(found.plain()))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
     version, params = _read_params(name, wanted)
-    return Model(name, wanted, version, layout.arrange(params, wanted))
+    return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
 def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
@@ -165,7 +165,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
-    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+    return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
 def _has_written() -> bool:
@@ -225,7 +225,7 @@ def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, n
     """The tensors of a model in the layout of the file, one at a time."""
     resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
     params: Params = {}
-    stored = layout.Stored(params, wanted)
+    stored = layout.KeptTensors(params, wanted)
     for tensor, array in _tensors(name, wanted, digest):
         params[tensor] = array
         del array

@@ -6,7 +6,7 @@ import numpy as np
 
 from ... import __version__
 from ...core.op import is_fast
-from ...fast import threads
+from ...fast import blas_library, threads
 from .. import db, resources
 
 
@@ -17,7 +17,7 @@ def current() -> dict[str, object]:
         "sources": db.sources_digest,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": threads.blas_name(),
+        "blas": blas_library.blas_name(),
         "threads": threads.threads(),
         "attention_chunk": resources.attention_chunk(),
         "fast": is_fast(),

@@ -12,7 +12,7 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from ...fast import threads
+from ...fast import slices
 from ...op_checks import check_p
 from ...tensor import FLOAT32, PART, to_bytes
 from ...training.optim import check_adamw
@@ -124,7 +124,7 @@ class Learner:
         found = hashlib.sha256()
         for array in self.trainer.params.values():
             values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-            for part in threads.pieces(values.size, PART):
+            for part in slices.pieces(values.size, PART):
                 found.update(values[part].data)
                 host.check_interrupts()
         return found.hexdigest()

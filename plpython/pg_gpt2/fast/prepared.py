@@ -1,6 +1,6 @@
 """A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
 
-A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+A `PreparedPass` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
 """
 
 import weakref
@@ -16,7 +16,7 @@ from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import panels, threads
 from .activations import gelu_into
-from .layout import Arranged
+from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
 from .products import product_tasks
@@ -43,10 +43,10 @@ class _Product(NamedTuple):
     b: np.ndarray
 
 
-class Plan:
+class PreparedPass:
     """The blocks of a model and ln_f, for passes over m rows."""
 
-    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, m: int) -> None:
         self._m = m
         self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
@@ -137,11 +137,11 @@ class _Attention:
         self.attend(layer, qkv, out)
 
 
-def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
+def prepared_pass(params: DecoderWeights, config: GPT2Config, m: int) -> PreparedPass:
     """The model's plan for m rows; it stays with the weights."""
     found = params.prepared.get(m)
     if found is None:
         if sum(params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
-        found = params.prepared[m] = Plan(params, config, m)
+        found = params.prepared[m] = PreparedPass(params, config, m)
     return found
