@@ -196,7 +196,7 @@ def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         has_avx512 = "avx512vl" in file.read()
     program = f"""
-from pg_gpt2.fast import threads
+from pg_gpt2.fast import blas_library, threads
 blas_library.import_numpy_single_threaded()
 import numpy as np
 from pg_gpt2.core.config import GPT2Config
