@@ -140,7 +140,7 @@ def load(model: str | None) -> Model:
     resources.apply_settings()
     found = cache.get(name, version)
     if found is None or found.config != wanted:
-        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
+        cache.make_room(name, _loading(wanted), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
     return found if is_fast() else replace(found, decoder_weights=layout.DecoderWeights(found.plain()))
@@ -216,6 +216,11 @@ def _largest(wanted: GPT2Config) -> int:
     return max(4 * prod(shape) for shape in wanted.param_shapes().values())
 
 
+def _loading(wanted: GPT2Config) -> int:
+    """Bytes that making a model's arrays takes, themselves included."""
+    return 4 * wanted.n_params() + _largest(wanted) + _reading(wanted)
+
+
 def _reading(wanted: GPT2Config) -> int:
     """Bytes that reading the rows takes, besides the arrays that are made of them."""
     return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
@@ -235,7 +240,7 @@ def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, n
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     """Version and weights."""
-    resources.require_memory(4 * wanted.n_params() + _largest(wanted) + _reading(wanted), f'model "{name}"')
+    resources.require_memory(_loading(wanted), f'model "{name}"')
     digest = hashlib.md5()
     params = dict(_tensors(name, wanted, digest))
     return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
