@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 8f98c2abb4a4 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 8f98c2abb4a4 @extschema@', '@extschema@')
+    GD['pg_gpt2 ce456e1c3f7e @extschema@'] = importer['import_package'](sources, 'pg_gpt2 ce456e1c3f7e @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1516,7 +1516,12 @@ class Op:
                 self.check(*arrays, **attrs)
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
-            raise self._bad_attributes(attrs, error) from error
+            if _is_from_inside(error):
+                raise
+            raise InvalidParameter(
+                f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
+                hint="An attribute is missing, or is not one of this op's.",
+            ) from error
         return result if self.saves else (result, None)
 
     def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
@@ -1526,8 +1531,9 @@ class Op:
     def check_inputs(self, count: int) -> None:
         """Refuse (22023) a wrong number of inputs."""
         if count != len(self.inputs) and not (self.variadic and count):
+            wanted = "one or more inputs" if self.variadic else f"{len(self.inputs)} inputs ({', '.join(self.inputs)})"
             raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
+                f"op {self.name} takes {wanted}, not {count}",
                 hint="Give one array for each of them, in this order.",
             )
 
@@ -1557,23 +1563,20 @@ class Op:
             )
         return self.gradients(dy, y, *arrays, saved=saved, **attrs)
 
-    def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
-        """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
-        trace = error.__traceback__
-        depth = 0
-        while trace is not None:
-            depth, trace = depth + 1, trace.tb_next
-        if depth > 1:
-            return error
-        return InvalidParameter(
-            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
-            hint="An attribute is missing, or is not one of this op's.",
-        )
+
+def _is_from_inside(error: TypeError) -> bool:
+    """Whether a TypeError comes from inside an op, and not from calling it with wrong attributes."""
+    trace = error.__traceback__
+    depth = 0
+    while trace is not None:
+        depth, trace = depth + 1, trace.tb_next
+    return depth > 1
 
 
 plain: dict[str, Op] = {}  # name -> the op as `ops` writes it
 fast: dict[str, Op] = {}  # name -> its faster form, where there is one
 registry: dict[str, Op] = {}  # name -> the one to use
+_is_fast = True
 
 
 def register(
@@ -1600,13 +1603,15 @@ def check(name: str, rule: Callable[..., None]) -> None:
 
 def use_fast(on: bool) -> None:
     """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
-    if on != is_fast():
+    global _is_fast
+    if on != _is_fast:
+        _is_fast = on
         registry.update(fast if on else plain)
 
 
 def is_fast() -> bool:
     """Whether `lookup` gives faster forms."""
-    return any(registry[name] is op for name, op in fast.items())
+    return _is_fast
 
 
 def lookup(name: str) -> Op:
@@ -2222,6 +2227,8 @@ class Tape:
 
     def backward(self, start: Value, seed: float = 1.0) -> None:
         """Gradients of sum(seed * start) by everything before `start` that requires one."""
+        for node in self.nodes:
+            node.output.grad = None  # of an earlier pass
         start.grad = np.full_like(start.data, seed)
         for node in reversed(self.nodes):
             before_each_op()
@@ -9329,7 +9336,7 @@ def cache_clear() -> int:
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
-    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+    if db.is_owner():
         weights.forget_files()
     return freed
 
@@ -11857,6 +11864,13 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def is_owner() -> bool:
+    """Whether the current role owns the extension, as a member of its owner or as a superuser."""
+    return bool(
+        row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')")
+    )
+
+
 def may_read(*relations: str) -> bool:
     """Whether the caller has SELECT on `relations` of the extension."""
     found = row(
@@ -12101,6 +12115,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import op
 from ..errors import TriggerProtocolViolated
 from . import db
 from .arrays import not_one_dimension
@@ -12121,6 +12136,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     @functools.wraps(function)
     def guarded(scope: dict[str, Any]) -> Any:
         args, named = _taken(scope, own)
+        op.use_fast(True)  # whatever an earlier call had: one that computes asks for the setting
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
@@ -12128,7 +12144,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
                 result = function(*args, **named)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise for_sql(error) from None
-        return _guarded_rows(result) if isinstance(result, Iterator) else result
+        return _guarded_rows(result, op.is_fast()) if isinstance(result, Iterator) else result
 
     return guarded
 
@@ -12164,13 +12180,14 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], n
             )
 
 
-def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
+def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
     """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long.
 
     No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
-    can end in a crash of the server.
+    can end in a crash of the server. Each row is computed by the forms of ops that the call chose, whatever calls come between.
     """
     while True:
+        op.use_fast(fast)
         before = db.open_cursors()
         try:
             with (
@@ -12369,7 +12386,7 @@ from math import ceil
 
 from ..core import op
 from ..core.ops import CHUNK
-from ..errors import InvalidParameter, OutOfMemory
+from ..errors import InsufficientPrivilege, InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
 from . import cgroups, db
 
@@ -12395,7 +12412,18 @@ def apply_settings(workers: int = 1) -> None:
     )
     wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
-    op.use_fast(db.as_flag("fast", (found or {})["fast"] or "on"))
+    fast = (found or {})["fast"]
+    if fast is not None:
+        op.use_fast(db.as_flag("fast", fast) or _refuse_plain())
+
+
+def _refuse_plain() -> bool:
+    """False for the owner of the extension. Refuse (42501) the plain ops to others: they ask for no memory."""
+    if not db.is_owner():
+        raise InsufficientPrivilege(
+            "pg_gpt2.fast = off is for the owner of the extension", hint="RESET pg_gpt2.fast; it changes only speed."
+        )
+    return False
 
 
 def wanted_threads() -> int:
@@ -18591,11 +18619,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -18608,11 +18636,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -18976,11 +19004,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -18998,11 +19026,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -19017,11 +19045,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -19048,11 +19076,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -19064,11 +19092,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -19079,11 +19107,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -19125,11 +19153,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -19145,11 +19173,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -19163,11 +19191,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -19193,11 +19221,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -19208,11 +19236,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -19221,11 +19249,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -19240,11 +19268,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -19257,11 +19285,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -19272,11 +19300,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -19291,11 +19319,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -19309,11 +19337,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -19324,11 +19352,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -19346,11 +19374,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -19361,11 +19389,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -19376,11 +19404,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -19409,11 +19437,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -19453,11 +19481,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -19485,11 +19513,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -19536,11 +19564,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -19561,11 +19589,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -19601,11 +19629,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -19628,11 +19656,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -19650,11 +19678,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -19685,11 +19713,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -19701,11 +19729,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -19722,11 +19750,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -19751,11 +19779,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -19783,11 +19811,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -19829,11 +19857,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -19866,11 +19894,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -19941,11 +19969,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.train(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -19988,11 +20016,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -20007,11 +20035,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -20156,11 +20184,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -20173,11 +20201,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -20190,11 +20218,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -20231,11 +20259,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -20246,11 +20274,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -20267,11 +20295,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -20295,11 +20323,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -20325,11 +20353,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -20349,11 +20377,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -20372,11 +20400,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -20392,11 +20420,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -20473,11 +20501,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -20502,11 +20530,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -20524,11 +20552,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -20537,11 +20565,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -20551,11 +20579,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -20564,11 +20592,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -20578,11 +20606,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -20591,11 +20619,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -20610,11 +20638,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -20630,11 +20658,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -20644,11 +20672,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -20658,11 +20686,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -20676,11 +20704,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -20698,11 +20726,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -20713,11 +20741,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -20726,11 +20754,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -20739,11 +20767,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -20761,11 +20789,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -20786,11 +20814,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -20809,11 +20837,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -20837,11 +20865,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -20852,11 +20880,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -20870,11 +20898,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -20890,11 +20918,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -20919,11 +20947,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -20942,11 +20970,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -20959,11 +20987,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -20982,11 +21010,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -21007,11 +21035,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -21020,11 +21048,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -21037,11 +21065,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -21052,11 +21080,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -21094,11 +21122,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -21121,11 +21149,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -21140,11 +21168,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -21157,11 +21185,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -21187,11 +21215,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -21202,11 +21230,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -21217,11 +21245,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -21232,11 +21260,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -21247,11 +21275,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -21264,11 +21292,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -21296,11 +21324,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -21311,11 +21339,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -21328,11 +21356,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
@@ -21344,11 +21372,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -21366,7 +21394,8 @@ FROM (VALUES
      'bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
     ('pg_gpt2.fast', 'on',
      'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along '
-     'and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
+     'and to check, for the owner of the extension: slow, it takes memory that is not asked for, a cancel waits for the '
+     'op that runs, and kernels below 256 kB stay fast.'),
     ('pg_gpt2.prompt_lookup', 'on',
      'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this '
      'processor gives the same tokens so; changes no result.'),
@@ -21402,11 +21431,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -21430,11 +21459,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -21460,11 +21489,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -21475,11 +21504,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -21490,11 +21519,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8f98c2abb4a4 @extschema@' not in GD:
+if 'pg_gpt2 ce456e1c3f7e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 8f98c2abb4a4 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 ce456e1c3f7e @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -63,7 +63,8 @@ FROM (VALUES
      'bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
     ('pg_gpt2.fast', 'on',
      'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along '
-     'and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
+     'and to check, for the owner of the extension: slow, it takes memory that is not asked for, a cancel waits for the '
+     'op that runs, and kernels below 256 kB stay fast.'),
     ('pg_gpt2.prompt_lookup', 'on',
      'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this '
      'processor gives the same tokens so; changes no result.'),

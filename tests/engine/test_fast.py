@@ -172,3 +172,13 @@ def test_the_plain_tape_runs_the_model_as_the_fast_one() -> None:
     for name, handle in handles.items():
         assert handle.grad is not None
         np.testing.assert_allclose(trainer.grads[name], handle.grad, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_plain_tape_may_go_backward_more_than_once() -> None:
+    tape = Tape()
+    x = tape.leaf(np.float32([3]), True)
+    z = tape.apply("scale", tape.apply("mul", x, x), factor=2.0)
+    tape.backward(z)
+    tape.backward(z)
+    assert x.grad is not None
+    assert x.grad.tolist() == [24]  # gradients of leaves add up, as in torch

@@ -30,7 +30,7 @@ SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no 
 SELECT throws_ok($$SELECT llm_logits('{1}', '')$$, '42704', NULL, 'an empty name is not the default');
 
 -- llm_generate.
-SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
+SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,llm_texts,"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
 SELECT is(llm_generate('low', 5, seed => 1), llm_generate('low', 5, 1.0, 50, 0.95, 't', NULL, 1, NULL, 1.0, 0, true, NULL), 'the defaults are 1.0, 50, 0.95, the setting, the model''s end, none, 1.0, 0, true, none');
 SELECT is(llm_generate('low', seed => 1), llm_generate('low', 64, seed => 1), 'and 64 tokens');
 SELECT is(llm_generate('low', 0), 'low', '0 tokens give the prompt');
@@ -66,7 +66,7 @@ SELECT throws_ok(format('SELECT llm_generate(%s)', arguments), state, NULL, argu
     ($$'low', model_name => 'gpt2-small'$$, '55000'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 
 -- llm_generate_stream.
-SELECT volatility_is('llm_generate_stream', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
+SELECT volatility_is('llm_generate_stream', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,llm_texts,"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
 CREATE TEMPORARY TABLE streamed AS SELECT (llm_generate_stream('low', 6, seed => 1, eos_token => -1)).*;
 SELECT is((SELECT array_agg(step ORDER BY step) FROM streamed), '{1,2,3,4,5,6}', 'steps count from 1');
 SELECT is((SELECT text FROM streamed WHERE step = 6), llm_generate('low', 6, seed => 1, eos_token => -1), 'the last text is llm_generate''s');
@@ -99,7 +99,7 @@ SELECT throws_matching($$SELECT llm_generate_tokens('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', stop => '{x}')$$, '55000', NULL, 'stop strings need a vocabulary');
 
 -- llm_generate_batch.
-SELECT volatility_is('llm_generate_batch', '{text[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
+SELECT volatility_is('llm_generate_batch', '{llm_texts,integer,"double precision",integer,"double precision",text,integer,bigint,llm_texts,"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
 SELECT results_eq($$SELECT n, text FROM llm_generate_batch('{low,newer wider,low}', 12, seed => 5)$$,
     $$VALUES (1, llm_generate('low', 12, seed => 5)), (2, llm_generate('newer wider', 12, seed => 6)), (3, llm_generate('low', 12, seed => 7))$$, 'prompt n is llm_generate''s with seed + n - 1');
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows');

@@ -322,6 +322,8 @@ STATEMENTS = [
     "SELECT pg_llm_import_npz('/' || repeat('long', 100), 'q')",
     "CREATE ROLE nobody_here; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO nobody_here; GRANT pg_read_all_data"
     " TO nobody_here; SET ROLE nobody_here; SELECT pg_llm_export_npz('/x', 'bare')",
+    "CREATE ROLE fast_only; GRANT SELECT ON ALL TABLES IN SCHEMA public TO fast_only; SET ROLE fast_only;"
+    " SET pg_gpt2.fast = off; SELECT llm_logits('{1}', 'bare')",
     "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT count(*) FROM llm_export_safetensors('bare')",
     # Sharing
     "SELECT llm_share_param('t', 'wte', NULL, 't')",

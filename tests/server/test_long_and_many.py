@@ -65,7 +65,7 @@ def test_memory_for_models_is_bounded_and_the_least_recently_used_goes_first(con
     for name in "ab":
         one(conn, query, name)
     (size,) = conn.execute("SELECT bytes FROM llm_cache_status() WHERE model = 'a'").fetchone()
-    conn.execute("SELECT set_config('pg_gpt2.max_memory', %s, false)", [f"{size * 5 // 2 // 1024}kB"])
+    conn.execute("SELECT set_config('pg_gpt2.max_memory', %s, false)", [f"{size * 28 // 5 // 1024}kB"])
     one(conn, query, "a")
     one(conn, query, "c")
     kept = [name for (name,) in conn.execute("SELECT model FROM llm_cache_status() WHERE kind = 'weights'")]

@@ -69,3 +69,43 @@ def test_a_value_that_is_none_is_refused(conn):
         conn.execute(CALLS[0])
     (found,) = conn.execute("SELECT status FROM llm_doctor() WHERE item = 'pg_gpt2.fast'").fetchone()
     assert found == "error"
+
+
+GELU = "SELECT md5(pg_llm_gelu(pg_llm_tensor(ARRAY(SELECT sin(i) FROM generate_series(1, %s) AS i))))"
+
+
+def test_what_a_call_runs_does_not_depend_on_the_calls_before(sql):
+    small, large = sql(GELU % 999), sql(GELU % 100_000)
+    sql("SET pg_gpt2.fast = off")
+    assert sql(GELU % 100_000) != large
+    assert sql(GELU % 999) == small  # kernels below 256 kB ask for no setting
+    sql("RESET pg_gpt2.fast")
+    assert sql(GELU % 999) == small
+    assert sql(GELU % 100_000) == large
+
+
+def test_a_stream_goes_on_as_it_began_whatever_comes_between(conn):
+    stream = "SELECT (llm_generate_stream('low', 9, temperature => 0, model_name => 'm')).logprob"
+    fast = [value for (value,) in conn.execute(stream)]
+    conn.execute("SET pg_gpt2.fast = off")
+    plain = [value for (value,) in conn.execute(stream)]
+    assert plain != fast
+    conn.execute(f"BEGIN; DECLARE c CURSOR FOR {stream}")
+    found = []
+    for _ in range(9):
+        found += [value for (value,) in conn.execute("FETCH 1 FROM c")]
+        conn.execute(
+            "SET LOCAL pg_gpt2.fast = on; SELECT llm_perplexity('low slow', 'm'); SET LOCAL pg_gpt2.fast = off"
+        )
+    conn.execute("ROLLBACK")
+    assert found == plain
+
+
+def test_it_is_for_the_owner(conn):
+    conn.execute("CREATE ROLE reader_along; SELECT llm_grant_usage('reader_along', 'admin')")
+    conn.execute("SET ROLE reader_along; SET pg_gpt2.fast = off")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="for the owner of the extension"):
+        conn.execute(NUMBERS[0])
+    conn.execute("RESET pg_gpt2.fast")
+    conn.execute(NUMBERS[0])
+    conn.execute("RESET ROLE; DROP OWNED BY reader_along; DROP ROLE reader_along")

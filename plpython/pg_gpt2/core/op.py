@@ -59,7 +59,12 @@ class Op:
                 self.check(*arrays, **attrs)
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
-            raise self._bad_attributes(attrs, error) from error
+            if _is_from_inside(error):
+                raise
+            raise InvalidParameter(
+                f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
+                hint="An attribute is missing, or is not one of this op's.",
+            ) from error
         return result if self.saves else (result, None)
 
     def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
@@ -69,8 +74,9 @@ class Op:
     def check_inputs(self, count: int) -> None:
         """Refuse (22023) a wrong number of inputs."""
         if count != len(self.inputs) and not (self.variadic and count):
+            wanted = "one or more inputs" if self.variadic else f"{len(self.inputs)} inputs ({', '.join(self.inputs)})"
             raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
+                f"op {self.name} takes {wanted}, not {count}",
                 hint="Give one array for each of them, in this order.",
             )
 
@@ -100,23 +106,20 @@ class Op:
             )
         return self.gradients(dy, y, *arrays, saved=saved, **attrs)
 
-    def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
-        """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
-        trace = error.__traceback__
-        depth = 0
-        while trace is not None:
-            depth, trace = depth + 1, trace.tb_next
-        if depth > 1:
-            return error
-        return InvalidParameter(
-            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
-            hint="An attribute is missing, or is not one of this op's.",
-        )
+
+def _is_from_inside(error: TypeError) -> bool:
+    """Whether a TypeError comes from inside an op, and not from calling it with wrong attributes."""
+    trace = error.__traceback__
+    depth = 0
+    while trace is not None:
+        depth, trace = depth + 1, trace.tb_next
+    return depth > 1
 
 
 plain: dict[str, Op] = {}  # name -> the op as `ops` writes it
 fast: dict[str, Op] = {}  # name -> its faster form, where there is one
 registry: dict[str, Op] = {}  # name -> the one to use
+_is_fast = True
 
 
 def register(
@@ -143,13 +146,15 @@ def check(name: str, rule: Callable[..., None]) -> None:
 
 def use_fast(on: bool) -> None:
     """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
-    if on != is_fast():
+    global _is_fast
+    if on != _is_fast:
+        _is_fast = on
         registry.update(fast if on else plain)
 
 
 def is_fast() -> bool:
     """Whether `lookup` gives faster forms."""
-    return any(registry[name] is op for name, op in fast.items())
+    return _is_fast
 
 
 def lookup(name: str) -> Op:

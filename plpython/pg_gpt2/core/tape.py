@@ -78,6 +78,8 @@ class Tape:
 
     def backward(self, start: Value, seed: float = 1.0) -> None:
         """Gradients of sum(seed * start) by everything before `start` that requires one."""
+        for node in self.nodes:
+            node.output.grad = None  # of an earlier pass
         start.grad = np.full_like(start.data, seed)
         for node in reversed(self.nodes):
             before_each_op()

@@ -177,6 +177,13 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def is_owner() -> bool:
+    """Whether the current role owns the extension, as a member of its owner or as a superuser."""
+    return bool(
+        row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')")
+    )
+
+
 def may_read(*relations: str) -> bool:
     """Whether the caller has SELECT on `relations` of the extension."""
     found = row(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import op
 from ..errors import TriggerProtocolViolated
 from . import db
 from .arrays import not_one_dimension
@@ -28,6 +29,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     @functools.wraps(function)
     def guarded(scope: dict[str, Any]) -> Any:
         args, named = _taken(scope, own)
+        op.use_fast(True)  # whatever an earlier call had: one that computes asks for the setting
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
@@ -35,7 +37,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
                 result = function(*args, **named)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise for_sql(error) from None
-        return _guarded_rows(result) if isinstance(result, Iterator) else result
+        return _guarded_rows(result, op.is_fast()) if isinstance(result, Iterator) else result
 
     return guarded
 
@@ -71,13 +73,14 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], n
             )
 
 
-def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
+def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
     """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long.
 
     No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
-    can end in a crash of the server.
+    can end in a crash of the server. Each row is computed by the forms of ops that the call chose, whatever calls come between.
     """
     while True:
+        op.use_fast(fast)
         before = db.open_cursors()
         try:
             with (

@@ -12,7 +12,7 @@ from math import ceil
 
 from ..core import op
 from ..core.ops import CHUNK
-from ..errors import InvalidParameter, OutOfMemory
+from ..errors import InsufficientPrivilege, InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
 from . import cgroups, db
 
@@ -38,7 +38,18 @@ def apply_settings(workers: int = 1) -> None:
     )
     wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
-    op.use_fast(db.as_flag("fast", (found or {})["fast"] or "on"))
+    fast = (found or {})["fast"]
+    if fast is not None:
+        op.use_fast(db.as_flag("fast", fast) or _refuse_plain())
+
+
+def _refuse_plain() -> bool:
+    """False for the owner of the extension. Refuse (42501) the plain ops to others: they ask for no memory."""
+    if not db.is_owner():
+        raise InsufficientPrivilege(
+            "pg_gpt2.fast = off is for the owner of the extension", hint="RESET pg_gpt2.fast; it changes only speed."
+        )
+    return False
 
 
 def wanted_threads() -> int:

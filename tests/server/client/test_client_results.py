@@ -51,7 +51,7 @@ def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
     listed = first_value(module_conn, query, function=function)
     expected = {
         "model" if name == "model_name" else name: (kind, json.loads(default.partition("::")[0].lower()))
-        for name, kind, default in re.findall(r"(\w+) ([^,]*?) DEFAULT ([^,]+)", listed)
+        for name, kind, default in re.findall(r"(\w+) ([^,]*?) DEFAULT ([^,]+)", listed.replace("llm_texts", "text[]"))
     }
     expected.pop("prompt", None)  # stands before the keywords
     assert expected.pop("options") == ("jsonb", None)

@@ -31,7 +31,7 @@ def cache_clear() -> int:
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
-    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+    if db.is_owner():
         weights.forget_files()
     return freed
 
