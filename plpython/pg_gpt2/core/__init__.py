@@ -9,6 +9,6 @@
     adamw    the optimizer, clipping by the norm, the schedule of the learning rate
     rng      random numbers that have an address, so that a dropout mask can be drawn again
 
-It imports NumPy and the standard library, and `errors`, for exceptions with an SQLSTATE. `SET pg_gpt2.fast = off` computes
-everything by these lines, and each form in `fast` is tested against the one here.
+It imports NumPy and the standard library, and `errors` and `limits` for what is refused. With `SET pg_gpt2.fast = off`, ops,
+attention over a cache and AdamW run by these lines; each form in `fast` is tested against the one here.
 """

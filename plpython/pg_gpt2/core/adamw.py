@@ -41,7 +41,7 @@ def clip_scale(norm: float, clip: float | None) -> float:
 
 
 def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
+    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, the last step, and min_lr from there on."""
     if step < warmup:
         return lr_max * step / warmup
     progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
