@@ -1,8 +1,8 @@
 """GPT-2, once: every forward pass, in training, decoding or a single block in SQL, runs these lines over a `Runner`.
 
 Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width D; the
-leading B may be absent. Ids become vectors (`embed`), n blocks add to them what attention and a small network find, a last layernorm
-and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
+leading B may be absent. Ids become vectors (`embed`), n blocks add to them what attention and a small network find, and a last
+layernorm and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
 from collections.abc import Callable, Iterator, Mapping

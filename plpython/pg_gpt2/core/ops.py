@@ -1,7 +1,7 @@
 """The ops, plainly: each a function of arrays and beside it its gradient, in NumPy, as the papers write them.
 
 Read from the top: what all networks have, then what makes a transformer. dy is the gradient of the loss by y; a gradient returns
-one array for each input; y is there for those that need it, and `reads` names what a gradient looks at, for tapes that free memory.
+one array for each input. y is there for those that need it; `reads` names what a gradient looks at, for tapes that free memory.
 Weights are (in, out), as in GPT-2's checkpoints: y = x w + b. `[.., T, D]` is any number of leading
 dimensions. Sources: Vaswani et al. 2017 (attention), Ba et al. 2016 (layernorm), Hendrycks & Gimpel 2016 (gelu), Srivastava
 et al. 2014 (dropout).
