@@ -369,6 +369,8 @@ STATEMENTS = [
     "SELECT llm_train('bare', 5, lr_max => 1e20, warmup => 0)",
     "SELECT llm_train('bare', 1, batch_size => 2000000)",
     "SELECT llm_train('bare', 1, eval_every => -1)",
+    "SELECT llm_train('bare', 1, options => '{\"adam_beta3\": 1}')",
+    "SELECT llm_train('bare', 1, wd => 0.5, options => '{\"weight_decay\": 0.1}')",
     "CALL llm_train_run('bare', 1, flush_seconds => -1)",
     "BEGIN; CALL llm_train_run('bare', 1)",
     "UPDATE llm_param SET m = '\\x00000000' WHERE model = 'bare' AND name = 'wte'; SELECT llm_train_step('bare')",
