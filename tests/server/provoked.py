@@ -481,6 +481,8 @@ STATEMENTS = [
     f"SELECT pg_llm_attention({ONES}, {ONES}, {ONES}, {ONES}, {ONES}, 3, 1, 4)",
     f"SELECT pg_llm_adamw_step(NULL, {ONES}, NULL, NULL, 1, 0.9, 0.9, 1, 0, 1)",
     f"SELECT pg_llm_adamw_step({ONES}, {ONES}, NULL, NULL, 1, 0.9, 0.9, 1, 0, 0)",
+    f"SELECT pg_llm_adamw_step({ONES}, {ONES}, NULL, NULL, 1, 1, 0.9, 1, 0, 1)",
+    f"SELECT pg_llm_adamw_step({ONES}, {ONES}, NULL, NULL, 1, 0.9, 0.9, -1, 0, 1)",
     f"SELECT pg_llm_grad_clip({ONES}, 0)",
     "SELECT pg_llm_lr_schedule(1, -1, 1, 1)",
     "SELECT pg_llm_sample(pg_llm_tensor('{NaN}'))",

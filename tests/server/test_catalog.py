@@ -233,7 +233,7 @@ def test_the_module_table_is_writable_by_its_owner_only(conn, module_conn):
 def test_public_may_not_execute_what_changes_models_or_touches_files(module_conn):
     allowed = module_conn.execute("""
         SELECT p.proname FROM pg_proc p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
-          AND (p.proname ~ '^llm_(init|copy|drop|train|import|dataset)' OR p.proname ~ '^pg_llm_(import|export|load)')
+          AND (p.proname ~ '^llm_(init|copy|drop|import|dataset|train(_|$))' OR p.proname ~ '^pg_llm_(import|export|load)')
     """).fetchall()
     assert allowed == []
 
