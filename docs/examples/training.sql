@@ -32,3 +32,4 @@ SELECT llm_train_stop('copy') AS one_was_running;
 SELECT status, step, n_steps FROM llm_train_progress WHERE model = 'copy' ORDER BY run_id;
 --> finished|5|5
 --> finished|10|10
+--> finished|1|1
