@@ -54,7 +54,7 @@ class Hyperparameters(Declared):
         from_below(0, 1),
         key="adam_beta2",
         hint="torch's default is 0.999.",
-        meaning="AdamW's decay of the mean of their squares.",
+        meaning="AdamW's decay of the mean of squared gradients.",
     )
     eps: float = option(
         1e-8,
@@ -62,7 +62,7 @@ class Hyperparameters(Declared):
         at_least(0),
         key="adam_epsilon",
         hint="torch's default is 1e-8.",
-        meaning="What AdamW adds to the root of that mean before it divides by it.",
+        meaning="What AdamW adds to the root of the mean of squared gradients before it divides by that.",
     )
     weight_decay: float = option(
         0.01,
@@ -166,7 +166,7 @@ class Workers(Declared):
         INTEGER,
         at_least(1),
         hint="Example: grad_workers => 8.",
-        meaning="Threads that compute; they change no result.",
+        meaning="Threads that compute; 1: as many as pg_gpt2.threads says. They change no result.",
     )
     prune_workers: int = option(
         1,
