@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from docs.make_client import client
-from docs.make_client_options import client_options
+from docs.make_client_options import client_options, client_training_options
 from docs.make_errors import errors
 from docs.make_reference import reference
 
@@ -134,6 +134,7 @@ def outputs() -> dict[str, str]:
         "docs/errors.md": errors(PACKAGE),
         "loaders/pg_llm_client/client.py": client(ROOT / "loaders" / "pg_llm_client" / "aio.py"),
         "loaders/pg_llm_client/generation_options.py": client_options(ROOT / "sql" / "generation.sql"),
+        "loaders/pg_llm_client/training_options.py": client_training_options(),
         "pg_gpt2.control": control(),
         "META.json": pgxn_metadata(),
     }

@@ -6,12 +6,15 @@ An examples file has the name of a file of sql/; in it `-- name` on a line of it
 
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 # The declarations need no package, so that any Python builds.
 sys.path.insert(0, str(Path(__file__).parents[1] / "plpython"))
-from pg_gpt2.generation.options import manual
+from pg_gpt2.generation import options as generation_options
+from pg_gpt2.options import Option, manual
+from pg_gpt2.training import options as training_options
 
 TOPICS = {
     "generation": "Generating text",
@@ -58,6 +61,10 @@ sudo install -d -o postgres /srv/gpt2
 sudo install -o postgres tests/golden/tokenizer/learned/vocab.json tests/golden/tokenizer/learned/merges.txt /srv/gpt2/
 ```
 """
+OPTIONS = {
+    "llm_generation_options": list(generation_options.all_options()),
+    "llm_training_options": list(training_options.all_options()),
+}  # by the view that lists them
 SETTINGS = """\
 `SET` works, and so does `ALTER DATABASE ... SET`, `ALTER ROLE ... SET` and a line in `postgresql.conf`; ALTER SYSTEM
 refuses them. [llm_settings](#llm_settings) shows what a session has."""
@@ -169,8 +176,8 @@ def entry(items: list[Item], examples: dict[str, str]) -> str:
             lines += ["| column | type | |", "|---|---|---|"]
             lines += [f"| {name} | {kind} | {comment} |" for name, kind, comment in item.columns]
             lines.append("")
-    if items[0].name == "llm_generation_options":
-        lines += [*generation_options(), ""]
+    if items[0].name in OPTIONS:
+        lines += [*options_table(OPTIONS[items[0].name]), ""]
     if items[0].name in examples:
         lines += ["```sql", examples[items[0].name], "```", ""]
     return "\n".join(lines).rstrip("\n")
@@ -186,14 +193,14 @@ def signature(item: Item) -> str:
     return flat if len(flat) <= 110 else head
 
 
-def generation_options() -> list[str]:
-    """The table of the options of generation, from their declarations: what the view shows."""
+def options_table(declared: Iterable[Option]) -> list[str]:
+    """The table of options from their declarations: what the view of them shows."""
     return [
         "| key | type | default | domain | |",
         "|---|---|---|---|---|",
         *(
             f"| `{name}` | {kind} | {'' if default is None else default} | {'' if domain == 'any' else domain} | {meaning} |"
-            for name, kind, default, domain, meaning in manual()
+            for name, kind, default, domain, meaning in manual(declared)
         ),
     ]
 

@@ -174,7 +174,8 @@ CREATE FUNCTION llm_train(
     seed bigint DEFAULT 0,
     eval_every integer DEFAULT NULL,
     log_every integer DEFAULT NULL,
-    audit text DEFAULT 'tape'
+    audit text DEFAULT 'tape',
+    options jsonb DEFAULT NULL
 )
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -188,7 +189,8 @@ COMMENT ON FUNCTION llm_train IS
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
-    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL '
+    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. options takes the '
+    'parameters under the names that Hugging Face has for them: llm_training_options lists them. Long runs: CALL '
     'llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
@@ -217,7 +219,8 @@ CREATE PROCEDURE llm_train_run(
     commit_every integer DEFAULT 100,
     flush_seconds double precision DEFAULT 1,
     wait boolean DEFAULT false,
-    audit text DEFAULT 'tape'
+    audit text DEFAULT 'tape',
+    options jsonb DEFAULT NULL
 )
 LANGUAGE plpython3u
 AS @training.train_run@;
@@ -228,6 +231,21 @@ COMMENT ON PROCEDURE llm_train_run IS
     'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
     'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
     'llm_train_step.';
+
+CREATE FUNCTION llm_training_options_declared()
+RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @training.options@;
+COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
+
+CREATE VIEW llm_training_options AS
+SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_training_options_declared();
+COMMENT ON VIEW llm_training_options IS
+    'The keys of options of llm_train and llm_train_run, by the names that TrainingArguments of Hugging Face has for '
+    'them, where these mean the same. A key that is also a parameter sets it; where both are given and differ, that is '
+    'an error. default_value null: none.';
+GRANT SELECT ON llm_training_options TO PUBLIC;
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean

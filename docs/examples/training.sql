@@ -18,6 +18,12 @@ SELECT llm_train('copy', 5, batch_size => 2, lr_max => 1e-4, grad_clip => 1, log
 -- llm_train_run
 CALL llm_train_run('copy', 10, batch_size => 2, lr_max => 1e-4, commit_every => 5);
 
+-- llm_training_options
+SELECT llm_train('copy', 1, options => '{"learning_rate": 1e-4, "per_device_train_batch_size": 2, "logging_steps": 0}') > 0 AS trained;
+SELECT type, default_value, domain FROM llm_training_options WHERE name = 'adam_beta1';
+--> t
+--> number|0.9|0 or more, and below 1
+
 -- llm_train_stop
 SELECT llm_train_stop('copy') AS one_was_running;
 --> f
@@ -26,3 +32,4 @@ SELECT llm_train_stop('copy') AS one_was_running;
 SELECT status, step, n_steps FROM llm_train_progress WHERE model = 'copy' ORDER BY run_id;
 --> finished|5|5
 --> finished|10|10
+--> finished|1|1

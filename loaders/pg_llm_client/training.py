@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 from tqdm import tqdm
 
-from .options import DataOptions, TrainingOptions, TrainOptions
+from .options import DataOptions, TrainOptions
+from .training_options import TrainingOptions
 
 STEP = re.compile(r"step (\d+)/\d+: (.*)")
 

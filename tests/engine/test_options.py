@@ -3,23 +3,17 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
 from pg_gpt2.generation import processors
-from pg_gpt2.generation.options import (
-    BeamSearch,
-    Generation,
-    SamplingOptions,
-    TextGeneration,
-    all_options,
-    gather,
-    manual,
-)
+from pg_gpt2.generation.options import BeamSearch, Generation, SamplingOptions, TextGeneration, all_options, gather
 from pg_gpt2.generation.sampling import Sampling
 from pg_gpt2.limits import MOST_OPTION_CHARACTERS
+from pg_gpt2.options import Option, manual
+from pg_gpt2.training.options import all_options as training_options
 
 GIVEN = {
     "max_tokens": 64,
@@ -55,7 +49,7 @@ def test_defaults_are_good_values_and_none_adds_a_processor_to_those_of_the_para
 
 
 def test_the_manual_has_every_option_once_by_its_own_name_elsewhere() -> None:
-    rows = list(manual())
+    rows = list(manual(all_options()))
     names = [row[0] for row in rows]
     assert len(set(names)) == len(names) == len(list(all_options()))
     assert {"top_k", "top_p", "max_new_tokens", "eos_token_id", "stop_strings", "typical_p"} <= set(names)
@@ -227,10 +221,16 @@ def test_ids_that_the_model_does_not_have() -> None:
             sampling.in_ids(9, lambda text: [9])
 
 
-def test_declarations_are_read_without_numpy() -> None:
+@pytest.mark.parametrize(("part", "declared"), [("generation", all_options), ("training", training_options)])
+def test_declarations_are_read_without_numpy(part: str, declared: Callable[[], Iterator[Option]]) -> None:
     """So that build.py runs in any Python."""
-    program = "import sys; sys.modules['numpy'] = None; from pg_gpt2.generation.options import manual; print(len(list(manual())))"
+    program = f"""if True:
+        import sys
+        sys.modules["numpy"] = None
+        from pg_gpt2.{part}.options import all_options
+        print(len(list(all_options())))
+    """
     package = Path(processors.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=package, capture_output=True, text=True)
-    assert done.stdout == f"{len(list(all_options()))}\n", done.stderr
-    assert all(place.metadata["meaning"] for place in fields(SamplingOptions))
+    assert done.stdout == f"{len(list(declared()))}\n", done.stderr
+    assert all(one.meaning and one.hint for one in declared())

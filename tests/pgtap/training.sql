@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(155);
+SELECT plan(168);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -101,7 +101,7 @@ SELECT throws_ok($$SELECT llm_train_step('t', lr_max => 1e300)$$, '22003', NULL,
 SELECT is((SELECT step FROM llm_models WHERE model = 't'), 3::bigint, 'what failed changed nothing');
 
 -- llm_train.
-SELECT volatility_is('llm_train', '{text,integer,integer,integer,integer,integer,"double precision","double precision","double precision","double precision","double precision","double precision",integer,"double precision",integer,integer,integer,integer,"double precision",bigint,integer,integer,text}'::name[], 'volatile');
+SELECT volatility_is('llm_train', '{text,integer,integer,integer,integer,integer,"double precision","double precision","double precision","double precision","double precision","double precision",integer,"double precision",integer,integer,integer,integer,"double precision",bigint,integer,integer,text,jsonb}'::name[], 'volatile');
 CREATE TEMPORARY TABLE run AS SELECT llm_train('t', 12, batch_size => 2, lr_max => 0.01, eval_every => 6) AS id;
 SELECT results_eq($$SELECT model, status, seed, n_steps, first_step FROM llm_run JOIN run ON id = run_id$$, $$VALUES ('t', 'finished', 0::bigint, 12, 3::bigint)$$, 'llm_train returns the run, which llm_run describes');
 SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log JOIN run ON id = run_id), ARRAY(SELECT generate_series(1, 12)::bigint), 'one row a step');
@@ -120,6 +120,22 @@ SELECT throws_ok(format('SELECT llm_train(%s)', arguments), state, NULL, 'train:
 INSERT INTO llm_dataset (model, tokens, target) VALUES ('bare', array_fill(1, '{17}'), array_fill(1, '{17}'));
 SELECT throws_matching($$SELECT llm_train('bare', 1)$$, 'n_positions|positions', 'a row longer than the window');
 SELECT is((SELECT max(run_id) FROM llm_run), (SELECT id FROM run), 'what failed left no run');
+
+-- Options.
+SELECT volatility_is('llm_training_options_declared', '{}'::name[], 'volatile');
+SELECT columns_are('llm_training_options', '{name,type,default_value,domain,meaning}');
+SELECT set_has('SELECT name, type, default_value FROM llm_training_options', $$VALUES
+    ('dropout_p', 'number', '0.1'), ('adam_beta1', 'number', '0.9'), ('weight_decay', 'number', '0.01'), ('learning_rate', 'number', '0.00025'), ('warmup_steps', 'integer', '2000'),
+    ('max_grad_norm', 'number', NULL), ('gradient_accumulation_steps', 'integer', '1'), ('eval_steps', 'integer', NULL), ('audit', 'text', '"tape"')$$, 'the manual of training');
+SELECT is((SELECT count(*) FROM llm_training_options WHERE meaning = '' OR domain = ''), 0::bigint, 'with a meaning and a domain each');
+CREATE TEMPORARY TABLE optional AS SELECT llm_train('t', 2, min_lr => 0.001, options => '{"learning_rate": 0.01, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-7, "weight_decay": 0.1,
+    "warmup_steps": 1, "max_grad_norm": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "dropout_p": 0, "seed": 7, "audit": "none", "logging_steps": 0, "eval_steps": 1}') AS id;
+SELECT is((SELECT config - '{n_steps,data,attention_chunk,tied}'::text[] FROM llm_run JOIN optional ON id = run_id), '{"lr_max": 0.01, "beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "weight_decay": 0.1,
+    "warmup": 1, "grad_clip": 1.0, "batch_size": 2, "grad_accum": 2, "dropout_p": 0.0, "seed": 7, "min_lr": 0.001}'::jsonb, 'options set parameters, under the names of Hugging Face');
+SELECT is((SELECT count(val_loss) FROM llm_train_log JOIN optional ON id = run_id), 2::bigint, 'those of the log, too');
+SELECT throws_ok(format('SELECT llm_train(''t'', 1, %s)', arguments), state, NULL, 'options: ' || arguments) FROM (VALUES
+    ($$options => '{"adam_beta3": 1}'$$, '22023'), ($$options => '[]'$$, '22023'), ($$options => '{"learning_rate": "1"}'$$, '22023'), ($$options => '{"learning_rate": -1}'$$, '22023'),
+    ($$options => '{"learning_rate": null}'$$, '22004'), ($$lr_max => 0.1, options => '{"learning_rate": 0.2}'$$, '22023'), ($$options => '{"wd": 0.2, "weight_decay": 0.1}'$$, '22023')) AS v (arguments, state);
 
 -- llm_train_run and llm_train_stop.
 SELECT throws_ok($$CALL llm_train_run('t', 1)$$, '2D000', NULL, 'llm_train_run commits, so not in a transaction');

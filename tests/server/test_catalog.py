@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from pg_gpt2.generation.options import all_options
+from pg_gpt2.training.options import all_options as training_options
 
 MEMBERS = """
     SELECT p.oid::regprocedure::text AS name, l.lanname, p.proparallel, p.prosecdef, p.proconfig, p.prosrc, p.prokind,
@@ -127,8 +128,9 @@ def test_parameters_have_the_order_and_the_names_of_the_python_function_that_get
     """A body hands all of them on. What a function does not name arrives by name: an option that is declared, or a name that
     the module reads."""
     known = python_parameters()
-    options = {option.name for option in all_options()} | {"options"}
     read = {path.stem: names_read(path) for path in (PACKAGE / "server" / "api").glob("*.py")}
+    read["generation"] = {option.name for option in all_options()} | {"options"}
+    read["training"] |= {option.name for option in training_options()} | {"options"}
     rows = module_conn.execute("""
         SELECT p.proname, coalesce(p.proargnames[:p.pronargs], '{}'), p.prosrc
         FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
@@ -142,7 +144,7 @@ def test_parameters_have_the_order_and_the_names_of_the_python_function_that_get
         named, has_more = known[module, function]
         own = given[: len(named)]
         assert has_more or len(given) == len(named), name
-        assert set(given[len(named) :]) <= (options if module == "generation" else read[module]), name
+        assert set(given[len(named) :]) <= read[module], name
         for ours, theirs in zip(own, named, strict=True):
             assert ours == theirs or ours == "sent" or RENAMED.get(ours) == theirs, (name, ours, theirs)
 
@@ -231,7 +233,7 @@ def test_the_module_table_is_writable_by_its_owner_only(conn, module_conn):
 def test_public_may_not_execute_what_changes_models_or_touches_files(module_conn):
     allowed = module_conn.execute("""
         SELECT p.proname FROM pg_proc p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
-          AND (p.proname ~ '^llm_(init|copy|drop|train|import|dataset)' OR p.proname ~ '^pg_llm_(import|export|load)')
+          AND (p.proname ~ '^llm_(init|copy|drop|import|dataset|train(_|$))' OR p.proname ~ '^pg_llm_(import|export|load)')
     """).fetchall()
     assert allowed == []
 

@@ -19,7 +19,8 @@ NO_MODEL = set(
         r"\w+",
         """
     llm_boot llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
-    llm_grant_usage llm_prune_autograd_state llm_generation_options_declared llm_texts_sent llm_bytes_sent
+    llm_grant_usage llm_prune_autograd_state llm_generation_options_declared llm_training_options_declared
+    llm_texts_sent llm_bytes_sent
     llm_bpe_changed llm_model_config_replaces_preset llm_autograd_mode_update llm_block_forward
     pg_llm_autograd_enabled pg_llm_autograd_track_tensor pg_llm_adamw_step pg_llm_add pg_llm_attention pg_llm_attention_backward
     pg_llm_cross_entropy pg_llm_cross_entropy_backward pg_llm_dropout pg_llm_dropout_backward pg_llm_gelu pg_llm_gelu_backward
@@ -184,7 +185,8 @@ ROWS = {
     "llm_tensor_rt": TAPES,
 }
 NO_ROWS_OF_MODELS = {
-    *("llm_module", "llm_limit", "llm_settings", "llm_autograd_mode", "llm_bpe_version", "llm_generation_options"),
+    *("llm_module", "llm_limit", "llm_settings", "llm_autograd_mode", "llm_bpe_version"),
+    *("llm_generation_options", "llm_training_options"),
 }
 
 PREPARE = """

@@ -88,8 +88,8 @@ EXAMPLES = {
     " dropout_p => 0.1, beta1 => 0.9, beta2 => 0.999, eps => 1e-8, wd => 0.01, lr_max => 1e-4, warmup => 0,"
     " total_steps => NULL, grad_clip => NULL, grad_workers => 1, prune_workers => 1, batch => array_send('{1,2}'::int[]),"
     " min_lr => 0, seed => 0, audit => 'tape'",
-    "llm_train": "model => 'm', n_steps => 1, batch_size => 2",
-    "llm_train_run": "model => 'm', n_steps => 1, batch_size => 2",
+    "llm_train": "model => 'm', n_steps => 1, batch_size => 2, options => '{\"learning_rate\": 0.001}'",
+    "llm_train_run": "model => 'm', n_steps => 1, batch_size => 2, options => '{\"learning_rate\": 0.001}'",
     "llm_train_stop": "model => 'm'",
     "llm_token_embedding": "token_id => 1, model => 'm'",
     "llm_get_model_config": "model => 'm'",

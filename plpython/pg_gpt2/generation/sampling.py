@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidParameter
-from .options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS, SamplingOptions
+from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
+from .options import SamplingOptions
 from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
 
 _UNIT = 2.0**-53

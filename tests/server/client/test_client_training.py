@@ -2,7 +2,7 @@
 
 import psycopg
 import pytest
-from pg_llm_client.options import TrainingOptions
+from pg_llm_client.training_options import TrainingOptions
 
 from tests.server.client.models import TEXT, make_model
 
@@ -28,7 +28,8 @@ def test_train_follows_the_notices_and_returns_the_run(connect, model, client_of
 
 def test_train_takes_every_option_of_llm_train(conn, client):
     (names,) = conn.execute("SELECT proargnames FROM pg_proc WHERE proname = 'llm_train'").fetchone()
-    assert set(names) - {"model", "n_steps", "n_layer", "n_head", "d", "vocab"} == set(TrainingOptions.__annotations__)
+    others = {"model", "n_steps", "n_layer", "n_head", "d", "vocab", "options"}
+    assert set(names) - others == set(TrainingOptions.__annotations__)
     options = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "wd": 0.1, "lr_max": 1e-5, "warmup": 1, "grad_clip": 1.0}
     options |= {"dropout_p": 0.0, "min_lr": 1e-6, "seed": 2**40}
     others = {"batch_size": 2, "grad_accum": 2, "eval_every": 0, "log_every": 1, "grad_workers": 1, "prune_workers": 1}

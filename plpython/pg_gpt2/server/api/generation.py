@@ -16,11 +16,12 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam
 from ...generation.decode import Decoder, bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, TextGeneration, gather, manual
+from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...limits import MOST_BEAMS
+from ...options import manual
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
@@ -210,7 +211,7 @@ def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -
 @entry
 def options() -> list[tuple[str, str, str | None, str, str]]:
     """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
-    return list(manual())
+    return list(manual(all_options()))
 
 
 @entry

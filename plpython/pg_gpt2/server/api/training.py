@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
+from ...options import manual
+from ...training.options import RunOptions, Workers, all_options, gather
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..caller_query import source_texts
@@ -24,10 +27,6 @@ from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, hand_steps, runs, session
-
-# parameters of llm_train_step and llm_train by the names of Settings, and of llm_train in the order of RunPlan
-HYPERPARAMETERS = ("dropout_p", "beta1", "beta2", "eps", "lr_max", "warmup", "min_lr", "grad_clip", "seed")
-RUN_PARAMETERS = ("batch_size", "grad_accum", "eval_every", "log_every", "audit")
 
 
 @entry
@@ -113,7 +112,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
     batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    _check_workers(given)
+    settings, workers = gather(given, session.Settings, Workers)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -130,10 +129,9 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = _settings(given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, given["grad_workers"])
+    trained = session.Session(model, workers.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -144,10 +142,10 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan = _plan(model, n_steps, given)
+    plan, workers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, given["grad_workers"]), plan)
+    run_id = runs.train(session.Session(model, workers.grad_workers), plan)
     resources.release_memory()
     return run_id
 
@@ -156,7 +154,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan = _plan(model, n_steps, given)
+    plan, workers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -167,36 +165,21 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, given["grad_workers"]), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, workers.grad_workers), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _settings(given: Mapping[str, Any]) -> session.Settings:
-    """Hyperparameters among a call's parameters."""
-    return session.Settings(weight_decay=given["wd"], **{name: given[name] for name in HYPERPARAMETERS})
-
-
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> runs.RunPlan:
-    """The plan of a run that a call's parameters describe, checked."""
-    plan = runs.RunPlan(_settings(given), n_steps, *(given[name] for name in RUN_PARAMETERS))
-    require(model=model, audit=plan.audit)
-    audit.check_level(plan.audit)
-    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
-    _check_workers(given)
-    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers]:
+    """The plan of a run that a call's parameters and options describe, checked, and its threads."""
+    require(model=model)
+    require_positive(n_steps=n_steps)
+    settings, run, workers = gather(given, session.Settings, RunOptions, Workers)
+    if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
-            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
+            f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
-    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
-        if value is not None and value < 0:
-            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
-    return plan
-
-
-def _check_workers(given: Mapping[str, Any]) -> None:
-    """Refuse (22023) fewer than one worker."""
-    require_positive(**{name: given[name] for name in ("grad_workers", "prune_workers")})
+    return runs.RunPlan(settings, n_steps, **asdict(run)), workers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -216,3 +199,9 @@ def train_stop(model: str) -> bool:
             model,
         )
     )
+
+
+@entry
+def options() -> list[tuple[str, str, str | None, str, str]]:
+    """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
+    return list(manual(all_options()))

@@ -11,20 +11,20 @@ import numpy as np
 from ...core.op import Sink
 from ...errors import InvalidParameter
 from ...fast.tape import Node, Value
+from ...training.options import AUDIT_LEVELS
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import store
 from ..tape.tape_rows import FLUSH_BYTES, Writer, content, drop, new_tape, update_grads
 
-LEVELS = ("none", "tape", "full")
 ROOM = 512  # handles drawn at a time
 
 
 def check_level(level: str) -> None:
-    """Refuse (22023) a `level` that is not one of LEVELS."""
-    if level not in LEVELS:
+    """Refuse (22023) a `level` that is not one of AUDIT_LEVELS."""
+    if level not in AUDIT_LEVELS:
         raise InvalidParameter(
-            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
+            f"audit must be one of {', '.join(AUDIT_LEVELS)}, not {level!r}",
             hint="tape: one row an op; full: values and gradients as well.",
         )
 

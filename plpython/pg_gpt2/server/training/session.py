@@ -11,11 +11,10 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
-from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...errors import FeatureNotSupported, InconsistentData
 from ...fast import slices
-from ...op_checks import check_p
 from ...tensor import FLOAT32, PART, to_bytes
-from ...training.optim import check_adamw
+from ...training.options import Hyperparameters
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 from .. import db, resources
 from ..storage import store, weights
@@ -44,44 +43,13 @@ UPDATE = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyperparameters):
     """Hyperparameters of a run. `grad_clip` None = no clipping."""
-
-    dropout_p: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    lr_max: float
-    warmup: int
-    min_lr: float
-    grad_clip: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is None and name != "grad_clip":
-                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
-        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InvalidParameter(
-                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
-                )
-        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
-            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
-        check_p(self.dropout_p)
-        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
 
     def arguments(self) -> dict[str, float | int | None]:
         """What Trainer.step takes beside batches, learning rate and number of the step."""
         values = asdict(self)
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
-
-
-def _sql_name(name: str) -> str:
-    """The name of the parameter in SQL."""
-    return "wd" if name == "weight_decay" else name
 
 
 class Learner:

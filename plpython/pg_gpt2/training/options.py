@@ -1,0 +1,191 @@
+"""What a training may ask for: every option declared once (pg_gpt2/options.py says what follows from that).
+
+Keys of `options` are the names that Hugging Face's TrainingArguments has for the same, where it has one. Defaults are those of
+llm_train and llm_train_run; that of `warmup` is 0 in llm_train_step.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..options import (
+    INTEGER,
+    NUMBER,
+    TEXT,
+    Declared,
+    Option,
+    above,
+    assemble,
+    at_least,
+    by_key,
+    checked,
+    from_below,
+    one_of,
+    option,
+    read_object,
+)
+
+AUDIT_LEVELS = ("none", "tape", "full")
+_HINT = "Leave it out to get its default."
+
+
+@dataclass(frozen=True)
+class Hyperparameters(Declared):
+    """What decides, with the data, about the weights."""
+
+    dropout_p: float = option(
+        0.1,
+        NUMBER,
+        from_below(0, 1),
+        hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        meaning="The probability of dropout, at GPT-2's three places; 0 switches it off.",
+    )
+    beta1: float = option(
+        0.9,
+        NUMBER,
+        from_below(0, 1),
+        key="adam_beta1",
+        hint="torch's default is 0.9.",
+        meaning="AdamW's decay of the mean of gradients.",
+    )
+    beta2: float = option(
+        0.999,
+        NUMBER,
+        from_below(0, 1),
+        key="adam_beta2",
+        hint="torch's default is 0.999.",
+        meaning="AdamW's decay of the mean of squared gradients.",
+    )
+    eps: float = option(
+        1e-8,
+        NUMBER,
+        at_least(0),
+        key="adam_epsilon",
+        hint="torch's default is 1e-8.",
+        meaning="What AdamW adds to the root of the mean of squared gradients before it divides by that.",
+    )
+    weight_decay: float = option(
+        0.01,
+        NUMBER,
+        at_least(0),
+        key="weight_decay",
+        parameter="wd",
+        hint=_HINT,
+        meaning="AdamW's weight decay, on matrices only.",
+    )
+    lr_max: float = option(
+        2.5e-4,
+        NUMBER,
+        at_least(0),
+        key="learning_rate",
+        hint=_HINT,
+        meaning="The learning rate after warm-up, from where it falls by half a cosine.",
+    )
+    warmup: int = option(
+        2000,
+        INTEGER,
+        at_least(0),
+        key="warmup_steps",
+        hint=_HINT,
+        meaning="Steps in which the learning rate rises from 0, at most a tenth of all.",
+    )
+    min_lr: float = option(
+        0.0,
+        NUMBER,
+        at_least(0),
+        hint=_HINT,
+        meaning="The learning rate at the end.",
+    )
+    grad_clip: float | None = option(
+        None,
+        NUMBER,
+        above(0),
+        key="max_grad_norm",
+        hint="null = no clipping.",
+        meaning="Gradients whose global norm is larger are scaled down to it; null: none are.",
+    )
+    seed: int = option(
+        0,
+        INTEGER,
+        hint="Any number of 64 bits.",
+        meaning="Decides about the order of rows and about dropout.",
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions(Declared):
+    """What a run has beside them."""
+
+    batch_size: int = option(
+        8,
+        INTEGER,
+        at_least(1),
+        key="per_device_train_batch_size",
+        hint="Example: batch_size => 8.",
+        meaning="Rows of llm_dataset that go through the model together.",
+    )
+    grad_accum: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        key="gradient_accumulation_steps",
+        hint="Example: grad_accum => 8.",
+        meaning="So many batches make one step.",
+    )
+    eval_every: int | None = option(
+        None,
+        INTEGER,
+        at_least(0),
+        key="eval_steps",
+        hint="0 turns it off.",
+        meaning="The loss on the split val is measured every so many steps and after the last; null or 0: never.",
+    )
+    log_every: int | None = option(
+        None,
+        INTEGER,
+        at_least(0),
+        key="logging_steps",
+        hint="0 turns it off.",
+        meaning="A NOTICE comes every so many steps; null: ten in all, 0: none.",
+    )
+    audit: str = option(
+        "tape",
+        TEXT,
+        one_of(*AUDIT_LEVELS),
+        hint="tape: one row an op; full: values and gradients as well.",
+        meaning="What is recorded of the ops of each step: nothing, a row of llm_tape each, or their values and gradients, too.",
+    )
+
+
+@dataclass(frozen=True)
+class Workers(Declared):
+    """Threads, which change no result."""
+
+    grad_workers: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="Example: grad_workers => 8.",
+        meaning="Threads that compute; 1: as many as pg_gpt2.threads says. They change no result.",
+    )
+    prune_workers: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="Example: prune_workers => 8.",
+        meaning="Is checked and has no effect: pruning takes no threads of its own.",
+    )
+
+
+def all_options() -> Iterator[Option]:
+    """Every declaration, once."""
+    yield from (Hyperparameters.options() | RunOptions.options() | Workers.options()).values()
+
+
+def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
+
+    22023 for a key that none of them declares, for a value that does not fit, and for one that contradicts a parameter.
+    """
+    said = read_object(given.get("options"), '{"learning_rate": 0.001}')
+    return assemble(kinds, given, checked(said, by_key(kinds), "llm_training_options"))
