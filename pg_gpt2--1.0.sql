@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 1940dcb70b4b @extschema@'] = importer['import_package'](sources, 'pg_gpt2 1940dcb70b4b @extschema@', '@extschema@')
+    GD['pg_gpt2 74d8e38a2cbf @extschema@'] = importer['import_package'](sources, 'pg_gpt2 74d8e38a2cbf @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -7666,114 +7666,44 @@ class Drafts:
         used.pause = 0 if accepted else min(PATIENCE, 2 * used.pause + 1)
         used.wait = used.pause
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.options', $pg_gpt2_source$"""What a call of generation may ask for: every option declared once, as a field of one of these classes.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.options', $pg_gpt2_source$"""What a call of generation may ask for: every option declared once (pg_gpt2/options.py says what follows from that).
 
-Validation, the keys of `options jsonb`, the view llm_generation_options, its table in the reference and the client's keywords
-follow from the declarations. What an option of `SamplingOptions` does is the function of its name in processors.py. This module
-needs the standard library only, so that build.py can read it.
+What an option of `SamplingOptions` does is the function of its name in processors.py.
 """
 
-import functools
-import json
-import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..errors import InvalidParameter, NullNotAllowed
-from ..limits import MOST_OPTION_CHARACTERS, MOST_STOP_CHARACTERS
+from ..errors import InvalidParameter
+from ..limits import MOST_STOP_CHARACTERS
+from ..options import (
+    FLAG,
+    ID_NUMBERS,
+    IDS,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    TEXT_NUMBERS,
+    TEXTS,
+    Declared,
+    Domain,
+    Option,
+    above,
+    assemble,
+    at_least,
+    between,
+    by_key,
+    checked,
+    from_below,
+    option,
+    read_object,
+)
 
-T = TypeVar("T")
-INT8 = 2**63 - 1
-MOST_DIGITS = 400  # of an integer: more than a float has
-MOST_SHOWN = 60  # characters of a value in an error
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A type of values: its name for people and for the client, and how JSON becomes a value; None where that is of another
-    type. A tuple is a value that was read before."""
-
-    name: str
-    annotation: str
-    read: Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Which values of a type are good."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf if value > 0 else -math.inf
-
-
-def _integer(value: Any) -> int | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and -INT8 - 1 <= value <= INT8
-    return value if good else None
-
-
-def _list_of(kind: type, value: Any) -> tuple[Any, ...] | None:
-    good = isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
-    return tuple(value) if good else value if isinstance(value, tuple) else None
-
-
-def _pairs(value: Any, key: Callable[[str], Any]) -> tuple[tuple[Any, float], ...] | None:
-    """((key, number), ...) of an object."""
-    if not isinstance(value, dict):
-        return value if isinstance(value, tuple) else None
-    pairs = [(key(name), _number(number)) for name, number in value.items()]
-    return None if any(None in pair for pair in pairs) else tuple(pairs)  # type: ignore[arg-type]
-
-
-def _id(key: str) -> int | None:
-    return int(key) if re.fullmatch(r"0|[1-9][0-9]{0,9}", key) else None
-
-
-NUMBER = Kind("number", "float", _number)
-INTEGER = Kind("integer", "int", _integer)
-FLAG = Kind("true or false", "bool", lambda value: value if isinstance(value, bool) else None)
-TEXT = Kind("text", "str", lambda value: value if isinstance(value, str) else None)
-TEXTS = Kind("list of texts", "str | Sequence[str]", lambda value: _list_of(str, value))
-IDS = Kind("list of token ids", "Sequence[int]", lambda value: _list_of(int, value))
-TEXT_NUMBERS = Kind("object of a number for each text", "Mapping[str, float]", lambda value: _pairs(value, str))
-ID_NUMBERS = Kind("object of a number for each token id", "Mapping[int, float]", lambda value: _pairs(value, _id))
-
-ANY = Domain("any", lambda value: True)
 SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
     lambda texts: all(texts) and sum(map(len, texts)) <= MOST_STOP_CHARACTERS,
 )
-
-
-def between(low: float, high: float) -> Domain:
-    """From `low` to `high`, both included."""
-    return Domain(f"between {low} and {high}", lambda value: low <= value <= high)
-
-
-def at_least(low: float) -> Domain:
-    """From `low` on."""
-    return Domain(f"{low} or more", lambda value: value >= low)
-
-
-def above(low: float, most: float = math.inf) -> Domain:
-    """Above `low`, up to `most`."""
-    text = f"above {low}" if most == math.inf else f"above {low}, up to {most}"
-    return Domain(text, lambda value: low < value <= most)
-
-
-def from_below(low: float, high: float) -> Domain:
-    """From `low`, which is included, to `high`, which is not."""
-    return Domain(f"{low} or more, and below {high}", lambda value: low <= value < high)
 
 
 def _biases(most: float, texts: bool) -> Domain:
@@ -7781,87 +7711,6 @@ def _biases(most: float, texts: bool) -> Domain:
         return all(abs(number) <= most for _, number in pairs) and (not texts or SHORT.holds([k for k, _ in pairs]))
 
     return Domain(f"numbers between {-most:g} and {most:g}{', texts ' + SHORT.text if texts else ''}", hold)
-
-
-@dataclass(frozen=True)
-class Option:
-    """A declaration. `keys` are its names in `options`, the one of the manual first; `off` is the value that does nothing."""
-
-    name: str
-    keys: tuple[str, ...]
-    kind: Kind
-    default: Any
-    off: Any
-    domain: Domain
-    hint: str
-    meaning: str
-    draws: bool  # whether it concerns drawing a token, so that beam search does not take it
-
-    def check(self, value: Any, key: str | None = None) -> Any:
-        """`value`, given as `key`, as a value of this option; 22004 or 22023 where it is none."""
-        name = key or self.name
-        if value is None:
-            if self.default in (None, ()):
-                return self.default
-            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
-        found = self.kind.read(value)
-        if found is None:
-            raise InvalidParameter(
-                f"{name} must be a value of type {self.kind.name}, not {_shown(value)}", hint=self.hint
-            )
-        if self.kind is NUMBER and not math.isfinite(found):
-            raise InvalidParameter(f"{name} must be finite, not {_shown(value)}", hint=self.hint)
-        if not self.domain.holds(found):
-            raise InvalidParameter(f"{name} must be {self.domain.text}, not {_shown(value)}", hint=self.hint)
-        return found
-
-
-def _shown(value: Any) -> str:
-    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
-    try:
-        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        text = "a list in lists"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-
-
-def option(
-    default: Any,
-    kind: Kind,
-    domain: Domain = ANY,
-    *,
-    hint: str,
-    meaning: str,
-    key: str = "",
-    draws: bool = False,
-    **more: Any,
-) -> Any:
-    """The field that declares an option. `key` is what Hugging Face or OpenAI call it, where that is another name."""
-    said = {"key": key, "kind": kind, "domain": domain, "hint": hint, "meaning": meaning, "draws": draws, **more}
-    return field(default=default, metadata=said)
-
-
-def _declared(place: Field) -> Option:
-    said = dict(place.metadata)
-    key, off = said.pop("key"), said.pop("off", place.default)
-    keys = (key, place.name) if key else (place.name,)
-    return Option(name=place.name, keys=keys, default=place.default, off=off, **said)
-
-
-class Declared:
-    """Base of classes whose fields are declarations; values are checked when one is made."""
-
-    @classmethod
-    @functools.cache
-    def options(cls) -> dict[str, Option]:
-        """The declarations by name, in order."""
-        return {place.name: _declared(place) for place in fields(cls)}  # type: ignore[arg-type]
-
-    def __post_init__(self) -> None:
-        for name, declared in self.options().items():
-            value = getattr(self, name)
-            if value != declared.default:
-                object.__setattr__(self, name, declared.check(value))
 
 
 @dataclass(frozen=True)
@@ -8081,87 +7930,24 @@ def all_options() -> Iterator[Option]:
     yield from found.values()
 
 
-def manual() -> Iterator[tuple[str, str, str | None, str, str]]:
-    """(name, type, default, domain, meaning) of every option, as people write them."""
-    for declared in all_options():
-        default = None if declared.default in (None, ()) else json.dumps(declared.default)
-        also = f" The parameter {declared.name} is the same." if len(declared.keys) > 1 else ""
-        yield declared.keys[0], declared.kind.name, default, declared.domain.text, declared.meaning + also
-
-
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
     22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search
     has no use for is refused by name.
     """
-    values = {name: value for name, value in given.items() if name != "options"}
-    said = {} if given.get("options") is None else _said(given["options"], kinds)
-    for name, (declared, key, value) in said.items():
-        parameter = values.get(name)
-        if parameter is not None and parameter != declared.default and parameter != value:
-            raise InvalidParameter(
-                f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
-            )
-        values[name] = value
-    return [kind(**{name: values[name] for name in kind.options() if name in values}) for kind in kinds]
-
-
-def _said(text: str, kinds: Sequence[type[Any]]) -> dict[str, tuple[Option, str, Any]]:
-    """Name -> (declaration, key, value) of what `options` have, checked."""
-    by_key = {key: one for kind in kinds for one in kind.options().values() for key in one.keys}
-    drawing = {key for key, one in by_key.items() if one.draws and BeamSearch in kinds}
-    known = ", ".join(dict.fromkeys(one.keys[0] for key, one in by_key.items() if key not in drawing))
-    said: dict[str, tuple[Option, str, Any]] = {}
-    for key, value in _object(text).items():
-        if key in drawing:
-            raise InvalidParameter(
-                f"{key} is for drawing tokens, and beam search draws none", hint=f"It takes {known}."
-            )
-        if key not in by_key:
-            raise InvalidParameter(
-                f"options have no key {_shown(key)}", hint=f"llm_generation_options tells of {known}."
-            )
-        one = by_key[key]
-        value = one.check(value, key)
-        _, before, other = said.setdefault(one.name, (one, key, value))
-        if other != value:
-            raise InvalidParameter(
-                f"{before} and {key} are the same option, and options say {_shown(other)} and {_shown(value)}",
-                hint="Give one of the two.",
-            )
-    return said
-
-
-def _object(text: str) -> dict[str, Any]:
-    hint = """Example: '{"top_k": 20}'."""
-    if len(text) > MOST_OPTION_CHARACTERS:
-        raise InvalidParameter(
-            f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
-            hint="Give fewer or shorter ones.",
-        )
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(items)) < len(items):
-            raise ValueError("a key is there twice")
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    def integer(digits: str) -> int:
-        if len(digits) > MOST_DIGITS:
-            raise ValueError(f"a number has {len(digits)} digits")
-        return int(digits)
-
-    try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
-    except (ValueError, RecursionError) as error:
-        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
-        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
-    if not isinstance(found, dict):
-        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
-    return found
+    said = read_object(given.get("options"), '{"top_k": 20}')
+    known = by_key(kinds)
+    if BeamSearch in kinds:
+        taken = {key: one for key, one in known.items() if not one.draws}
+        for key in said:
+            if key in known and key not in taken:
+                raise InvalidParameter(
+                    f"{key} is for drawing tokens, and beam search draws none",
+                    hint=f"It takes {', '.join(dict.fromkeys(one.keys[0] for one in taken.values()))}.",
+                )
+        known = taken
+    return assemble(kinds, given, checked(said, known, "llm_generation_options"))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.processors', $pg_gpt2_source$"""What the sampling options do, one function each, in the order in which transformers' `generate` applies them.
 
@@ -8447,7 +8233,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidParameter
-from .options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS, SamplingOptions
+from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
+from .options import SamplingOptions
 from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
 
 _UNIT = 2.0**-53
@@ -9291,6 +9078,290 @@ check("concat", _concat)
 check("sum", _reduction("sum"))
 check("mean", _reduction("mean"))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.options', $pg_gpt2_source$"""Options, each declared once, as a field of a class derived from `Declared`.
+
+Validation, the keys of `options jsonb`, the view that lists them, its table in the reference and the client's keywords follow
+from the declarations, which are in generation/options.py and training/options.py. These modules need the standard library only,
+so that build.py can read them.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from .errors import InvalidParameter, NullNotAllowed
+from .limits import MOST_OPTION_CHARACTERS
+
+INT8 = 2**63 - 1
+MOST_DIGITS = 400  # of an integer: more than a float has
+MOST_SHOWN = 60  # characters of a value in an error
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of values: its name for people and for the client, and how JSON becomes a value; None where that is of another
+    type. A tuple is a value that was read before."""
+
+    name: str
+    annotation: str
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Which values of a type are good."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _integer(value: Any) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and -INT8 - 1 <= value <= INT8
+    return value if good else None
+
+
+def _list_of(kind: type, value: Any) -> tuple[Any, ...] | None:
+    good = isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+    return tuple(value) if good else value if isinstance(value, tuple) else None
+
+
+def _pairs(value: Any, key: Callable[[str], Any]) -> tuple[tuple[Any, float], ...] | None:
+    """((key, number), ...) of an object."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, tuple) else None
+    pairs = [(key(name), _number(number)) for name, number in value.items()]
+    return None if any(None in pair for pair in pairs) else tuple(pairs)  # type: ignore[arg-type]
+
+
+def _id(key: str) -> int | None:
+    return int(key) if re.fullmatch(r"0|[1-9][0-9]{0,9}", key) else None
+
+
+NUMBER = Kind("number", "float", _number)
+INTEGER = Kind("integer", "int", _integer)
+FLAG = Kind("true or false", "bool", lambda value: value if isinstance(value, bool) else None)
+TEXT = Kind("text", "str", lambda value: value if isinstance(value, str) else None)
+TEXTS = Kind("list of texts", "str | Sequence[str]", lambda value: _list_of(str, value))
+IDS = Kind("list of token ids", "Sequence[int]", lambda value: _list_of(int, value))
+TEXT_NUMBERS = Kind("object of a number for each text", "Mapping[str, float]", lambda value: _pairs(value, str))
+ID_NUMBERS = Kind("object of a number for each token id", "Mapping[int, float]", lambda value: _pairs(value, _id))
+
+ANY = Domain("any", lambda value: True)
+
+
+def between(low: float, high: float) -> Domain:
+    """From `low` to `high`, both included."""
+    return Domain(f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+def at_least(low: float) -> Domain:
+    """From `low` on."""
+    return Domain(f"{low} or more", lambda value: value >= low)
+
+
+def above(low: float, most: float = math.inf) -> Domain:
+    """Above `low`, up to `most`."""
+    text = f"above {low}" if most == math.inf else f"above {low}, up to {most}"
+    return Domain(text, lambda value: low < value <= most)
+
+
+def from_below(low: float, high: float) -> Domain:
+    """From `low`, which is included, to `high`, which is not."""
+    return Domain(f"{low} or more, and below {high}", lambda value: low <= value < high)
+
+
+def one_of(*values: str) -> Domain:
+    """One of some texts."""
+    return Domain(f"one of {', '.join(values)}", lambda value: value in values)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declaration. `name` is that of the parameter in SQL; `keys` are the names in `options`, the one of the manual first;
+    `off` is the value that does nothing."""
+
+    name: str
+    keys: tuple[str, ...]
+    kind: Kind
+    default: Any
+    off: Any
+    domain: Domain
+    hint: str
+    meaning: str
+    draws: bool  # whether it concerns drawing a token, so that beam search does not take it
+
+    def check(self, value: Any, key: str | None = None) -> Any:
+        """`value`, given as `key`, as a value of this option; 22004 or 22023 where it is none."""
+        name = key or self.name
+        if value is None:
+            if self.default in (None, ()):
+                return self.default
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
+        found = self.kind.read(value)
+        if found is None:
+            raise InvalidParameter(
+                f"{name} must be a value of type {self.kind.name}, not {_shown(value)}", hint=self.hint
+            )
+        if self.kind is NUMBER and not math.isfinite(found):
+            raise InvalidParameter(f"{name} must be finite, not {_shown(value)}", hint=self.hint)
+        if not self.domain.holds(found):
+            raise InvalidParameter(f"{name} must be {self.domain.text}, not {_shown(value)}", hint=self.hint)
+        return found
+
+
+def _shown(value: Any) -> str:
+    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "a list in lists"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def option(
+    default: Any,
+    kind: Kind,
+    domain: Domain = ANY,
+    *,
+    hint: str,
+    meaning: str,
+    key: str = "",
+    parameter: str = "",
+    draws: bool = False,
+    **more: Any,
+) -> Any:
+    """The field that declares an option. `key` is what Hugging Face or OpenAI call it, and `parameter` what SQL does, where
+    these are other names."""
+    said = {"key": key, "kind": kind, "domain": domain, "hint": hint, "meaning": meaning, "draws": draws, **more}
+    said["parameter"] = parameter
+    return field(default=default, metadata=said)
+
+
+def _declared(place: Field) -> Option:
+    said = dict(place.metadata)
+    key, name, off = said.pop("key"), said.pop("parameter") or place.name, said.pop("off", place.default)
+    return Option(name=name, keys=(key, name) if key else (name,), default=place.default, off=off, **said)
+
+
+class Declared:
+    """Base of classes whose fields are declarations; values are checked when one is made."""
+
+    @classmethod
+    @functools.cache
+    def options(cls) -> dict[str, Option]:
+        """The declarations by the names of their fields, in order."""
+        return {place.name: _declared(place) for place in fields(cls)}  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        for place, declared in self.options().items():
+            value = getattr(self, place)
+            if value != declared.default:
+                object.__setattr__(self, place, declared.check(value))
+
+
+Said = dict[str, tuple[Option, str, Any]]  # parameter -> declaration, key and value
+
+
+def manual(options: Iterable[Option]) -> Iterator[tuple[str, str, str | None, str, str]]:
+    """(name, type, default, domain, meaning) of every option, as people write them."""
+    for declared in options:
+        default = None if declared.default in (None, ()) else json.dumps(declared.default)
+        also = f" The parameter {declared.name} is the same." if len(declared.keys) > 1 else ""
+        yield declared.keys[0], declared.kind.name, default, declared.domain.text, declared.meaning + also
+
+
+def by_key(kinds: Iterable[type[Declared]]) -> dict[str, Option]:
+    """The declarations of some classes under each of their keys."""
+    return {key: one for kind in kinds for one in kind.options().values() for key in one.keys}
+
+
+def checked(said: Mapping[str, Any], known: Mapping[str, Option], view: str) -> Said:
+    """What an object of `options` says, as values; `known` are the declarations by key, which `view` lists.
+
+    22023 for a key that none of them has, for a value that does not fit, and for two keys of an option that differ; 22004 for
+    null where the default is none.
+    """
+    found: Said = {}
+    for key, value in said.items():
+        if key not in known:
+            there = ", ".join(dict.fromkeys(one.keys[0] for one in known.values()))
+            raise InvalidParameter(f"options have no key {_shown(key)}", hint=f"{view} tells of {there}.")
+        one = known[key]
+        value = one.check(value, key)
+        _, before, other = found.setdefault(one.name, (one, key, value))
+        if other != value:
+            raise InvalidParameter(
+                f"{before} and {key} are the same option, and options say {_shown(other)} and {_shown(value)}",
+                hint="Give one of the two.",
+            )
+    return found
+
+
+def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -> list[Any]:
+    """An object of each of `kinds` from parameters by name and from what options say, which may set parameters.
+
+    22023 where options say something else than a parameter that was given; 22023 and 22004 for parameters that do not fit.
+    """
+    values = dict(given)
+    for name, (declared, key, value) in said.items():
+        parameter = values.get(name)
+        if parameter is not None and parameter != declared.default and parameter != value:
+            raise InvalidParameter(
+                f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
+            )
+        values[name] = value
+    return [
+        kind(**{place: values[one.name] for place, one in kind.options().items() if one.name in values})
+        for kind in kinds
+    ]
+
+
+def read_object(text: str | None, example: str) -> dict[str, Any]:
+    """The JSON object of a text, empty for None. 22023 where there is none, with `example` as one; so for too long a text."""
+    hint = f"Example: '{example}'."
+    if text is None:
+        return {}
+    if len(text) > MOST_OPTION_CHARACTERS:
+        raise InvalidParameter(
+            f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
+            hint="Give fewer or shorter ones.",
+        )
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(items)) < len(items):
+            raise ValueError("a key is there twice")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(digits)} digits")
+        return int(digits)
+
+    try:
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+    except (ValueError, RecursionError) as error:
+        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
+    if not isinstance(found, dict):
+        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
+    return found
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server', $pg_gpt2_source$"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api', $pg_gpt2_source$"""What the SQL functions call: one module a topic, loaded when a session first needs it."""
@@ -9832,11 +9903,12 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam
 from ...generation.decode import Decoder, bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, TextGeneration, gather, manual
+from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...limits import MOST_BEAMS
+from ...options import manual
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
@@ -10026,7 +10098,7 @@ def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -
 @entry
 def options() -> list[tuple[str, str, str | None, str, str]]:
     """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
-    return list(manual())
+    return list(manual(all_options()))
 
 
 @entry
@@ -10978,6 +11050,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10989,6 +11062,8 @@ from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
+from ...options import manual
+from ...training.options import RunOptions, Workers, all_options, gather
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..caller_query import source_texts
@@ -10997,10 +11072,6 @@ from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, hand_steps, runs, session
-
-# parameters of llm_train_step and llm_train by the names of Settings, and of llm_train in the order of RunPlan
-HYPERPARAMETERS = ("dropout_p", "beta1", "beta2", "eps", "lr_max", "warmup", "min_lr", "grad_clip", "seed")
-RUN_PARAMETERS = ("batch_size", "grad_accum", "eval_every", "log_every", "audit")
 
 
 @entry
@@ -11086,7 +11157,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
     batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    _check_workers(given)
+    settings, workers = gather(given, session.Settings, Workers)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -11103,10 +11174,9 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = _settings(given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, given["grad_workers"])
+    trained = session.Session(model, workers.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -11117,10 +11187,10 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan = _plan(model, n_steps, given)
+    plan, workers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, given["grad_workers"]), plan)
+    run_id = runs.train(session.Session(model, workers.grad_workers), plan)
     resources.release_memory()
     return run_id
 
@@ -11129,7 +11199,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan = _plan(model, n_steps, given)
+    plan, workers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -11140,36 +11210,21 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, given["grad_workers"]), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, workers.grad_workers), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _settings(given: Mapping[str, Any]) -> session.Settings:
-    """Hyperparameters among a call's parameters."""
-    return session.Settings(weight_decay=given["wd"], **{name: given[name] for name in HYPERPARAMETERS})
-
-
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> runs.RunPlan:
-    """The plan of a run that a call's parameters describe, checked."""
-    plan = runs.RunPlan(_settings(given), n_steps, *(given[name] for name in RUN_PARAMETERS))
-    require(model=model, audit=plan.audit)
-    audit.check_level(plan.audit)
-    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
-    _check_workers(given)
-    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers]:
+    """The plan of a run that a call's parameters and options describe, checked, and its threads."""
+    require(model=model)
+    require_positive(n_steps=n_steps)
+    settings, run, workers = gather(given, session.Settings, RunOptions, Workers)
+    if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
-            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
+            f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
-    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
-        if value is not None and value < 0:
-            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
-    return plan
-
-
-def _check_workers(given: Mapping[str, Any]) -> None:
-    """Refuse (22023) fewer than one worker."""
-    require_positive(**{name: given[name] for name in ("grad_workers", "prune_workers")})
+    return runs.RunPlan(settings, n_steps, **asdict(run)), workers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -11189,6 +11244,12 @@ def train_stop(model: str) -> bool:
             model,
         )
     )
+
+
+@entry
+def options() -> list[tuple[str, str, str | None, str, str]]:
+    """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
+    return list(manual(all_options()))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
 
@@ -15375,20 +15436,20 @@ import numpy as np
 from ...core.op import Sink
 from ...errors import InvalidParameter
 from ...fast.tape import Node, Value
+from ...training.options import AUDIT_LEVELS
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import store
 from ..tape.tape_rows import FLUSH_BYTES, Writer, content, drop, new_tape, update_grads
 
-LEVELS = ("none", "tape", "full")
 ROOM = 512  # handles drawn at a time
 
 
 def check_level(level: str) -> None:
-    """Refuse (22023) a `level` that is not one of LEVELS."""
-    if level not in LEVELS:
+    """Refuse (22023) a `level` that is not one of AUDIT_LEVELS."""
+    if level not in AUDIT_LEVELS:
         raise InvalidParameter(
-            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
+            f"audit must be one of {', '.join(AUDIT_LEVELS)}, not {level!r}",
             hint="tape: one row an op; full: values and gradients as well.",
         )
 
@@ -16757,11 +16818,10 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
-from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...errors import FeatureNotSupported, InconsistentData
 from ...fast import slices
-from ...op_checks import check_p
 from ...tensor import FLOAT32, PART, to_bytes
-from ...training.optim import check_adamw
+from ...training.options import Hyperparameters
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 from .. import db, resources
 from ..storage import store, weights
@@ -16790,44 +16850,13 @@ UPDATE = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyperparameters):
     """Hyperparameters of a run. `grad_clip` None = no clipping."""
-
-    dropout_p: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    lr_max: float
-    warmup: int
-    min_lr: float
-    grad_clip: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is None and name != "grad_clip":
-                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
-        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InvalidParameter(
-                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
-                )
-        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
-            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
-        check_p(self.dropout_p)
-        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
 
     def arguments(self) -> dict[str, float | int | None]:
         """What Trainer.step takes beside batches, learning rate and number of the step."""
         values = asdict(self)
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
-
-
-def _sql_name(name: str) -> str:
-    """The name of the parameter in SQL."""
-    return "wd" if name == "weight_decay" else name
 
 
 class Learner:
@@ -18362,6 +18391,198 @@ def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 
         return lr_max
     return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.options', $pg_gpt2_source$"""What a training may ask for: every option declared once (pg_gpt2/options.py says what follows from that).
+
+Keys of `options` are the names that Hugging Face's TrainingArguments has for the same, where it has one. Defaults are those of
+llm_train and llm_train_run; that of `warmup` is 0 in llm_train_step.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..options import (
+    INTEGER,
+    NUMBER,
+    TEXT,
+    Declared,
+    Option,
+    above,
+    assemble,
+    at_least,
+    by_key,
+    checked,
+    from_below,
+    one_of,
+    option,
+    read_object,
+)
+
+AUDIT_LEVELS = ("none", "tape", "full")
+_HINT = "Leave it out to get its default."
+
+
+@dataclass(frozen=True)
+class Hyperparameters(Declared):
+    """What decides, with the data, about the weights."""
+
+    dropout_p: float = option(
+        0.1,
+        NUMBER,
+        from_below(0, 1),
+        hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        meaning="The probability of dropout, at GPT-2's three places; 0 switches it off.",
+    )
+    beta1: float = option(
+        0.9,
+        NUMBER,
+        from_below(0, 1),
+        key="adam_beta1",
+        hint="torch's default is 0.9.",
+        meaning="AdamW's decay of the mean of gradients.",
+    )
+    beta2: float = option(
+        0.999,
+        NUMBER,
+        from_below(0, 1),
+        key="adam_beta2",
+        hint="torch's default is 0.999.",
+        meaning="AdamW's decay of the mean of squared gradients.",
+    )
+    eps: float = option(
+        1e-8,
+        NUMBER,
+        at_least(0),
+        key="adam_epsilon",
+        hint="torch's default is 1e-8.",
+        meaning="What AdamW adds to the root of the mean of squared gradients before it divides by that.",
+    )
+    weight_decay: float = option(
+        0.01,
+        NUMBER,
+        at_least(0),
+        key="weight_decay",
+        parameter="wd",
+        hint=_HINT,
+        meaning="AdamW's weight decay, on matrices only.",
+    )
+    lr_max: float = option(
+        2.5e-4,
+        NUMBER,
+        at_least(0),
+        key="learning_rate",
+        hint=_HINT,
+        meaning="The learning rate after warm-up, from where it falls by half a cosine.",
+    )
+    warmup: int = option(
+        2000,
+        INTEGER,
+        at_least(0),
+        key="warmup_steps",
+        hint=_HINT,
+        meaning="Steps in which the learning rate rises from 0, at most a tenth of all.",
+    )
+    min_lr: float = option(
+        0.0,
+        NUMBER,
+        at_least(0),
+        hint=_HINT,
+        meaning="The learning rate at the end.",
+    )
+    grad_clip: float | None = option(
+        None,
+        NUMBER,
+        above(0),
+        key="max_grad_norm",
+        hint="null = no clipping.",
+        meaning="Gradients whose global norm is larger are scaled down to it; null: none are.",
+    )
+    seed: int = option(
+        0,
+        INTEGER,
+        hint="Any number of 64 bits.",
+        meaning="Decides about the order of rows and about dropout.",
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions(Declared):
+    """What a run has beside them."""
+
+    batch_size: int = option(
+        8,
+        INTEGER,
+        at_least(1),
+        key="per_device_train_batch_size",
+        hint="Example: batch_size => 8.",
+        meaning="Rows of llm_dataset that go through the model together.",
+    )
+    grad_accum: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        key="gradient_accumulation_steps",
+        hint="Example: grad_accum => 8.",
+        meaning="So many batches make one step.",
+    )
+    eval_every: int | None = option(
+        None,
+        INTEGER,
+        at_least(0),
+        key="eval_steps",
+        hint="0 turns it off.",
+        meaning="The loss on the split val is measured every so many steps and after the last; null or 0: never.",
+    )
+    log_every: int | None = option(
+        None,
+        INTEGER,
+        at_least(0),
+        key="logging_steps",
+        hint="0 turns it off.",
+        meaning="A NOTICE comes every so many steps; null: ten in all, 0: none.",
+    )
+    audit: str = option(
+        "tape",
+        TEXT,
+        one_of(*AUDIT_LEVELS),
+        hint="tape: one row an op; full: values and gradients as well.",
+        meaning="What is recorded of the ops of each step: nothing, a row of llm_tape each, or their values and gradients, too.",
+    )
+
+
+@dataclass(frozen=True)
+class Workers(Declared):
+    """Threads, which change no result."""
+
+    grad_workers: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="Example: grad_workers => 8.",
+        meaning="Threads that compute; 1: as many as pg_gpt2.threads says. They change no result.",
+    )
+    prune_workers: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="Example: prune_workers => 8.",
+        meaning="Is checked and has no effect: pruning takes no threads of its own.",
+    )
+
+
+def all_options() -> Iterator[Option]:
+    """Every declaration, once."""
+    yield from (Hyperparameters.options() | RunOptions.options() | Workers.options()).values()
+
+
+def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
+
+    22023 for a key that none of them declares, for a value that does not fit, and for one that contradicts a parameter.
+    """
+    said = read_object(given.get("options"), '{"learning_rate": 0.001}')
+    return assemble(kinds, given, checked(said, by_key(kinds), "llm_training_options"))
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
 Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
@@ -18621,11 +18842,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -18638,11 +18859,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -19006,11 +19227,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -19028,11 +19249,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -19047,11 +19268,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -19078,11 +19299,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -19094,11 +19315,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -19109,11 +19330,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -19155,11 +19376,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -19175,11 +19396,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -19193,11 +19414,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -19223,11 +19444,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -19238,11 +19459,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -19251,11 +19472,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -19270,11 +19491,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -19287,11 +19508,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -19302,11 +19523,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -19321,11 +19542,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -19339,11 +19560,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -19354,11 +19575,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -19376,11 +19597,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -19391,11 +19612,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -19406,11 +19627,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -19439,11 +19660,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -19483,11 +19704,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -19515,11 +19736,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -19566,11 +19787,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -19591,11 +19812,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -19631,11 +19852,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.options(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -19658,11 +19879,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -19680,11 +19901,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -19715,11 +19936,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -19731,11 +19952,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -19752,11 +19973,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -19781,11 +20002,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -19813,11 +20034,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.loss(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -19859,11 +20080,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -19896,11 +20117,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -19965,17 +20186,18 @@ CREATE FUNCTION llm_train(
     seed bigint DEFAULT 0,
     eval_every integer DEFAULT NULL,
     log_every integer DEFAULT NULL,
-    audit text DEFAULT 'tape'
+    audit text DEFAULT 'tape',
+    options jsonb DEFAULT NULL
 )
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.train(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -19985,7 +20207,8 @@ COMMENT ON FUNCTION llm_train IS
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
-    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL '
+    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. options takes the '
+    'parameters under the names that Hugging Face has for them: llm_training_options lists them. Long runs: CALL '
     'llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
@@ -20014,15 +20237,16 @@ CREATE PROCEDURE llm_train_run(
     commit_every integer DEFAULT 100,
     flush_seconds double precision DEFAULT 1,
     wait boolean DEFAULT false,
-    audit text DEFAULT 'tape'
+    audit text DEFAULT 'tape',
+    options jsonb DEFAULT NULL
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -20032,16 +20256,37 @@ COMMENT ON PROCEDURE llm_train_run IS
     'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
     'llm_train_step.';
 
+CREATE FUNCTION llm_training_options_declared()
+RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.options(globals())
+$$;
+COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
+
+CREATE VIEW llm_training_options AS
+SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_training_options_declared();
+COMMENT ON VIEW llm_training_options IS
+    'The keys of options of llm_train and llm_train_run, by the names that TrainingArguments of Hugging Face has for '
+    'them, where these mean the same. A key that is also a parameter sets it; where both are given and differ, that is '
+    'an error. default_value null: none.';
+GRANT SELECT ON llm_training_options TO PUBLIC;
+
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -20186,11 +20431,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -20203,11 +20448,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -20220,11 +20465,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -20261,11 +20506,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -20276,11 +20521,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -20297,11 +20542,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -20325,11 +20570,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -20355,11 +20600,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -20379,11 +20624,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -20402,11 +20647,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -20422,11 +20667,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -20503,11 +20748,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -20532,11 +20777,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -20554,11 +20799,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -20567,11 +20812,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -20581,11 +20826,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -20594,11 +20839,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -20608,11 +20853,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -20621,11 +20866,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -20640,11 +20885,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -20660,11 +20905,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -20674,11 +20919,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -20688,11 +20933,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -20706,11 +20951,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -20728,11 +20973,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -20743,11 +20988,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -20756,11 +21001,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -20769,11 +21014,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -20791,11 +21036,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -20816,11 +21061,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -20839,11 +21084,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -20867,11 +21112,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -20882,11 +21127,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -20900,11 +21145,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -20920,11 +21165,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -20949,11 +21194,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -20972,11 +21217,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -20989,11 +21234,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -21012,11 +21257,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -21037,11 +21282,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -21050,11 +21295,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -21067,11 +21312,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -21082,11 +21327,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -21124,11 +21369,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -21151,11 +21396,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -21170,11 +21415,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -21187,11 +21432,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -21217,11 +21462,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -21232,11 +21477,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -21247,11 +21492,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -21262,11 +21507,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -21277,11 +21522,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -21294,11 +21539,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -21326,11 +21571,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -21341,11 +21586,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -21358,11 +21603,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
@@ -21374,11 +21619,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -21433,11 +21678,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -21461,11 +21706,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -21491,11 +21736,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -21506,11 +21751,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -21521,11 +21766,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1940dcb70b4b @extschema@' not in GD:
+if 'pg_gpt2 74d8e38a2cbf @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 1940dcb70b4b @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 74d8e38a2cbf @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
