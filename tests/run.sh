@@ -10,7 +10,7 @@ shift
 
 status=0
 # Two workers, each with a cluster of its own, take files of tests in turn, the longest first: most of the time they wait for one thread.
-"$python" -m pytest tests/server/test_small_group.py tests/server/test_interrupts.py tests/engine tests/fuzz tests/server \
+"$python" -m pytest tests/server/test_small_group.py tests/engine tests/fuzz tests/server \
     --numprocesses 2 --dist loadfile "$@" || status=$?
 
 # pg_prove passes no connection string on, so the parts of the DSN go into libpq's variables.

@@ -106,9 +106,7 @@ def test_a_kernel_that_needs_more_than_the_limit_is_refused_before_it_takes_it(c
     with pytest.raises(psycopg.errors.OutOfMemory, match="max_memory") as caught:
         call(conn, what)
     assert caught.value.diag.message_hint
-    shared = (
-        status(conn, "RssShmem") - shared
-    )  # pages of the server's buffers that this session read for the first time
+    shared = status(conn, "RssShmem") - shared  # the server's buffers, as far as this session had not read them before
     given = (what.count("(a,") + what.count(" a,") + what.count(" a)") + what.count("(a)")) * (SIZE >> 10)
     own = status(conn, "VmHWM") - before - shared
     assert own < 3 * given + (40 << 10), "arguments: as stored, as handed over, as bytes"
