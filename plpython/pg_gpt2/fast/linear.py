@@ -13,7 +13,7 @@ import numpy as np
 from ..core.op import Grads, Sink, replace
 from . import buffers, panels, slices, threads
 from .activations import gelu, gelu_backward
-from .elementwise import unbroadcast
+from .elementwise import contiguous, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
 
@@ -56,6 +56,7 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
             product_tasks(as_rows(a).T, rows, db, paired=True),
         )
         return da, db
+    dy = contiguous(dy)  # NumPy before 2 multiplies a repeated row without BLAS
     da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
