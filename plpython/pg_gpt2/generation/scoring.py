@@ -4,7 +4,7 @@ Past the window it slides by half, as in Hugging Face's guide to perplexity of f
 with at least half a window before it. Logits are made a few rows at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,27 +16,60 @@ from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
-from .decode import checked
+from . import prefixes
+from .decode import Decoder, bytes_of_several, checked, is_exact
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
 
 
 def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    logprobs = np.empty(len(ids) - 1)
-    ranks = np.empty(len(ids) - 1, np.int64)
+    scores = np.empty((2, len(ids) - 1))
     tokens = np.asarray(ids, np.int64)
     progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
-        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in slices.pieces(stop - first, ROWS):
-            targets = tokens[first:stop][rows]
-            logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
-            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
-            logprobs[place], ranks[place] = _score_rows(logits, targets)
-            host.check_interrupts()
+        window = scores[:, start : stop - 1]
+        if is_exact(params):
+            _score_with_cache(params, config, tokens[start:stop], first - start, window, keep=not start)
+        else:  # passes that end at fixed boundaries are slower than one pass
+            hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
+            _score_passes(params, [hidden], 0, tokens[start:stop], first - start, window)
         progress.at(stop)
-    return logprobs, ranks
+    return scores[0], scores[1].astype(np.int64)
+
+
+def _score_with_cache(
+    params: DecoderWeights, config: GPT2Config, tokens: np.ndarray, first: int, scores: np.ndarray, keep: bool
+) -> None:  # [n], [2, n - 1]
+    """Scores of tokens[first:]; those that the session knows need no pass, and with `keep` it will know these."""
+    room = len(tokens) - 1
+    host.require_memory(bytes_of_several(params, config, [room]), f"keys and values of {room} positions")
+    decoder = prefixes.take(params, config, tokens, room, scored=True) if keep else Decoder(params, config, room)
+    known = decoder.length
+    scores[:, :known] = decoder.scores
+    _score_passes(params, decoder.passes(tokens[known:-1]), known, tokens, first, scores)
+    if keep:
+        decoder.scores = scores[:, : room - 1].copy()
+        prefixes.give(decoder)
+
+
+def _score_passes(
+    params: DecoderWeights,
+    passes: Iterable[np.ndarray],
+    place: int,
+    tokens: np.ndarray,
+    first: int,
+    scores: np.ndarray,
+) -> None:  # of [T, D], [n], [2, n - 1]
+    """Scores of tokens[first:] that follow the rows of `passes`, the first of which is at `place`."""
+    for hidden in passes:
+        skipped = max(0, min(first - 1 - place, len(hidden)))
+        for rows in slices.pieces(len(hidden) - skipped, ROWS):
+            at = slice(place + skipped + rows.start, place + skipped + rows.stop)
+            logits = checked(lm_head(hidden[skipped:][rows], params["wte"]))
+            scores[:, at] = _score_rows(logits, tokens[1:][at])
+            host.check_interrupts()
+        place += len(hidden)
 
 
 def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
@@ -46,7 +79,8 @@ def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np
     logits -= top
     chosen = chosen - top[:, 0]
     np.exp(logits, out=logits)
-    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
+    totals = [row.sum(dtype=np.float64) for row in logits]  # of all at once, bits could depend on a row's place
+    return chosen - np.log(totals), ranks
 
 
 def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
