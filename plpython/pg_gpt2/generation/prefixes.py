@@ -143,8 +143,10 @@ session = Prefixes()
 def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored: bool = False) -> Decoder:
     """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them.
     `scored`: of which the scores are known, with that of the next token: `Decoder.scores` [2, length]."""
-    key = _key(params) if len(ids) > LEAST else None
-    found, length = (None, 0) if key is None else session.longest(key, np.asarray(ids, np.int64), scored)
+    key = _key(params)
+    found, length = (
+        (None, 0) if key is None or len(ids) <= LEAST else session.longest(key, np.asarray(ids, np.int64), scored)
+    )
     if found is None:
         return Decoder(params, config, room)
     session.count(params.identity, length)
@@ -251,8 +253,8 @@ def _read_families(decoders: Sequence[Decoder], ids: Sequence[np.ndarray], famil
 
 def _fetch(decoder: Decoder, ids: np.ndarray) -> None:
     """Let `decoder`, which has read a beginning of `ids` or nothing, have read what the session has read of them, if more."""
-    key = _key(decoder.params) if len(ids) > LEAST else None
-    if key is None:
+    key = _key(decoder.params)
+    if key is None or len(ids) <= LEAST:
         return
     found, length = session.longest(key, ids)
     if found is not None and length >= decoder.length + LEAST:
