@@ -11,6 +11,8 @@ from .ops import attend, merge_heads, split_heads
 class KeyValues:
     """Keys and values of each layer, [H, positions, d], for at most `room` positions."""
 
+    shares = False
+
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
         shape = (config.n_layer, config.n_head, room, config.d_head)

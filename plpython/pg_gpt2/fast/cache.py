@@ -19,9 +19,12 @@ SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs les
 
 
 class Cache(Protocol):
-    """Keys and values of all layers, of at most `room` positions."""
+    """Keys and values of all layers, of at most `room` positions. `shares` its memory with caches of other streams, or not."""
 
     room: int
+
+    @property
+    def shares(self) -> bool: ...
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
@@ -35,6 +38,8 @@ class Cache(Protocol):
 
 class RowCache:
     """Keys and values as [H, positions, d]."""
+
+    shares = False
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
@@ -71,9 +76,15 @@ class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
     def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
-        self.room, self._n_head = room, config.n_head
+        self._n_head = config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+        self.room = room if arena else self._values.shape[-2]
+
+    @property
+    def shares(self) -> bool:
+        """Whether the arena has other caches."""
+        return self.arena.keys.shape[1] > 1
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over blocks: a row has the same bits in any company."""
