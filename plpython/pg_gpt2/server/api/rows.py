@@ -23,6 +23,7 @@ MOST_TOGETHER = (
     256  # rows that are read before the first of them is given, where a pass of all their tokens is not full
 )
 FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
+MOST_EMPTY = 8  # times as many rows, where most of them have no text
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
 
 
@@ -180,13 +181,14 @@ def _in_waves(rows: Iterator[Row], n: int) -> Iterator[list[Row]]:
     """Rows in order, those together whose texts are generated before the next ones are read: more and more, so that the first
     come soon and the processor is busy later."""
     together: list[Row] = []
-    most, characters = FIRST_TEXTS, 0
+    most, texts, characters = FIRST_TEXTS, 0, 0
     for row in rows:
         together.append(row)
+        texts += n if row.ids is not None else 0
         characters += len(row.text or "")
-        if n * len(together) >= most or characters >= MOST_CHARACTERS:
+        if texts >= most or n * len(together) >= MOST_EMPTY * most or characters >= MOST_CHARACTERS:
             yield together
-            together, characters = [], 0
+            together, texts, characters = [], 0, 0
             most = min(2 * most, MOST_TEXTS)
     if together:
         yield together
