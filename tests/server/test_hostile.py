@@ -46,9 +46,9 @@ EXAMPLES = {
     "llm_generate_tokens_sent": "sent => array_send('{1,2}'::int[]), max_tokens => 3, temperature => 1, topk => 5, topp => 1,"
     " model_name => 'm', eos_token => NULL, seed => 1, stop => NULL, repetition_penalty => 1, min_p => 0, options => NULL",
     "llm_generate_batch": f"prompts => '{{low,the}}', {SAMPLING}",
-    "llm_generate_rows": f"source => 'SELECT 1, x FROM public.t', {SAMPLING}",
-    "llm_perplexity_rows": "source => 'SELECT 1, x FROM public.t', model_name => 'm'",
-    "llm_embedding_rows": "source => 'SELECT 1, x FROM public.t', model_name => 'm'",
+    "llm_generate_rows": f"source => 'VALUES (1, ''low the'')', {SAMPLING}",
+    "llm_perplexity_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
+    "llm_embedding_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
     "llm_cosine": "a => '{1,2}', b => '{3,4}'",
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"

@@ -296,7 +296,7 @@ def test_a_savepoint_that_is_rolled_back_ends_what_began_in_it_and_nothing_else(
         assert len(session.execute("FETCH ALL FROM before").fetchall()) == 299
         session.execute(f"DECLARE unread CURSOR FOR {first}")
         session.execute("SAVEPOINT s; FETCH 1 FROM unread; ROLLBACK TO s")
-        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="closed before its end"):
+        with pytest.raises(psycopg.errors.InvalidCursorName, match="closed before its end"):
             session.execute("FETCH ALL FROM unread")
 
 
