@@ -16,7 +16,7 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
-from .decode import Decoder, bytes_of_several, feed_together, several, step_together
+from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
 from .processors import History
@@ -76,10 +76,9 @@ class Stream:
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
-            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
-            self._plain = Decoder(params, config, room)
-            self._plain.feed(self._alone)
+            host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
+            self._plain = self.decoder.copy()
+            self._plain.feed(self._plain.resume(self._alone))
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
         self._read = len(self.seen)
