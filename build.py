@@ -46,6 +46,7 @@ TOPICS = (
     "transfer",
     "generation",
     "scoring",
+    "rows",
     "training",
     "checkpoints",
     "replay",
