@@ -35,6 +35,11 @@ class Scores(NamedTuple):
     logprobs: np.ndarray
     tokens: np.ndarray  # how many each has
     normalized: np.ndarray
+    cut: int  # tokens of the prompt's beginning that the window had no room for, before the longest of them
+
+    def best(self) -> int:
+        """The number of the best choice, of equal ones the first."""
+        return int(self.normalized.argmax())
 
     def ranking(self) -> np.ndarray:
         """Numbers of the choices, best first; of equal ones the first comes first."""
@@ -52,6 +57,15 @@ class _Encoded(NamedTuple):
     tokens: list[list[int]]
     counts: np.ndarray
     trie: Trie
+
+
+class Asked(NamedTuple):
+    """One question, or where the window cuts a prompt differently for choices of different lengths, several."""
+
+    questions: list[Question]
+    numbers: Sequence[np.ndarray | slice]  # of the choices that each is about
+    counts: np.ndarray  # tokens of each choice
+    cut: int
 
 
 class Choices:
@@ -83,22 +97,19 @@ class Choices:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def questions(self, prompt: str) -> tuple[list[tuple[np.ndarray | slice, Question]], np.ndarray]:
-        """What to ask the model after `prompt`: questions, each with the numbers of its choices, and how many tokens each has.
-
-        It is one question, unless the window cuts the prompt differently for choices of different lengths.
-        """
+    def asked(self, prompt: str) -> Asked:
+        """What to ask the model after `prompt`."""
         context, ending, blanks = self._context(prompt)
         tokens, counts, trie = self.after(ending, blanks)
         lacking = np.maximum(len(context) + counts - 1 - self._config.n_positions, 0)
         if not lacking.any():
-            return [(slice(None), Question(context, trie))], counts
-        found: list[tuple[np.ndarray | slice, Question]] = []
-        for cut in np.unique(lacking).tolist():
-            numbers = np.flatnonzero(lacking == cut)
-            found.append((numbers, Question(context[cut:], Trie([tokens[number] for number in numbers]))))
-            host.check_interrupts()
-        return found, counts
+            return Asked([Question(context, trie)], [slice(None)], counts, 0)
+        cuts = np.unique(lacking).tolist()
+        numbers = [np.flatnonzero(lacking == cut) for cut in cuts]
+        questions = [
+            Question(context[cut:], Trie([tokens[number] for number in some])) for cut, some in zip(cuts, numbers)
+        ]
+        return Asked(questions, numbers, counts, cuts[-1])
 
     def unconditional(self, blanks: str) -> Question:
         """The question which of the choices begins a text, after blanks."""
@@ -178,39 +189,36 @@ class Chooser:
         """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
         to `refused` with its error, and gets None; without `refused` the error is raised."""
         slots = Slots(self._params, self._config)
-        for (key, prompt, numbers, counts), found in slots.answers(self._asked(prompts, refused)):
-            if prompt is None:
-                yield key, None
-                continue
-            logprobs = np.empty(len(self._choices))
-            for some, values in zip(numbers, found):
-                logprobs[some] = values
-            yield key, self._scores(prompt, logprobs, counts)
+        for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
+            yield key, self._scores(prompt, asked, found) if asked is not None else None
         slots.give()
 
     def _asked(
         self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None
-    ) -> Iterator[tuple[tuple[Key, str | None, list[np.ndarray | slice], Any], list[Question]]]:
+    ) -> Iterator[tuple[tuple[Key, str, Asked | None], list[Question]]]:
         for key, prompt in prompts:
+            asked = None
             try:
-                asked, counts = ([], None) if prompt is None else self._choices.questions(prompt)
+                asked = None if prompt is None else self._choices.asked(prompt)
             except InvalidParameter as error:
                 if refused is None:
                     raise
                 refused(key, error)
-                asked, counts, prompt = [], None, None
-            yield (key, prompt, [numbers for numbers, _ in asked], counts), [question for _, question in asked]
+            yield (key, prompt or "", asked), [] if asked is None else asked.questions
 
-    def _scores(self, prompt: str, logprobs: np.ndarray, counts: np.ndarray) -> Scores:
+    def _scores(self, prompt: str, asked: Asked, found: list[np.ndarray]) -> Scores:
         """Log-probabilities beside what is made of them."""
+        logprobs = np.empty(len(self._choices))
+        for numbers, some in zip(asked.numbers, found):
+            logprobs[numbers] = some
         values = logprobs
         if self._normalize == "tokens":
-            values = logprobs / counts
+            values = logprobs / asked.counts
         elif self._normalize == "bytes":
             values = logprobs / self._choices.sizes
         elif self._normalize == "prior":
             values = logprobs - self._prior(prompt)
-        return Scores(logprobs, counts, values)
+        return Scores(logprobs, asked.counts, values, asked.cut)
 
     def _prior(self, prompt: str) -> np.ndarray:
         """Log-probabilities of the choices at the beginning of a text."""

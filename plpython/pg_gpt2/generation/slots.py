@@ -21,7 +21,7 @@ from . import prefixes
 from .decode import LOGITS_ROWS, PREFILL_ROWS, Decoder, bytes_of_several, checked, logits_of, read_with_trees
 from .trees import NO_TREE, Trie
 
-MOST_SLOTS = 8
+MOST_SLOTS, MOST_POSITIONS = 32, 6144  # of which all slots together have room for so many
 PASS_ROWS = 240  # of several questions: more would only need more slots
 LEAST_COPIED = 16  # tokens: fewer are read as quickly
 ROOM = 128  # positions: rooms are multiples
@@ -106,8 +106,7 @@ class Slots:
         if slot is None:
             return False
         rest = slot.decoder.resume(question.ids)
-        slot.shared = slot.decoder.length if slot.decoder.length >= LEAST_COPIED else 0
-        slot.is_free = False
+        slot.shared, slot.is_free = slot.decoder.length, False
         self._slots.remove(slot)
         self._slots.append(slot)
         self._turns.append(_Turn(slot, question, list(rest)))
@@ -119,7 +118,8 @@ class Slots:
 
         It is one that has read them, and no beginning of more that was of use; else a new one, or the least recently used.
         """
-        fitting = (slot for slot, own in zip(self._slots, usable) if slot.is_free and own == best >= slot.shared)
+        own = zip(self._slots, usable) if best >= LEAST_COPIED else ()
+        fitting = (slot for slot, length in own if slot.is_free and length == best >= slot.shared)
         source = self._slots[usable.index(best)].decoder if best >= LEAST_COPIED else None
         slot = next(fitting, None) or self._new_slot(ids) or next((slot for slot in self._slots if slot.is_free), None)
         if slot is not None:
@@ -130,19 +130,22 @@ class Slots:
 
     def _new_slot(self, ids: np.ndarray) -> _Slot | None:
         """One more slot, where there may be one more and there is memory for it; the first begins as an earlier call ended."""
+        room = len(ids) if not self._slots else _rounded(len(ids))
+        if self._slots and sum(slot.decoder.cache.room for slot in self._slots) + room > MOST_POSITIONS:
+            return None
         if len(self._slots) >= self._most:
             return None
         try:
-            self._require(len(ids))
+            self._require(room)
         except OutOfMemory:
             if not self._slots:
                 raise
             self._most = len(self._slots)
             return None
         if self._slots:
-            slot = _Slot(Decoder(self._params, self._config, len(ids)))
+            slot = _Slot(Decoder(self._params, self._config, room))
         else:
-            slot = _Slot(prefixes.take(self._params, self._config, ids, len(ids)))
+            slot = _Slot(prefixes.take(self._params, self._config, ids, room))
             self._most = MOST_SLOTS if slot.decoder.exact else 1
         self._slots.insert(0, slot)
         return slot
@@ -150,7 +153,7 @@ class Slots:
     def _make_room(self, slot: _Slot, length: int) -> None:
         """See that the slot has room for so many positions."""
         if slot.decoder.cache.room < length:
-            room = -(-length // ROOM) * ROOM
+            room = _rounded(length)
             self._require(room)
             larger = Decoder(self._params, self._config, room)
             slot.decoder.copy_to(larger, slot.decoder.length)
@@ -183,6 +186,11 @@ class Slots:
             turn.slot.is_free = True
         ends = np.cumsum([len(trie.rows) for trie in tries])[:-1]
         return [trie.add_up(some) for trie, some in zip(tries, np.split(found, ends))]
+
+
+def _rounded(length: int) -> int:
+    """Room for so many positions, and mostly for the next text."""
+    return -(-length // ROOM) * ROOM
 
 
 def _logprobs(
