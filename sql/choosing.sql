@@ -3,7 +3,7 @@
 CREATE FUNCTION llm_choose(
     prompt text,
     choices llm_texts,
-    normalize text DEFAULT 'none',
+    "normalize" text DEFAULT 'none',
     model_name text DEFAULT NULL
 )
 RETURNS TABLE (
@@ -19,7 +19,7 @@ AS @choosing.choose@;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
     'tokens, and its probability among the choices. Prompt and choice are encoded together; blanks at the prompt''s end '
-    'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize says what is compared: '
+    'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize (SQL has a word of its own like that: write "normalize" => ...) says what is compared: '
     'none, log-probabilities; tokens, their mean over a choice''s tokens; bytes, divided by the bytes of the choice '
     '(acc_norm); prior, minus what the choice has at the beginning of a text, for choices that are likely anywhere. '
     'probability is the softmax of that, and of equal choices the first comes first. The prompt is processed once, and '
@@ -28,7 +28,7 @@ COMMENT ON FUNCTION llm_choose IS
 CREATE FUNCTION llm_classify(
     prompt text,
     choices llm_texts,
-    normalize text DEFAULT 'none',
+    "normalize" text DEFAULT 'none',
     model_name text DEFAULT NULL
 )
 RETURNS text
@@ -42,7 +42,7 @@ COMMENT ON FUNCTION llm_classify IS
 CREATE FUNCTION llm_choose_from(
     prompt text,
     source text,
-    normalize text DEFAULT 'none',
+    "normalize" text DEFAULT 'none',
     model_name text DEFAULT NULL,
     source_path text DEFAULT current_setting('search_path')
 )
@@ -53,7 +53,7 @@ RETURNS TABLE (
     probability double precision,
     tokens integer
 )
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @choosing.choose_from@;
 COMMENT ON FUNCTION llm_choose_from IS
@@ -64,7 +64,7 @@ COMMENT ON FUNCTION llm_choose_from IS
 CREATE FUNCTION llm_choose_rows(
     source text,
     choices llm_texts,
-    normalize text DEFAULT 'none',
+    "normalize" text DEFAULT 'none',
     model_name text DEFAULT NULL,
     source_path text DEFAULT current_setting('search_path')
 )

@@ -113,7 +113,7 @@ class Choices:
 
     def unconditional(self, blanks: str) -> Question:
         """The question which of the choices begins a text, after blanks."""
-        return Question([self._start("normalize => 'prior'")], self.after("", blanks).trie)
+        return Question([self._start("normalize 'prior'")], self.after("", blanks).trie)
 
     def _context(self, prompt: str) -> tuple[list[int], str, str]:
         """The prompt's tokens, the words at its end that a choice may change, and the blanks after them."""
