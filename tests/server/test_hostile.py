@@ -58,7 +58,7 @@ EXAMPLES = {
     "llm_choose": "prompt => 'low ', choices => '{low,the cat}', model_name => 'm'",
     "llm_classify": "prompt => 'low ', choices => '{low,the cat}', model_name => 'm'",
     "llm_choose_from": "prompt => 'low ', source => 'SELECT x FROM public.t', model_name => 'm'",
-    "llm_choose_rows": "source => 'SELECT 1, x FROM public.t', choices => '{low,the cat}', model_name => 'm'",
+    "llm_choose_rows": "source => 'VALUES (1, ''low '')', choices => '{low,the cat}', model_name => 'm'",
     "llm_encode": "text_in => 'low', model => 'm'",
     "llm_decode": "ids => '{1,2}', model => 'm'",
     "llm_decode_bytes": "ids => '{1,2}', model => 'm'",
