@@ -127,7 +127,7 @@ def test_rows_get_the_choices_and_bits_that_each_gets_alone(connect, normalize, 
 
 def test_a_second_question_with_the_same_instructions_reads_only_the_difference(connect) -> None:
     conn = connect()
-    instructions = "low lower newer wider " * 40
+    instructions = "low lower newer wider " * 25
     query = f"SELECT llm_classify(%s, '{LABELS}', 'none', 'm')"
     saved = "SELECT sum(tokens_saved) FROM llm_cache_status() WHERE kind = 'prefix'"
     conn.execute("SET pg_gpt2.prefix_cache = '64MB'")
