@@ -46,6 +46,7 @@ TOPICS = (
     "transfer",
     "generation",
     "scoring",
+    "choosing",
     "rows",
     "training",
     "checkpoints",

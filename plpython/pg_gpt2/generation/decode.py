@@ -24,6 +24,9 @@ from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
+from .passes import Ids as Ids
+from .passes import Piece, packed
+from .trees import NO_TREE, Tree
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 WHOLE = 128  # the same where rows influence each other: passes end at its multiples, and what whole ones read can be used again
@@ -31,7 +34,6 @@ LOGITS_ROWS = 128  # at a time
 
 NO_SCORES = np.empty((2, 0))
 
-Ids = Sequence[int] | np.ndarray
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
 
@@ -86,7 +88,7 @@ class Decoder:
 
     def feed(self, ids: Ids) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        return checked(_logits(self.params, self.read(ids)))[0]
+        return checked(logits_of(self.params, self.read(ids)))[0]
 
     def read(self, ids: Ids) -> np.ndarray:
         """Append `ids`; the stream after ln_f [1, D] at the last of them, until the next pass."""
@@ -103,7 +105,13 @@ class Decoder:
 
     def feed_all(self, ids: Ids) -> np.ndarray:
         """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
-        return _logits(self.params, self._read(ids))
+        return logits_of(self.params, self._read(ids))
+
+    def feed_tree(self, tree: Tree) -> np.ndarray:  # -> [n, D]
+        """The stream after ln_f at each token of a tree that follows what was read, until the next pass; nothing is appended."""
+        if not len(tree):
+            return np.empty((0, self.config.d_model), FLOAT32)
+        return _read_pass(self, [Piece(0, self.cache, self.length, tree.tokens, tree)])[0]
 
     def _read(self, ids: Ids, wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
         tokens = np.asarray(ids, np.int64)
@@ -152,57 +160,54 @@ def feed_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarr
     first = decoders[0]
     if not first.exact:
         return np.array([decoder.feed(ids) for decoder, ids in zip(decoders, texts)])
-    return checked(_logits(first.params, read_together(decoders, texts)))
+    return checked(logits_of(first.params, read_together(decoders, texts)))
 
 
 def read_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:  # -> [len(decoders), D]
     """As `feed_together`: the stream after ln_f at the last token of each text."""
+    return np.concatenate(read_with_trees(decoders, texts, [NO_TREE] * len(texts)))
+
+
+def read_with_trees(decoders: Sequence[Decoder], texts: Sequence[Ids], trees: Sequence[Tree]) -> list[np.ndarray]:
+    """Append a text to each of several streams, and have a tree follow it as `feed_tree` does: the stream after ln_f at the last
+    token of each text and at the n of its tree, [1 + n, D]."""
     first = decoders[0]
-    last = np.empty((len(decoders), first.config.d_model), FLOAT32)
+    found = [np.empty((1 + len(tree), first.config.d_model), FLOAT32) for tree in trees]
     if not first.exact:
-        for number, (decoder, ids) in enumerate(zip(decoders, texts)):
-            last[number] = decoder.read(ids)
-        return last
-    for pieces in _packed([len(ids) for ids in texts]):
-        numbers = [number for number, _ in pieces]
-        last[numbers] = _read_together([decoders[i] for i in numbers], [texts[i][rows] for i, rows in pieces])
+        for decoder, ids, tree, rows in zip(decoders, texts, trees, found):
+            rows[:1] = decoder.read(ids)
+            rows[1:] = decoder.feed_tree(tree)
+        return found
+    lengths = [decoder.length for decoder in decoders]
+    for pieces in packed([decoder.cache for decoder in decoders], lengths, texts, trees, PREFILL_ROWS):
+        for piece, rows in zip(pieces, _read_pass(first, pieces)):
+            if piece.tree is None:
+                decoders[piece.number].append(piece.tokens)
+                found[piece.number][:1] = rows
+            else:
+                found[piece.number][1:] = rows
         host.check_interrupts()
-    return last
+    return found
 
 
-def _packed(lengths: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
-    """(number, slice) of texts of these lengths, those that share a pass."""
-    pieces: list[tuple[int, slice]] = []
-    room = PREFILL_ROWS
-    for number, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            rows = slice(start, min(length, start + room))
-            pieces.append((number, rows))
-            start, room = rows.stop, room - (rows.stop - start)
-            if not room:
-                yield pieces
-                pieces, room = [], PREFILL_ROWS
-    if pieces:
-        yield pieces
+def _read_pass(decoder: Decoder, pieces: Sequence[Piece]) -> list[np.ndarray]:
+    """The stream after ln_f at those rows of each piece that are wanted, until the next pass."""
+    sizes = [len(piece.tokens) for piece in pieces]
+    starts, ends = np.cumsum([0, *sizes[:-1]]), np.cumsum(sizes)[:-1]
+    wanted = [start + piece.wanted for start, piece in zip(starts, pieces)]
+    wanted_ends = np.cumsum([len(rows) for rows in wanted])[:-1]
 
+    def attend_each(
+        layer: int, qkv: np.ndarray, out: np.ndarray
+    ) -> None:  # [rows, 3D], [rows, D], at last those wanted
+        outs = np.split(out, ends if len(out) == len(qkv) else wanted_ends)
+        for piece, rows, mixed in zip(pieces, np.split(qkv, ends), outs):
+            piece.attend(layer, rows, mixed)
 
-def _read_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:  # -> [len(decoders), D]
-    """The stream after ln_f at the last token of each text."""
-    sizes = [len(ids) for ids in texts]
-    ends = np.cumsum(sizes)
-    positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
-
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D], at last [n, D]
-        outs = np.split(out, ends[:-1] if len(out) == len(qkv) else len(decoders))
-        for decoder, rows, mixed in zip(decoders, np.split(qkv, ends[:-1]), outs):
-            decoder.attend(layer, rows, mixed)
-
-    ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])
-    x = _hidden(decoders[0].params, decoders[0].config, ids[:, None], positions, attend_each, ends - 1)
-    for decoder, tokens in zip(decoders, np.split(ids, ends[:-1])):
-        decoder.append(tokens)
-    return x
+    ids = np.concatenate([piece.tokens for piece in pieces])[:, None]
+    positions = np.concatenate([piece.positions for piece in pieces])
+    x = _hidden(decoder.params, decoder.config, ids, positions, attend_each, np.concatenate(wanted))
+    return np.split(x, wanted_ends)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
@@ -223,7 +228,7 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     x = _hidden(first.params, first.config, ids, lengths, attend_each)
     for decoder, token in zip(decoders, ids):
         decoder.append(token)
-    return checked(_logits(first.params, x))
+    return checked(logits_of(first.params, x))
 
 
 def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray | slice, np.ndarray]]:
@@ -291,7 +296,7 @@ def _hidden(
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
-def _logits(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
         return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
