@@ -1,0 +1,231 @@
+"""Which tokens keep a text within a grammar, and how it still gets to an end when few tokens are left.
+
+Where the grammar leaves one continuation only, its bytes as the tokenizer cuts them are the tokens to take, without a look at the
+model; so that a text is cut as the model has seen it in training.
+"""
+
+import codecs
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...errors import InvalidParameter
+from .automaton import Automaton
+from .grammar import EMPTY, Node
+from .vocabulary import Vocabulary
+
+MOST_FORCED = 256  # bytes that are looked ahead for text that must come
+MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
+MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
+MOST_SEARCHED = 20_000_000  # nodes of the vocabulary's tree in search of the fewest tokens to the end, some 0.5 s
+A_STATE = 5_000  # nodes that a state counts for in that search
+
+Encode = Callable[[str], list[int]]
+
+
+class Constraint:
+    """A grammar and a vocabulary; a state is what remains of the grammar. `eos` None = there is no end-of-text token.
+
+    What is found for a state is kept; it depends on the state only, not on what was asked before.
+    """
+
+    def __init__(self, node: Node, vocabulary: Vocabulary, encode: Encode, eos: int | None) -> None:
+        self.start = node
+        self.eos = eos
+        self._automaton = Automaton(node)
+        self._vocabulary = vocabulary
+        self._encode = encode
+        self._masks: dict[Node, tuple[np.ndarray, int]] = {}
+        self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
+        self._sets_size = 0
+        self._forced: dict[Node, int | None] = {}
+        self._fitting: dict[tuple[Node, int], bool] = {}
+
+    def begin(self, max_tokens: int) -> "Walk":
+        """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
+        if not self.fits(self.start, max_tokens):
+            raise InvalidParameter(
+                f"the shortest text that the constraint allows has {self.tokens_to_end(self.start)} tokens, and max_tokens"
+                f" is {max_tokens}",
+                hint="Give a larger max_tokens: a constrained text is always complete.",
+            )
+        return Walk(self, max_tokens)
+
+    def allowed(self, state: Node) -> tuple[np.ndarray, list[Node]]:
+        """Ids that may come in a state, ascending, and the state after each; the end-of-text token is not among them."""
+        ids, after = self._walk(state)
+        return ids, [self._automaton.nodes[number] for number in after.tolist()]
+
+    def may_end(self, state: Node) -> bool:
+        """Whether the text may end in a state."""
+        return state.nullable
+
+    def must_end(self, state: Node) -> bool:
+        """Whether nothing can follow."""
+        return state is EMPTY
+
+    def after(self, state: Node, token: int) -> Node:
+        """The state after a token; NOTHING after one that is not allowed."""
+        self._automaton.renew()
+        return self._automaton.after(state, self._vocabulary.tokens.get(token, b"\0"))
+
+    def forced(self, state: Node) -> int | None:
+        """The token that must come, if there is one: where one text only can follow, the first of its tokens.
+
+        What follows behind that text may lengthen its last tokens; one that can be longer is not forced.
+        """
+        if state not in self._forced:
+            _forget_many(self._forced)
+            self._forced[state] = self._find_forced(state)
+        return self._forced[state]
+
+    def _find_forced(self, state: Node) -> int | None:
+        data = self._only(state)
+        text = _characters(data)
+        known = self._vocabulary.tokens
+        ids = self._encode(text) if text else []
+        if not ids or not all(token in known for token in ids):
+            return None
+        place = length = len(text.encode())
+        for token in reversed(ids):
+            place -= len(known[token])
+            tokens, _ = self._walk(self._automaton.after(state, data[:place]))
+            if max(len(known[following]) for following in tokens.tolist()) <= length - place:
+                return ids[0]
+        return None
+
+    def _only(self, state: Node) -> bytes:
+        """The bytes that must follow, MOST_FORCED at most."""
+        data = bytearray()
+        self._automaton.renew()
+        while len(data) < MOST_FORCED and not state.nullable:
+            number = self._automaton.number(state)
+            following = np.flatnonzero(self._automaton.row(number))
+            if len(following) != 1:
+                break
+            data.append(following[0])
+            state = self._automaton.after(state, data[-1:])
+        return bytes(data)
+
+    def within(self, state: Node, left: int) -> np.ndarray:
+        """Ids that may come when `left` tokens are left, this one included: the one that is forced, or those after which the text
+        can still be completed; and the end-of-text token where the text may end."""
+        forced = self.forced(state)
+        if forced is not None and self.fits(self.after(state, forced), left - 1):
+            return np.array([forced], np.int32)
+        ids, farthest = self._mask(state)
+        if farthest > left - 1 and len(ids):
+            ids, after = self.allowed(state)
+            fit = {one: self.fits(one, left - 1) for one in set(after)}
+            ids = ids[[fit[one] for one in after]]
+        return np.append(ids, np.int32(self.eos)) if self.eos is not None and state.nullable else ids
+
+    def _mask(self, state: Node) -> tuple[np.ndarray, int]:
+        """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        found = self._masks.get(state)
+        if found is None:
+            ids, after = self._walk(state)
+            farthest = int(self._automaton.shortest[after].max(initial=0))
+            if self._sets_size > MOST_SETS or len(self._masks) > MOST_KNOWN:
+                self._masks, self._sets, self._sets_size = {}, {}, 0
+            key = ids.tobytes()
+            if key not in self._sets:
+                self._sets[key] = np.frombuffer(key, ids.dtype)
+                self._sets_size += len(key)
+            found = self._masks[state] = self._sets[key], farthest
+        return found
+
+    def _walk(self, state: Node) -> tuple[np.ndarray, np.ndarray]:
+        """Ids that may come, ascending, and the number of the state after each."""
+        self._automaton.renew()
+        return self._vocabulary.walk(self._automaton, self._automaton.number(state))[:2]
+
+    def fits(self, state: Node, left: int) -> bool:
+        """Whether `left` tokens suffice to complete the text.
+
+        They do where no more bytes lack, since there is a token for each; else a search says it. Where that becomes too long, the
+        answer is no. If it is yes for a state, then so it is for one less after some token.
+        """
+        if state.shortest <= left:
+            return True
+        if state.shortest > left * self._vocabulary.longest:
+            return False
+        found = self._fitting.get((state, left))
+        if found is None:
+            _forget_many(self._fitting)
+            found = self._fitting[state, left] = self._search(state, left) <= left
+        return found
+
+    def tokens_to_end(self, state: Node) -> int:
+        """The least number that fits."""
+        return self._search(state, state.shortest)
+
+    def _search(self, state: Node, most: int) -> int:
+        """How few tokens complete the text, if there are `most` of them: of those after which fewer bytes lack than before, breadth
+        first. More than `most` where there is no such way, and the number of bytes where the search becomes too long."""
+        automaton, work, tokens = self._automaton, 0, 0
+        at, seen = [state], {state}
+        while tokens <= most and all(node.shortest for node in at):
+            tokens += 1
+            following: dict[Node, None] = {}
+            for node in at:
+                automaton.renew()
+                _, after, looked_at = self._vocabulary.walk(automaton, automaton.number(node))
+                work += looked_at + A_STATE
+                if work > MOST_SEARCHED:
+                    return state.shortest
+                nearer = np.unique(after[automaton.shortest[after] < node.shortest])
+                following.update(dict.fromkeys(automaton.nodes[number] for number in nearer.tolist()))
+            at = [node for node in following if node not in seen]
+            seen.update(at)
+        return tokens
+
+
+def _characters(data: bytes) -> str:
+    """The characters of bytes that may be cut at the end; none where they begin within one."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _forget_many(known: dict) -> None:
+    if len(known) >= MOST_KNOWN:
+        known.clear()
+
+
+class Walk:
+    """A text on its way through a constraint, with `left` tokens to go."""
+
+    def __init__(self, constraint: Constraint, left: int) -> None:
+        self.constraint = constraint
+        self.state = constraint.start
+        self.left = left
+
+    def take(self, token: int) -> None:
+        """The text goes on with a token."""
+        self.left -= 1
+        if token != self.constraint.eos:
+            self.state = self.constraint.after(self.state, token)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow."""
+        return self.constraint.must_end(self.state)
+
+    def allowed(self) -> np.ndarray:
+        """Ids that may come next."""
+        return self.constraint.within(self.state, self.left)
+
+    def only(self) -> int | None:
+        """The token that comes next whatever the model says, if there is one."""
+        allowed = self.allowed()
+        return int(allowed[0]) if len(allowed) == 1 else None
+
+    def forced(self) -> Iterator[int]:
+        """Tokens that come next whatever the model says, one after the other; the walk itself stays where it is."""
+        ahead = Walk(self.constraint, self.left)
+        ahead.state = self.state
+        while ahead.left and not ahead.over and (token := ahead.only()) is not None and token != self.constraint.eos:
+            yield token
+            ahead.take(token)
