@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 9917ea4ff89f @extschema@'] = importer['import_package'](sources, 'pg_gpt2 9917ea4ff89f @extschema@', '@extschema@')
+    GD['pg_gpt2 73ddcdf78ab1 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 73ddcdf78ab1 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1140,16 +1140,19 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.cache', $pg_gpt2_source$"""Decoding: keys and values of the positions a model has read, so that a new token costs one row of work."""
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from .config import GPT2Config
-from .ops import attend, merge_heads, split_heads
+from .ops import attend, merge_heads, softmax, split_heads
 
 
 class KeyValues:
     """Keys and values of each layer, [H, positions, d], for at most `room` positions."""
+
+    shares = False
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
@@ -1163,6 +1166,18 @@ class KeyValues:
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
         out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys) @ values)
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
+
+        Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
+        """
+        q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
+        keys = np.concatenate([self._keys[layer, :, :start], k], axis=1)
+        values = np.concatenate([self._values[layer, :, :start], v], axis=1)
+        scores = q @ keys.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+        scores[:, :, start:] += mask
+        out[...] = merge_heads(softmax(scores) @ values)
 
     def copy_to(self, other: Any, length: int) -> None:
         """The first `length` positions, into another one."""
@@ -2286,6 +2301,12 @@ class NullNotAllowed(PgGpt2Error):
     sqlstate = "22004"
 
 
+class InvalidRegularExpression(PgGpt2Error):
+    """A pattern that cannot be read, or that is no regular one."""
+
+    sqlstate = "2201B"
+
+
 class MalformedData(PgGpt2Error):
     """A file or a byte string that is not what it claims to be."""
 
@@ -3051,6 +3072,41 @@ def _rows_are_alone(d: int, offset: int) -> bool:
             return False
     return True
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attend_tree', $pg_gpt2_source$"""Attention of the rows of a tree: each sees all positions that a stream has read, its ancestors in the tree, and itself.
+
+Nothing of a tree is kept, so its keys and values are what the pass just made, and only those before it come from a cache.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from . import buffers, slices, threads
+
+ROWS = 64  # at a time
+
+Score = Callable[[np.ndarray, np.ndarray], object]  # (q [H, c, d], out [H, c, m]): out = q keys' of what was read
+
+
+def attend_tree(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, score: Score, values: np.ndarray, out: np.ndarray
+) -> None:  # [H, n, d] each, [n, n], of what was read [H, m, d], [H, n, d]
+    """out = softmax([scores of what was read, q k' / sqrt(d) + mask]) [values, v]."""
+    n_head, n, d = q.shape
+    m = values.shape[1]
+    for rows in slices.pieces(n, ROWS):
+        threads.look()
+        scaled = np.multiply(q[:, rows], d**-0.5, out=buffers.scratch("queries", (n_head, *q[0, rows].shape), q.dtype))
+        z = buffers.scratch("scores", (n_head, scaled.shape[1], m + n), q.dtype)
+        score(scaled, z[..., :m])
+        np.matmul(scaled, k.swapaxes(-1, -2), out=z[..., m:])
+        z[..., m:] += mask[rows]
+        z -= z.max(axis=-1, keepdims=True)
+        total = np.exp(z, out=z).sum(axis=-1, keepdims=True)
+        mixed = np.matmul(z[..., :m], values)
+        mixed += np.matmul(z[..., m:], v)
+        np.divide(mixed, total, out=out[:, rows])
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attention', $pg_gpt2_source$"""causal_attention on a packed q|k|v projection, heads in parallel; and attention with its two projections.
 
 Follows Vaswani et al. 2017; the arithmetic of a head is in `attend`.
@@ -3582,7 +3638,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.cache', $pg_gpt2_sou
 Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -3592,20 +3648,30 @@ from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import attend_blocks, threads
 from .attend import attend
+from .attend_tree import attend_tree
 
 MOST_HEADS = 6  # a task
 SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
 
 
 class Cache(Protocol):
-    """Keys and values of all layers, of at most `room` positions."""
+    """Keys and values of all layers, of at most `room` positions. `shares` its memory with caches of other streams, or not."""
 
     room: int
+
+    @property
+    def shares(self) -> bool: ...
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
 
         A row sees the positions before `start`, the rows before it, and itself.
+        """
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
+
+        Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
         """
 
     def copy_to(self, other: Any, length: int) -> None:
@@ -3614,6 +3680,8 @@ class Cache(Protocol):
 
 class RowCache:
     """Keys and values as [H, positions, d]."""
+
+    shares = False
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
@@ -3640,6 +3708,15 @@ class RowCache:
         heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
         threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """As `Cache.attend_tree`."""
+        keys, values = self._keys[layer, :, :start], self._values[layer, :, :start]
+
+        def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
+            attend_tree(q, k, v, mask, lambda q, z: np.matmul(q, keys[h].swapaxes(-1, -2), out=z), values[h], mixed)
+
+        _by_heads(qkv, out, start, self._n_head, some)
+
     def copy_to(self, other: "RowCache", length: int) -> None:
         """As `Cache.copy_to`."""
         other._keys[:, :, :length] = self._keys[:, :, :length]
@@ -3650,9 +3727,15 @@ class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
     def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
-        self.room, self._n_head = room, config.n_head
+        self._n_head = config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+        self.room = room if arena else self._values.shape[-2]
+
+    @property
+    def shares(self) -> bool:
+        """Whether the arena has other caches."""
+        return self.arena.keys.shape[1] > 1
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over blocks: a row has the same bits in any company."""
@@ -3661,9 +3744,7 @@ class BlockCache:
         q = q[:, first - start :]
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer], self._values[layer]
-        heads = self._n_head
-        if (first + t) * qkv.shape[1] * (4 + t) >= SHARED_COSTS:
-            heads = _heads_a_task(self._n_head)
+        heads = _heads_for(first + t, qkv.shape[1], t, self._n_head)
         if t <= attend_blocks.ROWS:
             attend_blocks.store(keys, values, k, v, start)
             attend_blocks.attend_few(q, keys, values, mixed, first, heads)
@@ -3674,6 +3755,21 @@ class BlockCache:
             attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
 
         threads.for_rows(self._n_head, heads, some)
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """As `Cache.attend_tree`; what lies in the last block after `start` gets weight 0."""
+        blocks = -(-start // attend_blocks.BLOCK)
+        keys = self._keys[layer, :, :blocks]
+        values = self._values[layer, :, : blocks * attend_blocks.BLOCK]
+
+        def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
+            def score(q: np.ndarray, z: np.ndarray) -> None:
+                np.matmul(q[:, None], keys[h], out=z.reshape(*z.shape[:2], blocks, -1).swapaxes(1, 2))
+                z[..., start:] = -np.inf
+
+            attend_tree(q, k, v, mask, score, values[h], mixed)
+
+        _by_heads(qkv, out, start, self._n_head, some)
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
         """As `Cache.copy_to`; whole blocks of keys."""
@@ -3748,9 +3844,22 @@ def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -
     return sum(Arena.nbytes(config, max(rooms[number] for number in some), len(some)) for some in _groups(rooms))
 
 
+def _heads_for(positions: int, width: int, rows: int, n_head: int) -> int:
+    """How many heads are a task: all, where a second thread would cost more than it saves."""
+    return _heads_a_task(n_head) if positions * width * (4 + rows) >= SHARED_COSTS else n_head
+
+
 def _heads_a_task(n_head: int) -> int:
     """A head has the same bits in any company."""
     return min(MOST_HEADS, -(-n_head // threads.threads()))
+
+
+def _by_heads(qkv: np.ndarray, out: np.ndarray, start: int, n_head: int, work: Callable[..., None]) -> None:
+    """work(heads, q, k, v, mixed) on all cores, of those heads."""
+    q, k, v = _heads(qkv, 3, n_head)
+    (mixed,) = _heads(out, 1, n_head)
+    heads = _heads_for(start + len(qkv), qkv.shape[1], len(qkv), n_head)
+    threads.for_rows(n_head, heads, lambda h: work(h, q[h], k[h], v[h], mixed[h]))
 
 
 def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
@@ -4040,7 +4149,7 @@ The choice follows from what this CPU and BLAS do with panels of the model's siz
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -4080,10 +4189,14 @@ def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
 
 
 class DecoderWeights(dict[str, Any]):
-    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
+    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes.
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
+    `identity` says which weights these are: the same for those that are equal, of whatever object; None where nobody knows.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
+        self.identity = identity
         self.prepared: dict[int, Any] = {}
 
 
@@ -6964,19 +7077,25 @@ about a token, the plain path does: the prompt is decoded alone up to there. Thi
 the batch. With weights in panels there is no such difference.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
+from ..errors import InvalidParameter
+from ..fast import slices
 from ..fast.layout import DecoderWeights
-from .decode import Decoder, bytes_of_several, feed_together, several, step_together
+from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
+from .prefixes import begin_together
 from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+Outcome = list[Token] | InvalidParameter
 MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
@@ -6984,8 +7103,10 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.history = History(prompt, options.eos)
+        self.history = History(prompt, options.eos, walk=options.walk())
+        self.unread: list[int] = []  # what it has said and its decoder has not read
         self.tokens: list[Token] = []
+        self.error: InvalidParameter | None = None  # why it says no more
         self.options = options
         self.decoder = decoder
         self._stopped = stopped
@@ -7003,11 +7124,13 @@ class Stream:
     def begin(self, ids: Sequence[int]) -> Sequence[int]:
         """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
         self.decoder.rewind(0)
+        self.unread = []
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
         return ids
 
     def shared(self, others: int) -> None:
-        """The last token was read in one pass with `others`."""
+        """What it said was read in one pass with `others`."""
+        self.unread = []
         self._exact = self._exact and (self.decoder.exact or not others)
 
     def take(self, logits: np.ndarray) -> bool:
@@ -7018,20 +7141,40 @@ class Stream:
         if not self._exact and not is_decisive(logits, sampling, draw, self.history):
             logits = self._plain_logits()
         token = choose(logits, sampling, draw, self.history)
+        self._say(token, self.options.logprob(logits, token))
+        if self.history.walk and not self.ended and not self.options.logprobs:
+            self._say_ahead()
+        return not self.ended
+
+    def _say_ahead(self) -> None:
+        """Say what is known without the model, if it is all that comes, or can be read in one pass."""
+        assert self.history.walk
+        tokens, complete = self.history.walk.ahead()
+        if not complete:
+            room = self.decoder.config.n_positions - self.decoder.length - len(self.unread)
+            tokens = tokens[: max(0, room)] if self.decoder.exact else []
+        for token in tokens:
+            self._draws.next()
+            self._say(token, None)
+
+    def _say(self, token: int, logprob: float | None) -> None:
         self.history.append(token)
-        ended = token == self.options.eos or self._stopped(token)
+        self.unread.append(token)
+        ended = token == self.options.eos or self._stopped(token) or self.history.over
         full = len(self.tokens) + 1 == self.options.max_tokens
-        finish = "stop" if ended else "length" if full else None
-        self.tokens.append(Token(token, self.options.logprob(logits, token), finish))
-        return finish is None
+        self.tokens.append(Token(token, logprob, "stop" if ended else "length" if full else None))
+
+    @property
+    def ended(self) -> bool:
+        """Whether all is said."""
+        return bool(self.tokens and self.tokens[-1].finish)
 
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
-            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
-            self._plain = Decoder(params, config, room)
-            self._plain.feed(self._alone)
+            host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
+            self._plain = self.decoder.copy()
+            self._plain.feed(self._plain.resume(self._alone))
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
         self._read = len(self.seen)
@@ -7045,29 +7188,90 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    found: dict[int, list[Token]] = {}
+    for number, outcome in generate_each(params, config, prompts, options, stopped, MOST_TOGETHER):
+        if isinstance(outcome, InvalidParameter):
+            raise outcome
+        found[number] = outcome
+    return [found[number] for number in range(len(prompts))]
+
+
+def generate_each(
+    params: DecoderWeights,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
+    together: int,
+) -> Iterator[tuple[int, Outcome]]:
+    """(number, outcome) of each prompt as it ends, so many `together` at most: where one ends, another begins.
+
+    Prompts that are equal and follow each other begin together, and are read once.
+    """
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
-    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
+    order = sorted(range(len(prompts)), key=rooms.__getitem__, reverse=True)  # so that whatever ends leaves room enough
+    groups = deque(_alike(order, prompts, together))
+    free = several(params, config, [rooms[number] for number in order[:together]])
+    numbers: dict[Stream, int] = {}
+    results: list[tuple[Stream, np.ndarray]] = []
     window = config.n_positions
-    begun = [s for s in streams if s.options.max_tokens]
-    results = _begin(begun, [s.seen[-window:] for s in begun])
-    while going_on := [stream for stream, logits in results if stream.take(logits)]:
+    while True:
+        begun: list[Stream] = []
+        while groups and len(groups[0]) <= len(free):
+            for number in groups.popleft():
+                stream = Stream(free.pop(0), prompts[number], options[number], stopped[number])
+                numbers[stream] = number
+                begun.append(stream)
+        begun = [s for s in begun if s.options.max_tokens and not s.history.over]
+        results += _begin(begun, [s.seen[-window:] for s in begun], begin_together)
+        going_on = [stream for stream, logits in results if _takes(stream, logits)]
+        for stream in [stream for stream in numbers if stream not in set(going_on)]:
+            free.append(stream.decoder)
+            yield numbers.pop(stream), stream.error or stream.tokens
+        if not numbers and not groups:
+            return
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
-        results = _begin(full, [kept_window(s.seen, config) for s in full])
+        results = _begin(full, [kept_window(s.seen, config) for s in full], feed_together)
         if rest:
-            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
+            results += zip(rest, _read(rest))
         for stream in rest:
             stream.shared(len(rest) - 1)
-    return [stream.tokens for stream in streams]
 
 
-def _begin(streams: Sequence[Stream], texts: Sequence[Sequence[int]]) -> list[tuple[Stream, np.ndarray]]:
-    """Logits of what follows each text, after its stream read it."""
+def _takes(stream: Stream, logits: np.ndarray) -> bool:
+    """Let the stream choose a token; True while it goes on. What is wrong with one stream ends that one only."""
+    try:
+        return stream.take(logits)
+    except InvalidParameter as error:
+        stream.error = error
+        return False
+
+
+def _alike(order: Sequence[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
+    """`order` in groups of at most `together` prompts that are one object: samples of one prompt."""
+    for _, alike in groupby(order, lambda number: id(prompts[number])):
+        numbers = list(alike)
+        yield from (numbers[some] for some in slices.pieces(len(numbers), together))
+
+
+def _read(streams: Sequence[Stream]) -> np.ndarray:
+    """Logits of what follows, after each stream's decoder read what the stream said."""
+    decoders = [stream.decoder for stream in streams]
+    if any(len(stream.unread) > 1 for stream in streams):
+        return feed_together(decoders, [stream.unread for stream in streams])
+    return step_together(decoders, [stream.unread[0] for stream in streams])
+
+
+def _begin(
+    streams: Sequence[Stream], texts: Sequence[Sequence[int]], read: Callable[..., np.ndarray]
+) -> list[tuple[Stream, np.ndarray]]:
+    """Logits of what follows each text, after its stream `read` it."""
     if not streams:
         return []
     ids = [stream.begin(text) for stream, text in zip(streams, texts)]
-    return list(zip(streams, feed_together([stream.decoder for stream in streams], ids)))
+    return list(zip(streams, read([stream.decoder for stream in streams], ids)))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
 
@@ -7084,6 +7288,8 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
+from . import prefixes
+from .constraints.constraint import Constraint
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
@@ -7109,6 +7315,12 @@ class Beams:
     early_stopping: bool = False
     eos: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    constraint: Constraint | None = None  # what the text must be
+
+    def history(self, prompt: Sequence[int], ids: Sequence[int] = ()) -> History:
+        """What a beam of these ids has read, said and may say."""
+        walk = self.constraint.begin(self.max_tokens) if self.constraint else None
+        return History(prompt, self.eos, ids, walk)
 
 
 def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
@@ -7119,15 +7331,16 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
             hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
         )
-    decoder = Decoder(params, config, len(prompt) + max_tokens)
-    decoders = [decoder]
+    if asked.history(prompt).over:
+        return [Beam((), np.float32(0))]
+    decoder, first = prefixes.begin(params, config, prompt, len(prompt) + max_tokens)
+    decoders, logits = [decoder], first[None]
     running = [Beam((), np.float32(0))]
     finished: list[Beam] = []
-    logits = decoder.feed(prompt)[None]
     for length in range(1, max_tokens + 1):
         candidates = _continuations(prompt, running, logits, asked)
         require_choice(bool(candidates or finished))
-        ended = [length == max_tokens or beam.ids[-1] == asked.eos for _, beam in candidates]
+        ended = [length == max_tokens or _has_ended(beam, asked) for _, beam in candidates]
         finished += [
             Beam(beam.ids, _score(beam.score, length, asked.length_penalty))
             for (_, beam), end in zip(candidates[:width], ended)
@@ -7146,7 +7359,15 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
         running = [beam for _, beam in going_on]
         logits = step_together(decoders, [beam.ids[-1] for beam in running])
         host.check_interrupts()
+    prefixes.give(decoders[0])
     return finished
+
+
+def _has_ended(beam: Beam, asked: Beams) -> bool:
+    """Whether nothing follows: after an end-of-text token, or where there is none and the text is complete."""
+    if asked.eos is not None or asked.constraint is None:
+        return beam.ids[-1] == asked.eos
+    return asked.history((), beam.ids).over
 
 
 def _score(total: np.float32, length: int, penalty: float) -> np.float32:
@@ -7181,9 +7402,9 @@ def _continuations(
 
 def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, asked: Beams) -> np.ndarray:  # [B, V]
     """Log-probabilities as the processors change them, which Hugging Face does without normalising them again."""
-    if asked.sampling.adjustments:
+    if asked.sampling.adjustments or asked.constraint:
         for row, beam in enumerate(beams):
-            history = History(prompt, asked.eos, beam.ids)
+            history = asked.history(prompt, beam.ids)
             logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
             host.check_interrupts()
     return logarithms
@@ -7203,12 +7424,1523 @@ def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
         host.check_interrupts()
     return [copy or decoders[source] for copy, source in zip(copies, sources)]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.choosing', $pg_gpt2_source$"""Which of several texts a model expects to follow a prompt, by their log-probabilities.
+
+Prompt and choice become tokens together, and are split as lm-evaluation-harness does (`TemplateLM._encode_pair`): blanks at the
+prompt's end belong to the choice, and past the window the prompt loses its beginning. The choices' tokens form a tree, each token
+of which is read once. No choice is left out for being improbable so far.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from ..errors import InvalidParameter, NullNotAllowed
+from ..fast.layout import DecoderWeights
+from ..tokenizer.bpe import Tokenizer
+from ..tokenizer.pretokenize import last_cut
+from .decode import check_ids
+from .slots import Question, Slots
+from .trees import CHECKED, Trie
+
+NORMALIZATIONS = ("none", "tokens", "bytes", "prior")
+MOST_PRIORS = 16  # kept: one for each kind of blanks at the end of a prompt
+SHOWN = 40  # characters of a choice in a message
+BYTES_A_TEXT, BYTES_A_BYTE, BYTES_A_TOKEN = 400, 16, 100  # of memory, for choices as texts and for their tokens
+
+Key = TypeVar("Key")
+Refused = Callable[[Any, InvalidParameter], None]
+
+
+class Scores(NamedTuple):
+    """What a model says about choices, each [n] in their order."""
+
+    logprobs: np.ndarray
+    tokens: np.ndarray  # how many each has
+    normalized: np.ndarray
+    cut: int  # tokens of the prompt's beginning that the window had no room for, before the longest of them
+
+    def best(self) -> int:
+        """The number of the best choice, of equal ones the first."""
+        return int(self.normalized.argmax())
+
+    def ranking(self) -> np.ndarray:
+        """Numbers of the choices, best first; of equal ones the first comes first."""
+        return np.argsort(-self.normalized, kind="stable")
+
+    def probabilities(self) -> np.ndarray:
+        """The softmax of the normalized scores."""
+        exponentials = np.exp(self.normalized - self.normalized.max())
+        return exponentials / exponentials.sum()
+
+
+class _Encoded(NamedTuple):
+    """The tokens of the choices after a prompt of some ending."""
+
+    tokens: list[list[int]]
+    counts: np.ndarray
+    trie: Trie
+
+
+class Asked(NamedTuple):
+    """One question, or where the window cuts a prompt differently for choices of different lengths, several."""
+
+    questions: list[Question]
+    numbers: Sequence[np.ndarray | slice]  # of the choices that each is about
+    counts: np.ndarray  # tokens of each choice
+    cut: int
+
+
+class Choices:
+    """Texts to choose from, as tokens of one vocabulary."""
+
+    def __init__(
+        self,
+        texts: Sequence[str | None],
+        tokenizer: Tokenizer,
+        config: GPT2Config,
+        model: str,
+        start: Callable[[str], int],
+    ) -> None:
+        """`start` gives the token that texts begin after, or raises an error that says what needs one."""
+        for place, text in enumerate(texts, 1):
+            if text is None:
+                raise NullNotAllowed(f"choice {place} is null", hint="Leave nulls out: array_remove(choices, null).")
+            if not text:
+                raise InvalidParameter(f"choice {place} is empty", hint="Leave it out: array_remove(choices, '').")
+        self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
+        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
+        self.sizes = np.array(sizes, np.int64)  # in bytes
+        host.require_memory(BYTES_A_TEXT * len(sizes) + BYTES_A_BYTE * sum(sizes), f"{len(sizes)} choices")
+        self._tokenizer, self._config, self._model, self._start = tokenizer, config, model, start
+        self._ending: tuple[str, str] | None = None
+        self._encoded: _Encoded | None = None
+        self.after("", "")  # what is never right is refused before any prompt is looked at
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def asked(self, prompt: str) -> Asked:
+        """What to ask the model after `prompt`."""
+        context, ending, blanks = self._context(prompt)
+        tokens, counts, trie = self.after(ending, blanks)
+        lacking = np.maximum(len(context) + counts - 1 - self._config.n_positions, 0)
+        if not lacking.any():
+            return Asked([Question(context, trie)], [slice(None)], counts, 0)
+        cuts = np.unique(lacking).tolist()
+        numbers = [np.flatnonzero(lacking == cut) for cut in cuts]
+        questions = [
+            Question(context[cut:], Trie([tokens[number] for number in some])) for cut, some in zip(cuts, numbers)
+        ]
+        return Asked(questions, numbers, counts, cuts[-1])
+
+    def unconditional(self, blanks: str) -> Question:
+        """The question which of the choices begins a text, after blanks."""
+        return Question([self._start("normalize 'prior'")], self.after("", blanks).trie)
+
+    def _context(self, prompt: str) -> tuple[list[int], str, str]:
+        """The prompt's tokens, the words at its end that a choice may change, and the blanks after them."""
+        text = prompt.rstrip()
+        blanks = prompt[len(text) :]
+        if not text:
+            return [self._start("an empty prompt")], "", blanks
+        cut = last_cut(text)
+        ids = self._tokenizer.encode(text[:cut]) + self._tokenizer.encode(text[cut:])
+        check_ids(ids, self._config, self._model)
+        return ids, text[cut:], blanks
+
+    def after(self, ending: str, blanks: str) -> _Encoded:
+        """The choices after a prompt of that ending; kept, since prompts mostly end alike."""
+        if self._encoded is None or self._ending != (ending, blanks):
+            self._encoded = None
+            self._encoded, self._ending = self._encode(ending, blanks), (ending, blanks)
+        return self._encoded
+
+    def _encode(self, ending: str, blanks: str) -> _Encoded:
+        length = len(self._tokenizer.encode(ending))
+        tokens: list[list[int]] = []
+        for place, text in enumerate(self.texts):
+            if place % CHECKED == 0:
+                host.check_interrupts()
+            tokens.append(self._tokenizer.encode(ending + blanks + text)[length:])
+            self._check(tokens[-1], text, ending)
+        counts = np.array([len(each) for each in tokens], np.int64)
+        host.require_memory(BYTES_A_TOKEN * int(counts.sum()), f"{len(tokens)} choices of {counts.sum()} tokens")
+        trie = Trie(tokens)
+        check_ids(np.unique(trie.tokens).tolist(), self._config, self._model)
+        return _Encoded(tokens, counts, trie)
+
+    def _check(self, tokens: list[int], text: str, ending: str) -> None:
+        """Refuse (22023) a choice that is longer than the window, or has no token of its own."""
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        if len(tokens) > self._config.n_positions:
+            raise InvalidParameter(
+                f"choice '{shown}' has {len(tokens)} tokens, more than the window of {self._config.n_positions}",
+                hint="A choice must fit the model's window (n_positions).",
+            )
+        if not tokens:
+            raise InvalidParameter(
+                f"choice '{shown}' has no token of its own after a prompt that ends in '{ending[-SHOWN:]}'",
+                hint="Its characters become one token with those before: end the prompt where a word ends.",
+            )
+
+
+class Chooser:
+    """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
+
+    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices, normalize: str) -> None:
+        if normalize not in NORMALIZATIONS:
+            raise InvalidParameter(
+                f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
+                hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
+                " that choices have at the beginning of a text.",
+            )
+        self._params, self._config, self._choices, self._normalize = params, config, choices, normalize
+        self._priors: dict[str, np.ndarray] = {}  # by blanks
+        if normalize == "prior":
+            self._prior("")
+
+    def choose(self, prompt: str) -> Scores:
+        """The scores after one prompt."""
+        ((_, scores),) = self.choose_each([("", prompt)])
+        assert scores is not None
+        return scores
+
+    def choose_each(
+        self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None = None
+    ) -> Iterator[tuple[Key, Scores | None]]:
+        """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
+        to `refused` with its error, and gets None; without `refused` the error is raised."""
+        slots = Slots(self._params, self._config)
+        for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
+            yield key, self._scores(prompt, asked, found) if asked is not None else None
+        slots.give()
+
+    def _asked(
+        self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None
+    ) -> Iterator[tuple[tuple[Key, str, Asked | None], list[Question]]]:
+        for key, prompt in prompts:
+            asked = None
+            try:
+                asked = None if prompt is None else self._choices.asked(prompt)
+            except InvalidParameter as error:
+                if refused is None:
+                    raise
+                refused(key, error)
+            yield (key, prompt or "", asked), [] if asked is None else asked.questions
+
+    def _scores(self, prompt: str, asked: Asked, found: list[np.ndarray]) -> Scores:
+        """Log-probabilities beside what is made of them."""
+        logprobs = np.empty(len(self._choices))
+        for numbers, some in zip(asked.numbers, found):
+            logprobs[numbers] = some
+        values = logprobs
+        if self._normalize == "tokens":
+            values = logprobs / asked.counts
+        elif self._normalize == "bytes":
+            values = logprobs / self._choices.sizes
+        elif self._normalize == "prior":
+            values = logprobs - self._prior(prompt)
+        return Scores(logprobs, asked.counts, values, asked.cut)
+
+    def _prior(self, prompt: str) -> np.ndarray:
+        """Log-probabilities of the choices at the beginning of a text."""
+        blanks = prompt[len(prompt.rstrip()) :]
+        if blanks not in self._priors:
+            if len(self._priors) >= MOST_PRIORS:
+                self._priors.clear()
+            question = self._choices.unconditional(blanks)
+            (self._priors[blanks],) = Slots(self._params, self._config).answer([question])
+        return self._priors[blanks]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints', $pg_gpt2_source$"""What a text must look like: grammars, and the tokens that keep a text within one."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.automaton', $pg_gpt2_source$"""The deterministic automaton of a grammar over the bytes of UTF-8, made as far as it is used.
+
+A state is a grammar node: what may still follow. Rows of a table say which state comes after which byte; they have numbers, which
+hold until the next `renew`. A state from which nothing leads to an end is no state: its number is 0.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from ... import host
+from ...errors import LimitExceeded
+from .grammar import NOTHING, First, Node, either
+
+MOST_NESTED = 200  # levels of a grammar: each takes some calls within calls
+MANY_STATES = 1 << 14  # 16 MB: with so many the table is begun anew
+LONGEST = 2**62  # what a longer shortest text counts as
+
+
+class Automaton:
+    """States by number, and the table of their successors."""
+
+    def __init__(self, node: Node) -> None:
+        if node.depth > MOST_NESTED:
+            raise LimitExceeded(
+                f"the constraint is nested {node.depth} levels deep, and {MOST_NESTED} are the most",
+                hint="Nest groups that repeat, or that have alternatives, less deeply.",
+            )
+        self.node = node
+        self._begin()
+
+    def _begin(self) -> None:
+        self.nodes: list[Node] = []
+        self.table = np.zeros((256, 256), np.int32)  # [state, byte] -> state
+        self.shortest = np.zeros(256, np.int64)  # [state] -> bytes to the nearest end
+        self._filled = np.zeros(256, bool)  # whether the row of a state is made
+        self._numbers: dict[Node, int] = {}
+        self.number(NOTHING)
+        self._filled[0] = True
+        self.shortest[0] = LONGEST
+
+    def renew(self) -> None:
+        """Forget all numbers when there are many."""
+        if len(self.nodes) > MANY_STATES:
+            self._begin()
+
+    def number(self, node: Node) -> int:
+        """The number of a state."""
+        found = self._numbers.get(node)
+        if found is None:
+            found = self._numbers[node] = len(self.nodes)
+            self.nodes.append(node)
+            if found == len(self.table):
+                self._grow(2 * found)
+            self.shortest[found] = min(node.shortest, LONGEST)
+        return found
+
+    def _grow(self, size: int) -> None:
+        host.require_memory(2 * 1040 * size, f"a constraint's {size} states")
+        for name in ("table", "shortest", "_filled"):
+            old = getattr(self, name)
+            new = np.zeros((size, *old.shape[1:]), old.dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def fill_all(self, numbers: np.ndarray) -> None:
+        """Make the rows of some states, where that was not done."""
+        missing = numbers[~self._filled[numbers]]
+        for number in np.unique(missing).tolist():
+            self._fill(number)
+
+    def _fill(self, number: int) -> None:
+        host.check_interrupts()
+        ordered = sorted(self.nodes[number].firsts(), key=_range)
+        if any(low <= end for (_, end, _), (low, _, _) in pairwise(ordered)):
+            ordered = _apart(ordered)
+        for low, high, rest in ordered:
+            following = self.number(rest)  # which may make another table
+            self.table[number, low : high + 1] = following
+        self._filled[number] = True
+
+    def row(self, number: int) -> np.ndarray:  # [256]
+        """The states after each byte."""
+        if not self._filled[number]:
+            self._fill(number)
+        return self.table[number]
+
+    def step(self, number: int, byte: int) -> int:
+        """The state after a byte."""
+        if not self._filled.item(number):
+            self._fill(number)
+        return self.table.item(number, byte)
+
+    def nearest(self, number: int) -> int:
+        """The byte after which the end is nearest, the lowest of some."""
+        after = self.row(number)
+        return int(np.argmin(self.shortest[after]))
+
+    def after(self, node: Node, data: bytes) -> Node:
+        """The state after some bytes; NOTHING where they do not fit."""
+        number = self.number(node)
+        for byte in data:
+            number = self.step(number, byte)
+        return self.nodes[number]
+
+
+def _range(first: First) -> tuple[int, int]:
+    return first[:2]
+
+
+def _apart(firsts: list[First]) -> list[First]:
+    """The same with ranges that do not overlap, and all that may remain after each."""
+    rests: dict[tuple[int, int], list[Node]] = {}
+    for low, high, rest in firsts:
+        rests.setdefault((low, high), []).append(rest)
+    cuts = sorted({cut for low, high in rests for cut in (low, high + 1)})
+    found = []
+    for start, end in pairwise(cuts):
+        covering = [rest for (low, high), some in rests.items() if low <= start <= high for rest in some]
+        if covering:
+            found.append((start, end - 1, either(*covering)))
+    return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.classes', $pg_gpt2_source$"""Classes of characters in patterns: what surely belongs to one, and what may.
+
+PostgreSQL asks the database's locale, Python's `re` its own tables, and neither is ours. So only ASCII characters are generated
+for a class, and for its opposite only what is in it nowhere.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ...tokenizer.unicode_classes import NUMBER, WHITE_SPACE
+from .utf8 import LAST, Range, complement, normalised
+
+_NOT_ASCII = (0x80, LAST)
+
+
+class Class(NamedTuple):
+    """Characters that are in a class wherever it is matched, and those that are in it somewhere."""
+
+    surely: tuple[Range, ...]
+    maybe: tuple[Range, ...]
+
+    def opposite(self) -> "Class":
+        """What is not in it."""
+        return Class(complement(self.maybe), complement(self.surely))
+
+
+def of(ranges: Iterable[Range]) -> Class:
+    """Characters that are named, without doubt."""
+    found = normalised(ranges)
+    return Class(found, found)
+
+
+def union(parts: Iterable[Class]) -> Class:
+    """What is in one of some."""
+    parts = list(parts)
+    return Class(
+        normalised(r for part in parts for r in part.surely), normalised(r for part in parts for r in part.maybe)
+    )
+
+
+def _ascii(characters: str, *maybe: Range) -> Class:
+    """A class of ASCII characters, given as in brackets, and what beyond them may belong to it."""
+    ranges: list[Range] = []
+    at = 0
+    while at < len(characters):
+        end = at + 2 if characters[at + 1 : at + 2] == "-" and at + 2 < len(characters) else at
+        ranges.append((ord(characters[at]), ord(characters[end])))
+        at = end + 1
+    return Class(normalised(ranges), normalised([*ranges, *maybe]))
+
+
+def _table(hexadecimal: str) -> list[Range]:
+    """Ranges of a table of unicode_classes."""
+    ends = [part.partition("-") for part in hexadecimal.split()]
+    return [(int(low, 16), int(high or low, 16)) for low, _, high in ends]
+
+
+_SPACES = [(0x1C, 0x1F), (0x180E, 0x180E), (0x200B, 0x200D), (0x2060, 0x2060), (0xFEFF, 0xFEFF), *_table(WHITE_SPACE)]
+
+DIGIT = _ascii("0-9", *_table(NUMBER))
+SPACE = _ascii(" \t-\r", *_SPACES)
+WORD = _ascii("0-9A-Za-z_", _NOT_ASCII)
+ANY = of([(1, ord("\n") - 1), (ord("\n") + 1, LAST)])  # what `.` is: Python's has no new line
+
+ESCAPES = {"d": DIGIT, "s": SPACE, "w": WORD}
+ESCAPES |= {letter.upper(): found.opposite() for letter, found in ESCAPES.items()}
+
+POSIX = {
+    "alnum": _ascii("0-9A-Za-z", _NOT_ASCII),
+    "alpha": _ascii("A-Za-z", _NOT_ASCII),
+    "blank": _ascii(" \t", *_SPACES),
+    "cntrl": _ascii("\1-\x1f\x7f", _NOT_ASCII),
+    "digit": DIGIT,
+    "graph": _ascii("!-~", _NOT_ASCII),
+    "lower": _ascii("a-z", _NOT_ASCII),
+    "print": _ascii(" -~", _NOT_ASCII),
+    "punct": _ascii("!-/:-@[-`{-~", _NOT_ASCII),
+    "space": SPACE,
+    "upper": _ascii("A-Z", _NOT_ASCII),
+    "xdigit": _ascii("0-9A-Fa-f", _NOT_ASCII),
+}
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.compiled', $pg_gpt2_source$"""From an option to a constraint of a vocabulary. The last few are kept, with what was found out about their states."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...errors import InvalidParameter
+from ...tokenizer.bpe import Tokenizer
+from . import grammar, regex
+from .constraint import Constraint
+from .vocabulary import Vocabulary
+
+MOST = 4  # constraints of a tokenizer that are kept, up to some 50 MB each
+
+GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {"choices": grammar.choices, "regex": regex.parse}
+
+_Key = tuple[int, int | None]  # ids of the model, and its end-of-text token
+_vocabularies: WeakKeyDictionary[Tokenizer, dict[_Key, Vocabulary]] = WeakKeyDictionary()
+_constraints: WeakKeyDictionary[Tokenizer, dict[tuple[Any, ...], Constraint]] = WeakKeyDictionary()
+
+
+def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
+    """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
+    kept = _constraints.setdefault(tokenizer, {})
+    key = option, value, vocab, eos
+    found = kept.pop(key, None)
+    if found is None:
+        node = GRAMMARS[option](value)
+        if node is grammar.NOTHING:
+            raise InvalidParameter(f"no text fits {option}", hint="Ask for something that can be said.")
+        found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
+    while len(kept) >= MOST:
+        del kept[next(iter(kept))]  # the one that was used least recently
+    kept[key] = found
+    return found
+
+
+def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
+    kept = _vocabularies.setdefault(tokenizer, {})
+    if (vocab, eos) not in kept:
+        kept.clear()
+        kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})
+    return kept[vocab, eos]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.constraint', $pg_gpt2_source$"""Which tokens keep a text within a grammar, and how it still gets to an end when few tokens are left.
+
+Where the grammar leaves one continuation only, its bytes as the tokenizer cuts them are the tokens to take, without a look at the
+model; so that a text is cut as the model has seen it in training.
+"""
+
+import codecs
+from collections.abc import Callable
+from copy import copy
+
+import numpy as np
+
+from ... import host
+from ...errors import InvalidParameter
+from .automaton import Automaton
+from .grammar import EMPTY, Node
+from .vocabulary import ROOT, Vocabulary
+
+MOST_FORCED = 256  # bytes that are looked ahead for text that must come
+MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
+MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
+NEAR = 3  # tokens to the end, for which a search may find the fewest
+MOST_SEARCHED = 4_000_000  # nodes of the vocabulary's tree in such a search, some 0.1 s
+A_STATE = 4_000  # nodes that a state counts for
+
+Encode = Callable[[str], list[int]]
+
+
+class Constraint:
+    """A grammar and a vocabulary; a state is what remains of the grammar. `eos` None = there is no end-of-text token.
+
+    What is found for a state is kept; it depends on the state only, not on what was asked before.
+    """
+
+    def __init__(self, node: Node, vocabulary: Vocabulary, encode: Encode, eos: int | None) -> None:
+        self.start = node
+        self.eos = eos
+        self._automaton = Automaton(node)
+        self._vocabulary = vocabulary
+        self._encode = encode
+        self._masks: dict[Node, tuple[np.ndarray, int]] = {}
+        self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
+        self._sets_size = 0
+        self._forced: dict[Node, int | None] = {}
+        self._onward: dict[Node, Node] = {}
+        self._near: dict[Node, int] = {}
+
+    def begin(self, max_tokens: int) -> "Walk":
+        """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
+        if not self.fits(self.start, max_tokens):
+            raise InvalidParameter(
+                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {self.tokens_to_end(self.start)}",
+                hint="Give more: a constrained text is never cut off.",
+            )
+        return Walk(self, max_tokens)
+
+    def allowed(self, state: Node) -> tuple[np.ndarray, list[Node]]:
+        """Ids that may come in a state, ascending, and the state after each; the end-of-text token is not among them."""
+        ids, after = self._walk(state)
+        return ids, [self._automaton.nodes[number] for number in after.tolist()]
+
+    def may_end(self, state: Node) -> bool:
+        """Whether the text may end in a state."""
+        return state.nullable
+
+    def after(self, state: Node, token: int) -> Node:
+        """The state after a token; NOTHING after one that is not allowed."""
+        self._automaton.renew()
+        return self._automaton.after(state, self._vocabulary.tokens.get(token, b"\0"))
+
+    def forced(self, state: Node) -> int | None:
+        """The token that must come, if there is one: where one text only can follow, the first of its tokens.
+
+        What follows behind that text may lengthen its last tokens; one that can be longer is not forced.
+        """
+        if state not in self._forced:
+            _forget_many(self._forced)
+            self._forced[state] = self._find_forced(state)
+        return self._forced[state]
+
+    def _find_forced(self, state: Node) -> int | None:
+        data = self._only(state)
+        text = _characters(data)
+        known = self._vocabulary.tokens
+        ids = self._encode(text) if text else []
+        if not ids or not all(token in known for token in ids):
+            return None
+        place = length = len(text.encode())
+        for token in reversed(ids):
+            place -= len(known[token])
+            tokens, _ = self._walk(self._automaton.after(state, data[:place]))
+            if max(len(known[following]) for following in tokens.tolist()) <= length - place:
+                return ids[0]
+        return None
+
+    def _only(self, state: Node) -> bytes:
+        """The bytes that must follow, MOST_FORCED at most."""
+        data = bytearray()
+        self._automaton.renew()
+        while len(data) < MOST_FORCED and not state.nullable:
+            number = self._automaton.number(state)
+            following = np.flatnonzero(self._automaton.row(number))
+            if len(following) != 1:
+                break
+            data.append(following[0])
+            state = self._automaton.after(state, bytes(data[-1:]))
+        return bytes(data)
+
+    def within(self, state: Node, left: int) -> np.ndarray:
+        """Ids that may come when `left` tokens are left, this one included: the one that is forced, or those after which the text
+        can still be completed; and the end-of-text token where the text may end."""
+        forced = self.forced(state)
+        if forced is not None and self.fits(self.after(state, forced), left - 1):
+            return np.array([forced], np.int32)
+        ids, farthest = self._mask(state)
+        if farthest > left - 1 and len(ids):
+            ids, after = self.allowed(state)
+            fit = {one: self.fits(one, left - 1) for one in set(after)}
+            ids = ids[[fit[one] for one in after]]
+        return np.append(ids, np.int32(self.eos)) if self.eos is not None and state.nullable else ids
+
+    def _mask(self, state: Node) -> tuple[np.ndarray, int]:
+        """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        found = self._masks.get(state)
+        if found is None:
+            ids, after = self._walk(state)
+            farthest = int(self._automaton.shortest[after].max(initial=0))
+            if self._sets_size > MOST_SETS or len(self._masks) > MOST_KNOWN:
+                self._masks, self._sets, self._sets_size = {}, {}, 0
+            key = ids.tobytes()
+            if key not in self._sets:
+                self._sets[key] = np.frombuffer(key, ids.dtype)
+                self._sets_size += len(key)
+            found = self._masks[state] = self._sets[key], farthest
+        return found
+
+    def _walk(self, state: Node) -> tuple[np.ndarray, np.ndarray]:
+        """Ids that may come, ascending, and the number of the state after each."""
+        self._automaton.renew()
+        return self._vocabulary.walk(self._automaton, self._automaton.number(state))[:2]
+
+    def fits(self, state: Node, left: int) -> bool:
+        """Whether `left` tokens are sure to complete the text. If they are, then so are one less after some token.
+
+        They are where no more bytes lack, since there is a token for each; where the longest tokens on the nearest way are no
+        more; or where a search finds so few, which is made when few are left.
+        """
+        if state.shortest <= left or state.shortest > left * self._vocabulary.longest:
+            return state.shortest <= left
+        return self._by_longest(state, left) <= left or (left <= NEAR and self._search(state) <= left)
+
+    def tokens_to_end(self, state: Node) -> int:
+        """The least number that fits."""
+        return min(self._by_longest(state, state.shortest), self._search(state))
+
+    def _by_longest(self, state: Node, most: int) -> int:
+        """How many tokens the nearest way to the end has, if each is the longest there is; some number above `most` for more."""
+        tokens = 0
+        while state.shortest and tokens <= most:
+            onward = self._onward.get(state)
+            if onward is None:
+                _forget_many(self._onward)
+                onward = self._onward[state] = self._after_longest(state)
+            state = onward
+            tokens += 1
+        return tokens
+
+    def _after_longest(self, state: Node) -> Node:
+        """The state after the longest token on the nearest way to the end, of equally near ones by the lowest bytes."""
+        self._automaton.renew()
+        host.check_interrupts()
+        number = found = self._automaton.number(state)
+        tree, place = self._vocabulary, ROOT
+        while self._automaton.shortest[number]:
+            byte = self._automaton.nearest(number)
+            if (below := tree.child(place, byte)) is None:
+                break
+            number, place = self._automaton.step(number, byte), below
+            found = number if tree.is_token(place) else found
+        return self._automaton.nodes[found]
+
+    def _search(self, state: Node) -> int:
+        """The fewest tokens that complete the text; where more than NEAR are needed, or much is to be searched, its bytes."""
+        found = self._near.get(state)
+        if found is None:
+            _forget_many(self._near)
+            found = self._near[state] = self._breadth_first(state)
+        return found
+
+    def _breadth_first(self, state: Node) -> int:
+        automaton, work, at = self._automaton, 0, {state}
+        for tokens in range(NEAR + 1):
+            if not all(node.shortest for node in at):
+                return tokens
+            following: set[Node] = set()
+            for node in at if tokens < NEAR else ():
+                automaton.renew()
+                _, after, looked_at = self._vocabulary.walk(automaton, automaton.number(node))
+                work += looked_at + A_STATE
+                if work > MOST_SEARCHED:
+                    return state.shortest
+                following.update(automaton.nodes[number] for number in np.unique(after).tolist())
+            at = following
+        return state.shortest
+
+
+def _forget_many(known: dict) -> None:
+    if len(known) >= MOST_KNOWN:
+        known.clear()
+
+
+def _characters(data: bytes) -> str:
+    """The characters of bytes that may be cut at the end; none where they begin within one."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return ""
+
+
+class Walk:
+    """A text on its way through a constraint, with `left` tokens to go."""
+
+    def __init__(self, constraint: Constraint, left: int) -> None:
+        self.constraint = constraint
+        self.state = constraint.start
+        self.left = left
+        self._allowed: np.ndarray | None = None
+
+    def take(self, token: int) -> None:
+        """The text goes on with a token."""
+        self.left -= 1
+        self._allowed = None
+        if token != self.constraint.eos:
+            self.state = self.constraint.after(self.state, token)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow; where no end-of-text token says so, also whether the tokens left cannot end elsewhere."""
+        if self.constraint.eos is None and self.left and self.state.nullable:
+            return not len(self.allowed)
+        return self.state is EMPTY
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """Ids that may come next."""
+        if self._allowed is None:
+            self._allowed = self.constraint.within(self.state, self.left)
+        return self._allowed
+
+    @property
+    def only(self) -> int | None:
+        """The token that comes next whatever the model says, if there is one."""
+        return int(self.allowed[0]) if len(self.allowed) == 1 else None
+
+    def ahead(self) -> "tuple[list[int], bool]":
+        """The tokens that come next whatever the model says, one after the other, and whether the text is complete then."""
+        there = copy(self)
+        tokens: list[int] = []
+        while there.left and not there.over and (token := there.only) is not None:
+            tokens.append(token)
+            there.take(token)
+            if token == self.constraint.eos:
+                return tokens, True
+        return tokens, there.over or not there.left
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.grammar', $pg_gpt2_source$"""Grammars of what a text may be, as regular expressions: nodes, made by `text`, `chars`, `seq`, `either`, `repeat`.
+
+A node also says what can follow: which bytes may come first, and the grammar of what remains after each (Antimirov's partial
+derivatives). So a state of the automaton is a grammar, and a count is a number, however large. Made twice is the same object:
+nodes are compared by identity. Every node has a text that fits it, but NOTHING.
+"""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from ... import host
+from ...errors import LimitExceeded
+from .utf8 import Range, byte_ranges, normalised
+
+MOST_FIRSTS = 10_000  # alternatives of a state: more take too long
+
+First = tuple[int, int, "Node"]  # lowest and highest byte, and what remains after one of them
+_Kind = TypeVar("_Kind", bound="Node")
+
+_nodes: WeakValueDictionary[tuple[Any, ...], "Node"] = WeakValueDictionary()
+
+
+class Node:
+    """What a text, or a part of one, may be. Made by the functions below only, which simplify."""
+
+    __slots__ = ("__weakref__", "depth", "nullable", "shortest")
+    nullable: bool  # whether nothing at all fits
+    shortest: int  # bytes of the shortest text that fits
+    depth: int  # how deeply nodes are nested, one after the other does not count
+
+    def firsts(self) -> list[First]:
+        """What may come first, and what remains then; ranges may overlap."""
+        raise NotImplementedError
+
+
+def _made(kind: type[_Kind], key: tuple[Any, ...], *values: Any) -> _Kind:
+    """The node of a kind with these values, the same object where there is one."""
+    found: Any = _nodes.get((kind, *key))
+    if found is None:
+        found = _nodes[(kind, *key)] = kind(*values)
+    return found
+
+
+class Empty(Node):
+    """No text but ''. There is one, EMPTY."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.nullable, self.shortest, self.depth = True, 0, 1
+
+    def firsts(self) -> list[First]:
+        return []
+
+
+class Words(Node):
+    """What remains after `at` bytes that they share of some texts: words[low:high] of sorted bytes, all distinct."""
+
+    __slots__ = ("at", "high", "low", "words")
+
+    def __init__(self, words: tuple[bytes, ...], low: int, high: int, at: int) -> None:
+        self.words, self.low, self.high, self.at = words, low, high, at
+        self.nullable = len(words[low]) == at
+        self.shortest = min(map(len, words[low:high])) - at
+        self.depth = 1
+
+    def firsts(self) -> list[First]:
+        found: list[First] = []
+        words, at = self.words, self.at
+        low = self.low + self.nullable
+        while low < self.high:
+            byte, high = words[low][at], low + 1
+            while high < self.high and words[high][at] == byte:
+                high += 1
+            found.append((byte, byte, _words(words, low, high, at + 1)))
+            low = high
+        return found
+
+
+class Bytes(Node):
+    """One byte from `low` to `high`: a later one of a character."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self.nullable, self.shortest, self.depth = False, 1, 1
+
+    def firsts(self) -> list[First]:
+        return [(self.low, self.high, EMPTY)]
+
+
+class Chars(Node):
+    """One character of `ranges`: code points (low, high), ascending and apart, neither U+0000 nor surrogates."""
+
+    __slots__ = ("_firsts", "ranges")
+
+    def __init__(self, ranges: tuple[Range, ...]) -> None:
+        self.ranges = ranges
+        self.nullable, self.shortest, self.depth = False, len(chr(ranges[0][0]).encode()), 2
+        self._firsts: list[First] = []
+
+    def firsts(self) -> list[First]:
+        if not self._firsts:
+            for low, high in self.ranges:
+                for (first, last), *later in byte_ranges(low, high):
+                    rest = seq(*(_made(Bytes, byte, *byte) for byte in later))
+                    self._firsts.append((first, last, rest))
+        return self._firsts
+
+
+class Seq(Node):
+    """`first`, and `rest` after it."""
+
+    __slots__ = ("first", "rest")
+
+    def __init__(self, first: Node, rest: Node) -> None:
+        self.first, self.rest = first, rest
+        self.nullable = first.nullable and rest.nullable
+        self.shortest = first.shortest + rest.shortest
+        self.depth = max(first.depth + 1, rest.depth)
+
+    def firsts(self) -> list[First]:
+        found: list[First] = []
+        node: Node = self
+        while isinstance(node, Seq):  # in a loop: a sequence may be long
+            found += [(low, high, _then(after, node.rest)) for low, high, after in node.first.firsts()]
+            if not node.first.nullable or len(found) > MOST_FIRSTS:
+                return _bounded(found)
+            node = node.rest
+        return _bounded(found + node.firsts())
+
+
+class Either(Node):
+    """One of `parts`, two or more, none of them an Either."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Node, ...]) -> None:
+        self.parts = parts
+        self.nullable = any(part.nullable for part in parts)
+        self.shortest = min((part.shortest for part in parts), default=0)
+        self.depth = 1 + max((part.depth for part in parts), default=0)
+
+    def firsts(self) -> list[First]:
+        found: list[First] = []
+        for part in self.parts:
+            found += part.firsts()
+            if len(found) > MOST_FIRSTS:
+                break
+        return _bounded(found)
+
+
+class Repeat(Node):
+    """`part`, at least `least` times and at most `most`, None = any number. `least` is 0 where `part` is nullable."""
+
+    __slots__ = ("least", "most", "part")
+
+    def __init__(self, part: Node, least: int, most: int | None) -> None:
+        self.part, self.least, self.most = part, least, most
+        self.nullable = least == 0
+        self.shortest = least * part.shortest
+        self.depth = 1 + part.depth
+
+    def firsts(self) -> list[First]:
+        more = repeat(self.part, max(0, self.least - 1), None if self.most is None else self.most - 1)
+        return [(low, high, _then(after, more)) for low, high, after in self.part.firsts()]
+
+
+EMPTY: Node = Empty()  # the text ''
+NOTHING: Node = Either(())  # no text
+
+
+def chars(ranges: Iterable[Range]) -> Node:
+    """One character of some ranges of code points, in any order. U+0000, which no text of PostgreSQL has, and surrogates are left
+    out."""
+    found = normalised(ranges)
+    return _made(Chars, found, found) if found else NOTHING
+
+
+def text(said: str) -> Node:
+    """A text, letter for letter."""
+    return choices([said])
+
+
+def choices(texts: Iterable[str]) -> Node:
+    """One of some texts, many of them if need be. What has U+0000 or surrogates is left out."""
+    words = tuple(
+        sorted({one.encode() for one in texts if not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in one)})
+    )
+    return _words(words, 0, len(words), 0) if words else NOTHING
+
+
+def seq(*parts: Node) -> Node:
+    """One after the other; EMPTY without any."""
+    rest = EMPTY
+    for part in reversed(parts):
+        rest = _then(part, rest)
+        host.check_interrupts()
+    return rest
+
+
+def either(*parts: Node) -> Node:
+    """One of some; NOTHING without any."""
+    flat: dict[Node, None] = {}
+    for part in parts:
+        flat.update(dict.fromkeys(part.parts if isinstance(part, Either) else (part,)))
+    if len(flat) == 1:
+        return next(iter(flat))
+    return _made(Either, (frozenset(flat),), tuple(flat)) if flat else NOTHING
+
+
+def repeat(part: Node, least: int = 0, most: int | None = None) -> Node:
+    """Again and again: at least `least` times and at most `most`, None = any number. NOTHING where most is less than least."""
+    if most is not None and most < least:
+        return NOTHING
+    if part.nullable:
+        least = 0
+    if most == 0 or part is EMPTY or (part is NOTHING and not least):
+        return EMPTY
+    if part is NOTHING or least == most == 1:
+        return part
+    if isinstance(part, Repeat) and _no_gap(part, least, most):
+        most = None if most is None or part.most is None else most * part.most
+        return repeat(part.part, least * part.least, most)
+    return _made(Repeat, (part, least, most), part, least, most)
+
+
+def optional(part: Node) -> Node:
+    """Once, or not at all."""
+    return repeat(part, 0, 1)
+
+
+def _no_gap(inner: Repeat, least: int, most: int | None) -> bool:
+    """Whether (x{a,b}){c,d} is x{ac,bd}: all numbers between can be had. There is a gap after c times b if at all."""
+    if least == most:
+        return True
+    return inner.least <= 1 or bool(
+        least and (inner.most is None or inner.least - 1 <= least * (inner.most - inner.least))
+    )
+
+
+def _then(first: Node, rest: Node) -> Node:
+    if first is NOTHING or rest is NOTHING:
+        return NOTHING
+    if first is EMPTY or rest is EMPTY:
+        return rest if first is EMPTY else first
+    return _made(Seq, (first, rest), first, rest)
+
+
+def _words(words: tuple[bytes, ...], low: int, high: int, at: int) -> Node:
+    """What remains of words[low:high] after `at` bytes. The node keeps the words, so that their id stays theirs."""
+    if high == low + 1 and len(words[low]) == at:
+        return EMPTY
+    return _made(Words, (id(words), low, high, at), words, low, high, at)
+
+
+def _bounded(found: list[First]) -> list[First]:
+    if len(found) > MOST_FIRSTS:
+        raise LimitExceeded(
+            f"the constraint has more than {MOST_FIRSTS} ways to go on at some place",
+            hint="Avoid optional parts in long rows, and counted repetition within counted repetition.",
+        )
+    return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.regex', $pg_gpt2_source$"""Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
+
+A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is
+refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
+"""
+
+from ... import host
+from ...errors import InvalidRegularExpression
+from . import classes
+from .grammar import Node, chars, choices, either, repeat, seq, text
+
+MOST_TIMES = 2**31 - 1  # that a quantifier may say
+BYTES_A_CHARACTER = 500  # of memory, that a pattern takes at most
+MANY_CHARACTERS = 10_000  # of a pattern, from which memory is asked for
+
+_LETTERS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
+_DIGITS = {"x": 2, "u": 4, "U": 8}  # of an escape in hexadecimal
+_HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
+_BETWEEN = "a place between characters is not regular: write the characters that stand there"
+_REFUSED = {  # escapes, and why
+    **dict.fromkeys("123456789", "a back reference is not regular: repeat the group's pattern"),
+    **dict.fromkeys("mMyYbB", _BETWEEN),
+    "0": "no text has U+0000",
+}
+_GROUPS = {  # what may follow "(?", and why it is refused
+    "=": "look-ahead is not regular: write what may stand there",
+    "!": "look-ahead is not regular: write what may stand there",
+    "<": "look-behind and named groups are not supported: write (?:...)",
+    "P": "PostgreSQL has no named groups: write (?:...)",
+    ">": "PostgreSQL has no atomic groups: write (?:...)",
+    "#": "comments are not supported: leave it out",
+}
+
+
+def parse(pattern: str) -> Node:
+    """The grammar of the texts that match a whole pattern. 2201B where it cannot be read or is not regular."""
+    if len(pattern) > MANY_CHARACTERS:
+        host.require_memory(BYTES_A_CHARACTER * len(pattern), f"a pattern of {len(pattern)} characters")
+    return _Parser(pattern).parse()
+
+
+class _Group:
+    """A group that is being read: alternatives that are complete, and the parts of the present one."""
+
+    def __init__(self, place: int, at_start: bool) -> None:
+        self.place = place
+        self.at_start = at_start  # whether nothing comes before it
+        self.alternatives: list[Node] = []
+        self.texts: list[str] = []  # alternatives that are letters only
+        self.parts: list[Node] = []
+        self.letters: list[str] = []  # after these parts
+        self.repeatable = False  # whether a quantifier may follow
+        self.anchored = False  # whether it has ^ or $
+        self.ended = False  # whether the present alternative has $: nothing may follow
+        self.ends = False  # whether any alternative has
+
+    def add(self, part: Node | str, repeatable: bool = True) -> None:
+        """A part that comes next: a letter, or anything else."""
+        self.repeatable = repeatable
+        if isinstance(part, str):
+            self.letters.append(part)
+        else:
+            self.spell()
+            self.parts.append(part)
+
+    def spell(self) -> None:
+        """Make a part of the letters."""
+        if self.letters:
+            self.parts.append(text("".join(self.letters)))
+            self.letters = []
+
+    def take_last(self) -> Node:
+        """The last letter or part, which is no part any more."""
+        return chars([(ord(self.letters[-1]), ord(self.letters.pop()))]) if self.letters else self.parts.pop()
+
+    def next_alternative(self) -> None:
+        """Complete the present one."""
+        if self.parts:
+            self.spell()
+            self.alternatives.append(seq(*self.parts))
+        else:
+            self.texts.append("".join(self.letters))
+        self.ends |= self.ended
+        self.parts, self.letters, self.repeatable, self.ended = [], [], False, False
+
+    def node(self) -> Node:
+        """All alternatives."""
+        self.next_alternative()
+        return either(choices(self.texts), *self.alternatives)
+
+
+class _Parser:
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.at = 0
+        self.groups = [_Group(0, at_start=True)]
+
+    def parse(self) -> Node:
+        steps = {"(": self.open, ")": self.close, "|": self.alternative, "^": self.start, "$": self.end}
+        steps |= {**dict.fromkeys("*+?", self.quantifier), "\\A": self.start, "\\Z": self.end}
+        while self.at < len(self.pattern):
+            host.check_interrupts()
+            character = self.pattern[self.at]
+            if character == "\\":
+                character += self.peek(1)
+            if character == "{" and self.peek(1) in (*"0123456789", ","):
+                self.quantifier()
+            elif character in steps:
+                steps[character]()
+                self.at += len(character) == 2
+            else:
+                self.atom(character)
+        if len(self.groups) > 1:
+            raise self.refuse("a group is not closed", self.groups[-1].place)
+        return self.groups[0].node()
+
+    # --- groups and anchors
+
+    def open(self) -> None:
+        place, group = self.at, self.groups[-1]
+        if self.peek(1) == "?":
+            if (found := self.peek(2)) != ":":
+                raise self.refuse(_GROUPS.get(found, "options within a pattern are not supported"))
+            self.at += 2
+        self.at += 1
+        self.must_go_on(place)
+        self.groups.append(_Group(place, group.at_start and not (group.parts or group.letters)))
+
+    def close(self) -> None:
+        if len(self.groups) == 1:
+            raise self.refuse("a parenthesis closes no group")
+        inner = self.groups.pop()
+        node, outer = inner.node(), self.groups[-1]
+        outer.add(node, repeatable=not inner.anchored)
+        outer.anchored |= inner.anchored
+        outer.ended |= inner.ends
+        self.at += 1
+
+    def alternative(self) -> None:
+        self.groups[-1].next_alternative()
+        self.at += 1
+
+    def start(self) -> None:
+        group = self.groups[-1]
+        if group.parts or group.letters or not group.at_start:
+            raise self.refuse("^ may stand at the beginning only")
+        group.anchored, group.repeatable = True, False
+        self.at += 1
+
+    def end(self) -> None:
+        group = self.groups[-1]
+        group.anchored = group.ended = True
+        group.repeatable = False
+        self.at += 1
+
+    def must_go_on(self, place: int) -> None:
+        """Something is about to come, which must not be after $."""
+        if self.groups[-1].ended:
+            raise self.refuse("$ may stand at the end only", place)
+
+    # --- quantifiers
+
+    def quantifier(self) -> None:
+        place, group = self.at, self.groups[-1]
+        least, most = self.bounds()
+        if not group.repeatable:
+            raise self.refuse("there is nothing that this could repeat", place)
+        if self.peek() == "?":  # lazy: it decides what is captured, not what matches
+            self.at += 1
+        group.add(repeat(group.take_last(), least, most), repeatable=False)
+
+    def bounds(self) -> tuple[int, int | None]:
+        """How often, of *, +, ? or {m,n}, which is read."""
+        character = self.pattern[self.at]
+        self.at += 1
+        if character != "{":
+            return (1 if character == "+" else 0), (1 if character == "?" else None)
+        place = self.at - 1
+        least = most = self.count(place)
+        if self.peek() == ",":
+            self.at += 1
+            most = None if self.peek() == "}" else self.count(place)
+        if self.peek() != "}" or least is None:
+            raise self.refuse(r"a bound is {m}, {m,} or {m,n}; write \{ for the character", place)
+        self.at += 1
+        if most is not None and most < least:
+            raise self.refuse(f"{least} is more than {most}", place)
+        return least, most
+
+    def count(self, place: int) -> int | None:
+        """A number, None where there is none."""
+        digits = self.at
+        while self.peek() in (*"0123456789",):
+            self.at += 1
+        found = self.pattern[digits : self.at]
+        if len(found) > 10 or (found and int(found) > MOST_TIMES):
+            raise self.refuse(f"nothing is repeated more than {MOST_TIMES} times", place)
+        return int(found) if found else None
+
+    # --- characters
+
+    def atom(self, character: str) -> None:
+        place = self.at
+        self.must_go_on(place)
+        if character == "[":
+            part: Node | str = self.bracket()
+        elif character[0] == "\\":
+            found = self.escape()
+            part = found if isinstance(found, str) else chars(found.surely)
+        else:
+            self.at += 1
+            part = chars(classes.ANY.surely) if character == "." else self.storable(character, place)
+        self.groups[-1].add(part)
+
+    def escape(self) -> classes.Class | str:
+        r"""What \... says: a class, or a character."""
+        place, letter = self.at, self.peek(1)
+        self.at += 2
+        if letter in classes.ESCAPES:
+            return classes.ESCAPES[letter]
+        if letter in _LETTERS:
+            return _LETTERS[letter]
+        if letter in _DIGITS:
+            return self.storable(self.hexadecimal(place, _DIGITS[letter]), place)
+        if not letter:
+            raise self.refuse("a backslash ends the pattern", place)
+        if letter.isascii() and letter.isalnum():
+            raise self.refuse(_REFUSED.get(letter, f"\\{letter} is not the same everywhere, or unknown"), place)
+        return letter
+
+    def hexadecimal(self, place: int, count: int) -> str:
+        digits = self.pattern[self.at : self.at + count]
+        self.at += count
+        if len(digits) < count or not _HEXADECIMAL.issuperset(digits):
+            raise self.refuse(f"{count} hexadecimal digits must follow", place)
+        if count == 2 and self.peek() in _HEXADECIMAL:
+            raise self.refuse(r"PostgreSQL reads a third digit: write \u and four", place)
+        if int(digits, 16) > 0x10FFFF:
+            raise self.refuse("there is no such character", place)
+        return chr(int(digits, 16))
+
+    def storable(self, character: str, place: int) -> str:
+        """A character, if a text can have it."""
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            raise self.refuse(f"no text has U+{ord(character):04X}", place)
+        return character
+
+    # --- brackets
+
+    def bracket(self) -> Node:
+        place = self.at
+        self.at += 1
+        negated = self.peek() == "^"
+        self.at += negated
+        parts: list[classes.Class] = []
+        while not parts or self.peek() != "]":
+            parts.append(self.in_bracket(place))
+        self.at += 1
+        found = classes.union(parts)
+        return chars((found.opposite() if negated else found).surely)
+
+    def in_bracket(self, opened: int) -> classes.Class:
+        """A character, a range or a class within brackets."""
+        place, low = self.at, self.element(opened)
+        if self.peek() != "-" or self.peek(1) == "]":
+            return low if isinstance(low, classes.Class) else classes.of([(ord(low), ord(low))])
+        self.at += 1
+        high = self.element(opened)
+        if isinstance(low, classes.Class) or isinstance(high, classes.Class) or high < low:
+            raise self.refuse("this is no range of characters", place)
+        if self.peek() == "-" and self.peek(1) != "]":
+            raise self.refuse("two ranges share an end", place)
+        return classes.of([(ord(low), ord(high))])
+
+    def element(self, opened: int) -> classes.Class | str:
+        place, character = self.at, self.peek()
+        if not character:
+            raise self.refuse("a bracket is not closed", opened)
+        if character == "\\":
+            return self.escape()
+        if character == "[" and self.peek(1) in (".", "=", ":"):
+            return self.posix()
+        self.at += 1
+        return self.storable(character, place)
+
+    def posix(self) -> classes.Class:
+        """A class like [:alpha:], of PostgreSQL's."""
+        place, end = self.at, self.pattern.find(":]", self.at, self.at + 12)
+        name = self.pattern[place + 2 : end]
+        if self.peek(1) != ":" or name not in classes.POSIX:
+            raise self.refuse(f"the classes within brackets are {', '.join(f'[:{n}:]' for n in classes.POSIX)}")
+        self.at = end + 2
+        return classes.POSIX[name]
+
+    # --- what is read
+
+    def peek(self, ahead: int = 0) -> str:
+        """A character to come; '' at the end."""
+        return self.pattern[self.at + ahead : self.at + ahead + 1]
+
+    def refuse(self, reason: str, place: int | None = None) -> InvalidRegularExpression:
+        number = 1 + (self.at if place is None else place)
+        return InvalidRegularExpression(
+            f"the regular expression cannot be used, character {number}: {reason}",
+            hint="It may have literals, classes, groups, alternatives and quantifiers; the whole text matches it.",
+        )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.utf8', $pg_gpt2_source$"""Code points as bytes of UTF-8: which sequences of ranges of bytes are a range of characters."""
+
+from collections.abc import Iterable, Iterator
+
+Range = tuple[int, int]  # lowest and highest, both included
+
+LAST = 0x10FFFF
+_CHARACTERS = ((1, 0xD7FF), (0xE000, LAST))  # all but U+0000 and surrogates
+_ENDS = (0x7F, 0x7FF, 0xFFFF, LAST)  # the last code points of 1, 2, 3 and 4 bytes
+
+
+def normalised(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The same code points in ascending ranges that neither touch nor overlap, without U+0000 and surrogates."""
+    found: list[Range] = []
+    for low, high in sorted((max(low, least), min(high, most)) for low, high in ranges for least, most in _CHARACTERS):
+        if low > high:
+            continue
+        if found and low <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return tuple(found)
+
+
+def complement(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """All other characters."""
+    found, after = [], 0
+    for low, high in normalised(ranges):
+        found.append((after, low - 1))
+        after = high + 1
+    return normalised([*found, (after, LAST)])
+
+
+def byte_ranges(low: int, high: int) -> Iterator[tuple[Range, ...]]:
+    """Sequences of byte ranges that are the characters from `low` to `high`; there are no surrogates among these."""
+    for end in _ENDS:
+        if low <= end:
+            part = min(high, end)
+            yield from _of_one_length(low, part)
+            low = part + 1
+        if low > high:
+            return
+
+
+def _of_one_length(low: int, high: int) -> Iterator[tuple[Range, ...]]:
+    """The same where `low` and `high` have equally many bytes: cut so that later bytes run from 80 to BF wherever first ones
+    differ."""
+    for bits in (6, 12, 18):
+        tail = (1 << bits) - 1
+        if high > 0x7F and low & ~tail != high & ~tail:
+            if low & tail:
+                yield from _of_one_length(low, low | tail)
+                yield from _of_one_length((low | tail) + 1, high)
+                return
+            if high & tail != tail:
+                yield from _of_one_length(low, (high & ~tail) - 1)
+                yield from _of_one_length(high & ~tail, high)
+                return
+    yield tuple(zip(chr(low).encode(), chr(high).encode()))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.vocabulary', $pg_gpt2_source$"""The tokens of a vocabulary as a tree of their bytes, which is walked together with an automaton."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...errors import InconsistentData
+from .automaton import Automaton
+
+MOST_TOKEN = 1024  # bytes: longer tokens are never taken
+ROOT = -1  # place of the node that is none
+FEW = 1000  # nodes below those where a walk is: so many are looked at one by one, more a level at a time
+_NEEDED = {*range(1, 0xF5)} - {0xC0, 0xC1}  # bytes of UTF-8
+
+
+class _Level(NamedTuple):
+    """Nodes of the same depth; those that have the same parent follow each other."""
+
+    parents: np.ndarray  # [n], places in the level above
+    bytes: np.ndarray  # [n]
+    ends: np.ndarray  # [t], places of nodes where a token ends
+    tokens: np.ndarray  # [t], their ids
+
+
+class Vocabulary:
+    """The tree. Of tokens with the same bytes each has a node of its own.
+
+    For a walk level by level there are arrays of each level, for one node by node lists of all nodes.
+    """
+
+    def __init__(self, tokens: Mapping[int, bytes]) -> None:
+        """22000 where the token of a byte is missing, so that some text could not be said."""
+        self.tokens = tokens
+        lacking = _NEEDED - {data[0] for data in tokens.values() if len(data) == 1}
+        if lacking:
+            raise InconsistentData(
+                f"the vocabulary has no token of the byte {min(lacking)}, which a constrained text may need",
+                hint="Take a vocabulary with a token for each byte, as GPT-2's has, and another token for the end of text.",
+            )
+        ids = sorted((i for i, data in tokens.items() if 0 < len(data) <= MOST_TOKEN), key=lambda i: (tokens[i], i))
+        self.longest = max(len(tokens[i]) for i in ids)
+        self._ids = max(ids) + 1
+        self._levels = list(_levels(ids, [tokens[i] for i in ids]))
+        self._under = self._count_under()
+        self._make_lists()
+
+    def _count_under(self) -> list[np.ndarray]:
+        """How many nodes are below each, by level."""
+        found = [np.zeros(len(level.bytes), np.int64) for level in self._levels]
+        for level, above, under in zip(self._levels[:0:-1], found[-2::-1], found[:0:-1]):
+            np.add.at(above, level.parents, under + 1)
+        return found
+
+    def _make_lists(self) -> None:
+        sizes = [len(level.bytes) for level in self._levels]
+        self._starts = np.cumsum([0, *sizes]).tolist()  # the number of each level's first node
+        counts = [np.bincount(level.parents, minlength=size) for level, size in zip(self._levels[1:], sizes)]
+        ends = sizes[0] + np.cumsum(np.concatenate([*counts, np.zeros(sizes[-1], np.int64)]))
+        self._children = list(map(range, [sizes[0], *ends.tolist()], ends.tolist()))
+        self._bytes = np.concatenate([level.bytes for level in self._levels]).tolist()
+        tokens = np.full(self._starts[-1], -1, np.int64)
+        for start, level in zip(self._starts, self._levels):
+            tokens[start + level.ends] = level.tokens
+        self._tokens = tokens.tolist()
+
+    def child(self, place: int, byte: int) -> int | None:
+        """The place of the node below one, or below ROOT, that has a byte."""
+        children = self._children[place] if place != ROOT else range(self._starts[1])
+        found = bisect_right(self._bytes, byte, children.start, children.stop) - 1
+        return found if found >= children.start and self._bytes[found] == byte else None
+
+    def is_token(self, place: int) -> bool:
+        """Whether a token ends at a node."""
+        return self._tokens[place] >= 0
+
+    def walk(self, automaton: Automaton, state: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Tokens that may come in a state, ascending, the state after each, and how many nodes were looked at."""
+        after = np.zeros(self._ids, np.int32)  # [id] -> state, 0 = none
+        states = np.array([state], np.int32)
+        looked_at = 0
+        for start, level, under in zip(self._starts, self._levels, self._under):
+            automaton.fill_all(states)
+            states = automaton.table[states[level.parents], level.bytes]
+            after[level.tokens] = states[level.ends]
+            alive = np.flatnonzero(states)
+            looked_at += len(states)
+            host.check_interrupts()
+            if (few := int(under[alive].sum())) <= FEW:
+                self._walk_few(automaton, (start + alive).tolist(), states[alive].tolist(), after)
+                looked_at += few
+                break
+        ids = np.flatnonzero(after)
+        return ids.astype(np.int32), after[ids], looked_at
+
+    def _walk_few(self, automaton: Automaton, nodes: list[int], states: list[int], after: np.ndarray) -> None:
+        """The same below some nodes, one by one."""
+        tokens, data, children, step = self._tokens, self._bytes, self._children, automaton.step
+        open_nodes = list(zip(nodes, states))
+        while open_nodes:
+            parent, before = open_nodes.pop()
+            for node in children[parent]:
+                state = step(before, data[node])
+                if state:
+                    if tokens[node] >= 0:
+                        after[tokens[node]] = state
+                    if children[node]:
+                        open_nodes.append((node, state))
+
+
+def _levels(ids: Sequence[int], texts: Sequence[bytes]) -> Iterator[_Level]:
+    """Level by level, of tokens sorted by their bytes, so that those below a node stand together."""
+    tokens, lengths = np.array(ids), np.array(list(map(len, texts)))
+    starts = np.cumsum(lengths) - lengths
+    parents = np.zeros(len(ids), np.int64)
+    text = np.frombuffer(b"".join(texts), np.uint8)
+    for depth in range(1, int(lengths.max()) + 1):
+        host.check_interrupts()
+        going_on = lengths >= depth
+        tokens, lengths, starts, parents = (part[going_on] for part in (tokens, lengths, starts, parents))
+        data, ends = text[starts + depth - 1], lengths == depth
+        new = np.ones(len(tokens), bool)  # whether a token begins another node than the one before it
+        new[1:] = (parents[1:] != parents[:-1]) | (data[1:] != data[:-1]) | (ends[1:] & ends[:-1])
+        places = np.cumsum(new) - 1
+        yield _Level(parents[new], data[new], places[ends], tokens[ends])
+        parents = places
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
 The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache. Passes over
 a few rows are prepared once: see prepared.py.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7228,9 +8960,15 @@ from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
+from .passes import Ids as Ids
+from .passes import Piece, packed
+from .trees import NO_TREE, Tree
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
+WHOLE = 128  # the same where rows influence each other: passes end at its multiples, and what whole ones read can be used again
 LOGITS_ROWS = 128  # at a time
+
+NO_SCORES = np.empty((2, 0))
 
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
@@ -7240,50 +8978,117 @@ class Decoder:
     """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
 
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    `ids` is what it has read, the first `length` positions.
     """
 
     def __init__(self, params: DecoderWeights, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
-        self.exact = _is_exact(params)
-        kind = BlockCache if self.exact else RowCache if is_fast() else KeyValues
-        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
+        self.ids = array("q")
+        self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
+        self.exact = is_exact(params)
+        self._whole = 0  # positions that were read in passes of WHOLE rows
+        self.cache: Cache = cache or kind_of_cache(params)(config, min(room, config.n_positions))
 
-    def feed(self, ids: Sequence[int]) -> np.ndarray:
+    @property
+    def nbytes(self) -> int:
+        """Memory of its keys and values."""
+        return self.room_bytes(self.cache.room)
+
+    def room_bytes(self, room: int) -> int:
+        """Memory of keys and values of so many positions."""
+        return bytes_of_caches(self.config, [room], self.exact)
+
+    @property
+    def reusable(self) -> int:
+        """Positions whose keys and values are those of any stream that begins with the same tokens, bit for bit."""
+        return self.length if self.exact else self._whole
+
+    def usable_for(self, ids: np.ndarray, scored: bool = False) -> int:
+        """How much of what was read a stream of `ids` can begin with; never all of them, because logits follow a row.
+        `scored`: so that the scores of as many tokens and one more are known."""
+        n = min(self.reusable, len(ids) - 1)
+        differs = np.asarray(self.ids)[:n] != ids[:n]
+        same = int(differs.argmax()) if differs.any() else n
+        return self.boundary(max(0, min(same - 1, self.scores.shape[1])) if scored else same)
+
+    def boundary(self, length: int) -> int:
+        """The end of what can be used of `length` positions that were read."""
+        return length if self.exact else length - length % WHOLE
+
+    def resume(self, ids: Ids) -> Ids:
+        """Forget what is no beginning of `ids`; what remains to be fed of them, at least the last."""
+        self.rewind(self.usable_for(np.asarray(ids, np.int64)))
+        return ids[self.length :]
+
+    def feed(self, ids: Ids) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        for rows in slices.pieces(len(ids), PREFILL_ROWS):
-            x = self._read(ids[rows], LAST)
+        return checked(logits_of(self.params, self.read(ids)))[0]
+
+    def read(self, ids: Ids) -> np.ndarray:
+        """Append `ids`; the stream after ln_f [1, D] at the last of them, until the next pass."""
+        for x in self.passes(ids, LAST):
+            last = x
+        return last
+
+    def passes(self, ids: Ids, wanted: Wanted = ALL) -> Iterator[np.ndarray]:
+        """Append `ids`, in passes; of each the stream after ln_f at what is wanted of it, until the next pass."""
+        most, before = (PREFILL_ROWS, 0) if self.exact else (WHOLE, self.length % WHOLE)
+        for start in range(-before, len(ids), most):
+            yield self._read(ids[max(0, start) : start + most], wanted)
             host.check_interrupts()
-        return checked(_logits(self.params, x))[0]
 
-    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
+    def feed_all(self, ids: Ids) -> np.ndarray:
         """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
-        return _logits(self.params, self._read(ids))
+        return logits_of(self.params, self._read(ids))
 
-    def _read(self, ids: Sequence[int], wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
-        tokens = np.asarray(ids, np.int64)[None]
-        x = _hidden(self.params, self.config, tokens, self.length, self.attend, wanted)
-        self.length += tokens.size
+    def feed_tree(self, tree: Tree) -> np.ndarray:  # -> [n, D]
+        """The stream after ln_f at each token of a tree that follows what was read, until the next pass; nothing is appended."""
+        if not len(tree):
+            return np.empty((0, self.config.d_model), FLOAT32)
+        return _read_pass(self, [Piece(0, self.cache, self.length, tree.tokens, tree)])[0]
+
+    def _read(self, ids: Ids, wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
+        tokens = np.asarray(ids, np.int64)
+        x = _hidden(self.params, self.config, tokens[None], self.length, self.attend, wanted)
+        self.append(tokens)
         return x
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Note that a pass has read `tokens` [T] int64."""
+        if tokens.size == WHOLE and self._whole == self.length:
+            self._whole += WHOLE
+        self.ids.frombytes(tokens.tobytes())
+        self.length += tokens.size
 
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
+        del self.ids[length:]
         self.length = length
+        if self._whole > length:
+            self._whole = length - length % WHOLE
+        if self.scores.shape[1] >= length:
+            self.scores = self.scores[:, : max(0, length - 1)]
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
         twin = Decoder(self.params, self.config, self.cache.room)
-        twin.length = self.length
-        self.cache.copy_to(twin.cache, self.length)
+        self.copy_to(twin, self.length)
         return twin
+
+    def copy_to(self, other: "Decoder", length: int) -> None:
+        """Let `other`, a stream of the same model, have read the first `length` positions of this one instead of its own."""
+        self.cache.copy_to(other.cache, length)
+        other.ids, other.length, other._whole, other.scores = self.ids[:], self.length, self._whole, self.scores
+        other.rewind(length)
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [t, D]
         """Attention of the last t new rows over all positions so far; keys and values of all new rows are kept."""
         self.cache.attend(layer, qkv, out, self.length)
 
 
-def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:
+def feed_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:
     """Append a text to each of several streams of one model; logits [len(decoders), vocab] of what follows each.
 
     They share passes where a row's company does not matter.
@@ -7291,47 +9096,54 @@ def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -
     first = decoders[0]
     if not first.exact:
         return np.array([decoder.feed(ids) for decoder, ids in zip(decoders, texts)])
-    last = np.empty((len(decoders), first.config.d_model), FLOAT32)
-    for pieces in _packed([len(ids) for ids in texts]):
-        numbers = [number for number, _ in pieces]
-        last[numbers] = _read_together([decoders[i] for i in numbers], [texts[i][rows] for i, rows in pieces])
+    return checked(logits_of(first.params, read_together(decoders, texts)))
+
+
+def read_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:  # -> [len(decoders), D]
+    """As `feed_together`: the stream after ln_f at the last token of each text."""
+    return np.concatenate(read_with_trees(decoders, texts, [NO_TREE] * len(texts)))
+
+
+def read_with_trees(decoders: Sequence[Decoder], texts: Sequence[Ids], trees: Sequence[Tree]) -> list[np.ndarray]:
+    """Append a text to each of several streams, and have a tree follow it as `feed_tree` does: the stream after ln_f at the last
+    token of each text and at the n of its tree, [1 + n, D]."""
+    first = decoders[0]
+    found = [np.empty((1 + len(tree), first.config.d_model), FLOAT32) for tree in trees]
+    if not first.exact:
+        for decoder, ids, tree, rows in zip(decoders, texts, trees, found):
+            rows[:1] = decoder.read(ids)
+            rows[1:] = decoder.feed_tree(tree)
+        return found
+    lengths = [decoder.length for decoder in decoders]
+    for pieces in packed([decoder.cache for decoder in decoders], lengths, texts, trees, PREFILL_ROWS):
+        for piece, rows in zip(pieces, _read_pass(first, pieces)):
+            if piece.tree is None:
+                decoders[piece.number].append(piece.tokens)
+                found[piece.number][:1] = rows
+            else:
+                found[piece.number][1:] = rows
         host.check_interrupts()
-    return checked(_logits(first.params, last))
+    return found
 
 
-def _packed(lengths: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
-    """(number, slice) of texts of these lengths, those that share a pass."""
-    pieces: list[tuple[int, slice]] = []
-    room = PREFILL_ROWS
-    for number, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            rows = slice(start, min(length, start + room))
-            pieces.append((number, rows))
-            start, room = rows.stop, room - (rows.stop - start)
-            if not room:
-                yield pieces
-                pieces, room = [], PREFILL_ROWS
-    if pieces:
-        yield pieces
+def _read_pass(decoder: Decoder, pieces: Sequence[Piece]) -> list[np.ndarray]:
+    """The stream after ln_f at those rows of each piece that are wanted, until the next pass."""
+    sizes = [len(piece.tokens) for piece in pieces]
+    starts, ends = np.cumsum([0, *sizes[:-1]]), np.cumsum(sizes)[:-1]
+    wanted = [start + piece.wanted for start, piece in zip(starts, pieces)]
+    wanted_ends = np.cumsum([len(rows) for rows in wanted])[:-1]
 
+    def attend_each(
+        layer: int, qkv: np.ndarray, out: np.ndarray
+    ) -> None:  # [rows, 3D], [rows, D], at last those wanted
+        outs = np.split(out, ends if len(out) == len(qkv) else wanted_ends)
+        for piece, rows, mixed in zip(pieces, np.split(qkv, ends), outs):
+            piece.attend(layer, rows, mixed)
 
-def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:  # -> [len(decoders), D]
-    """The stream after ln_f at the last token of each text."""
-    sizes = [len(ids) for ids in texts]
-    ends = np.cumsum(sizes)
-    positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
-
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D], at last [n, D]
-        outs = np.split(out, ends[:-1] if len(out) == len(qkv) else len(decoders))
-        for decoder, rows, mixed in zip(decoders, np.split(qkv, ends[:-1]), outs):
-            decoder.attend(layer, rows, mixed)
-
-    ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])[:, None]
-    x = _hidden(decoders[0].params, decoders[0].config, ids, positions, attend_each, ends - 1)
-    for decoder, size in zip(decoders, sizes):
-        decoder.length += size
-    return x
+    ids = np.concatenate([piece.tokens for piece in pieces])[:, None]
+    positions = np.concatenate([piece.positions for piece in pieces])
+    x = _hidden(decoder.params, decoder.config, ids, positions, attend_each, np.concatenate(wanted))
+    return np.split(x, wanted_ends)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
@@ -7350,9 +9162,9 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
             )
 
     x = _hidden(first.params, first.config, ids, lengths, attend_each)
-    for decoder in decoders:
-        decoder.length += 1
-    return checked(_logits(first.params, x))
+    for decoder, token in zip(decoders, ids):
+        decoder.append(token)
+    return checked(logits_of(first.params, x))
 
 
 def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray | slice, np.ndarray]]:
@@ -7372,17 +9184,23 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
 def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
-    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    kept = block_caches(config, rooms) if is_exact(params) else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
 def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
-    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], _is_exact(params))
+    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], is_exact(params))
 
 
-def _is_exact(params: DecoderWeights) -> bool:
+def is_exact(params: DecoderWeights) -> bool:
+    """Whether a row's results have the same bits whatever rows share its pass."""
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+
+
+def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
+    """How a Decoder of these weights keeps keys and values now."""
+    return BlockCache if is_exact(params) else RowCache if is_fast() else KeyValues
 
 
 def _hidden(
@@ -7414,7 +9232,7 @@ def _hidden(
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
-def _logits(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
         return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
@@ -7457,6 +9275,8 @@ import numpy as np
 from ..core.config import GPT2Config
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
+from . import prefixes
+from .constraints.constraint import Constraint, Walk
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .processors import History
@@ -7475,6 +9295,11 @@ class Options:
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
+    constraint: Constraint | None = None  # what the text must be
+
+    def walk(self) -> Walk | None:
+        """A text's way through the constraint; 22023 where max_tokens are too few for any."""
+        return self.constraint.begin(self.max_tokens) if self.constraint else None
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
@@ -7498,37 +9323,60 @@ def tokens(
     stopped: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[Token]:
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
-    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+    history = History(prompt, options.eos, walk=options.walk())
+    if not options.max_tokens or history.over:
+        return iter(())
     draws = Draws(options.seed)
-    history = History(prompt, options.eos)
-    logits = decoder.feed(history.ids[-config.n_positions :]) if options.max_tokens else None
+    ids, room = history.ids[-config.n_positions :], len(prompt) + options.max_tokens
+    decoder, logits = prefixes.begin(params, config, ids, room)
 
-    def generate(logits: np.ndarray) -> Iterator[Token]:
-        left = options.max_tokens
+    def take(token: int, logprob: float | None) -> Token:
+        history.append(token)
+        ended = token == options.eos or stopped(token) or history.over
+        return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
+
+    def generate() -> Iterator[Token]:
         drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, history.ids, logits, options):
+        for rows, draft in _passes(decoder, drafts, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), history)
-                logprob = options.logprob(row, token)
-                history.append(token)
-                left -= 1
-                if token == options.eos or stopped(token):
-                    yield Token(token, logprob, "stop")
+                found = take(token, options.logprob(row, token))
+                if found.finish:
+                    keep()
+                yield found
+                if found.finish:
                     return
-                yield Token(token, logprob, None if left else "length")
                 if token != drafted:
                     break
-            if not left:
+            if rest := rest_of(history, options):
+                keep()
+                yield from (take(token, None) for token in rest)
                 return
 
-    return generate(logits) if logits is not None else iter(())
+    def keep() -> None:
+        if len(history.ids) <= config.n_positions:  # else it has read the middle of a text
+            decoder.rewind(min(decoder.length, len(history.ids) - 1))
+            prefixes.give(decoder)
+
+    return generate()
+
+
+def rest_of(history: History, options: Options) -> list[int]:
+    """The tokens up to the end, where they are known without the model."""
+    if history.walk is None or options.logprobs:
+        return []
+    tokens, complete = history.walk.ahead()
+    return tokens if complete else []
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, seen: Sequence[int], logits: np.ndarray, options: Options
+    decoder: Decoder, drafts: Drafts | None, history: History, logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
-    config = decoder.config
+    """Logits after what was seen and after each token of a draft of what follows, and the draft; the caller appends to `history`.
+
+    What a constraint leaves no choice about is a draft that comes true.
+    """
+    config, seen, walk = decoder.config, history.ids, history.walk
     end = len(seen) + options.max_tokens
     yield logits[None], []
     while True:
@@ -7537,12 +9385,13 @@ def _passes(
             yield decoder.feed(kept_window(seen, config))[None], []
             continue
         most = min(config.n_positions - decoder.length, end - len(seen)) - 1
-        draft = drafts.propose(seen, most) if drafts else []
+        sure = walk.ahead()[0][:most] if walk and decoder.exact else []
+        draft = sure or (drafts.propose(seen, most) if drafts else [])
         before, length = len(seen), decoder.length
         yield decoder.feed_all([seen[-1], *draft]), draft
         accepted = len(seen) - before - 1
         decoder.rewind(length + 1 + accepted)
-        if drafts:
+        if drafts and not sure:
             drafts.report(len(draft), accepted)
 
 
@@ -7677,7 +9526,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidParameter
-from ..limits import MOST_BEAMS, MOST_STOP_CHARACTERS
+from ..limits import MOST_BEAMS, MOST_SAMPLES, MOST_STOP_CHARACTERS
 from ..options import (
     FLAG,
     ID_NUMBERS,
@@ -7705,6 +9554,11 @@ SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
     lambda texts: all(texts) and sum(map(len, texts)) <= MOST_STOP_CHARACTERS,
 )
+
+CONSTRAINTS = (
+    "choices",
+    "regex",
+)  # options that say what the text must be; constraints/compiled.py says what they mean
 
 
 def _biases(most: float, texts: bool) -> Domain:
@@ -7841,6 +9695,31 @@ class SamplingOptions(Declared):
         hint="0 does nothing, above it what was generated becomes less probable.",
         meaning="The same, times how often each was generated; 0 does nothing.",
     )
+    choices: Sequence[str] | None = option(
+        None,
+        TEXTS,
+        Domain("one text or more", bool),
+        hint='Example: ["yes", "no"].',
+        meaning="What is generated is one of these texts.",
+    )
+    regex: str | None = option(
+        None,
+        TEXT,
+        hint="Example: [0-9]{4}-[0-9]{2}-[0-9]{2}.",
+        meaning="What is generated matches this regular expression, as a whole.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(given := [name for name in CONSTRAINTS if getattr(self, name) is not None]) > 1:
+            raise InvalidParameter(
+                f"{' and '.join(given)} are constraints, and a call has one at most", hint="Give one of them."
+            )
+
+    @property
+    def constraint(self) -> tuple[str, Any] | None:
+        """The constraint that is asked for: the name of its option, and its value."""
+        return next(((name, value) for name in CONSTRAINTS if (value := getattr(self, name)) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -7900,6 +9779,19 @@ class TextGeneration(Generation):
 
 
 @dataclass(frozen=True)
+class ManyTexts(TextGeneration):
+    """What generation of texts for several prompts has beside it."""
+
+    n: int = option(
+        1,
+        INTEGER,
+        between(1, MOST_SAMPLES),
+        hint="It is the number of texts for each prompt; 1 is the default.",
+        meaning="Texts for each prompt, which is read once; only for llm_generate_batch and llm_generate_rows.",
+    )
+
+
+@dataclass(frozen=True)
 class BeamSearch(Call):
     """What beam search has."""
 
@@ -7928,7 +9820,7 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | TextGeneration.options() | BeamSearch.options()
+    found = SamplingOptions.options() | ManyTexts.options() | BeamSearch.options()
     yield from found.values()
 
 
@@ -7951,6 +9843,444 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
         known = taken
     return assemble(kinds, given, checked(said, known, "llm_generation_options"))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.packing', $pg_gpt2_source$"""One pass of a model over several texts, laid end to end: what is computed row by row is shared, attention is each text's own.
+
+A pass reads all weights, so many short texts cost hardly more than a long one. With weights in panels a text's states have the
+bits that a `Decoder` gives it alone; elsewhere a product's last bits depend on how many rows it has.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from .. import host
+from ..core import gpt2
+from ..core.config import LAYER_NORM_EPS, GPT2Config
+from ..core.tape import Eager
+from ..fast import buffers
+from ..fast.layout import DecoderWeights
+from ..fast.products import as_rows
+from .decode import kind_of_cache
+
+ROWS = 512  # of a pass, unless one text has more: fewer read the weights more often, more leave a core's cache
+
+T = TypeVar("T")
+
+
+def passes(parts: Iterable[T], rows_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """`parts` in order, those together that share a pass."""
+    together: list[T] = []
+    room = ROWS
+    for part in parts:
+        if together and rows_of(part) > room:
+            yield together
+            together, room = [], ROWS
+        together.append(part)
+        room -= rows_of(part)
+    if together:
+        yield together
+
+
+def states(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[np.ndarray], depth: int
+) -> np.ndarray:  # each [T] -> [sum T, D]
+    """The stream after `depth` blocks, and after ln_f where these are all."""
+    ends = np.cumsum([len(ids) for ids in texts])
+    # of the layer and text at hand: what follows in it, of others, is not seen
+    cache = kind_of_cache(params)(replace(config, n_layer=1), max(map(len, texts)))
+
+    def attend(layer: int, qkv: np.ndarray) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
+        out = np.empty((len(qkv), config.d_model), qkv.dtype)
+        for end, ids in zip(ends, texts):
+            rows = slice(end - len(ids), end)
+            cache.attend(0, qkv[rows, 0], out[rows], 0)
+            host.check_interrupts()
+        return out[:, None]
+
+    run = Eager()
+    how = gpt2.Pass(attend=attend)
+    with buffers.reusing(buffers.kept if ends[-1] <= ROWS else None):
+        ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
+        x = gpt2.embed(run, params, ids, position=places)
+        for i in range(depth):
+            x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i, how=how)
+        if depth == config.n_layer:
+            x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+        return as_rows(x)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.passes', $pg_gpt2_source$"""What shares a pass: pieces of texts that streams read, and trees of tokens that follow them."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..fast.cache import Cache
+from .trees import Tree
+
+Ids = Sequence[int] | np.ndarray
+
+
+class Piece(NamedTuple):
+    """Rows of a pass: tokens that a stream reads from a position on, or a tree of them, which it does not keep."""
+
+    number: int  # of the stream
+    cache: Cache
+    start: int
+    tokens: np.ndarray
+    tree: Tree | None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[rows]."""
+        return self.start + (np.arange(len(self.tokens)) if self.tree is None else self.tree.depths)
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """The rows that somebody reads: of a text only the last."""
+        return np.arange(len(self.tokens))[-1 if self.tree is None else 0 :]
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [rows, 3D], [rows or those wanted, D]
+        """Attention of these rows; keys and values of a text are kept."""
+        if self.tree is None:
+            self.cache.attend(layer, qkv, out, self.start)
+        else:
+            self.cache.attend_tree(layer, qkv, out, self.start, self.tree.mask)
+
+
+def packed(
+    caches: Sequence[Cache], starts: Sequence[int], texts: Sequence[Ids], trees: Sequence[Tree], rows: int
+) -> Iterator[list[Piece]]:
+    """Pieces of each text, which is read from `start` on, and its tree after it: those that share a pass of so many rows.
+
+    A tree is in one piece, be it larger.
+    """
+    pieces: list[Piece] = []
+    room = rows
+    for number, (cache, start, text, tree) in enumerate(zip(caches, starts, texts, trees)):
+        ids = np.asarray(text, np.int64)
+        while len(ids):
+            some, ids = ids[:room], ids[room:]
+            pieces.append(Piece(number, cache, start, some, None))
+            start, room = start + len(some), room - len(some)
+            if not room:
+                yield pieces
+                pieces, room = [], rows
+        if len(tree) > room and pieces:
+            yield pieces
+            pieces, room = [], rows
+        if len(tree):
+            pieces.append(Piece(number, cache, start, tree.tokens, tree))
+            room = max(1, room - len(tree))
+    if pieces:
+        yield pieces
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.prefixes', $pg_gpt2_source$"""What a session has read: keys and values of the beginnings of recent texts, which a call that begins alike goes on from.
+
+For whoever feeds a text to a model:
+
+    decoder = take(params, config, ids, room)    it has read ids[:decoder.length], never all of them
+    decoder, logits = begin(...)                 it has read them all; the logits of what follows
+    ... feed, feed_all, rewind, copy ...
+    give(decoder)                                for later calls; the caller does not touch it any more
+
+    decoders = decode.several(params, config, rooms)    with nothing read
+    logits = begin_together(decoders, texts)     what several texts begin with is read once, whatever the session keeps
+    rest = decoder.resume(ids)                   a decoder that goes on to a similar text by itself, without a session
+
+What is taken is gone until it is given, so that nobody else writes to it; where an exception or a closed cursor ends the call,
+it is dropped. **Nothing here changes a bit.** Where a row's company does not matter (`Decoder.exact`) any beginning serves.
+Elsewhere it is whole passes of WHOLE rows, at whose multiples all passes over a text end, with or without this.
+
+A text belongs to `DecoderWeights.identity`: name, version of the visible rows and configuration, computed under the caller's
+rights at every call. So a changed, rolled back or hidden model finds nothing; without an identity nothing is kept. How many bytes
+may be kept, `host` says. Least recently used ones go first.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from ..fast.layout import DecoderWeights
+from .decode import WHOLE, Decoder, Ids, feed_together, kind_of_cache, read_together
+
+LEAST = 16  # tokens in common: fewer are read as quickly as found
+MOST_KEPT = 64  # texts; each is compared with
+WORTH = 64  # rows that a pass of its own for a common beginning has to save
+NO_WEIGHTS = DecoderWeights({})
+
+Key = tuple[Hashable, type]  # identity of the weights, and how keys and values are kept
+
+
+class _Kept(NamedTuple):
+    """A text: whose it is, and a decoder that has read it, which does not hold the weights."""
+
+    key: Key
+    decoder: Decoder
+    nbytes: int
+
+
+class Usage(NamedTuple):
+    """What is kept of one model."""
+
+    identity: Any
+    entries: int
+    nbytes: int
+    saved: int  # tokens that calls did not have to read
+
+
+class Prefixes:
+    """The texts of a session, least recently used first."""
+
+    def __init__(self) -> None:
+        self._kept: list[_Kept] = []
+        self._saved: dict[Hashable, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(kept.nbytes for kept in self._kept)
+
+    def usage(self) -> list[Usage]:
+        """Of each model of which there is something, the next to be given up first."""
+        identities = dict.fromkeys(kept.key[0] for kept in self._kept)
+        return [self._usage(identity) for identity in identities]
+
+    def _usage(self, identity: Hashable) -> Usage:
+        sizes = [kept.nbytes for kept in self._kept if kept.key[0] == identity]
+        return Usage(identity, len(sizes), sum(sizes), self._saved.get(identity, 0))
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self._kept.clear()
+        self._saved.clear()
+
+    def fit(self, room: int) -> None:
+        """Give up what `room` bytes do not hold."""
+        first = 0
+        total = self.nbytes
+        while total > room or len(self._kept) - first > MOST_KEPT:
+            total -= self._kept[first].nbytes
+            first += 1
+        if not first:
+            return
+        del self._kept[:first]
+        known = {kept.key[0] for kept in self._kept}
+        for identity in [identity for identity in self._saved if identity not in known]:
+            del self._saved[identity]
+
+    def longest(self, key: Key, ids: np.ndarray, scored: bool = False) -> tuple[Decoder | None, int]:
+        """The kept text that begins like `ids` for longest, now the last to be given up, and for how long; `scored` as for
+        Decoder.usable_for."""
+        best, length = None, LEAST - 1
+        for place, kept in enumerate(self._kept):
+            if kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
+                best, length = place, usable
+        if best is None:
+            return None, 0
+        self._kept.append(self._kept.pop(best))
+        return self._kept[-1].decoder, length
+
+    def remove(self, decoder: Decoder) -> None:
+        """Let go of a text."""
+        self._kept = [kept for kept in self._kept if kept.decoder is not decoder]
+
+    def count(self, identity: Hashable, saved: int) -> None:
+        """Note that so many tokens were not read again."""
+        self._saved[identity] = self._saved.get(identity, 0) + saved
+
+    def put(self, key: Key, decoder: Decoder, room: int) -> None:
+        """Keep a text in the place of those that it begins with, within `room` bytes."""
+        decoder.params = NO_WEIGHTS
+        whole = decoder.ids
+        self._kept = [
+            kept for kept in self._kept if kept.key != key or whole[: kept.decoder.length] != kept.decoder.ids
+        ]
+        self._kept.append(_Kept(key, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
+        self.fit(room)
+
+    def has(self, key: Key, decoder: Decoder, length: int) -> bool:
+        """Whether a kept text, now the last to be given up, begins with the first `length` tokens of `decoder` and knows their
+        scores as well."""
+        some, scores = decoder.ids[:length], min(decoder.scores.shape[1], length - 1)
+        for place, (other, kept, _) in enumerate(self._kept):
+            if other == key and kept.ids[:length] == some and kept.scores.shape[1] >= scores:
+                self._kept.append(self._kept.pop(place))
+                return True
+        return False
+
+
+session = Prefixes()
+
+
+def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored: bool = False) -> Decoder:
+    """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them.
+    `scored`: of which the scores are known, with that of the next token: `Decoder.scores` [2, length]."""
+    key = _key(params)
+    found, length = (
+        (None, 0) if key is None or len(ids) <= LEAST else session.longest(key, np.asarray(ids, np.int64), scored)
+    )
+    if found is None:
+        return Decoder(params, config, room)
+    session.count(params.identity, length)
+    scores = found.scores[:, :length]
+    decoder = None
+    if 2 * length >= found.length:  # mostly the same: a copy would only fill the memory with what is alike
+        session.remove(found)
+        if found.cache.room >= min(room, config.n_positions):
+            decoder, found.params = found, params
+            found.rewind(length)
+    if decoder is None:
+        decoder = Decoder(params, config, room)
+        found.copy_to(decoder, length)
+    if scored:
+        decoder.scores = scores
+    return decoder
+
+
+def begin(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int) -> tuple[Decoder, np.ndarray]:  # -> [V]
+    """A decoder with room for `room` positions that has read `ids`, and the logits of what follows them."""
+    decoder = take(params, config, ids, room)
+    return decoder, decoder.feed(ids[decoder.length :])
+
+
+def begin_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:  # -> [len(decoders), V]
+    """Let several streams of one model that have read nothing read a text each; logits of what follows. Together they read once
+    what texts have in common, and keep it for later calls."""
+    ids = [np.asarray(text, np.int64) for text in texts]
+    places: dict[bytes, int] = {}
+    same = [places.setdefault(some.tobytes(), place) for place, some in enumerate(ids)]
+    different = [place for _, place in sorted(places.items())]
+    families = _families(ids, different, decoders[0].boundary)
+    for level, some_families in enumerate(families):
+        _read_families(decoders, ids, some_families, keep=not level)
+    for place in different:
+        _fetch(decoders[place], ids[place])
+    some = [decoders[place] for place in different]
+    logits = feed_together(some, [ids[place][decoders[place].length :] for place in different])
+    if len(different) == 1:
+        _keep(some[0], some[0].reusable, own=False)
+    if len(different) == len(ids) and different == sorted(different):
+        return logits
+    for place, original in enumerate(same):
+        if place != original:
+            decoders[original].copy_to(decoders[place], decoders[original].length)
+            host.check_interrupts()
+    rows = {place: row for row, place in enumerate(different)}
+    return logits[[rows[original] for original in same]]
+
+
+class _Family(NamedTuple):
+    """Texts that have a beginning of some length in common."""
+
+    places: list[int]
+    length: int
+
+
+def _families(ids: Sequence[np.ndarray], places: list[int], boundary: Callable[[int], int]) -> list[list[_Family]]:
+    """The families, whose beginnings are worth a pass of their own, of different texts at `places` that are in order: the
+    widest, then those within them, and so on."""
+    levels: list[list[_Family]] = []
+
+    def divide(places: list[int], alike: list[int], start: int, level: int) -> None:
+        """`start`: what all have read by then; `alike`: how many tokens each has in common with the next."""
+        if not alike:
+            return
+        least = min(alike)
+        length = boundary(min(least, *(len(ids[place]) - 1 for place in places)))
+        if len(alike) * (length - start) >= WORTH:
+            levels.extend([] for _ in range(level + 1 - len(levels)))
+            levels[level].append(_Family(places, length))
+            start, level = length, level + 1
+        ends = [place + 1 for place, common in enumerate(alike) if common == least]
+        for first, end in pairwise([0, *ends, len(places)]):
+            divide(places[first:end], alike[first : end - 1], start, level)
+
+    divide(places, [_alike(ids[a], ids[b]) for a, b in pairwise(places)], 0, 0)
+    return levels
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two texts begin with alike."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _read_families(decoders: Sequence[Decoder], ids: Sequence[np.ndarray], families: list[_Family], keep: bool) -> None:
+    """Let the first of each family read its common beginning, and the others copy that."""
+    for places, length in families:
+        _fetch(decoders[places[0]], ids[places[0]][: length + 1])
+    behind = [(decoders[p[0]], ids[p[0]][decoders[p[0]].length : length]) for p, length in families]
+    behind = [(decoder, rest) for decoder, rest in behind if len(rest)]
+    if behind:
+        read_together([decoder for decoder, _ in behind], [rest for _, rest in behind])
+    for places, length in families:
+        first = decoders[places[0]]
+        for place in places[1:]:
+            first.copy_to(decoders[place], length)
+            host.check_interrupts()
+        if keep:
+            _keep(first, length, own=False)
+
+
+def _fetch(decoder: Decoder, ids: np.ndarray) -> None:
+    """Let `decoder`, which has read a beginning of `ids` or nothing, have read what the session has read of them, if more."""
+    key = _key(decoder.params)
+    if key is None or len(ids) <= LEAST:
+        return
+    found, length = session.longest(key, ids)
+    if found is not None and length >= decoder.length + LEAST:
+        session.count(decoder.params.identity, length - decoder.length)
+        found.copy_to(decoder, length)
+
+
+def give(decoder: Decoder) -> None:
+    """Keep what `decoder` has read for later calls; its taker does not use it any more."""
+    _keep(decoder, decoder.reusable, own=not decoder.cache.shares)
+
+
+def _keep(decoder: Decoder, length: int, own: bool) -> None:
+    """Keep the first `length` positions of `decoder`: in place where it is our `own` and not much larger, else a copy."""
+    key = _key(decoder.params) if length >= LEAST else None
+    if key is None or session.has(key, decoder, length):
+        return
+    room = host.prefix_room()
+    fitting = _fitting(decoder, length, room)
+    if fitting < LEAST:
+        return
+    small = decoder.room_bytes(fitting)
+    if own and fitting == length and decoder.nbytes <= min(room, 2 * small):
+        decoder.rewind(length)
+    else:
+        session.fit(room - small)
+        copy = Decoder(decoder.params, decoder.config, fitting)
+        decoder.copy_to(copy, fitting)
+        decoder = copy
+    session.put(key, decoder, room)
+
+
+def _fitting(decoder: Decoder, length: int, room: int) -> int:
+    """How many of the first `length` positions fit into `room` bytes."""
+    while length > 0 and decoder.room_bytes(length) > room:
+        length -= WHOLE if length % WHOLE == 0 else length % WHOLE
+    return length
+
+
+def _key(params: DecoderWeights) -> Key | None:
+    """Whose texts of these weights are, as they are computed now; None where nothing is kept."""
+    if params.identity is None:
+        return None
+    room = host.prefix_room()
+    session.fit(room)
+    return (params.identity, kind_of_cache(params)) if room else None
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.processors', $pg_gpt2_source$"""What the sampling options do, one function each, in the order in which transformers' `generate` applies them.
 
 The functions of the first part change scores, given what a stream has read and said; beam search uses them, too. Those of the
@@ -7965,15 +10295,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .constraints.constraint import Walk
+
 Stretch = Callable[[Any], float]
 
 
 class History:
-    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any."""
+    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any; `walk` says what
+    it may say, where there is a constraint."""
 
-    def __init__(self, prompt: Iterable[int] = (), eos: int | None = None, said: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        prompt: Iterable[int] = (),
+        eos: int | None = None,
+        said: Iterable[int] = (),
+        walk: Walk | None = None,
+    ) -> None:
         self.ids = array("q", prompt)
         self.eos = eos
+        self.walk = walk
         self.occurred = set(self.ids)
         self.new = 0
         self.counts: dict[int, int] = {}  # of what was said
@@ -7986,6 +10326,18 @@ class History:
         self.occurred.add(token)
         self.new += 1
         self.counts[token] = self.counts.get(token, 0) + 1
+        if self.walk:
+            self.walk.take(token)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow."""
+        return self.walk is not None and self.walk.over
+
+    @property
+    def only(self) -> int | None:
+        """The token that comes next whatever the scores are, if there is one."""
+        return self.walk.only if self.walk else None
 
 
 class Adjustment(NamedTuple):
@@ -8139,6 +10491,17 @@ def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarr
     return _without(scores, np.array([history.eos]))
 
 
+def constrain(scores: np.ndarray, history: History) -> np.ndarray:
+    """Exclude what the constraint does not allow. It comes last, since suppress_tokens, which has no score left to change, might
+    as well come before it; transformers' prefix_allowed_tokens_fn does not."""
+    if history.walk is None:
+        return scores
+    allowed = history.walk.allowed
+    constrained = np.full_like(scores, -np.inf)
+    constrained[allowed] = scores[allowed]
+    return constrained
+
+
 @adjusts(prepare=lambda ids: np.array(ids, np.int64), stretch=_moves)
 def suppress_tokens(scores: np.ndarray, ids: np.ndarray, history: History) -> np.ndarray:
     """Exclude tokens."""
@@ -8236,8 +10599,8 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
-from .options import SamplingOptions
-from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
+from .options import CONSTRAINTS, SamplingOptions
+from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -8266,13 +10629,13 @@ class Sampling(SamplingOptions):
         """Scores after all processors that come before the temperature."""
         for name, value in self.adjustments:
             scores = ADJUSTMENTS[name].apply(scores, value, history)
-        return scores
+        return constrain(scores, history)
 
     def in_ids(self, vocab: int, encode: Callable[[str], list[int]]) -> "Sampling":
-        """The same with its texts as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
+        """The same with the texts of its processors as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
         found: dict[str, Any] = {}
         for name, declared in self.options().items():
-            if not (value := getattr(self, name)):
+            if not (value := getattr(self, name)) or name in CONSTRAINTS:
                 continue
             ids: tuple[Any, ...] = ()
             if declared.kind is TEXTS:
@@ -8306,8 +10669,10 @@ class Draws:
 
 def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int:
     """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
+    if (only := history.only) is not None:
+        return only
     scores = how.adjusted(logits, history)
-    if how.adjustments:
+    if how.adjustments or history.walk:
         require_choice(bool(scores.max() > -np.inf))
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
@@ -8343,6 +10708,8 @@ def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History
 
     Only what is known here to be bounded counts: with any other processor the answer is no.
     """
+    if history.only is not None:
+        return True
     found = _adjusted_within(logits, how, history)
     if found is None:
         return False
@@ -8367,7 +10734,7 @@ def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tup
         scores = processor.apply(scores, value, history)
         largest = np.abs(scores[np.isfinite(scores)]).max(initial=0)
         error = error * processor.stretch(value) + 2.0**-22 * float(largest)  # of the sum or product, on either side
-    return scores, error
+    return constrain(scores, history), error
 
 
 class _Bounds:
@@ -8453,55 +10820,143 @@ def log_softmax(logits: np.ndarray, token: int) -> float:
     top = float(logits.max())
     return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.scoring', $pg_gpt2_source$"""What a model thinks of given texts: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
 Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
-with at least half a window before it. Logits are made a few rows at a time.
+with at least half a window before it. Logits are made a few rows at a time. Several texts share passes (packing.py); one
+alone goes on from what the session has read (prefixes.py), with the same bits.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import host
-from ..core import gpt2
-from ..core.config import LAYER_NORM_EPS, GPT2Config
-from ..core.tape import Eager
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
-from .decode import checked
+from ..tensor import FLOAT32
+from . import packing, prefixes
+from .decode import Decoder, bytes_of_several, checked, is_exact
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
+OVERFLOW = 700.0  # exp() of more is no double precision
+
+Scores = tuple[np.ndarray, np.ndarray]  # log-probabilities and ranks [n - 1] of a text's tokens from the second on
 
 
-def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> Scores:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    logprobs = np.empty(len(ids) - 1)
-    ranks = np.empty(len(ids) - 1, np.int64)
+    scores = np.empty((2, len(ids) - 1))
     tokens = np.asarray(ids, np.int64)
     progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
-        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in slices.pieces(stop - first, ROWS):
-            targets = tokens[first:stop][rows]
-            logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
-            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
-            logprobs[place], ranks[place] = _score_rows(logits, targets)
-            host.check_interrupts()
+        window = scores[:, start : stop - 1]
+        if is_exact(params):
+            _score_with_cache(params, config, tokens[start:stop], first - start, window, keep=not start)
+        else:  # passes that end at fixed boundaries are slower than one pass
+            hidden = packing.states(params, config, [tokens[start : stop - 1]], config.n_layer)
+            _score_passes(params, [hidden], 0, tokens[start:stop], first - start, window)
         progress.at(stop)
+    return scores[0], scores[1].astype(np.int64)
+
+
+def _score_with_cache(
+    params: DecoderWeights, config: GPT2Config, tokens: np.ndarray, first: int, scores: np.ndarray, keep: bool
+) -> None:  # [n], [2, n - 1]
+    """Scores of tokens[first:]; those that the session knows need no pass, and with `keep` it will know these."""
+    room = len(tokens) - 1
+    host.require_memory(bytes_of_several(params, config, [room]), f"keys and values of {room} positions")
+    decoder = prefixes.take(params, config, tokens, room, scored=True) if keep else Decoder(params, config, room)
+    known = decoder.length
+    scores[:, :known] = decoder.scores
+    _score_passes(params, decoder.passes(tokens[known:-1]), known, tokens, first, scores)
+    if keep:
+        decoder.scores = scores[:, : room - 1].copy()
+        prefixes.give(decoder)
+
+
+def _score_passes(
+    params: DecoderWeights,
+    passes: Iterable[np.ndarray],
+    place: int,
+    tokens: np.ndarray,
+    first: int,
+    scores: np.ndarray,
+) -> None:  # of [T, D], [n], [2, n - 1]
+    """Scores of tokens[first:] that follow the rows of `passes`, the first of which is at `place`."""
+    for hidden in passes:
+        skipped = max(0, min(first - 1 - place, len(hidden)))
+        for rows in slices.pieces(len(hidden) - skipped, ROWS):
+            at = slice(place + skipped + rows.start, place + skipped + rows.stop)
+            logits = checked(lm_head(hidden[skipped:][rows], params["wte"]))
+            scores[:, at] = _score_rows(logits, tokens[1:][at], ranked=True)
+            host.check_interrupts()
+        place += len(hidden)
+
+
+class _Part(NamedTuple):
+    """A window of a text: ids start..stop of it, of which those from `first` on are scored."""
+
+    text: int
+    start: int
+    first: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        """Positions that a pass computes: the last token predicts nothing that is there."""
+        return self.stop - 1 - self.start
+
+
+def scores_of_several(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[Sequence[int]], ranked: bool = True
+) -> list[Scores]:
+    """`token_scores` of each text; of those that have no two tokens, empty ones. Without `ranked` the ranks are 0."""
+    tokens = [np.asarray(ids, np.int64) for ids in texts]
+    scores = [(np.empty(n), np.zeros(n, np.int64)) for n in (max(0, len(ids) - 1) for ids in texts)]
+    width = max(2, config.n_positions)  # one position sees the token before
+    parts = [_Part(i, *window) for i, ids in enumerate(texts) for window in windows(len(ids), width)]
+    progress, done = host.Progress("scoring", "tokens", sum(map(len, texts))), 0
+    for some in packing.passes(parts, lambda part: part.n_rows):
+        hidden = packing.states(params, config, [tokens[p.text][p.start : p.stop - 1] for p in some], config.n_layer)
+        ends = np.cumsum([part.n_rows for part in some])
+        rows = np.concatenate([np.arange(end - (p.stop - p.first), end) for p, end in zip(some, ends)])
+        targets = np.concatenate([tokens[p.text][p.first : p.stop] for p in some])
+        found = _score(params, hidden[rows], targets, ranked)
+        place = 0
+        for part in some:
+            here = slice(place, place := place + part.stop - part.first)
+            for kept, new in zip(scores[part.text], found):
+                kept[part.first - 1 : part.stop - 1] = new[here]
+        done += place
+        progress.at(done)
+    return scores
+
+
+def _score(params: DecoderWeights, hidden: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, D], [m]
+    """Log-probability and rank of each target given the state before it."""
+    logprobs, ranks = np.empty(len(targets)), np.zeros(len(targets), np.int64)
+    for rows in slices.pieces(len(targets), ROWS):
+        logits = checked(lm_head(hidden[rows], params["wte"]))
+        logprobs[rows], ranks[rows] = _score_rows(logits, targets[rows], ranked)
+        host.check_interrupts()
     return logprobs, ranks
 
 
-def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
+def _score_rows(logits: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, V], [m]
     chosen = logits[np.arange(len(targets)), targets]
-    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
+    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1) if ranked else np.zeros(len(targets), np.int64)
     top = logits.max(axis=1, keepdims=True)
     logits -= top
     chosen = chosen - top[:, 0]
     np.exp(logits, out=logits)
-    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
+    totals = [row.sum(dtype=np.float64) for row in logits]  # of all at once, bits could depend on a row's place
+    return chosen - np.log(totals), ranks
 
 
 def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
@@ -8517,6 +10972,17 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
+def perplexity(logprobs: np.ndarray) -> float | None:
+    """exp of their negative mean; None where there are none."""
+    return math.exp(min(-float(logprobs.mean()), OVERFLOW)) if len(logprobs) else None
+
+
+def bytes_of_a_pass(config: GPT2Config) -> int:
+    """Memory that scoring or embedding takes beside the weights: values of a block, and logits with a copy of them."""
+    rows = max(packing.ROWS, config.n_positions)
+    return FLOAT32.itemsize * (16 * rows * config.d_model + 2 * ROWS * config.vocab)
+
+
 def embedding(
     params: DecoderWeights, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str
 ) -> np.ndarray:
@@ -8524,24 +10990,44 @@ def embedding(
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
     """
-    depth = _depth(layer, config)
+    return embeddings(params, config, [ids], layer, pooling)[0]
+
+
+def embeddings(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[Sequence[int]], layer: int | None, pooling: str
+) -> list[np.ndarray]:
+    """`embedding` of each text, which has at least one token."""
+    depth = depth_of(layer, config)
+    require_pooling(pooling)
+    window = config.n_positions
+    tokens = [np.asarray(ids, np.int64)[-window if pooling == "last" else 0 :] for ids in texts]
+    parts = [(i, piece) for i, ids in enumerate(tokens) for piece in slices.pieces(len(ids), window)]
+    totals = np.zeros((len(texts), config.d_model), np.float64)
+    progress, done = host.Progress("embedding", "tokens", sum(map(len, tokens))), 0
+    for some in packing.passes(parts, lambda part: part[1].stop - part[1].start):
+        x = checked(packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "hidden states")
+        place = 0
+        for i, piece in some:
+            rows = x[place : (place := place + piece.stop - piece.start)]
+            totals[i] += rows[-1] if pooling == "last" else rows.sum(axis=0, dtype=np.float64)
+        done += place
+        progress.at(done)
+    if pooling == "mean":
+        totals /= np.array([len(ids) for ids in tokens])[:, None]
+    return list(totals.astype(np.float32))
+
+
+def require_pooling(pooling: str) -> None:
+    """22023 for what is no way of pooling."""
     if pooling not in ("mean", "last"):
         raise InvalidParameter(
             f"pooling must be 'mean' or 'last', not '{pooling}'",
             hint="mean averages all tokens, last takes the last one.",
         )
-    tokens = np.asarray(ids, np.int64)
-    if pooling == "last":
-        return _states(params, config, tokens[-config.n_positions :], depth)[-1]
-    progress = host.Progress("embedding", "tokens", len(ids))
-    total = np.zeros(config.d_model, np.float64)
-    for window in slices.pieces(len(tokens), config.n_positions):
-        total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
-        progress.at(window.stop)
-    return (total / len(tokens)).astype(np.float32)
 
 
-def _depth(layer: int | None, config: GPT2Config) -> int:
+def depth_of(layer: int | None, config: GPT2Config) -> int:
+    """How many blocks `layer` means. 22023 where there are not so many."""
     depth = config.n_layer if layer is None else layer
     if depth < 0:
         depth += config.n_layer + 1
@@ -8551,16 +11037,228 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
             hint="0 is the embeddings, -1 or null the state after the final norm.",
         )
     return depth
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.slots', $pg_gpt2_source$"""Many questions to a model of which each is a text and a tree of what may follow it: log-probabilities of what follows.
+
+A few streams, the slots, keep their keys and values from one question to the next, which goes on from the longest beginning that
+some slot has read. Questions share passes where a row's company does not matter, one a slot; so each gets the bits that it gets
+alone, and nothing is copied but where a beginning is wanted in one more slot.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from ..errors import OutOfMemory
+from ..fast import slices
+from ..fast.layout import DecoderWeights
+from . import prefixes
+from .decode import LOGITS_ROWS, PREFILL_ROWS, Decoder, bytes_of_several, checked, logits_of, read_with_trees
+from .trees import NO_TREE, Trie
+
+MOST_SLOTS, MOST_POSITIONS = 32, 6144  # of which all slots together have room for so many
+PASS_ROWS = 240  # of several questions: more would only need more slots
+LEAST_COPIED = 16  # tokens: fewer are read as quickly
+ROOM = 128  # positions: rooms are multiples
+MOST_WAITING = 256  # items that wait for the results of one before
+
+T = TypeVar("T")
 
 
-def _states(params: DecoderWeights, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
-    run = Eager()
-    x = gpt2.embed(run, params, ids[None])
-    for i in range(depth):
-        x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
-    if depth == config.n_layer:
-        x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
-    return checked(x[0], "hidden states")
+class Question(NamedTuple):
+    """A text's ids, and the tokens that may follow."""
+
+    ids: list[int]
+    trie: Trie
+
+
+class _Slot:
+    """A stream, and how much of it the question before went on from."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.shared = 0
+        self.is_free = True
+
+
+class _Turn(NamedTuple):
+    """A question that is in the next passes."""
+
+    slot: _Slot
+    question: Question
+    rest: list[int]  # what remains to be read
+
+
+class Slots:
+    """Answers questions to one model."""
+
+    def __init__(self, params: DecoderWeights, config: GPT2Config) -> None:
+        self._params, self._config = params, config
+        self._slots: list[_Slot] = []  # least recently used first
+        self._most = 1
+        self._turns: list[_Turn] = []
+        self._rows = 0  # that they need
+        self._logits = 0  # rows for which memory was asked
+
+    def answers(self, items: Iterable[tuple[T, list[Question]]]) -> Iterator[tuple[T, list[np.ndarray]]]:
+        """Each item with the log-probabilities of the texts of each of its questions, in order; items wait for a few others."""
+        waiting: deque[tuple[T, int]] = deque()
+        found: deque[np.ndarray] = deque()
+        for item, questions in items:
+            waiting.append((item, len(questions)))
+            for question in questions:
+                if not self._take(question):
+                    found += self._answer()
+                    self._take(question)
+            if len(waiting) > MOST_WAITING:
+                found += self._answer()
+            while waiting and (waiting[0][1] <= len(found)):
+                yield waiting[0][0], [found.popleft() for _ in range(waiting.popleft()[1])]
+        found += self._answer()
+        for item, count in waiting:
+            yield item, [found.popleft() for _ in range(count)]
+
+    def answer(self, questions: list[Question]) -> list[np.ndarray]:
+        """The log-probabilities of the texts of each of a few questions."""
+        ((_, found),) = self.answers([(None, questions)])
+        return found
+
+    def give(self) -> None:
+        """Keep for later calls what a slot has read."""
+        if self._slots:
+            prefixes.give(self._slots[-1].decoder)
+            self._slots.clear()
+
+    def _take(self, question: Question) -> bool:
+        """Have a slot read this question in the next passes; False where those have no room for it."""
+        ids = np.asarray(question.ids, np.int64)
+        usable = [slot.decoder.usable_for(ids) for slot in self._slots]
+        best = max(usable, default=0)
+        rows = len(ids) - best + len(question.trie.tree)
+        if self._turns and self._rows + rows > PASS_ROWS:
+            return False
+        slot = self._slot_for(ids, best, usable)
+        if slot is None:
+            return False
+        rest = slot.decoder.resume(question.ids)
+        slot.shared, slot.is_free = slot.decoder.length, False
+        self._slots.remove(slot)
+        self._slots.append(slot)
+        self._turns.append(_Turn(slot, question, list(rest)))
+        self._rows += rows
+        return True
+
+    def _slot_for(self, ids: np.ndarray, best: int, usable: list[int]) -> _Slot | None:
+        """A free slot, which has then read the first `best` of ids, as some slot has. None: there is none.
+
+        It is one that has read them, and no beginning of more that was of use; else a new one, or the least recently used.
+        """
+        own = zip(self._slots, usable) if best >= LEAST_COPIED else ()
+        fitting = (slot for slot, length in own if slot.is_free and length == best >= slot.shared)
+        source = self._slots[usable.index(best)].decoder if best >= LEAST_COPIED else None
+        slot = next(fitting, None) or self._new_slot(ids) or next((slot for slot in self._slots if slot.is_free), None)
+        if slot is not None:
+            self._make_room(slot, len(ids))
+            if source is not None and slot.decoder.usable_for(ids) < best:
+                source.copy_to(slot.decoder, best)
+        return slot
+
+    def _new_slot(self, ids: np.ndarray) -> _Slot | None:
+        """One more slot, where there may be one more and there is memory for it; the first begins as an earlier call ended."""
+        room = len(ids) if not self._slots else _rounded(len(ids))
+        if self._slots and sum(slot.decoder.cache.room for slot in self._slots) + room > MOST_POSITIONS:
+            return None
+        if len(self._slots) >= self._most:
+            return None
+        try:
+            self._require(room)
+        except OutOfMemory:
+            if not self._slots:
+                raise
+            self._most = len(self._slots)
+            return None
+        if self._slots:
+            slot = _Slot(Decoder(self._params, self._config, room))
+        else:
+            slot = _Slot(prefixes.take(self._params, self._config, ids, room))
+            self._most = MOST_SLOTS if slot.decoder.exact else 1
+        self._slots.insert(0, slot)
+        return slot
+
+    def _make_room(self, slot: _Slot, length: int) -> None:
+        """See that the slot has room for so many positions."""
+        if slot.decoder.cache.room < length:
+            room = _rounded(length)
+            self._require(room)
+            larger = Decoder(self._params, self._config, room)
+            slot.decoder.copy_to(larger, slot.decoder.length)
+            slot.decoder = larger
+
+    def _require(self, room: int) -> None:
+        wanted = bytes_of_several(self._params, self._config, [room])
+        host.require_memory(wanted, f"keys and values of {room} positions")
+
+    def _answer(self) -> list[np.ndarray]:
+        """Log-probabilities of the texts of each question that was taken."""
+        turns, self._turns, self._rows = self._turns, [], 0
+        if not turns:
+            return []
+        tries = [turn.question.trie for turn in turns]
+        trees = [trie.tree if len(trie.tree) <= PREFILL_ROWS else NO_TREE for trie in tries]
+        hidden = read_with_trees([turn.slot.decoder for turn in turns], [turn.rest for turn in turns], trees)
+        blocks: Iterable[np.ndarray] = [np.concatenate(hidden)]
+        if len(tries[0].tree) > PREFILL_ROWS:  # it is alone
+            decoder = turns[0].slot.decoder
+            parts = (decoder.feed_tree(part)[leading:] for part, leading in tries[0].parts(PREFILL_ROWS))
+            blocks = chain(blocks, parts)
+        if (needed := min(LOGITS_ROWS, sum(map(len, tries)))) > self._logits:
+            host.require_memory(2 * 4 * self._config.vocab * needed, f"logits of {needed} tokens")
+            self._logits = needed
+        starts = np.cumsum([0, *map(len, tries[:-1])])
+        rows = np.concatenate([start + trie.rows for start, trie in zip(starts, tries)])
+        found = _logprobs(self._params, blocks, rows, np.concatenate([trie.tokens for trie in tries]))
+        for turn in turns:
+            turn.slot.is_free = True
+        ends = np.cumsum([len(trie.rows) for trie in tries])[:-1]
+        return [trie.add_up(some) for trie, some in zip(tries, np.split(found, ends))]
+
+
+def _rounded(length: int) -> int:
+    """Room for so many positions, and mostly for the next text."""
+    return -(-length // ROOM) * ROOM
+
+
+def _logprobs(
+    params: DecoderWeights, blocks: Iterable[np.ndarray], rows: np.ndarray, tokens: np.ndarray
+) -> np.ndarray:  # blocks of [m, D], [k], [k] -> [k]
+    """Log-probability of each token after the row beside it; blocks hold the stream after ln_f at all rows, which ascend."""
+    found = np.empty(len(rows))
+    first = 0
+    for block in blocks:
+        for piece in slices.pieces(len(block), LOGITS_ROWS):
+            begin, end = first + piece.start, first + piece.stop
+            some = slice(*np.searchsorted(rows, (begin, end)))
+            logits = checked(logits_of(params, block[piece]))
+            found[some] = log_probabilities(logits, rows[some] - begin, tokens[some])
+            host.check_interrupts()
+        first += len(block)
+    return found
+
+
+def log_probabilities(
+    logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray
+) -> np.ndarray:  # [m, V], [k], [k] -> [k]
+    """Log-probability of each token by the row beside it; the logits are used up."""
+    chosen = logits[rows, tokens]
+    top = logits.max(axis=1)
+    logits -= top[:, None]
+    np.exp(logits, out=logits)
+    return (chosen - top[rows]) - np.log(logits.sum(axis=1, dtype=np.float64))[rows]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.stops', $pg_gpt2_source$"""Stop strings, looked for in a text while it grows: one automaton of all of them (Aho and Corasick 1975).
 
@@ -8759,6 +11457,133 @@ def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterat
         normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
         yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.trees', $pg_gpt2_source$"""Texts that begin alike as a tree of tokens, each of which is read once; and such a tree in parts that fit a pass.
+
+A tree is read after what a stream has read, and changes nothing there: see `Decoder.feed_tree`.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from heapq import merge
+
+import numpy as np
+
+from .. import host
+from ..fast import slices
+from ..tensor import FLOAT32
+
+CHECKED, SORTED = 1000, 1 << 15  # texts that are gone through, and that are sorted, between two looks for an interrupt
+
+
+class Tree:
+    """n tokens; the parent of each is an earlier one by its number, or -1, the end of what was read before."""
+
+    def __init__(self, tokens: Sequence[int] | np.ndarray, parents: Sequence[int] | np.ndarray) -> None:
+        self.tokens, self.parents = np.asarray(tokens, np.int64), np.asarray(parents, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """[n, n]: 0 where a token follows another or is it, else -inf."""
+        mask = np.full((len(self), len(self)), -np.inf, FLOAT32)
+        for token, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                mask[token, :token] = mask[parent, :token]
+            mask[token, token] = 0
+        return mask
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """[n]: how many tokens lead to each, itself not counted."""
+        depths = np.zeros(len(self), np.int64)
+        for token, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                depths[token] = depths[parent] + 1
+        return depths
+
+
+NO_TREE = Tree([], [])
+
+
+class Trie:
+    """Texts as a tree of tokens, and where the log-probability of each token of each text is to be found.
+
+    A text's last token needs no pass, unless another text goes on from it. Row 0 is what was read before the texts, row 1 + i the
+    i-th token of the tree: what stands there says what may follow.
+    """
+
+    def __init__(self, texts: Sequence[list[int]]) -> None:
+        self.n_texts = len(texts)
+        tokens, parents = array("q"), array("q")
+        rows, follow, numbers = array("q"), array("q"), array("q")
+        path = [0]  # rows that lead through the text
+        before: list[int] = []
+        for number in _sorted(texts):
+            text = texts[number]
+            del path[1 + common(before[: len(path) - 1], text[:-1]) :]
+            for token in text[len(path) - 1 : -1]:
+                parents.append(path[-1] - 1)
+                tokens.append(token)
+                path.append(len(tokens))
+            rows.extend(path[: len(text)])
+            follow.extend(text)
+            numbers.extend([number] * len(text))
+            before = text
+        self.tree = Tree(tokens, parents)
+        order = np.argsort(rows, kind="stable")
+        self.rows, self.tokens, self._texts = (np.asarray(each, np.int64)[order] for each in (rows, follow, numbers))
+
+    def __len__(self) -> int:
+        return 1 + len(self.tree)
+
+    def add_up(self, logprobs: np.ndarray) -> np.ndarray:
+        """The log-probability of each text, of those that are wanted for `rows` and `tokens`."""
+        return np.bincount(self._texts, logprobs, self.n_texts)
+
+    def parts(self, size: int) -> Iterator[tuple[Tree, int]]:
+        """The tree in parts of `size` tokens, to each of which what leads to it is added: so many tokens come before its own."""
+        if len(self.tree) <= size:
+            yield self.tree, 0
+            return
+        tokens, parents = self.tree.tokens, self.tree.parents
+        for first in range(0, len(tokens), size):
+            last = min(first + size, len(tokens))
+            leading = _ancestors(parents, first)
+            chosen = np.concatenate([leading, np.arange(first, last)])
+            place = {number: place for place, number in enumerate(chosen.tolist())} | {-1: -1}
+            yield Tree(tokens[chosen], [place[parent] for parent in parents[chosen].tolist()]), len(leading)
+
+
+def _ancestors(parents: np.ndarray, number: int) -> np.ndarray:
+    """Those of a token, which come first in the tree; of what follows it, too, all that come before it."""
+    found = []
+    while (number := int(parents[number])) >= 0:
+        found.append(number)
+    return np.array(found[::-1], np.int64)
+
+
+def _sorted(texts: Sequence[list[int]]) -> Iterator[int]:
+    """Numbers of the texts in the order of their tokens, with looks for an interrupt."""
+    runs = []
+    for some in slices.pieces(len(texts), SORTED):
+        runs.append(sorted(range(some.start, some.stop), key=texts.__getitem__))
+        host.check_interrupts()
+    for count, number in enumerate(merge(*runs, key=texts.__getitem__) if len(runs) > 1 else runs[0]):
+        if count % CHECKED == 0:
+            host.check_interrupts()
+        yield number
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """How many tokens both begin with."""
+    most = min(len(a), len(b))
+    if a[:most] == b[:most]:
+        return most
+    return next(place for place in range(most) if a[place] != b[place])
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
 `db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
@@ -8783,9 +11608,15 @@ def _enough(wanted: int, purpose: str) -> None:
     """Outside a server memory is not asked for: only this process would be killed for taking too much."""
 
 
+def _none() -> int:
+    """Outside a server nothing is kept for later calls."""
+    return 0
+
+
 check_interrupts: Callable[[], None] = _nothing
 notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
+prefix_room: Callable[[], int] = _none  # bytes of keys and values that may be kept for later calls
 
 
 class Progress:
@@ -8812,6 +11643,7 @@ memory alone is not here: that is asked for when it is needed.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_SAMPLES = 1024  # texts for each prompt: a row of the result each
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
 MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
@@ -9380,7 +12212,10 @@ def __getattr__(name: str) -> ModuleType:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
+from typing import Any
+
 from ...errors import InvalidParameter, UndefinedObject, require
+from ...generation import prefixes
 from .. import db, diagnosis, resources, vocabularies
 from ..diagnosis import Finding
 from ..entry import entry
@@ -9394,20 +12229,27 @@ def doctor() -> list[Finding]:
 
 
 @entry
-def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
-    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
-    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+def cache_status() -> list[tuple[Any, ...]]:
+    """Rows (kind, model, version, bytes, shared, entries, tokens_saved), of what the caller may see: another role may have filled
+    the caches."""
+    rows: list[tuple[Any, ...]] = [
+        ("prefix", *used.identity[:2], used.nbytes, False, used.entries, used.saved)
+        for used in prefixes.session.usage()
+    ]
+    rows += [
+        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
+    ]
     if state := weights.cache.state:
-        models.append(("training", state.model, state.version, state.nbytes, False))
-    known = store.known([model for _, model, *_ in models])
-    models = [row for row in models if row[1] in known]
-    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
+        rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
+    known = store.known([model for _, model, *_ in rows])
+    rows = [row for row in rows if row[1] in known]
+    return rows + [("tokenizer", name, version, None, False, None, None) for name, version in vocabularies.cached()]
 
 
 @entry
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
-    freed = weights.cache.bytes()
+    freed = weights.cache.bytes() + prefixes.session.nbytes
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
@@ -9887,10 +12729,133 @@ def history(model: str, name: str) -> list[tuple]:
     require(model=model, name=name)
     return list(tensor_versions.history(model, name))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.choosing', $pg_gpt2_source$"""llm_choose and its family: which of several texts follows a prompt, for one prompt or for the rows of a query."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ... import host
+from ...errors import InvalidParameter, require
+from ...generation.choosing import Choices, Chooser, Scores
+from ...limits import MOST_IDS
+from .. import db, resources, vocabularies
+from ..caller_query import Keyed, keyed_texts, source_texts
+from ..entry import entry
+from ..prompts import end_of_text
+from ..storage import weights
+from .rows import Failures
+
+BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
+
+Texts = list[str | None]
+
+
+@entry
+def choose(prompt: str | None, choices: Texts | None, normalize: str, model_name: str | None) -> Iterator[Any]:
+    """Rows (rank, choice, logprob, probability, tokens), best first."""
+    if prompt is None or not choices:
+        return iter(())
+    return _ranked(choices, _scores(prompt, choices, normalize, model_name))
+
+
+@entry
+def classify(prompt: str | None, choices: Texts | None, normalize: str, model_name: str | None) -> str | None:
+    """The best of the choices."""
+    if prompt is None or not choices:
+        return None
+    return choices[_scores(prompt, choices, normalize, model_name).best()]
+
+
+@entry
+def choose_from(
+    prompt: str | None, source: str, normalize: str, model_name: str | None, source_path: str
+) -> Iterator[Any]:
+    """As `choose`, among the rows of a query."""
+    if prompt is None:
+        return iter(())
+    require(source=source, source_path=source_path)
+    choices = _collected(source_texts(source, source_path))
+    return _ranked(choices, _scores(prompt, choices, normalize, model_name)) if choices else iter(())
+
+
+@entry
+def choose_rows(
+    source: str, choices: Texts | None, normalize: str, model_name: str | None, source_path: str
+) -> Iterator[tuple[str | None, str | None, float | None]]:
+    """Rows (key, choice, probability), in the order of the query."""
+    require(source=source, source_path=source_path)
+    rows = keyed_texts(source, source_path)
+    if not choices:
+        return ((key, None, None) for key, _ in rows)
+    return _chosen(choices, _chooser(choices, normalize, model_name), rows)
+
+
+def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
+    progress, failures = host.Progress("choosing", "rows"), Failures()
+    for done, (key, scores) in enumerate(chooser.choose_each(rows, failures.add), 1):
+        if scores is None:
+            yield key, None, None
+        else:
+            best = scores.best()
+            yield key, choices[best], float(scores.probabilities()[best])
+        progress.at(done)
+    failures.tell()
+
+
+def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:
+    """The scores of the choices after one prompt; a NOTICE where that is too long for the window."""
+    scores = _chooser(choices, normalize, model_name).choose(prompt)
+    if scores.cut:
+        db.notice(f"the prompt is too long for the model's window: its first {scores.cut} tokens are left out")
+    return scores
+
+
+def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
+    require(normalize=normalize)
+    model = weights.load(model_name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
+
+    def start(what: str) -> int:
+        return end_of_text(model, tokenizer, what)
+
+    found = Choices(choices, tokenizer, model.config, model.name, start)
+    return Chooser(model.decoder_weights, model.config, found, normalize)
+
+
+def _ranked(choices: Texts, scores: Scores) -> Iterator[tuple[int, str | None, float, float, int]]:
+    """Rows (rank, choice, logprob, probability, tokens)."""
+    probabilities = scores.probabilities()
+    for rank, number in enumerate(scores.ranking().tolist(), 1):
+        yield (
+            rank,
+            choices[number],
+            float(scores.logprobs[number]),
+            float(probabilities[number]),
+            int(scores.tokens[number]),
+        )
+
+
+def _collected(texts: Iterator[str]) -> Texts:
+    """The texts of a query, for which memory is asked as they come. 22023 for more than an array takes."""
+    found: Texts = []
+    wanted, asked = 0, resources.SMALL
+    for text in texts:
+        if len(found) == MOST_IDS:
+            raise InvalidParameter(
+                f"source has more than {MOST_IDS} rows to choose from", hint="Choose among fewer: add a WHERE."
+            )
+        found.append(text)
+        wanted += BYTES_A_TEXT + BYTES_A_CHARACTER * len(text)
+        if wanted > asked:
+            asked = 2 * wanted
+            resources.require_memory(asked, f"{len(found)} choices")
+        host.check_interrupts()
+    return found
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -9902,10 +12867,12 @@ from ...bytea_ops import require_room
 from ...core import gpt2
 from ...core.config import GPT2Config
 from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import batch, beam
-from ...generation.decode import Decoder, bytes_of_several, check_ids
+from ...generation import batch, beam, prefixes
+from ...generation.constraints.compiled import compiled
+from ...generation.constraints.constraint import Constraint
+from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
+from ...generation.options import BeamSearch, Call, Generation, ManyTexts, TextGeneration, all_options, gather
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
@@ -9915,11 +12882,13 @@ from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt
+from ..prompts import check_prompt, draw_seed, encode_prompt, prompt_ids
 from ..storage import store, weights
 from ..tape import recording
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
+MOST_TEXTS = 512  # that are begun before the first of them is given
+MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
 
 
 @entry
@@ -9975,7 +12944,20 @@ def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokeni
     """What generation is asked for, with end-of-text, texts and seed resolved."""
     seed = draw_seed() if asked.seed is None else asked.seed
     eos = _eos(asked, model.config, tokenizer)
-    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=resources.prompt_lookup())
+    constraint = _constraint(sampling, model, eos)
+    if constraint and asked.stop:
+        raise InvalidParameter(
+            "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
+        )
+    look_up = resources.prompt_lookup()
+    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=look_up, constraint=constraint)
+
+
+def _constraint(sampling: Sampling, model: weights.Model, eos: int | None) -> Constraint | None:
+    """What the text must be, if anything; 55000 for a model without vocabulary."""
+    if sampling.constraint is None:
+        return None
+    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos)
 
 
 def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
@@ -10003,28 +12985,80 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
 
+class TextsJob:
+    """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        asked, sampling = gather(given, ManyTexts, Sampling)
+        self.n, self.echo = asked.n, asked.echo
+        self._stops = Stops(asked.stop)
+        self.model = weights.load(asked.model_name)
+        self.tokenizer = vocabularies.tokenizer_of(self.model.name)
+        self._options = _options(asked, sampling, self.model, self.tokenizer)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt, however many; the end-of-text token for an empty one."""
+        return prompt_ids(prompt, self.model, self.tokenizer)
+
+    def texts(
+        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, int, str | InvalidParameter]]:
+        """(place, sample from 0, new text or why there is none) of `prompts` as each ends; `numbers` in the call are from 0."""
+        samples = [(place, sample) for place in range(len(prompts)) for sample in range(self.n)]
+        each = [
+            replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
+            for place, sample in samples
+        ]
+        streams = [TextStream(self.tokenizer, self._stops, self._options.eos) for _ in samples]
+        for number, outcome in batch.generate_each(
+            self.model.decoder_weights,
+            self.model.config,
+            [prompts[place] for place, _ in samples],
+            each,
+            [stream.add for stream in streams],
+            self._together([len(prompts[place]) for place, _ in samples]),
+        ):
+            streams[number].finish()
+            yield *samples[number], outcome if isinstance(outcome, InvalidParameter) else streams[number].text()
+
+    def _together(self, lengths: list[int]) -> int:
+        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow."""
+        config, max_tokens = self.model.config, self._options.max_tokens
+        lengths = sorted(lengths, reverse=True)[: batch.MOST_TOGETHER]
+        rooms = [length + max_tokens for length in lengths]
+        while len(lengths) > 1:
+            if bytes_of_several(self.model.decoder_weights, config, rooms[: len(lengths)]) <= MOST_CACHED:
+                try:
+                    _require_cache(self.model, lengths, max_tokens)
+                    return len(lengths)
+                except OutOfMemory:
+                    pass
+            del lengths[-(len(lengths) // 4 or 1) :]
+        if lengths:
+            _require_cache(self.model, lengths, max_tokens)
+        return len(lengths)
+
+
 @entry
-def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None]]:
-    """Rows (n, text), n from 1; the text of a null prompt is null."""
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None, int]]:
+    """Rows (n, text, sample), n and sample from 1; the texts of a null prompt are null."""
     if not prompts:
         return []
-    asked, sampling = gather(given, TextGeneration, Sampling)
-    stops = Stops(asked.stop)
-    model = weights.load(asked.model_name)
-    tokenizer = vocabularies.tokenizer_of(model.name)
-    options = _options(asked, sampling, model, tokenizer)
-    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    job = TextsJob(given)
+    ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    rows: list[tuple[int, str | None, int]] = [
+        (n, None, sample) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
+    ]
     while ids:
-        numbers = list(islice(ids, batch.MOST_TOGETHER))
-        prompt_ids = [ids.pop(n) for n in numbers]
-        _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
-        each = [replace(options, seed=options.seed + n) for n in numbers]
-        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.decoder_weights, model.config, prompt_ids, each, [text.add for text in texts])
-        for n, text in zip(numbers, texts):
-            text.finish()
-            prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
-    return list(enumerate(prompts, 1))
+        numbers = list(islice(ids, max(1, MOST_TEXTS // job.n)))
+        for place, sample, text in job.texts([ids.pop(n) for n in numbers], numbers):
+            if isinstance(text, InvalidParameter):
+                raise text
+            n = numbers[place]
+            rows[n * job.n + sample] = (n + 1, ((prompts[n] or "") if job.echo else "") + text, sample + 1)
+        for n in numbers:
+            prompts[n] = None  # it may be large
+    return rows
 
 
 @entry
@@ -10037,7 +13071,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.tokenizer_of(model.name) if stops else None
+    tokenizer = vocabularies.tokenizer_of(model.name) if stops or sampling.constraint else None
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
@@ -10069,13 +13103,15 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
+    eos = _eos(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
-        eos=_eos(asked, model.config, tokenizer),
+        eos=eos,
         sampling=_in_ids(sampling, model),
+        constraint=_constraint(sampling, model, eos),
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
@@ -10112,7 +13148,9 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.decoder_weights, model.config, len(ids)).feed(ids)
+    _require_cache(model, [len(ids)], 0)
+    decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
+    prefixes.give(decoder)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []
@@ -10787,9 +13825,229 @@ def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int
         *(model, older_than, keep_every),
     )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.rows', $pg_gpt2_source$"""llm_generate_rows, llm_perplexity_rows, llm_embedding_rows: texts of a query, with keys, in shared passes.
+
+Rows come back in the query's order, a pass or a few after they were read, so that a million take the memory of some hundreds.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, NamedTuple
+
+from ... import host
+from ...errors import InvalidParameter, require
+from ...generation import packing, scoring
+from ...generation.decode import check_ids
+from ...tokenizer.bpe import Tokenizer
+from .. import db, resources, vocabularies
+from ..caller_query import Keyed, keyed_texts
+from ..entry import entry
+from ..prompts import end_of_text
+from ..storage import weights
+from .generation import MOST_TEXTS, TextsJob
+
+MOST_TOGETHER = (
+    256  # rows that are read before the first of them is given, where a pass of all their tokens is not full
+)
+FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
+MOST_EMPTY = 8  # times as many rows, where most of them have no text
+MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
+
+
+class Row(NamedTuple):
+    """A row of the source; `ids` of its text, None where it is NULL or has no result."""
+
+    key: str | None
+    text: str | None
+    ids: list[int] | None
+
+
+class Report:
+    """What a NOTICE tells at the end: which rows have no result, for reasons of their own, and how many prompts were cut."""
+
+    def __init__(self) -> None:
+        self.cut = 0
+        self._failed, self._first = 0, ""
+
+    def failed(self, key: str | None, error: InvalidParameter) -> None:
+        """The row with this key has no result because of `error`."""
+        self._failed += 1
+        self._first = self._first or f"{'NULL' if key is None else key}: {error.message}"
+
+    def tell(self, window: int) -> None:
+        """NOTICEs, where there is something to tell."""
+        if self._failed:
+            db.notice(f"{_counted(self._failed, 'row')} no result; the first is that with the key {self._first}")
+        if self.cut:
+            db.notice(f"{_counted(self.cut, 'prompt')} more than {window} tokens, the model's window; its end was used")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"1 {what} has" if number == 1 else f"{number:,} {what}s have"
+
+
+def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:
+    for key, text in source:
+        ids = None
+        if text is not None:
+            try:
+                ids = encode(text)
+            except InvalidParameter as error:
+                report.failed(key, error)
+        yield Row(key, text, ids)
+
+
+# --- scoring -----------------------------------------------------------------------------------------------------------
+
+
+@entry
+def perplexity_rows(
+    source: str, model_name: str | None, from_start: bool, source_path: str
+) -> Iterator[tuple[str | None, float | None, int | None]]:
+    """Rows (key, perplexity, tokens)."""
+    require(source=source, from_start=from_start, source_path=source_path)
+    model = weights.load(model_name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
+    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    resources.require_memory(scoring.bytes_of_a_pass(model.config), "scoring several texts at once")
+    return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
+
+
+def _perplexities(
+    model: weights.Model, passes: Iterator[list[Row]], start: list[int]
+) -> Iterator[tuple[str | None, float | None, int | None]]:
+    progress, done = host.Progress("scoring", "rows"), 0
+    for rows in passes:
+        texts = [start + row.ids for row in rows if row.ids is not None]
+        found = iter(scoring.scores_of_several(model.decoder_weights, model.config, texts, ranked=False))
+        for key, _, ids in rows:
+            if ids is None:
+                yield key, None, None
+            else:
+                logprobs, _ = next(found)
+                yield key, scoring.perplexity(logprobs), len(logprobs)
+        progress.at(done := done + len(rows))
+
+
+@entry
+def embedding_rows(
+    source: str, layer: int | None, pooling: str, model_name: str | None, source_path: str
+) -> Iterator[tuple[str | None, list[float] | None]]:
+    """Rows (key, embedding)."""
+    require(source=source, pooling=pooling, source_path=source_path)
+    model = weights.load(model_name)
+    tokenizer = vocabularies.tokenizer_of(model.name)
+    scoring.depth_of(layer, model.config)
+    scoring.require_pooling(pooling)
+    resources.require_memory(scoring.bytes_of_a_pass(model.config), "embedding several texts at once")
+    return _embeddings(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), layer, pooling)
+
+
+def _embeddings(
+    model: weights.Model, passes: Iterator[list[Row]], layer: int | None, pooling: str
+) -> Iterator[tuple[str | None, list[float] | None]]:
+    progress, done = host.Progress("embedding", "rows"), 0
+    for rows in passes:
+        texts = [row.ids for row in rows if row.ids]
+        found = iter(scoring.embeddings(model.decoder_weights, model.config, texts, layer, pooling) if texts else ())
+        for key, _, ids in rows:
+            yield key, next(found).tolist() if ids else None
+        progress.at(done := done + len(rows))
+
+
+def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokenizer) -> Iterator[list[Row]]:
+    """Rows in order, those together that fill a pass of the model."""
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        check_ids(ids, model.config, model.name)
+        return ids
+
+    report, tokens = Report(), 0
+    together: list[Row] = []
+    for row in _encoded(source, encode, report):
+        size = len(row.ids or ())
+        if together and (tokens + size > packing.ROWS or len(together) == MOST_TOGETHER):
+            yield together
+            together, tokens = [], 0
+        together.append(row)
+        tokens += size
+    if together:
+        yield together
+    report.tell(model.config.n_positions)
+
+
+# --- generating --------------------------------------------------------------------------------------------------------
+
+
+@entry
+def generate_rows(source: str, **given: Any) -> Iterator[tuple[str | None, str | None, int]]:
+    """Rows (key, text, sample), sample from 1."""
+    require(source=source, source_path=given["source_path"])
+    return _texts(TextsJob(given), keyed_texts(source, given["source_path"]))
+
+
+def _texts(job: TextsJob, source: Iterator[Keyed]) -> Iterator[tuple[str | None, str | None, int]]:
+    report, window = Report(), job.model.config.n_positions
+    progress, done, numbers = host.Progress("generating", "rows"), 0, count()
+
+    def encode(prompt: str) -> list[int]:
+        ids = job.encode(prompt)
+        report.cut += len(ids) > window
+        return ids[-window:]
+
+    for rows in _in_waves(_encoded(source, encode, report), job.n):
+        for key, text, sample in _of_wave(job, rows, [next(numbers) for _ in rows], report):
+            yield key, text, sample
+            if sample == job.n:
+                progress.at(done := done + 1)
+    report.tell(window)
+
+
+def _in_waves(rows: Iterator[Row], n: int) -> Iterator[list[Row]]:
+    """Rows in order, those together whose texts are generated before the next ones are read: more and more, so that the first
+    come soon and the processor is busy later."""
+    together: list[Row] = []
+    most, texts, characters = FIRST_TEXTS, 0, 0
+    for row in rows:
+        together.append(row)
+        texts += n if row.ids is not None else 0
+        characters += len(row.text or "")
+        if texts >= most or n * len(together) >= MOST_EMPTY * most or characters >= MOST_CHARACTERS:
+            yield together
+            together, texts, characters = [], 0, 0
+            most = min(2 * most, MOST_TEXTS)
+    if together:
+        yield together
+
+
+def _of_wave(
+    job: TextsJob, rows: list[Row], numbers: list[int], report: Report
+) -> Iterator[tuple[str | None, str | None, int]]:
+    """Rows of the result in order, each as soon as it and those before it are there."""
+    places = [place for place, row in enumerate(rows) if row.ids is not None]
+    texts: dict[tuple[int, int], str | None] = {
+        (place, sample): None for place, row in enumerate(rows) if row.ids is None for sample in range(job.n)
+    }
+    waiting = ((place, sample) for place in range(len(rows)) for sample in range(job.n))
+    following = next(waiting, None)
+    ended = job.texts([row.ids for row in rows if row.ids is not None], [numbers[place] for place in places])
+    while following is not None:
+        while following in texts:
+            yield rows[following[0]].key, texts.pop(following), following[1] + 1
+            following = next(waiting, None)
+        if following is None:
+            return
+        place, sample, text = next(ended)
+        row = rows[places[place]]
+        if isinstance(text, InvalidParameter):
+            report.failed(row.key, text)
+            texts[places[place], sample] = None
+        else:
+            texts[places[place], sample] = (row.text or "" if job.echo else "") + text
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
 
-import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -10843,7 +14101,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
     if len(ids) < 2:
         return None
     scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
-    return math.exp(min(-float(scores.mean()), 700.0))
+    return scoring.perplexity(scores)
 
 
 @entry
@@ -11558,6 +14816,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.boot', $pg_gpt2_so
 from .. import host
 from ..core import tape
 from . import db, resources
+from .storage import weights
 
 
 def begin(schema: str, digest: str) -> None:
@@ -11566,41 +14825,41 @@ def begin(schema: str, digest: str) -> None:
     host.check_interrupts = db.check_interrupts
     host.notice = db.notice
     host.require_memory = resources.require_memory
+    host.prefix_room = weights.prefix_room
     tape.before_each_op = db.check_interrupts
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: one column of text, read with the caller's rights and search_path."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import plpy
 
+from ..core import op
 from ..errors import InvalidParameter
 from . import db
 from .sql_errors import server_error
+
+FETCHED = 1 << 20  # characters that are asked for at a time, judged by those that came before
+FIRST, MOST = 16, 256  # rows at a time
+TEXTS = "SELECT body FROM documents"
+KEYED = "SELECT id, body FROM documents"
+
+Keyed = tuple[str | None, str | None]  # key and text of a row
+
+_left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
 
 def source_texts(source: str, search_path: str) -> Iterator[str]:
     """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
 
-    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    The path is set only while the query runs, so that it cannot lead our own statements astray. Not across the rows of a set.
     """
     with _search_path(search_path):
-        open_before = _portals()
-        try:
-            rows = db.open_cursor(source)
-        except plpy.spiexceptions.InvalidCursorDefinition:
-            raise InvalidParameter(
-                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
-            ) from None
-        except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
-                raise
-            # not a query at all, or of something that is not there
-            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
-            raise server_error(f"source: {error}", error.sqlstate, None, hint) from None
-        # What a cursor fetches is a dict a row, in which columns of one name are one, and has no colnames(); FETCH has.
-        names = db.columns(max(_portals() - open_before))
+        rows, columns = _open(source, TEXTS)
+        names = [name for name, _ in columns]
         if len(names) != 1:
             raise _not_one_text(names)
         batch = rows.fetch(100)
@@ -11615,15 +14874,121 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     rows.close()
 
 
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint=f"Example: '{TEXTS}'."
+    )
+
+
+def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
+    """(key, text) of each row of a caller's query of two columns, with the caller's rights under the caller's `search_path`.
+
+    The query begins with this call, so that errors come with it. A function that calls this must be VOLATILE, and may give rows
+    of a set while it reads: between rows, where PL/Python may not have a cursor open, the query waits in a cursor of the server,
+    which PL/Python does not know of. The server closes it with the transaction, or a savepoint that is rolled back; we do at its
+    end. Where the reader stops early nothing can be called any more (see `entry`), and the next call closes it.
+    """
+    _close_what_was_left()
+    name = f"pg_gpt2 {uuid.uuid4().hex}"
+    with _search_path(search_path):
+        rows, columns = _open(source, KEYED)
+        rows.close()
+        _require_key_and_text(columns)
+        # What has just been opened is one statement, so its parentheses are balanced: it cannot end the one around it.
+        within = source.rstrip("; \t\r\n")
+        try:
+            plpy.execute(
+                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR"
+                " SELECT s.key::pg_catalog.text AS key, s.text::pg_catalog.text AS text"
+                f" FROM (\n{within}\n) AS s (key, text)"
+            )
+        except plpy.SPIError as error:
+            if error.sqlstate not in ("42601", "0A000"):
+                raise
+            raise InvalidParameter(
+                f"source must be a query that only reads: {error}",
+                hint=f"Example: '{KEYED}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+            ) from None
+    return _rows_of(name, search_path)
+
+
+def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
+    count, at_end = FIRST, False
+    try:
+        while not at_end:
+            with _search_path(search_path):
+                batch = _fetch(cursor, count)
+            at_end, size = len(batch) < count, 1
+            for key, text in batch:
+                size += len(key or "") + len(text or "")
+                yield key, text
+            count = max(1, min(MOST, 4 * count, count * FETCHED // size))
+    except GeneratorExit:
+        _left.add(cursor)
+        raise
+    _close(cursor)
+
+
+def _fetch(cursor: str, count: int) -> list[Keyed]:
+    fast = op.is_fast()
+    try:
+        found = plpy.execute(f"FETCH FORWARD {count} FROM {db.quote_identifier(cursor)}")
+    except plpy.spiexceptions.InvalidCursorName as error:
+        hint = "It ends with the savepoint in which the first row was fetched: fetch the first row before SAVEPOINT."
+        raise server_error("the source was closed before its end", error.sqlstate, None, hint) from None
+    finally:
+        op.use_fast(fast)  # the query may have called us
+    return [(row["key"], row["text"]) for row in found]
+
+
+def _close(cursor: str) -> None:
+    plpy.execute(f"CLOSE {db.quote_identifier(cursor)}")
+
+
+def _close_what_was_left() -> None:
+    for cursor in _portals() & _left if _left else ():
+        _close(cursor)
+    _left.clear()
+
+
+def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
+    """22023 unless there are two columns, the second of them of a type of texts."""
+    names = ", ".join(name for name, _ in columns)
+    if len(columns) != 2:
+        raise InvalidParameter(
+            f"source must return two columns, key and text, not ({names})", hint=f"Example: '{KEYED}'."
+        )
+    of_text = "SELECT typcategory = 'S' AS is_text, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
+    found = db.row(of_text, ["text"], str(columns[1][1])) or {}
+    if not found["is_text"]:
+        raise InvalidParameter(
+            f"the second column of source, {columns[1][0]}, must be a text, not of type {found['type']}",
+            hint=f"The first column is a key of any type. Example: '{KEYED}'.",
+        )
+
+
+def _open(source: str, example: str) -> tuple[Any, list[tuple[str, int]]]:
+    """A cursor of PL/Python over `source`, and names and types of its columns. 22023 where it is not one query."""
+    open_before = _portals()
+    try:
+        rows = db.open_cursor(source)
+    except plpy.spiexceptions.InvalidCursorDefinition:
+        raise InvalidParameter(
+            "source must be one query", hint=f"Example: '{example}', without a second statement."
+        ) from None
+    except plpy.SPIError as error:
+        if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
+            raise
+        # not a query at all, or of something that is not there
+        hint = f"source is the text of a query, such as '{example}'."
+        raise server_error(f"source: {error}", error.sqlstate, None, hint) from None
+    # What a cursor fetches is a dict a row, in which columns of one name are one, and has no colnames(); FETCH has.
+    return rows, db.columns(max(_portals() - open_before))
+
+
 def _portals() -> set[str]:
     """Names of the cursors that are open in this session."""
     return {row["name"] for row in db.query("SELECT name FROM pg_catalog.pg_cursors")}
-
-
-def _not_one_text(names: list[str]) -> InvalidParameter:
-    return InvalidParameter(
-        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
-    )
 
 
 @contextmanager
@@ -11860,9 +15225,10 @@ def open_cursor(source: str) -> Any:
     return plpy.cursor(source)
 
 
-def columns(portal: str) -> list[str]:
-    """Names of the columns of an open cursor of the server."""
-    return plpy.execute(f"FETCH 0 FROM {quote_identifier(portal)}").colnames()
+def columns(portal: str) -> list[tuple[str, int]]:
+    """Names of the columns of an open cursor of the server, and oids of their types."""
+    found = plpy.execute(f"FETCH 0 FROM {quote_identifier(portal)}")
+    return list(zip(found.colnames(), found.coltypes()))
 
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
@@ -12399,11 +15765,16 @@ from .storage import weights
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
     """Ids of the prompt, cut to the window; the end-of-text token for an empty prompt."""
+    return _tail(prompt_ids(prompt, model, tokenizer), model)
+
+
+def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt, however many; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
         return [end_of_text(model, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
-    return _tail(ids, model)
+    return ids
 
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
@@ -12460,6 +15831,10 @@ RESERVE = 256 << 20  # bytes left to everybody else
 SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
+PREFIX_CACHE = "64MB"
+
+_limit: int | None = None  # what memory_limit found last, in this call
+_prefix_cache = 0  # pg_gpt2.prefix_cache in bytes, as this call has it
 spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
 
 
@@ -12471,11 +15846,15 @@ def cores() -> int:
 
 
 def apply_settings(workers: int = 1) -> None:
-    """Apply pg_gpt2.fast, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all cores."""
+    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
+    cores."""
+    global _limit, _prefix_cache
     found = db.row(
         "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
+        " nullif(current_setting('pg_gpt2.prefix_cache', true), '') AS prefix_cache,"
         " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
     )
+    _limit, _prefix_cache = None, _bytes("pg_gpt2.prefix_cache", (found or {})["prefix_cache"] or PREFIX_CACHE)
     wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
     fast = (found or {})["fast"]
@@ -12525,6 +15904,7 @@ def _checked(name: str, text: str | None, default: int) -> int:
 
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
+    global _limit
     row = db.row(
         "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
         " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
@@ -12532,7 +15912,16 @@ def memory_limit() -> int:
     setting, cap = (row or {})["setting"], (row or {})["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
-    return min(limits) if limits else _memory() * 3 // 4
+    _limit = min(limits) if limits else _memory() * 3 // 4
+    return _limit
+
+
+def prefix_room(held: int) -> int:
+    """Bytes that texts which were read may take: pg_gpt2.prefix_cache, within what pg_gpt2.max_memory leaves beside `held`.
+
+    Both are as the present call found them, so that this asks the server for nothing where memory was asked for before.
+    """
+    return min(_prefix_cache, max(0, (memory_limit() if _limit is None else _limit) - held)) if _prefix_cache else 0
 
 
 def _memory() -> int:
@@ -12546,7 +15935,8 @@ def _bytes(name: str, text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,9})?)\s*(\w*)\s*", text, re.ASCII)
     if found is None or found[2].lower() not in UNITS:
         raise InvalidParameter(
-            f"{name} must be a size of memory, not '{text}'", hint="Examples: 800MB, 4GB. RESET pg_gpt2.max_memory;"
+            f"{name} must be a size of memory, not '{text}'",
+            hint=f"Examples: 800MB, 4GB. RESET {name if name.startswith('pg_gpt2.') else 'pg_gpt2.max_memory'};",
         )
     return int(float(found[1]) * UNITS[found[2].lower()])
 
@@ -14592,7 +17982,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14601,6 +17991,7 @@ from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
+from ...generation import prefixes
 from ...tensor import FLOAT32
 from .. import db, resources
 from . import store, weight_file
@@ -14638,6 +18029,14 @@ class Model:
         return dict(self.params)
 
 
+class Identity(NamedTuple):
+    """Which weights a model has: what was computed with them holds as long as this."""
+
+    name: str
+    version: str
+    config: GPT2Config
+
+
 class Kept(Protocol):
     """What a training step left behind: weights and moments of a model at one version of its rows."""
 
@@ -14669,8 +18068,9 @@ class _Cache:
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
         self.models.pop(name, None)
+        prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
         while self.models and self.bytes() + wanted > room:
@@ -14688,14 +18088,21 @@ class _Cache:
         """Give up everything."""
         self.models.clear()
         self.state = None
+        prefixes.session.clear()
 
     def spare(self) -> None:
         """Give up what is only there to save time."""
         self.state = None
+        prefixes.session.clear()
 
 
 cache = _Cache()
 resources.spared.append(cache.spare)
+
+
+def prefix_room() -> int:
+    """Bytes that texts which were read may take beside the weights."""
+    return resources.prefix_room(cache.bytes())
 
 
 def size(model: Model) -> int:
@@ -14725,8 +18132,11 @@ def load(model: str | None) -> Model:
     if found is None or found.config != wanted:
         cache.make_room(name, _loading(wanted), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        found.decoder_weights.identity = Identity(name, found.version, wanted)
         cache.put(found)
-    return found if is_fast() else replace(found, decoder_weights=layout.DecoderWeights(found.plain()))
+    if is_fast():
+        return found
+    return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
@@ -18045,6 +21455,7 @@ PIECE = 1024  # characters; small, so that one rare character slows one piece do
 LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for in windows
 LOOK_AHEAD = 3  # characters after a word that its match may have looked at: 'll
 STAND_INS_A_CHECK = 1 << 16
+WORDS_SOUGHT = 256  # characters at the end of a text that are searched first for the last place to cut
 WINDOW = 1 << 22  # characters that are searched between two looks for an interrupt
 
 
@@ -18087,6 +21498,18 @@ def _cut(text: str, start: int) -> int:
         start += WINDOW - 1
         host.check_interrupts()
     return len(text)
+
+
+def last_cut(text: str) -> int:
+    """The last place where a piece may end: whatever is appended to `text`, the words before it stay as they are. 0: none."""
+    window = WORDS_SOUGHT
+    while True:
+        start = max(0, len(text) - window)
+        found = [match.end() - 1 for match in _CUT.finditer(text, start)]
+        if found or not start:
+            return found[-1] if found else 0
+        window *= 4
+        host.check_interrupts()
 
 
 def _word_lists(text: str, start: int, end: int) -> Iterator[list[str]]:
@@ -18842,11 +22265,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -18859,11 +22282,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -19227,11 +22650,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -19249,11 +22672,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -19268,11 +22691,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -19299,11 +22722,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -19315,11 +22738,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -19330,11 +22753,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -19376,11 +22799,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -19396,11 +22819,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -19414,11 +22837,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -19444,11 +22867,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -19459,11 +22882,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -19472,11 +22895,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -19491,11 +22914,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -19508,11 +22931,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -19523,11 +22946,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -19542,11 +22965,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -19560,11 +22983,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -19575,11 +22998,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -19597,11 +23020,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -19612,11 +23035,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -19627,11 +23050,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -19660,11 +23083,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -19704,11 +23127,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -19736,11 +23159,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -19783,19 +23206,20 @@ CREATE FUNCTION llm_generate_batch(
     echo boolean DEFAULT true,
     options jsonb DEFAULT NULL
 )
-RETURNS TABLE (n integer, text text)
+RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
-    'the one that llm_generate gives with seed + n - 1.';
+    'the one that llm_generate gives with seed + n - 1. The key n of options, here s, asks for s samples of each prompt, '
+    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
@@ -19812,11 +23236,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -19852,19 +23276,19 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.options(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
 CREATE VIEW llm_generation_options AS
 SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
 COMMENT ON VIEW llm_generation_options IS
-    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and '
-    'llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, '
+    'llm_generate_rows and llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
     'transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, '
     'that is an error. default_value null: none.';
 GRANT SELECT ON llm_generation_options TO PUBLIC;
@@ -19879,11 +23303,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -19901,11 +23325,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -19936,11 +23360,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -19952,11 +23376,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -19973,16 +23397,224 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
+
+-- In SQL, since PL/Python must not run in a parallel plan; so the error about lengths is one that the server raises with this
+-- SQLSTATE, and with a text of ours in it. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
+CREATE FUNCTION llm_cosine(a real[], b real[])
+RETURNS double precision
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE
+    WHEN cardinality(a) <> cardinality(b) THEN length(pg_catalog.normalize('', format(
+        'llm_cosine takes arrays of equal length, not of %s and %s numbers', cardinality(a), cardinality(b))))
+    WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
+        SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
+        FROM (
+            SELECT sum(x * y) AS xy, nullif(sqrt(sum(x * x) * sum(y * y)), 0) AS length
+            FROM (SELECT unnest(a)::double precision AS x, unnest(b)::double precision AS y) AS pair
+        ) AS sums)
+END;
+COMMENT ON FUNCTION llm_cosine IS
+    'Cosine of the angle between two vectors, as embeddings are compared: 1 for the same direction, 0 for nothing in '
+    'common. NaN where one of them is zero, as in pgvector; null where one is null, empty, or has a null element. '
+    'Arrays of different lengths are an error (22023).';
+
+-- sql/choosing.sql
+
+-- Choosing: which of several texts follows a prompt.
+
+CREATE FUNCTION llm_choose(
+    prompt text,
+    choices llm_texts,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL
+)
+RETURNS TABLE (
+    rank integer,
+    choice text,
+    logprob double precision,
+    probability double precision,
+    tokens integer
+)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].choosing.choose(globals())
+$$;
+COMMENT ON FUNCTION llm_choose IS
+    'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
+    'tokens, and its probability among the choices. Prompt and choice are encoded together; blanks at the prompt''s end '
+    'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize (SQL has a word of its own like that: write "normalize" => ...) says what is compared: '
+    'none, log-probabilities; tokens, their mean over a choice''s tokens; bytes, divided by the bytes of the choice '
+    '(acc_norm); prior, minus what the choice has at the beginning of a text, for choices that are likely anywhere. '
+    'probability is the softmax of that, and of equal choices the first comes first. The prompt is processed once, and '
+    'what choices begin with in common, too. A prompt that does not fit the window beside a choice loses its beginning.';
+
+CREATE FUNCTION llm_classify(
+    prompt text,
+    choices llm_texts,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL
+)
+RETURNS text
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].choosing.classify(globals())
+$$;
+COMMENT ON FUNCTION llm_classify IS
+    'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
+    'llm_choose_rows is several times as fast.';
+
+CREATE FUNCTION llm_choose_from(
+    prompt text,
+    source text,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (
+    rank integer,
+    choice text,
+    logprob double precision,
+    probability double precision,
+    tokens integer
+)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].choosing.choose_from(globals())
+$$;
+COMMENT ON FUNCTION llm_choose_from IS
+    'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
+    'caller''s rights and search_path (source_path), so that row-level security limits what the model can answer. All '
+    'choices are scored, be there tens of thousands.';
+
+CREATE FUNCTION llm_choose_rows(
+    source text,
+    choices llm_texts,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, choice text, probability double precision)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].choosing.choose_rows(globals())
+$$;
+COMMENT ON FUNCTION llm_choose_rows IS
+    'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
+    'common, such as instructions, is processed once, and prompts share passes of the model. source is a query of two '
+    'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
+    'in its order; for a null prompt choice and probability are null.';
+
+-- sql/rows.sql
+
+-- Rows: texts of a query, with keys, through a model. What they give, and in which form they stream, is docs/rows.md.
+
+CREATE FUNCTION llm_generate_rows(
+    source text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, text text, sample integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].rows.generate_rows(globals())
+$$;
+COMMENT ON FUNCTION llm_generate_rows IS
+    'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
+    'one after another. source is a query of two columns, a key of any type and a prompt, and runs with the caller''s '
+    'rights and search_path (source_path). Rows come in its order; row p draws by seed + p - 1, and with n samples for '
+    'each prompt (options => ''{"n": 3}'') its sample i by seed + (p - 1) n + i - 1. A null prompt gives a null text, and '
+    'so does one that cannot be continued, which a NOTICE tells; of one that is too long the end is used.';
+
+CREATE FUNCTION llm_perplexity_rows(
+    source text,
+    model_name text DEFAULT NULL,
+    from_start boolean DEFAULT false,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, perplexity double precision, tokens integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].rows.perplexity_rows(globals())
+$$;
+COMMENT ON FUNCTION llm_perplexity_rows IS
+    'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
+    'texts share a pass of the model, which is faster than one after another. source is a query of two columns, a key of '
+    'any type and a text, and runs with the caller''s rights and search_path (source_path). Rows come in its order; the '
+    'perplexity of a null or too short text is null.';
+
+CREATE FUNCTION llm_embedding_rows(
+    source text,
+    layer integer DEFAULT NULL,
+    pooling text DEFAULT 'mean',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, embedding real[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].rows.embedding_rows(globals())
+$$;
+COMMENT ON FUNCTION llm_embedding_rows IS
+    'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
+    'which is faster than one after another. source is a query of two columns, a key of any type and a text, and runs '
+    'with the caller''s rights and search_path (source_path). Rows come in its order; the embedding of a null or empty '
+    'text is null.';
 
 -- sql/training.sql
 
@@ -20002,11 +23634,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -20034,11 +23666,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.loss(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -20080,11 +23712,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -20117,11 +23749,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -20193,11 +23825,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.train(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -20242,11 +23874,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -20261,11 +23893,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.options(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -20282,11 +23914,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -20431,11 +24063,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -20448,11 +24080,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -20465,11 +24097,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -20506,11 +24138,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -20521,11 +24153,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -20542,11 +24174,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -20570,11 +24202,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -20600,11 +24232,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -20624,11 +24256,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -20647,11 +24279,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -20667,11 +24299,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -20748,11 +24380,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -20777,11 +24409,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -20799,11 +24431,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -20812,11 +24444,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -20826,11 +24458,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -20839,11 +24471,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -20853,11 +24485,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -20866,11 +24498,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -20885,11 +24517,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -20905,11 +24537,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -20919,11 +24551,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -20933,11 +24565,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -20951,11 +24583,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -20973,11 +24605,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -20988,11 +24620,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -21001,11 +24633,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -21014,11 +24646,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -21036,11 +24668,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -21061,11 +24693,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -21084,11 +24716,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -21112,11 +24744,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -21127,11 +24759,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -21145,11 +24777,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -21165,11 +24797,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -21194,11 +24826,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -21217,11 +24849,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -21234,11 +24866,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -21257,11 +24889,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -21282,11 +24914,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -21295,11 +24927,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -21312,11 +24944,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -21327,11 +24959,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -21369,11 +25001,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -21396,11 +25028,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -21415,11 +25047,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -21432,11 +25064,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -21462,11 +25094,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -21477,11 +25109,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -21492,11 +25124,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -21507,11 +25139,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -21522,11 +25154,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -21539,11 +25171,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -21571,30 +25203,40 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
     'status ok, warn or error, the last two with a hint.';
 
 CREATE FUNCTION llm_cache_status()
-RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean)
+RETURNS TABLE (
+    kind         text,
+    model        text,
+    version      text,
+    bytes        bigint,
+    shared       boolean,
+    entries      integer,
+    tokens_saved bigint
+)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
-    'moments that llm_train_step left for the next step (kind training). The first row is the next to be given up. '
+    'moments that llm_train_step left for the next step (kind training). Kind prefix: texts that were read, how many, '
+    'and how many tokens calls did not have to read again because of them, since the first of them; see '
+    'pg_gpt2.prefix_cache. Of each kind the first row is the next to be given up; prefixes go before weights. '
     'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
     'file that all sessions use.';
 
@@ -21603,14 +25245,14 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
-    'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
+    'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
     'the tables again. Called by the owner of the extension, it also removes the files of weights that sessions '
     'share.';
 
@@ -21619,11 +25261,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -21646,6 +25288,10 @@ FROM (VALUES
     ('pg_gpt2.prompt_lookup', 'on',
      'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this '
      'processor gives the same tokens so; changes no result.'),
+    ('pg_gpt2.prefix_cache', '64MB',
+     'Memory for texts that this session has read: a call that begins with the same tokens goes on from there, with the '
+     'same result. A position of gpt2-small takes 72 kB, so that 64 MB are some 900 positions; 0 keeps nothing. Counts in '
+     'pg_gpt2.max_memory.'),
     ('pg_gpt2.autograd', 'off',
      'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also '
      'llm_autograd_mode.'),
@@ -21678,11 +25324,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -21706,11 +25352,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -21736,11 +25382,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -21751,11 +25397,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -21766,11 +25412,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 9917ea4ff89f @extschema@' not in GD:
+if 'pg_gpt2 73ddcdf78ab1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 9917ea4ff89f @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 73ddcdf78ab1 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

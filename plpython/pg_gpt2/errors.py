@@ -31,6 +31,12 @@ class NullNotAllowed(PgGpt2Error):
     sqlstate = "22004"
 
 
+class InvalidRegularExpression(PgGpt2Error):
+    """A pattern that cannot be read, or that is no regular one."""
+
+    sqlstate = "2201B"
+
+
 class MalformedData(PgGpt2Error):
     """A file or a byte string that is not what it claims to be."""
 

@@ -43,6 +43,14 @@ LONG = {
     "embedding of rows": "SELECT (llm_embedding_rows('SELECT 1, letters FROM words', model_name => 'slow')).key",
     "a source that takes long": "SELECT count(*) FROM llm_perplexity_rows('SELECT i, i::text FROM generate_series(1, 1e9) i"
     " WHERE i < 0', 'slow')",
+    "a pattern of a megabyte": "SELECT llm_generate('low', 9, model_name => 'slow',"
+    " options => jsonb_build_object('regex', repeat('[ab]c?', 170000)))",
+    "many choices": "SELECT llm_generate('low', 9, model_name => 'slow',"
+    " options => (SELECT jsonb_build_object('choices', jsonb_agg((i * 7919)::text)) FROM generate_series(1, 80000) AS i))"
+    " FROM generate_series(1, 99)",
+    "states without end": "SELECT llm_generate('low', 1000, model_name => 'slow',"
+    " options => jsonb_build_object('regex', '((x{1,1000}y?){1,1000}z?){1,1000}' || repeat('q?', 90)))"
+    " FROM generate_series(1, 99)",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
