@@ -12,7 +12,7 @@ from ..caller_query import Keyed, keyed_texts, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .rows import Failures
+from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
 
@@ -56,32 +56,33 @@ def choose_rows(
     rows = keyed_texts(source, source_path)
     if not choices:
         return ((key, None, None) for key, _ in rows)
-    return _chosen(choices, _chooser(choices, normalize, model_name), rows)
+    model = weights.load(model_name)
+    return _chosen(choices, _chooser(choices, normalize, model), rows, model.config.n_positions)
 
 
-def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
-    progress, failures = host.Progress("choosing", "rows"), Failures()
-    for done, (key, scores) in enumerate(chooser.choose_each(rows, failures.add), 1):
+def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed], window: int) -> Iterator[Any]:
+    progress, report = host.Progress("choosing", "rows"), Report()
+    for done, (key, scores) in enumerate(chooser.choose_each(rows, report.failed), 1):
         if scores is None:
             yield key, None, None
         else:
             best = scores.best()
+            report.cut += scores.cut > 0
             yield key, choices[best], float(scores.probabilities()[best])
         progress.at(done)
-    failures.tell()
+    report.tell(window)
 
 
 def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:
     """The scores of the choices after one prompt; a NOTICE where that is too long for the window."""
-    scores = _chooser(choices, normalize, model_name).choose(prompt)
+    scores = _chooser(choices, normalize, weights.load(model_name)).choose(prompt)
     if scores.cut:
         db.notice(f"the prompt is too long for the model's window: its first {scores.cut} tokens are left out")
     return scores
 
 
-def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
+def _chooser(choices: Texts, normalize: str, model: weights.Model) -> Chooser:
     require(normalize=normalize)
-    model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
