@@ -5,6 +5,14 @@ All work is done by the server's `llm_*` functions; the client names their param
 
 from .aio import AsyncPGLLMClient
 from .client import PGLLMClient
-from .results import Beam, StreamEvent
+from .results import Beam, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 
-__all__ = ["AsyncPGLLMClient", "Beam", "PGLLMClient", "StreamEvent"]
+__all__ = [
+    "AsyncPGLLMClient",
+    "Beam",
+    "EmbeddingRow",
+    "PGLLMClient",
+    "PerplexityRow",
+    "StreamEvent",
+    "TextRow",
+]
