@@ -100,7 +100,7 @@ class Torch:
         rest = self._torch.tensor([ids[self._read_ids :]])
         with self._torch.inference_mode():
             logits = self._model(rest, past_key_values=self._read, use_cache=True, logits_to_keep=1).logits
-        self._read.crop(self._read_ids)
+        self._read.crop(-rest.shape[1])
         return [int(logits[0, -1].argmax())]
 
     def train(self, tokens: list[list[int]], targets: list[list[int]], dropout: float) -> float:

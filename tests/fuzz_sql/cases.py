@@ -31,6 +31,7 @@ COLUMNS = """
 SETTINGS = {
     "pg_gpt2.threads": ("1", "2", "x", ""),
     "pg_gpt2.max_memory": ("10MB", "300MB", "lots", "1"),
+    "pg_gpt2.prefix_cache": ("0", "100kB", "10MB", "lots", ""),
     "pg_gpt2.autograd": ("on", "off", "maybe"),
     "pg_gpt2.attention_chunk": ("1", "7", "0"),
     "pg_gpt2.model": ("m", "nosuch", "", "x"),

@@ -9,7 +9,7 @@ import pytest
 from tests.server.test_transactions import CHANGES
 
 WORDS = "low lower lowest newer wider"
-INSTRUCTIONS = "low lower lowest newer wider naive " * 8  # of 48 words, each some tokens
+INSTRUCTIONS = "low lower lowest newer wider naive " * 20  # more tokens than a pass that can be used again has
 USED = "SELECT entries, tokens_saved, bytes FROM llm_cache_status() WHERE kind = 'prefix' AND model = 'tiny'"
 CALLS = {
     "generate": "SELECT llm_generate(%s, 9, model_name => 'tiny', seed => 4)",
@@ -29,8 +29,8 @@ POLICIES = """
 @pytest.fixture(autouse=True, scope="module")
 def models(module_conn):
     module_conn.execute("SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naive')$$, 270, 'tiny')")
-    module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 64, 512, seed => 1)")
-    module_conn.execute("SELECT llm_init_model('other', 2, 2, 64, 512, 270, seed => 2)")
+    module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 64, 1024, seed => 1)")
+    module_conn.execute("SELECT llm_init_model('other', 2, 2, 64, 1024, 270, seed => 2)")
     module_conn.execute("SELECT llm_dataset_load(%s, 'tiny', 16)", [f"VALUES ('{WORDS * 20}')"])
 
 

@@ -20,6 +20,7 @@ rights at every call. So a changed, rolled back or hidden model finds nothing; w
 may be kept, `host` says. Least recently used ones go first.
 """
 
+from array import array
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -40,9 +41,10 @@ Key = tuple[Hashable, type]  # identity of the weights, and how keys and values 
 
 
 class _Kept(NamedTuple):
-    """A text: whose it is, and a decoder that has read it, which does not hold the weights."""
+    """A text: whose it is, its first tokens, and a decoder that has read it, which does not hold the weights."""
 
     key: Key
+    first: bytes
     decoder: Decoder
     nbytes: int
 
@@ -84,14 +86,13 @@ class Prefixes:
 
     def fit(self, room: int) -> None:
         """Give up what `room` bytes do not hold."""
-        first = 0
-        total = self.nbytes
-        while total > room or len(self._kept) - first > MOST_KEPT:
-            total -= self._kept[first].nbytes
-            first += 1
-        if not first:
+        total, gone = self.nbytes, 0
+        while gone < len(self._kept) and (total > room or len(self._kept) - gone > MOST_KEPT):
+            total -= self._kept[gone].nbytes
+            gone += 1
+        if not gone:
             return
-        del self._kept[:first]
+        del self._kept[:gone]
         known = {kept.key[0] for kept in self._kept}
         for identity in [identity for identity in self._saved if identity not in known]:
             del self._saved[identity]
@@ -99,9 +100,9 @@ class Prefixes:
     def longest(self, key: Key, ids: np.ndarray, scored: bool = False) -> tuple[Decoder | None, int]:
         """The kept text that begins like `ids` for longest, now the last to be given up, and for how long; `scored` as for
         Decoder.usable_for."""
-        best, length = None, LEAST - 1
+        best, length, first = None, LEAST - 1, _first(ids)
         for place, kept in enumerate(self._kept):
-            if kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
+            if kept.first == first and kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
                 best, length = place, usable
         if best is None:
             return None, 0
@@ -119,22 +120,30 @@ class Prefixes:
     def put(self, key: Key, decoder: Decoder, room: int) -> None:
         """Keep a text in the place of those that it begins with, within `room` bytes."""
         decoder.params = NO_WEIGHTS
-        whole = decoder.ids
+        ids, first = decoder.ids, _first(decoder.ids)
         self._kept = [
-            kept for kept in self._kept if kept.key != key or whole[: kept.decoder.length] != kept.decoder.ids
+            kept
+            for kept in self._kept
+            if kept.first != first or kept.key != key or kept.decoder.ids != ids[: kept.decoder.length]
         ]
-        self._kept.append(_Kept(key, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
+        self._kept.append(_Kept(key, first, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
         self.fit(room)
 
     def has(self, key: Key, decoder: Decoder, length: int) -> bool:
         """Whether a kept text, now the last to be given up, begins with the first `length` tokens of `decoder` and knows their
         scores as well."""
-        some, scores = decoder.ids[:length], min(decoder.scores.shape[1], length - 1)
-        for place, (other, kept, _) in enumerate(self._kept):
-            if other == key and kept.ids[:length] == some and kept.scores.shape[1] >= scores:
+        first, scores = _first(decoder.ids), min(decoder.scores.shape[1], length - 1)
+        for place, (other, begin, kept, _) in enumerate(self._kept):
+            is_alike = begin == first and other == key and kept.ids[:length] == decoder.ids[:length]
+            if is_alike and kept.scores.shape[1] >= scores:
                 self._kept.append(self._kept.pop(place))
                 return True
         return False
+
+
+def _first(ids: array | np.ndarray) -> bytes:
+    """The tokens without which nothing is in common."""
+    return ids[:LEAST].tobytes()
 
 
 session = Prefixes()
@@ -143,7 +152,7 @@ session = Prefixes()
 def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored: bool = False) -> Decoder:
     """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them.
     `scored`: of which the scores are known, with that of the next token: `Decoder.scores` [2, length]."""
-    key = _key(params)
+    key = _key(params, kind_of_cache(params))
     found, length = (
         (None, 0) if key is None or len(ids) <= LEAST else session.longest(key, np.asarray(ids, np.int64), scored)
     )
@@ -253,7 +262,7 @@ def _read_families(decoders: Sequence[Decoder], ids: Sequence[np.ndarray], famil
 
 def _fetch(decoder: Decoder, ids: np.ndarray) -> None:
     """Let `decoder`, which has read a beginning of `ids` or nothing, have read what the session has read of them, if more."""
-    key = _key(decoder.params)
+    key = _key(decoder.params, type(decoder.cache))
     if key is None or len(ids) <= LEAST:
         return
     found, length = session.longest(key, ids)
@@ -269,7 +278,7 @@ def give(decoder: Decoder) -> None:
 
 def _keep(decoder: Decoder, length: int, own: bool) -> None:
     """Keep the first `length` positions of `decoder`: in place where it is our `own` and not much larger, else a copy."""
-    key = _key(decoder.params) if length >= LEAST else None
+    key = _key(decoder.params, type(decoder.cache)) if length >= LEAST else None
     if key is None or session.has(key, decoder, length):
         return
     room = host.prefix_room()
@@ -294,10 +303,10 @@ def _fitting(decoder: Decoder, length: int, room: int) -> int:
     return length
 
 
-def _key(params: DecoderWeights) -> Key | None:
-    """Whose texts of these weights are, as they are computed now; None where nothing is kept."""
+def _key(params: DecoderWeights, kind: type) -> Key | None:
+    """Whose texts of these weights are that caches of a `kind` hold; None where nothing is kept."""
     if params.identity is None:
         return None
     room = host.prefix_room()
     session.fit(room)
-    return (params.identity, kind_of_cache(params)) if room else None
+    return (params.identity, kind) if room else None
