@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 a11ab0294898 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 a11ab0294898 @extschema@', '@extschema@')
+    GD['pg_gpt2 4b9bac0e87af @extschema@'] = importer['import_package'](sources, 'pg_gpt2 4b9bac0e87af @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -9999,6 +9999,7 @@ rights at every call. So a changed, rolled back or hidden model finds nothing; w
 may be kept, `host` says. Least recently used ones go first.
 """
 
+from array import array
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10019,9 +10020,10 @@ Key = tuple[Hashable, type]  # identity of the weights, and how keys and values 
 
 
 class _Kept(NamedTuple):
-    """A text: whose it is, and a decoder that has read it, which does not hold the weights."""
+    """A text: whose it is, its first tokens, and a decoder that has read it, which does not hold the weights."""
 
     key: Key
+    first: bytes
     decoder: Decoder
     nbytes: int
 
@@ -10063,14 +10065,13 @@ class Prefixes:
 
     def fit(self, room: int) -> None:
         """Give up what `room` bytes do not hold."""
-        first = 0
-        total = self.nbytes
-        while total > room or len(self._kept) - first > MOST_KEPT:
-            total -= self._kept[first].nbytes
-            first += 1
-        if not first:
+        total, gone = self.nbytes, 0
+        while gone < len(self._kept) and (total > room or len(self._kept) - gone > MOST_KEPT):
+            total -= self._kept[gone].nbytes
+            gone += 1
+        if not gone:
             return
-        del self._kept[:first]
+        del self._kept[:gone]
         known = {kept.key[0] for kept in self._kept}
         for identity in [identity for identity in self._saved if identity not in known]:
             del self._saved[identity]
@@ -10078,9 +10079,9 @@ class Prefixes:
     def longest(self, key: Key, ids: np.ndarray, scored: bool = False) -> tuple[Decoder | None, int]:
         """The kept text that begins like `ids` for longest, now the last to be given up, and for how long; `scored` as for
         Decoder.usable_for."""
-        best, length = None, LEAST - 1
+        best, length, first = None, LEAST - 1, _first(ids)
         for place, kept in enumerate(self._kept):
-            if kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
+            if kept.first == first and kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
                 best, length = place, usable
         if best is None:
             return None, 0
@@ -10098,22 +10099,30 @@ class Prefixes:
     def put(self, key: Key, decoder: Decoder, room: int) -> None:
         """Keep a text in the place of those that it begins with, within `room` bytes."""
         decoder.params = NO_WEIGHTS
-        whole = decoder.ids
+        ids, first = decoder.ids, _first(decoder.ids)
         self._kept = [
-            kept for kept in self._kept if kept.key != key or whole[: kept.decoder.length] != kept.decoder.ids
+            kept
+            for kept in self._kept
+            if kept.first != first or kept.key != key or kept.decoder.ids != ids[: kept.decoder.length]
         ]
-        self._kept.append(_Kept(key, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
+        self._kept.append(_Kept(key, first, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
         self.fit(room)
 
     def has(self, key: Key, decoder: Decoder, length: int) -> bool:
         """Whether a kept text, now the last to be given up, begins with the first `length` tokens of `decoder` and knows their
         scores as well."""
-        some, scores = decoder.ids[:length], min(decoder.scores.shape[1], length - 1)
-        for place, (other, kept, _) in enumerate(self._kept):
-            if other == key and kept.ids[:length] == some and kept.scores.shape[1] >= scores:
+        first, scores = _first(decoder.ids), min(decoder.scores.shape[1], length - 1)
+        for place, (other, begin, kept, _) in enumerate(self._kept):
+            is_alike = begin == first and other == key and kept.ids[:length] == decoder.ids[:length]
+            if is_alike and kept.scores.shape[1] >= scores:
                 self._kept.append(self._kept.pop(place))
                 return True
         return False
+
+
+def _first(ids: array | np.ndarray) -> bytes:
+    """The tokens without which nothing is in common."""
+    return ids[:LEAST].tobytes()
 
 
 session = Prefixes()
@@ -10122,7 +10131,7 @@ session = Prefixes()
 def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored: bool = False) -> Decoder:
     """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them.
     `scored`: of which the scores are known, with that of the next token: `Decoder.scores` [2, length]."""
-    key = _key(params)
+    key = _key(params, kind_of_cache(params))
     found, length = (
         (None, 0) if key is None or len(ids) <= LEAST else session.longest(key, np.asarray(ids, np.int64), scored)
     )
@@ -10232,7 +10241,7 @@ def _read_families(decoders: Sequence[Decoder], ids: Sequence[np.ndarray], famil
 
 def _fetch(decoder: Decoder, ids: np.ndarray) -> None:
     """Let `decoder`, which has read a beginning of `ids` or nothing, have read what the session has read of them, if more."""
-    key = _key(decoder.params)
+    key = _key(decoder.params, type(decoder.cache))
     if key is None or len(ids) <= LEAST:
         return
     found, length = session.longest(key, ids)
@@ -10248,7 +10257,7 @@ def give(decoder: Decoder) -> None:
 
 def _keep(decoder: Decoder, length: int, own: bool) -> None:
     """Keep the first `length` positions of `decoder`: in place where it is our `own` and not much larger, else a copy."""
-    key = _key(decoder.params) if length >= LEAST else None
+    key = _key(decoder.params, type(decoder.cache)) if length >= LEAST else None
     if key is None or session.has(key, decoder, length):
         return
     room = host.prefix_room()
@@ -10273,13 +10282,13 @@ def _fitting(decoder: Decoder, length: int, room: int) -> int:
     return length
 
 
-def _key(params: DecoderWeights) -> Key | None:
-    """Whose texts of these weights are, as they are computed now; None where nothing is kept."""
+def _key(params: DecoderWeights, kind: type) -> Key | None:
+    """Whose texts of these weights are that caches of a `kind` hold; None where nothing is kept."""
     if params.identity is None:
         return None
     room = host.prefix_room()
     session.fit(room)
-    return (params.identity, kind_of_cache(params)) if room else None
+    return (params.identity, kind) if room else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.processors', $pg_gpt2_source$"""What the sampling options do, one function each, in the order in which transformers' `generate` applies them.
 
@@ -14838,7 +14847,6 @@ from typing import Any
 
 import plpy
 
-from ..core import op
 from ..errors import InvalidParameter
 from . import db
 from .sql_errors import server_error
@@ -14931,14 +14939,11 @@ def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
 
 
 def _fetch(cursor: str, count: int) -> list[Keyed]:
-    fast = op.is_fast()
     try:
         found = plpy.execute(f"FETCH FORWARD {count} FROM {db.quote_identifier(cursor)}")
     except plpy.spiexceptions.InvalidCursorName as error:
         hint = "It ends with the savepoint in which the first row was fetched: fetch the first row before SAVEPOINT."
         raise server_error("the source was closed before its end", error.sqlstate, None, hint) from None
-    finally:
-        op.use_fast(fast)  # the query may have called us
     return [(row["key"], row["text"]) for row in found]
 
 
@@ -22266,11 +22271,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -22283,11 +22288,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -22651,11 +22656,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -22673,11 +22678,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -22692,11 +22697,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -22723,11 +22728,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -22739,11 +22744,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -22754,11 +22759,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -22800,11 +22805,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -22820,11 +22825,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -22838,11 +22843,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -22868,11 +22873,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -22883,11 +22888,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -22896,11 +22901,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -22915,11 +22920,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -22932,11 +22937,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -22947,11 +22952,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -22966,11 +22971,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -22984,11 +22989,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -22999,11 +23004,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -23021,11 +23026,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -23036,11 +23041,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -23051,11 +23056,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -23084,11 +23089,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -23128,11 +23133,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -23160,11 +23165,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -23211,11 +23216,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -23237,11 +23242,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -23277,11 +23282,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -23304,11 +23309,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -23326,11 +23331,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -23361,11 +23366,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -23377,11 +23382,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -23398,11 +23403,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -23449,11 +23454,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -23474,11 +23479,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -23501,11 +23506,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -23523,11 +23528,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -23559,11 +23564,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -23582,11 +23587,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -23605,11 +23610,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -23635,11 +23640,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -23667,11 +23672,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -23713,11 +23718,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -23750,11 +23755,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -23826,11 +23831,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.train(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -23875,11 +23880,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -23894,11 +23899,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.options(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -23915,11 +23920,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -24064,11 +24069,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -24081,11 +24086,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -24098,11 +24103,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -24139,11 +24144,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -24154,11 +24159,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -24175,11 +24180,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -24203,11 +24208,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -24233,11 +24238,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -24257,11 +24262,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -24280,11 +24285,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -24300,11 +24305,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -24381,11 +24386,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -24410,11 +24415,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -24432,11 +24437,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -24445,11 +24450,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -24459,11 +24464,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -24472,11 +24477,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -24486,11 +24491,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -24499,11 +24504,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -24518,11 +24523,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -24538,11 +24543,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -24552,11 +24557,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -24566,11 +24571,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -24584,11 +24589,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -24606,11 +24611,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -24621,11 +24626,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -24634,11 +24639,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -24647,11 +24652,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -24669,11 +24674,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -24694,11 +24699,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -24717,11 +24722,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -24745,11 +24750,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -24760,11 +24765,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -24778,11 +24783,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -24798,11 +24803,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -24827,11 +24832,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -24850,11 +24855,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -24867,11 +24872,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -24890,11 +24895,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -24915,11 +24920,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -24928,11 +24933,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -24945,11 +24950,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -24960,11 +24965,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -25002,11 +25007,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -25029,11 +25034,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -25048,11 +25053,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -25065,11 +25070,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -25095,11 +25100,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -25110,11 +25115,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -25125,11 +25130,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -25140,11 +25145,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -25155,11 +25160,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -25172,11 +25177,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -25204,11 +25209,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -25227,11 +25232,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -25246,11 +25251,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -25262,11 +25267,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -25325,11 +25330,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -25353,11 +25358,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -25383,11 +25388,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -25398,11 +25403,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -25413,11 +25418,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a11ab0294898 @extschema@' not in GD:
+if 'pg_gpt2 4b9bac0e87af @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a11ab0294898 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 4b9bac0e87af @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -1,6 +1,8 @@
 -- llm_generate_rows
-SELECT key, text FROM llm_generate_rows('SELECT id, left(body, 8) FROM proverb ORDER BY id LIMIT 3', temperature => 0);
+SELECT key, text FROM llm_generate_rows($$VALUES ('a', 'All that'), ('b', NULL)$$, temperature => 0);
 SELECT count(*), count(DISTINCT sample) FROM llm_generate_rows($$VALUES ('a', 'All that'), ('b', NULL)$$, 5, options => '{"n": 3}');
+--> a|All that glitters is not gold.
+--> b|
 --> 6|3
 
 -- llm_perplexity_rows

@@ -34,6 +34,12 @@ class GenerationOptions(TypedDict, total=False):
     regex: Annotated[str | None, None]
 
 
+class ManyOptions(GenerationOptions, total=False):
+    """How several prompts are: as llm_generate_batch does."""
+
+    n: Annotated[int, 1]
+
+
 class BeamOptions(TypedDict, total=False):
     """How beam search continues a prompt: as llm_beam_search does."""
 
@@ -72,6 +78,7 @@ KEYS = (
     "frequency_penalty",
     "choices",
     "regex",
+    "n",
 )
 
 

@@ -22,6 +22,7 @@ import bounds  # first: it keeps BLAS at one thread
 import decoding
 import learning
 import machine
+import many_rows
 import report
 import rivals
 import scaling
@@ -41,6 +42,7 @@ TOPICS: dict[str, list[Topic]] = {
     "batch": [("decoders", 1, 3, decoding.batch)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "prefix": [("torch", 1, 3, decoding.prefix)],
+    "rows": [("", 1, 3, many_rows.many_rows)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),
         ("torch", 0, 2, lambda bench: learning.train(bench, 4, 256, 1)),

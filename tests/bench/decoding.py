@@ -36,7 +36,7 @@ def decode(bench: Bench) -> None:
 def position(bench: Bench) -> None:
     """Two streams in turns, a token each: one at the window's beginning, one near its end."""
     row = bench.row("position", f"decode at position {FAR}", "tokens/s", rate=True)
-    prompts = {place: _text(bench, place - WINDOW // 2) for place in (NEAR, FAR)}
+    prompts = {place: english_of(bench, place - WINDOW // 2) for place in (NEAR, FAR)}
     seconds: dict[int, list[float]] = {NEAR: [], FAR: []}
     with ExitStack() as stack:
         near, far = (
@@ -81,7 +81,7 @@ def lookup(bench: Bench) -> None:
     bench.notes["the texts that repeat themselves"] = f"{[len(set(text)) for text in ours]} different tokens"
 
 
-def _text(bench: Bench, length: int) -> str:
+def english_of(bench: Bench, length: int) -> str:
     """English of about `length` tokens, another at each call."""
     text = english(1_000_000)[0]
     start = bench.rng.randrange(len(text) - 20 * length)
@@ -100,7 +100,7 @@ def batch(bench: Bench) -> None:
         rate=True,
         bound=SGEMM,
     )
-    texts = [_text(bench, PROMPT) for _ in range(BATCH)]
+    texts = [english_of(bench, PROMPT) for _ in range(BATCH)]
     prompts = [bench.server.main.value("SELECT llm_encode(%s, %s)", text, MODEL) for text in texts]
     parties = [us(partial(bench.server.main.generate_batch, texts, count))]
     parties += [

@@ -180,3 +180,20 @@ def test_the_client_works_behind_a_pooler(pooler, model):
             assert client.perplexity("low lower") > 0
         source = "SELECT repeat('low lower ', 50)"
         assert client.train(2, source=source, block_size=8, log_every=0) < client.train(2, commit_every=1, log_every=0)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement", "session"])
+def test_rows_of_a_query_stay_with_their_client_behind_a_pooler(pooler, model, mode):
+    """The cursor that they are read with is of the server, and nobody else's: also where readers stop early."""
+
+    def work(conn: psycopg.Connection, number: int) -> list[float]:
+        source = f"SELECT i, 'low ' || i FROM generate_series({number}, {number + 39}) AS i"
+        call = f"llm_perplexity_rows($${source}$$, 'm')"
+        keys = [int(key) for (key,) in conn.execute(f"SELECT key FROM {call}")]
+        first = conn.execute(f"SELECT ({call}).key LIMIT 1").fetchone()[0]
+        return [keys == list(range(number, number + 40)), int(first) == number]
+
+    address = pooler(mode)
+    assert all(all(result) for _, result in all_clients(address, work))
+    with psycopg.connect(address, autocommit=True, prepare_threshold=None) as conn:
+        assert conn.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE 'pg_gpt2 %'").fetchone() == (0,)

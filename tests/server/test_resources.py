@@ -173,6 +173,8 @@ MIXED = [
     "SELECT llm_generate_tokens('{{1,2}}', 3, model_name => 'm', seed => {n})",
     "SELECT count(*) FROM llm_generate_batch('{{low,new}}', 3, model_name => 'm', seed => {n})",
     "SELECT count(*) FROM llm_beam_search('low', 2, 3, model_name => 'm')",
+    "SELECT count(*) FROM llm_generate_rows($$SELECT {n}, 'low'$$, 3, model_name => 'm', seed => {n})",
+    "SELECT (llm_perplexity_rows($$VALUES (1, 'low {n}'), (2, 'lower')$$, 'm')).key LIMIT 1",
     "SELECT (llm_generate_stream('low', 3, model_name => 'm', seed => {n})).text LIMIT 1",
     "SELECT llm_decode(llm_encode('lower {n} newest', 'm'), 'm')",
     "SELECT llm_train_step('m', lr_max => 1e-4)",
