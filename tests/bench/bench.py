@@ -40,6 +40,7 @@ TOPICS: dict[str, list[Topic]] = {
     "lookup": [("", 1, 3, decoding.lookup)],
     "batch": [("decoders", 1, 3, decoding.batch)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
+    "prefix": [("torch", 1, 3, decoding.prefix)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),
         ("torch", 0, 2, lambda bench: learning.train(bench, 4, 256, 1)),

@@ -89,6 +89,20 @@ class Torch:
             logits = self._model(self._torch.tensor([ids]), use_cache=True, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 
+    def read(self, ids: list[int]) -> None:
+        """Keep keys and values of a text, for `after`."""
+        with self._torch.inference_mode():
+            self._read = self._model(self._torch.tensor([ids]), use_cache=True, logits_to_keep=1).past_key_values
+        self._read_ids = len(ids)
+
+    def after(self, ids: list[int]) -> list[int]:
+        """The most probable next id of a text that begins with the one that was read, whose keys and values are used again."""
+        rest = self._torch.tensor([ids[self._read_ids :]])
+        with self._torch.inference_mode():
+            logits = self._model(rest, past_key_values=self._read, use_cache=True, logits_to_keep=1).logits
+        self._read.crop(self._read_ids)
+        return [int(logits[0, -1].argmax())]
+
     def train(self, tokens: list[list[int]], targets: list[list[int]], dropout: float) -> float:
         """One step of forward, backward, clipping and AdamW; the loss. State is kept from call to call."""
         torch = self._torch
