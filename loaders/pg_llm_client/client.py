@@ -21,7 +21,6 @@ from .training import progress_bar, split
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ROWS_AT_A_TIME = 100  # of a query of rows
 T = TypeVar("T")
 ROWS = 16  # of results of many rows that are fetched at a time
 
@@ -155,17 +154,12 @@ class PGLLMClient:
     def choose_rows(
         self, source: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
     ) -> Generator[ChosenRow, None, None]:
-        """What `classify` gives for each row of a query of two columns, key and prompt, in its order, as they are computed.
+        """What `classify` gives for each prompt of `source`, a query of two columns, a key and a prompt, in its order.
 
-        Several rows share a pass of the model, and what they begin with in common is processed once. The iterator is closed
-        as that of `stream` is.
+        Several share a pass of the model, and what they begin with in common is processed once.
         """
-        given = {"source": source, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
-        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = ROWS_AT_A_TIME
-            cursor.execute(*self._statements().stream("llm_choose_rows", **given))
-            for row in cursor:
-                yield ChosenRow(*row)
+        given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
 
     def train(
         self,

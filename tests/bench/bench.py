@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bounds  # first: it keeps BLAS at one thread
+import choosing
 import decoding
 import learning
 import machine
@@ -43,6 +44,7 @@ TOPICS: dict[str, list[Topic]] = {
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "prefix": [("torch", 1, 3, decoding.prefix)],
     "rows": [("", 1, 3, many_rows.many_rows)],
+    "choose": [("torch", 1, 3, choosing.choose)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),
         ("torch", 0, 2, lambda bench: learning.train(bench, 4, 256, 1)),

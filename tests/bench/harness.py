@@ -29,10 +29,11 @@ class Length:
     prefix_rows: int = 16
     rows: int = 64
     most_sessions: int = 8
+    choose_rows: int = 56
 
 
-SMOKE = Length("smoke", 4, 4, 50_000, 6, 2, 4, 2)
-QUICK = Length("quick", 32, 24, 2_000_000, 150, 8, 32)
+SMOKE = Length("smoke", 4, 4, 50_000, 6, prefix_rows=2, rows=4, most_sessions=2, choose_rows=4)
+QUICK = Length("quick", 32, 24, 2_000_000, 150, prefix_rows=8, rows=32)
 FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)
 
 

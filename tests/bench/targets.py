@@ -17,6 +17,8 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "lookup": (Limit("without lookup", ">=", 3.0),),
     "batch": (Limit("one stream", ">=", 7.0), Limit(CT2, ">=", 2.5), Limit(CT2_INT8, ">=", 1.0)),
     "prefill": (Limit(SGEMM, "<=", 1.45), Limit(TORCH, "<=", 0.8)),
+    "choose": (Limit("without", ">=", 8.0), Limit(TORCH, ">=", 2.0)),
+    "choose one by one": (Limit("without", ">=", 8.0),),
     "prefix": (Limit("without", ">=", 8.0), Limit(TORCH, ">=", 2.0)),
     "rows perplexity": (Limit("one by one", ">=", 1.3),),
     "rows embedding": (Limit("one by one", ">=", 1.2),),

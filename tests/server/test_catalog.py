@@ -193,7 +193,7 @@ def test_what_writes_or_scores_text_calls_its_model_model_name_and_all_else_mode
     """As the pages say: PostgreSQL's error about a name that is not there does not tell which there is."""
     pages = {
         name: (Path(__file__).parents[2] / "sql" / f"{name}.sql").read_text()
-        for name in ("generation", "scoring", "rows", "choosing")
+        for name in ("generation", "scoring", "choosing", "rows")
     }
     writers = {name for text in pages.values() for name in re.findall(r"^CREATE FUNCTION (\w+)", text, re.MULTILINE)}
     found = module_conn.execute("""

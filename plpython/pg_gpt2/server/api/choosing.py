@@ -56,11 +56,10 @@ def choose_rows(
     rows = keyed_texts(source, source_path)
     if not choices:
         return ((key, None, None) for key, _ in rows)
-    model = weights.load(model_name)
-    return _chosen(choices, _chooser(choices, normalize, model), rows, model.config.n_positions)
+    return _chosen(choices, _chooser(choices, normalize, model_name), rows)
 
 
-def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed], window: int) -> Iterator[Any]:
+def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
     progress, report = host.Progress("choosing", "rows"), Report()
     for done, (key, scores) in enumerate(chooser.choose_each(rows, report.failed), 1):
         if scores is None:
@@ -70,19 +69,20 @@ def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed], window: int
             report.cut += scores.cut > 0
             yield key, choices[best], float(scores.probabilities()[best])
         progress.at(done)
-    report.tell(window)
+    report.tell(chooser.config.n_positions)
 
 
 def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:
     """The scores of the choices after one prompt; a NOTICE where that is too long for the window."""
-    scores = _chooser(choices, normalize, weights.load(model_name)).choose(prompt)
+    scores = _chooser(choices, normalize, model_name).choose(prompt)
     if scores.cut:
         db.notice(f"the prompt is too long for the model's window: its first {scores.cut} tokens are left out")
     return scores
 
 
-def _chooser(choices: Texts, normalize: str, model: weights.Model) -> Chooser:
+def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
     require(normalize=normalize)
+    model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
