@@ -228,6 +228,20 @@ def test_a_shortest_text_that_is_huge_is_refused_at_once(pattern: str) -> None:
     assert time.monotonic() - start < 10  # it takes 0.1
 
 
+@pytest.mark.parametrize("pattern", [".{0,900}", "(a[bc]{1,700}d?){0,800}x", "x{3,500}y|[xz]{0,1000}", "[^a]{2,}"])
+def test_states_of_a_long_repetition_are_alike(pattern: str) -> None:
+    """Where its bound is farther than a token reaches, it makes no difference to what may come."""
+    made = constraint(pattern)
+    for seed in range(3):
+        state = made.start
+        for token in drawn(made, 12, seed):
+            ids, after = made.allowed(state)
+            near, farthest = made._mask(state)
+            assert near.tolist() == ids.tolist()
+            assert farthest == max(one.shortest for one in after)
+            state = made.after(state, token)
+
+
 # ---- vocabularies
 
 
