@@ -1,7 +1,9 @@
 """Constraints: what may come is what can still become a whole text, and every text becomes one, however few tokens there are."""
 
+import gc
 import re
 import time
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +17,7 @@ from pg_gpt2.generation.constraints import regex
 from pg_gpt2.generation.constraints.compiled import MOST, compiled
 from pg_gpt2.generation.constraints.grammar import EMPTY, NOTHING, Node, either
 from pg_gpt2.generation.constraints.vocabulary import Vocabulary
+from pg_gpt2.tokenizer.bpe import Tokenizer
 
 from tests.engine.constrained import EOS, constraint, drawn, said, tokenizer, vocabulary
 
@@ -334,3 +337,12 @@ def test_what_python_matches_is_allowed(pattern: str, text: str) -> None:
 def test_there_is_one_empty_grammar_and_one_without_texts() -> None:
     assert regex.parse("") is regex.parse("()*") is regex.parse("(a{0}|())") is EMPTY
     assert regex.parse(r"[^\w\W]") is regex.parse(r"a[^\w\W]b|[^\d\D]+") is NOTHING
+
+
+def test_what_is_kept_of_a_vocabulary_goes_with_it() -> None:
+    mine = Tokenizer(tokenizer().tokens, [], EOS)
+    compiled("regex", "a+", mine, EOS + 1, EOS).begin(9)
+    gone = weakref.ref(mine)
+    del mine
+    gc.collect()
+    assert gone() is None
