@@ -13,12 +13,13 @@ import numpy as np
 from ... import host
 from ...errors import InvalidParameter
 from .automaton import Automaton
-from .grammar import EMPTY, Node
+from .grammar import EMPTY, Node, without_far_bounds
 from .vocabulary import ROOT, Vocabulary
 
 MOST_FORCED = 256  # bytes that are looked ahead for text that must come
 MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
 MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
+MOST_COUNTED = 1000  # tokens to the end
 NEAR = 3  # tokens to the end, for which a search may find the fewest
 MOST_SEARCHED = 4_000_000  # nodes of the vocabulary's tree in such a search, some 0.1 s
 A_STATE = 4_000  # nodes that a state counts for
@@ -38,6 +39,7 @@ class Constraint:
         self._automaton = Automaton(node)
         self._vocabulary = vocabulary
         self._encode = encode
+        self._far = max(MOST_FORCED, vocabulary.longest)  # bytes, beyond which a token does not depend on anything
         self._masks: dict[Node, tuple[np.ndarray, int]] = {}
         self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
         self._sets_size = 0
@@ -73,6 +75,7 @@ class Constraint:
 
         What follows behind that text may lengthen its last tokens; one that can be longer is not forced.
         """
+        state = without_far_bounds(state, self._far)
         if state not in self._forced:
             _forget_many(self._forced)
             self._forced[state] = self._find_forced(state)
@@ -121,6 +124,7 @@ class Constraint:
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
         """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        state = without_far_bounds(state, self._far)
         found = self._masks.get(state)
         if found is None:
             ids, after = self._walk(state)
@@ -150,8 +154,9 @@ class Constraint:
         return self._by_longest(state, left) <= left or (left <= NEAR and self._search(state) <= left)
 
     def tokens_to_end(self, state: Node) -> int:
-        """The least number that fits."""
-        return min(self._by_longest(state, state.shortest), self._search(state))
+        """The least number that fits; where that is above MOST_COUNTED, one that does."""
+        counted = self._by_longest(state, MOST_COUNTED)
+        return min(self._search(state), counted if counted <= MOST_COUNTED else state.shortest)
 
     def _by_longest(self, state: Node, most: int) -> int:
         """How many tokens the nearest way to the end has, if each is the longest there is; some number above `most` for more."""
