@@ -30,6 +30,8 @@ class GenerationOptions(TypedDict, total=False):
     logit_bias: Annotated[Mapping[int, float] | None, None]
     presence_penalty: Annotated[float, 0.0]
     frequency_penalty: Annotated[float, 0.0]
+    choices: Annotated[str | Sequence[str] | None, None]
+    regex: Annotated[str | None, None]
 
 
 class BeamOptions(TypedDict, total=False):
@@ -50,6 +52,8 @@ class BeamOptions(TypedDict, total=False):
     logit_bias: Annotated[Mapping[int, float] | None, None]
     presence_penalty: Annotated[float, 0.0]
     frequency_penalty: Annotated[float, 0.0]
+    choices: Annotated[str | Sequence[str] | None, None]
+    regex: Annotated[str | None, None]
     prompt_ids: Annotated[Sequence[int] | None, None]
 
 
@@ -66,6 +70,8 @@ KEYS = (
     "logit_bias",
     "presence_penalty",
     "frequency_penalty",
+    "choices",
+    "regex",
 )
 
 
@@ -80,4 +86,6 @@ BEAM_KEYS = (
     "logit_bias",
     "presence_penalty",
     "frequency_penalty",
+    "choices",
+    "regex",
 )

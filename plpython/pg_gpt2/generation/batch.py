@@ -25,7 +25,8 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.history = History(prompt, options.eos)
+        self.history = History(prompt, options.eos, walk=options.walk())
+        self.unread: list[int] = []  # what it has said and its decoder has not read
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -44,11 +45,13 @@ class Stream:
     def begin(self, ids: Sequence[int]) -> Sequence[int]:
         """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
         self.decoder.rewind(0)
+        self.unread = []
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
         return ids
 
     def shared(self, others: int) -> None:
-        """The last token was read in one pass with `others`."""
+        """What it said was read in one pass with `others`."""
+        self.unread = []
         self._exact = self._exact and (self.decoder.exact or not others)
 
     def take(self, logits: np.ndarray) -> bool:
@@ -59,12 +62,33 @@ class Stream:
         if not self._exact and not is_decisive(logits, sampling, draw, self.history):
             logits = self._plain_logits()
         token = choose(logits, sampling, draw, self.history)
+        self._say(token, self.options.logprob(logits, token))
+        if self.history.walk and not self.ended and not self.options.logprobs:
+            self._say_ahead()
+        return not self.ended
+
+    def _say_ahead(self) -> None:
+        """Say what is known without the model, if it is all that comes, or can be read in one pass."""
+        assert self.history.walk
+        tokens, complete = self.history.walk.ahead()
+        if not complete:
+            room = self.decoder.config.n_positions - self.decoder.length - 1 if self.decoder.exact else 0
+            tokens = tokens[:room]
+        for token in tokens:
+            self._draws.next()
+            self._say(token, None)
+
+    def _say(self, token: int, logprob: float | None) -> None:
         self.history.append(token)
-        ended = token == self.options.eos or self._stopped(token)
+        self.unread.append(token)
+        ended = token == self.options.eos or self._stopped(token) or self.history.over
         full = len(self.tokens) + 1 == self.options.max_tokens
-        finish = "stop" if ended else "length" if full else None
-        self.tokens.append(Token(token, self.options.logprob(logits, token), finish))
-        return finish is None
+        self.tokens.append(Token(token, logprob, "stop" if ended else "length" if full else None))
+
+    @property
+    def ended(self) -> bool:
+        """Whether all is said."""
+        return bool(self.tokens and self.tokens[-1].finish)
 
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
@@ -90,17 +114,25 @@ def generate_batch(
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
-    begun = [s for s in streams if s.options.max_tokens]
+    begun = [s for s in streams if s.options.max_tokens and not s.history.over]
     results = _begin(begun, [s.seen[-window:] for s in begun])
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full])
         if rest:
-            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
+            results += zip(rest, _read(rest))
         for stream in rest:
             stream.shared(len(rest) - 1)
     return [stream.tokens for stream in streams]
+
+
+def _read(streams: Sequence[Stream]) -> np.ndarray:
+    """Logits of what follows, after each stream's decoder read what the stream said."""
+    decoders = [stream.decoder for stream in streams]
+    if any(len(stream.unread) > 1 for stream in streams):
+        return feed_together(decoders, [stream.unread for stream in streams])
+    return step_together(decoders, [stream.unread[0] for stream in streams])
 
 
 def _begin(streams: Sequence[Stream], texts: Sequence[Sequence[int]]) -> list[tuple[Stream, np.ndarray]]:

@@ -13,6 +13,7 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
+from .constraints.constraint import Constraint
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
@@ -38,6 +39,12 @@ class Beams:
     early_stopping: bool = False
     eos: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    constraint: Constraint | None = None  # what the text must be
+
+    def history(self, prompt: Sequence[int], ids: Sequence[int] = ()) -> History:
+        """What a beam of these ids has read, said and may say."""
+        walk = self.constraint.begin(self.max_tokens) if self.constraint else None
+        return History(prompt, self.eos, ids, walk)
 
 
 def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
@@ -48,6 +55,8 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
             hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
         )
+    if asked.history(prompt).over:
+        return [Beam((), np.float32(0))]
     decoder = Decoder(params, config, len(prompt) + max_tokens)
     decoders = [decoder]
     running = [Beam((), np.float32(0))]
@@ -56,7 +65,7 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
     for length in range(1, max_tokens + 1):
         candidates = _continuations(prompt, running, logits, asked)
         require_choice(bool(candidates or finished))
-        ended = [length == max_tokens or beam.ids[-1] == asked.eos for _, beam in candidates]
+        ended = [length == max_tokens or _has_ended(beam, asked) for _, beam in candidates]
         finished += [
             Beam(beam.ids, _score(beam.score, length, asked.length_penalty))
             for (_, beam), end in zip(candidates[:width], ended)
@@ -76,6 +85,13 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
         logits = step_together(decoders, [beam.ids[-1] for beam in running])
         host.check_interrupts()
     return finished
+
+
+def _has_ended(beam: Beam, asked: Beams) -> bool:
+    """Whether nothing follows: after an end-of-text token, or where there is none and the text is complete."""
+    if asked.eos is not None or asked.constraint is None:
+        return beam.ids[-1] == asked.eos
+    return asked.history((), beam.ids).over
 
 
 def _score(total: np.float32, length: int, penalty: float) -> np.float32:
@@ -110,9 +126,9 @@ def _continuations(
 
 def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, asked: Beams) -> np.ndarray:  # [B, V]
     """Log-probabilities as the processors change them, which Hugging Face does without normalising them again."""
-    if asked.sampling.adjustments:
+    if asked.sampling.adjustments or asked.constraint:
         for row, beam in enumerate(beams):
-            history = History(prompt, asked.eos, beam.ids)
+            history = asked.history(prompt, beam.ids)
             logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
             host.check_interrupts()
     return logarithms

@@ -11,6 +11,7 @@ import numpy as np
 from ..core.config import GPT2Config
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
+from .constraints.constraint import Constraint, Walk
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .processors import History
@@ -29,6 +30,11 @@ class Options:
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
+    constraint: Constraint | None = None  # what the text must be
+
+    def walk(self) -> Walk | None:
+        """A text's way through the constraint; 22023 where max_tokens are too few for any."""
+        return self.constraint.begin(self.max_tokens) if self.constraint else None
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
@@ -52,37 +58,52 @@ def tokens(
     stopped: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[Token]:
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
+    history = History(prompt, options.eos, walk=options.walk())
+    if not options.max_tokens or history.over:
+        return iter(())
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    history = History(prompt, options.eos)
-    logits = decoder.feed(history.ids[-config.n_positions :]) if options.max_tokens else None
+    logits = decoder.feed(history.ids[-config.n_positions :])
 
-    def generate(logits: np.ndarray) -> Iterator[Token]:
-        left = options.max_tokens
+    def take(token: int, logprob: float | None) -> Token:
+        history.append(token)
+        ended = token == options.eos or stopped(token) or history.over
+        return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
+
+    def generate() -> Iterator[Token]:
         drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, history.ids, logits, options):
+        for rows, draft in _passes(decoder, drafts, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), history)
-                logprob = options.logprob(row, token)
-                history.append(token)
-                left -= 1
-                if token == options.eos or stopped(token):
-                    yield Token(token, logprob, "stop")
+                found = take(token, options.logprob(row, token))
+                yield found
+                if found.finish:
                     return
-                yield Token(token, logprob, None if left else "length")
                 if token != drafted:
                     break
-            if not left:
+            if rest := rest_of(history, options):
+                yield from (take(token, None) for token in rest)
                 return
 
-    return generate(logits) if logits is not None else iter(())
+    return generate()
+
+
+def rest_of(history: History, options: Options) -> list[int]:
+    """The tokens up to the end, where they are known without the model."""
+    if history.walk is None or options.logprobs:
+        return []
+    tokens, complete = history.walk.ahead()
+    return tokens if complete else []
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, seen: Sequence[int], logits: np.ndarray, options: Options
+    decoder: Decoder, drafts: Drafts | None, history: History, logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
-    config = decoder.config
+    """Logits after what was seen and after each token of a draft of what follows, and the draft; the caller appends to `history`.
+
+    What a constraint leaves no choice about is a draft that comes true.
+    """
+    config, seen, walk = decoder.config, history.ids, history.walk
     end = len(seen) + options.max_tokens
     yield logits[None], []
     while True:
@@ -91,12 +112,13 @@ def _passes(
             yield decoder.feed(kept_window(seen, config))[None], []
             continue
         most = min(config.n_positions - decoder.length, end - len(seen)) - 1
-        draft = drafts.propose(seen, most) if drafts else []
+        sure = walk.ahead()[0][:most] if walk and decoder.exact else []
+        draft = sure or (drafts.propose(seen, most) if drafts else [])
         before, length = len(seen), decoder.length
         yield decoder.feed_all([seen[-1], *draft]), draft
         accepted = len(seen) - before - 1
         decoder.rewind(length + 1 + accepted)
-        if drafts:
+        if drafts and not sure:
             drafts.report(len(draft), accepted)
 
 

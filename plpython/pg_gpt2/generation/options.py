@@ -37,6 +37,11 @@ SHORT = Domain(
     lambda texts: all(texts) and sum(map(len, texts)) <= MOST_STOP_CHARACTERS,
 )
 
+CONSTRAINTS = (
+    "choices",
+    "regex",
+)  # options that say what the text must be; constraints/compiled.py says what they mean
+
 
 def _biases(most: float, texts: bool) -> Domain:
     def hold(pairs: Collection[tuple[Any, float]]) -> bool:
@@ -172,6 +177,31 @@ class SamplingOptions(Declared):
         hint="0 does nothing, above it what was generated becomes less probable.",
         meaning="The same, times how often each was generated; 0 does nothing.",
     )
+    choices: Sequence[str] | None = option(
+        None,
+        TEXTS,
+        Domain("one text or more", bool),
+        hint='Example: ["yes", "no"].',
+        meaning="What is generated is one of these texts.",
+    )
+    regex: str | None = option(
+        None,
+        TEXT,
+        hint="Example: [0-9]{4}-[0-9]{2}-[0-9]{2}.",
+        meaning="What is generated matches this regular expression, as a whole.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(given := [name for name in CONSTRAINTS if getattr(self, name) is not None]) > 1:
+            raise InvalidParameter(
+                f"{' and '.join(given)} are constraints, and a call has one at most", hint="Give one of them."
+            )
+
+    @property
+    def constraint(self) -> tuple[str, Any] | None:
+        """The constraint that is asked for: the name of its option, and its value."""
+        return next(((name, value) for name in CONSTRAINTS if (value := getattr(self, name)) is not None), None)
 
 
 @dataclass(frozen=True)

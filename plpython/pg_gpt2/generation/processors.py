@@ -12,15 +12,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .constraints.constraint import Walk
+
 Stretch = Callable[[Any], float]
 
 
 class History:
-    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any."""
+    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any; `walk` says what
+    it may say, where there is a constraint."""
 
-    def __init__(self, prompt: Iterable[int] = (), eos: int | None = None, said: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        prompt: Iterable[int] = (),
+        eos: int | None = None,
+        said: Iterable[int] = (),
+        walk: Walk | None = None,
+    ) -> None:
         self.ids = array("q", prompt)
         self.eos = eos
+        self.walk = walk
         self.occurred = set(self.ids)
         self.new = 0
         self.counts: dict[int, int] = {}  # of what was said
@@ -33,6 +43,18 @@ class History:
         self.occurred.add(token)
         self.new += 1
         self.counts[token] = self.counts.get(token, 0) + 1
+        if self.walk:
+            self.walk.take(token)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow."""
+        return self.walk is not None and self.walk.over
+
+    @property
+    def only(self) -> int | None:
+        """The token that comes next whatever the scores are, if there is one."""
+        return self.walk.only if self.walk else None
 
 
 class Adjustment(NamedTuple):
@@ -184,6 +206,17 @@ def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarr
     if history.new >= least or history.eos is None:
         return scores
     return _without(scores, np.array([history.eos]))
+
+
+def constrain(scores: np.ndarray, history: History) -> np.ndarray:
+    """Exclude what the constraint does not allow. It comes last, since suppress_tokens, which has no score left to change, might
+    as well come before it; transformers' prefix_allowed_tokens_fn does not."""
+    if history.walk is None:
+        return scores
+    allowed = history.walk.allowed
+    constrained = np.full_like(scores, -np.inf)
+    constrained[allowed] = scores[allowed]
+    return constrained
 
 
 @adjusts(prepare=lambda ids: np.array(ids, np.int64), stretch=_moves)

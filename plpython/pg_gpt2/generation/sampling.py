@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
-from .options import SamplingOptions
-from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
+from .options import CONSTRAINTS, SamplingOptions
+from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -45,13 +45,13 @@ class Sampling(SamplingOptions):
         """Scores after all processors that come before the temperature."""
         for name, value in self.adjustments:
             scores = ADJUSTMENTS[name].apply(scores, value, history)
-        return scores
+        return constrain(scores, history)
 
     def in_ids(self, vocab: int, encode: Callable[[str], list[int]]) -> "Sampling":
-        """The same with its texts as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
+        """The same with the texts of its processors as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
         found: dict[str, Any] = {}
         for name, declared in self.options().items():
-            if not (value := getattr(self, name)):
+            if not (value := getattr(self, name)) or name in CONSTRAINTS:
                 continue
             ids: tuple[Any, ...] = ()
             if declared.kind is TEXTS:
@@ -85,8 +85,10 @@ class Draws:
 
 def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int:
     """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
+    if (only := history.only) is not None:
+        return only
     scores = how.adjusted(logits, history)
-    if how.adjustments:
+    if how.adjustments or history.walk:
         require_choice(bool(scores.max() > -np.inf))
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
@@ -122,6 +124,8 @@ def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History
 
     Only what is known here to be bounded counts: with any other processor the answer is no.
     """
+    if history.only is not None:
+        return True
     found = _adjusted_within(logits, how, history)
     if found is None:
         return False
@@ -146,7 +150,7 @@ def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tup
         scores = processor.apply(scores, value, history)
         largest = np.abs(scores[np.isfinite(scores)]).max(initial=0)
         error = error * processor.stretch(value) + 2.0**-22 * float(largest)  # of the sum or product, on either side
-    return scores, error
+    return constrain(scores, history), error
 
 
 class _Bounds:

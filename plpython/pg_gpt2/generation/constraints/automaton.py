@@ -4,6 +4,8 @@ A state is a grammar node: what may still follow. Rows of a table say which stat
 hold until the next `renew`. A state from which nothing leads to an end is no state: its number is 0.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from ... import host
@@ -75,7 +77,7 @@ class Automaton:
     def _fill(self, number: int) -> None:
         host.check_interrupts()
         ordered = sorted(self.nodes[number].firsts(), key=_range)
-        if any(low <= end for (_, end, _), (low, _, _) in zip(ordered, ordered[1:])):
+        if any(low <= end for (_, end, _), (low, _, _) in pairwise(ordered)):
             ordered = _apart(ordered)
         for low, high, rest in ordered:
             following = self.number(rest)  # which may make another table
@@ -113,7 +115,7 @@ def _apart(firsts: list[First]) -> list[First]:
         rests.setdefault((low, high), []).append(rest)
     cuts = sorted({cut for low, high in rests for cut in (low, high + 1)})
     found = []
-    for start, end in zip(cuts, cuts[1:]):
+    for start, end in pairwise(cuts):
         covering = [rest for (low, high), some in rests.items() if low <= start <= high for rest in some]
         if covering:
             found.append((start, end - 1, either(*covering)))

@@ -5,7 +5,8 @@ model; so that a text is cut as the model has seen it in training.
 """
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 
@@ -60,10 +61,6 @@ class Constraint:
         """Whether the text may end in a state."""
         return state.nullable
 
-    def must_end(self, state: Node) -> bool:
-        """Whether nothing can follow."""
-        return state is EMPTY
-
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""
         self._automaton.renew()
@@ -104,7 +101,7 @@ class Constraint:
             if len(following) != 1:
                 break
             data.append(following[0])
-            state = self._automaton.after(state, data[-1:])
+            state = self._automaton.after(state, bytes(data[-1:]))
         return bytes(data)
 
     def within(self, state: Node, left: int) -> np.ndarray:
@@ -161,8 +158,8 @@ class Constraint:
         return self._search(state, state.shortest)
 
     def _search(self, state: Node, most: int) -> int:
-        """How few tokens complete the text, if there are `most` of them: of those after which fewer bytes lack than before, breadth
-        first. More than `most` where there is no such way, and the number of bytes where the search becomes too long."""
+        """How few tokens complete the text, of those after which fewer bytes lack than before, breadth first. Some number above
+        `most` where there are not so few, and the number of bytes where the search becomes too long."""
         automaton, work, tokens = self._automaton, 0, 0
         at, seen = [state], {state}
         while tokens <= most and all(node.shortest for node in at):
@@ -201,31 +198,39 @@ class Walk:
         self.constraint = constraint
         self.state = constraint.start
         self.left = left
+        self._allowed: np.ndarray | None = None
 
     def take(self, token: int) -> None:
         """The text goes on with a token."""
         self.left -= 1
+        self._allowed = None
         if token != self.constraint.eos:
             self.state = self.constraint.after(self.state, token)
 
     @property
     def over(self) -> bool:
         """Whether nothing can follow."""
-        return self.constraint.must_end(self.state)
+        return self.state is EMPTY
 
+    @property
     def allowed(self) -> np.ndarray:
         """Ids that may come next."""
-        return self.constraint.within(self.state, self.left)
+        if self._allowed is None:
+            self._allowed = self.constraint.within(self.state, self.left)
+        return self._allowed
 
+    @property
     def only(self) -> int | None:
         """The token that comes next whatever the model says, if there is one."""
-        allowed = self.allowed()
-        return int(allowed[0]) if len(allowed) == 1 else None
+        return int(self.allowed[0]) if len(self.allowed) == 1 else None
 
-    def forced(self) -> Iterator[int]:
-        """Tokens that come next whatever the model says, one after the other; the walk itself stays where it is."""
-        ahead = Walk(self.constraint, self.left)
-        ahead.state = self.state
-        while ahead.left and not ahead.over and (token := ahead.only()) is not None and token != self.constraint.eos:
-            yield token
-            ahead.take(token)
+    def ahead(self) -> "tuple[list[int], bool]":
+        """The tokens that come next whatever the model says, one after the other, and whether the text is complete then."""
+        there = copy(self)
+        tokens: list[int] = []
+        while there.left and not there.over and (token := there.only) is not None:
+            tokens.append(token)
+            there.take(token)
+            if token == self.constraint.eos:
+                return tokens, True
+        return tokens, there.over or not there.left

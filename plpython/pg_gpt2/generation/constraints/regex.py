@@ -1,7 +1,7 @@
 """Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
 
-A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is refused
-with its place. There is no recursion: a pattern may be nested as deeply as it is long.
+A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is
+refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
 """
 
 from itertools import groupby
@@ -61,8 +61,8 @@ class _Group:
     def next_alternative(self) -> None:
         """Complete the present one: letters become texts."""
         nodes: list[Node] = []
-        for letters, some in groupby(self.parts, key=lambda part: isinstance(part, str)):
-            nodes += [text("".join(some))] if letters else some  # type: ignore[arg-type, list-item]
+        for kind, some in groupby(self.parts, key=type):
+            nodes += [text("".join(some))] if kind is str else some  # type: ignore[arg-type]  # noqa: B031
         self.alternatives.append(seq(*nodes))
         self.ends |= self.ended
         self.parts, self.repeatable, self.ended = [], False, False
@@ -80,15 +80,18 @@ class _Parser:
 
     def parse(self) -> Node:
         steps = {"(": self.open, ")": self.close, "|": self.alternative, "^": self.start, "$": self.end}
-        steps |= dict.fromkeys("*+?", self.quantifier)
+        steps |= {**dict.fromkeys("*+?", self.quantifier), "\\A": self.start, "\\Z": self.end}
         while self.at < len(self.pattern):
             if not self.at & 0xFF:
                 host.check_interrupts()
             character = self.pattern[self.at]
+            if character == "\\":
+                character += self.peek(1)
             if character == "{" and self.peek(1) in (*"0123456789", ","):
                 self.quantifier()
             elif character in steps:
                 steps[character]()
+                self.at += len(character) == 2
             else:
                 self.atom(character)
         if len(self.groups) > 1:
@@ -186,10 +189,7 @@ class _Parser:
         self.must_go_on(place)
         if character == "[":
             part: Node | str = self.bracket()
-        elif character == "\\":
-            if self.peek(1) in ("A", "Z"):
-                self.at += 1
-                return self.start() if self.pattern[self.at] == "A" else self.end()
+        elif character[0] == "\\":
             found = self.escape()
             part = found if isinstance(found, str) else chars(found.surely)
         else:

@@ -14,6 +14,8 @@ from ...core import gpt2
 from ...core.config import GPT2Config
 from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam
+from ...generation.constraints.compiled import compiled
+from ...generation.constraints.constraint import Constraint
 from ...generation.decode import Decoder, bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
 from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
@@ -87,7 +89,20 @@ def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokeni
     """What generation is asked for, with end-of-text, texts and seed resolved."""
     seed = draw_seed() if asked.seed is None else asked.seed
     eos = _eos(asked, model.config, tokenizer)
-    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=resources.prompt_lookup())
+    constraint = _constraint(sampling, model, eos)
+    if constraint and asked.stop:
+        raise InvalidParameter(
+            "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
+        )
+    look_up = resources.prompt_lookup()
+    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=look_up, constraint=constraint)
+
+
+def _constraint(sampling: Sampling, model: weights.Model, eos: int | None) -> Constraint | None:
+    """What the text must be, if anything; 55000 for a model without vocabulary."""
+    if sampling.constraint is None:
+        return None
+    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos)
 
 
 def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
@@ -149,7 +164,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.tokenizer_of(model.name) if stops else None
+    tokenizer = vocabularies.tokenizer_of(model.name) if stops or sampling.constraint else None
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
     text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
@@ -185,13 +200,15 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
+    eos = _eos(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
-        eos=_eos(asked, model.config, tokenizer),
+        eos=eos,
         sampling=_in_ids(sampling, model),
+        constraint=_constraint(sampling, model, eos),
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)

@@ -1,0 +1,43 @@
+"""From an option to a constraint of a vocabulary. The last few are kept, with what was found out about their states."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...errors import InvalidParameter
+from ...tokenizer.bpe import Tokenizer
+from . import grammar, regex
+from .constraint import Constraint
+from .vocabulary import Vocabulary
+
+MOST = 4  # constraints of a tokenizer that are kept, up to some 50 MB each
+
+GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {"choices": grammar.choices, "regex": regex.parse}
+
+_Key = tuple[int, int | None]  # ids of the model, and its end-of-text token
+_vocabularies: WeakKeyDictionary[Tokenizer, dict[_Key, Vocabulary]] = WeakKeyDictionary()
+_constraints: WeakKeyDictionary[Tokenizer, dict[tuple[Any, ...], Constraint]] = WeakKeyDictionary()
+
+
+def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
+    """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
+    kept = _constraints.setdefault(tokenizer, {})
+    key = option, value, vocab, eos
+    found = kept.pop(key, None)
+    if found is None:
+        node = GRAMMARS[option](value)
+        if node is grammar.NOTHING:
+            raise InvalidParameter(f"no text fits {option}", hint="Ask for something that can be said.")
+        found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
+    while len(kept) >= MOST:
+        del kept[next(iter(kept))]  # the one that was used least recently
+    kept[key] = found
+    return found
+
+
+def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
+    kept = _vocabularies.setdefault(tokenizer, {})
+    if (vocab, eos) not in kept:
+        kept.clear()
+        kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})
+    return kept[vocab, eos]
