@@ -1,5 +1,33 @@
 -- JSON: a value that fits a schema, and the schema of a row.
 
+CREATE FUNCTION llm_generate_json(
+    prompt text,
+    schema jsonb,
+    max_tokens integer DEFAULT 256,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    options jsonb DEFAULT NULL
+)
+RETURNS jsonb
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @json.generate_json@;
+COMMENT ON FUNCTION llm_generate_json IS
+    'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
+    'shortest way to the end is taken, and where they are too few for any, that is an error. The model chooses among the tokens '
+    'that the schema allows at each place; where there is only one, it is not asked. A schema may have type, properties, '
+    'required, additionalProperties false, items, minItems, maxItems, enum, const, anyOf, $ref within the schema that is not '
+    'recursive, minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength, pattern, and format date, time, '
+    'date-time, uuid or email; another keyword is an error that names it. Titles, descriptions and the like are not shown to '
+    'the model: say in the prompt what is wanted. The other parameters are those of llm_generate. llm_json_schema gives the '
+    'schema of a table''s rows.';
+
 CREATE FUNCTION llm_json_schema(relation regclass)
 RETURNS jsonb
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE

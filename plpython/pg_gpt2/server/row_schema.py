@@ -57,8 +57,8 @@ def schema_of(relation: str) -> str:
     must be given and cannot be described."""
     found = db.row(
         "SELECT c.oid, relkind, relispartition, format('%I.%I', nspname, relname) AS name"
-        " FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = $1::regclass",
-        ["text"],
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = $1",
+        ["regclass"],
         relation,
     )
     if found is None:

@@ -6,13 +6,17 @@ from weakref import WeakKeyDictionary
 
 from ...errors import InvalidParameter
 from ...tokenizer.bpe import Tokenizer
-from . import grammar, regex
+from . import grammar, json_schema, regex
 from .constraint import Constraint
 from .vocabulary import Vocabulary
 
 MOST = 4  # constraints of a tokenizer that are kept, up to some 50 MB each
 
-GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {"choices": grammar.choices, "regex": regex.parse}
+GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
+    "choices": grammar.choices,
+    "regex": regex.parse,
+    "json_schema": json_schema.parse,
+}
 
 _Key = tuple[int, int | None]  # ids of the model, and its end-of-text token
 _vocabularies: WeakKeyDictionary[Tokenizer, dict[_Key, Vocabulary]] = WeakKeyDictionary()

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from ... import host
 from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded
 from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
-from ...options import Written
+from ...options import Written, read_object
 from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
 from .json_formats import FORMATS, of_format
 from .json_numbers import Bound, numbers
@@ -37,6 +37,8 @@ KEYWORDS = {
 GENERAL = ("type", "enum", "const", "anyOf", "$ref")
 SUPPORTED = (*GENERAL, *dict.fromkeys(keyword for keywords in KEYWORDS.values() for keyword in keywords))
 WITHOUT_TYPE = ("string", "number", "object", "array")  # what keywords of these types say where there is no `type`
+EXAMPLE = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+MOST_TEXT_LEVELS = 4 * MOST_SCHEMA_LEVELS  # of JSON that is a schema: one within the other may be three levels below
 BYTES = 20_000  # of memory, that a schema within the schema takes
 INSTEAD = {
     "oneOf": "anyOf says the same where no value fits two of the schemas.",
@@ -45,6 +47,22 @@ INSTEAD = {
     "multipleOf": "An integer, or an enum of the numbers, can be had.",
     "nullable": 'JSON schema has "type": ["string", "null"].',
 }
+
+
+class SchemaText(str):
+    """A schema as JSON, which is read when its grammar is wanted."""
+
+
+def as_text(schema: Any) -> SchemaText | None:
+    """An option's value as text, the same for equal schemas; None where it is no object."""
+    if isinstance(schema, SchemaText):
+        return schema
+    return SchemaText(json_text(schema, "#", most=MOST_TEXT_LEVELS)) if isinstance(schema, Mapping) else None
+
+
+def parse(schema: str) -> Node:
+    """The grammar of a schema that is given as text."""
+    return grammar(read_object(schema, EXAMPLE, "schema"))
 
 
 def grammar(schema: Any) -> Node:
@@ -173,7 +191,7 @@ class _Reader:
         return seq(text("{"), first, *(seq(text(", "), other) for other in others), _more(may), text("}"))
 
 
-_PROPERTIES = 'Example: {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}.'
+_PROPERTIES = f"Example: {EXAMPLE}."
 
 
 def _more(optionals: Sequence[Node]) -> Node:
@@ -220,15 +238,15 @@ def _is_of(value: Any, said: Mapping[str, Any], where: str) -> bool:
     return kind in kinds
 
 
-def json_text(value: Any, where: str, level: int = 0) -> str:
-    """A value as json.dumps has it, but for numbers, which stay as they were written."""
-    if level > MOST_SCHEMA_LEVELS:
-        raise LimitExceeded(f"a value at {where} has more than {MOST_SCHEMA_LEVELS} levels", hint="Take a flatter one.")
+def json_text(value: Any, where: str, level: int = 0, most: int = MOST_SCHEMA_LEVELS) -> str:
+    """A value of at most so many levels as json.dumps has it, but for numbers, which stay as they were written."""
+    if level > most:
+        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Take a flatter one.")
     if isinstance(value, Mapping):
-        items = (f"{_written_name(key, where)}: {json_text(one, where, level + 1)}" for key, one in value.items())
+        items = (f"{_written_name(key, where)}: {json_text(one, where, level + 1, most)}" for key, one in value.items())
         return "{" + ", ".join(items) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(json_text(one, where, level + 1) for one in value) + "]"
+        return "[" + ", ".join([json_text(one, where, level + 1, most) for one in value]) + "]"
     if isinstance(value, str):
         return _written_name(value, where)
     return value.text if isinstance(value, Written) else json.dumps(value)
