@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
 from pg_gpt2.generation import processors
-from pg_gpt2.generation.options import BeamSearch, Generation, SamplingOptions, TextGeneration, all_options, gather
+from pg_gpt2.generation.constraints import compiled
+from pg_gpt2.generation.options import (
+    CONSTRAINTS,
+    BeamSearch,
+    Generation,
+    SamplingOptions,
+    TextGeneration,
+    all_options,
+    gather,
+)
 from pg_gpt2.generation.sampling import Sampling
 from pg_gpt2.limits import MOST_OPTION_CHARACTERS
 from pg_gpt2.options import Option, manual
@@ -36,8 +45,19 @@ def asked(options: object, **given: object) -> tuple[TextGeneration, Sampling]:
     return call, sampling
 
 
-def test_every_sampling_option_is_a_processor_or_the_temperature() -> None:
-    assert set(SamplingOptions.options()) == {*processors.ADJUSTMENTS, *processors.CUTS, "temperature"}
+def test_every_sampling_option_is_a_processor_or_a_constraint_or_the_temperature() -> None:
+    processed = {*processors.ADJUSTMENTS, *processors.CUTS}
+    assert set(SamplingOptions.options()) == {*processed, *CONSTRAINTS, "temperature"}
+    assert set(CONSTRAINTS) == set(compiled.GRAMMARS)
+
+
+def test_a_call_has_one_constraint_at_most() -> None:
+    assert asked({"choices": ["a", "b"]})[1].constraint == ("choices", ("a", "b"))
+    assert asked({"regex": "", "choices": None})[1].constraint == ("regex", "")
+    assert asked({})[1].constraint is None
+    with pytest.raises(InvalidParameter, match=r"^choices and regex are constraints, and a call has one at most$"):
+        asked({"regex": "a", "choices": ["a"]})
+    assert asked({"choices": ["a"]})[1].in_ids(9, lambda text: [99]).choices == ("a",)
 
 
 def test_defaults_are_good_values_and_none_adds_a_processor_to_those_of_the_parameters() -> None:
@@ -150,6 +170,11 @@ def test_null_is_refused_elsewhere(key: str) -> None:
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("eos_token", -2),
+        ("choices", []),
+        ("choices", "yes"),
+        ("choices", [1]),
+        ("regex", 1),
+        ("regex", ["a"]),
     ],
 )
 def test_bad_values_are_named_by_their_key(key: str, value: object) -> None:

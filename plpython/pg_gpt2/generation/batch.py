@@ -72,8 +72,8 @@ class Stream:
         assert self.history.walk
         tokens, complete = self.history.walk.ahead()
         if not complete:
-            room = self.decoder.config.n_positions - self.decoder.length - 1 if self.decoder.exact else 0
-            tokens = tokens[:room]
+            room = self.decoder.config.n_positions - self.decoder.length - len(self.unread)
+            tokens = tokens[: max(0, room)] if self.decoder.exact else []
         for token in tokens:
             self._draws.next()
             self._say(token, None)

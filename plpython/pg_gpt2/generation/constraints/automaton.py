@@ -38,6 +38,7 @@ class Automaton:
         self._numbers: dict[Node, int] = {}
         self.number(NOTHING)
         self._filled[0] = True
+        self.shortest[0] = LONGEST
 
     def renew(self) -> None:
         """Forget all numbers when there are many."""
@@ -95,6 +96,11 @@ class Automaton:
         if not self._filled.item(number):
             self._fill(number)
         return self.table.item(number, byte)
+
+    def nearest(self, number: int) -> int:
+        """The byte after which the end is nearest, the lowest of some."""
+        after = self.row(number)
+        return int(np.argmin(self.shortest[after]))
 
     def after(self, node: Node, data: bytes) -> Node:
         """The state after some bytes; NOTHING where they do not fit."""

@@ -10,16 +10,18 @@ from copy import copy
 
 import numpy as np
 
+from ... import host
 from ...errors import InvalidParameter
 from .automaton import Automaton
 from .grammar import EMPTY, Node
-from .vocabulary import Vocabulary
+from .vocabulary import ROOT, Vocabulary
 
 MOST_FORCED = 256  # bytes that are looked ahead for text that must come
 MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
 MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
-MOST_SEARCHED = 20_000_000  # nodes of the vocabulary's tree in search of the fewest tokens to the end, some 0.5 s
-A_STATE = 5_000  # nodes that a state counts for in that search
+NEAR = 3  # tokens to the end, for which a search may find the fewest
+MOST_SEARCHED = 4_000_000  # nodes of the vocabulary's tree in such a search, some 0.1 s
+A_STATE = 4_000  # nodes that a state counts for
 
 Encode = Callable[[str], list[int]]
 
@@ -40,7 +42,8 @@ class Constraint:
         self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
         self._sets_size = 0
         self._forced: dict[Node, int | None] = {}
-        self._fitting: dict[tuple[Node, int], bool] = {}
+        self._onward: dict[Node, Node] = {}
+        self._near: dict[Node, int] = {}
 
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
@@ -138,44 +141,73 @@ class Constraint:
         return self._vocabulary.walk(self._automaton, self._automaton.number(state))[:2]
 
     def fits(self, state: Node, left: int) -> bool:
-        """Whether `left` tokens suffice to complete the text.
+        """Whether `left` tokens are sure to complete the text. If they are, then so are one less after some token.
 
-        They do where no more bytes lack, since there is a token for each; else a search says it. Where that becomes too long, the
-        answer is no. If it is yes for a state, then so it is for one less after some token.
+        They are where no more bytes lack, since there is a token for each; where the longest tokens on the nearest way are no
+        more; or where a search finds so few, which is made when few are left.
         """
-        if state.shortest <= left:
-            return True
-        if state.shortest > left * self._vocabulary.longest:
-            return False
-        found = self._fitting.get((state, left))
-        if found is None:
-            _forget_many(self._fitting)
-            found = self._fitting[state, left] = self._search(state, left) <= left
-        return found
+        if state.shortest <= left or state.shortest > left * self._vocabulary.longest:
+            return state.shortest <= left
+        return self._by_longest(state, left) <= left or (left <= NEAR and self._search(state) <= left)
 
     def tokens_to_end(self, state: Node) -> int:
         """The least number that fits."""
-        return self._search(state, state.shortest)
+        return min(self._by_longest(state, state.shortest), self._search(state))
 
-    def _search(self, state: Node, most: int) -> int:
-        """How few tokens complete the text, of those after which fewer bytes lack than before, breadth first. Some number above
-        `most` where there are not so few, and the number of bytes where the search becomes too long."""
-        automaton, work, tokens = self._automaton, 0, 0
-        at, seen = [state], {state}
-        while tokens <= most and all(node.shortest for node in at):
+    def _by_longest(self, state: Node, most: int) -> int:
+        """How many tokens the nearest way to the end has, if each is the longest there is; some number above `most` for more."""
+        tokens = 0
+        while state.shortest and tokens <= most:
+            onward = self._onward.get(state)
+            if onward is None:
+                _forget_many(self._onward)
+                onward = self._onward[state] = self._after_longest(state)
+            state = onward
             tokens += 1
-            following: dict[Node, None] = {}
-            for node in at:
+        return tokens
+
+    def _after_longest(self, state: Node) -> Node:
+        """The state after the longest token on the nearest way to the end, of equally near ones by the lowest bytes."""
+        self._automaton.renew()
+        host.check_interrupts()
+        number = found = self._automaton.number(state)
+        tree, place = self._vocabulary, ROOT
+        while self._automaton.shortest[number]:
+            byte = self._automaton.nearest(number)
+            if (below := tree.child(place, byte)) is None:
+                break
+            number, place = self._automaton.step(number, byte), below
+            found = number if tree.is_token(place) else found
+        return self._automaton.nodes[found]
+
+    def _search(self, state: Node) -> int:
+        """The fewest tokens that complete the text; where more than NEAR are needed, or much is to be searched, its bytes."""
+        found = self._near.get(state)
+        if found is None:
+            _forget_many(self._near)
+            found = self._near[state] = self._breadth_first(state)
+        return found
+
+    def _breadth_first(self, state: Node) -> int:
+        automaton, work, at = self._automaton, 0, {state}
+        for tokens in range(NEAR + 1):
+            if not all(node.shortest for node in at):
+                return tokens
+            following: set[Node] = set()
+            for node in at if tokens < NEAR else ():
                 automaton.renew()
                 _, after, looked_at = self._vocabulary.walk(automaton, automaton.number(node))
                 work += looked_at + A_STATE
                 if work > MOST_SEARCHED:
                     return state.shortest
-                nearer = np.unique(after[automaton.shortest[after] < node.shortest])
-                following.update(dict.fromkeys(automaton.nodes[number] for number in nearer.tolist()))
-            at = [node for node in following if node not in seen]
-            seen.update(at)
-        return tokens
+                following.update(automaton.nodes[number] for number in np.unique(after).tolist())
+            at = following
+        return state.shortest
+
+
+def _forget_many(known: dict) -> None:
+    if len(known) >= MOST_KNOWN:
+        known.clear()
 
 
 def _characters(data: bytes) -> str:
@@ -184,11 +216,6 @@ def _characters(data: bytes) -> str:
         return codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:
         return ""
-
-
-def _forget_many(known: dict) -> None:
-    if len(known) >= MOST_KNOWN:
-        known.clear()
 
 
 class Walk:
@@ -209,7 +236,9 @@ class Walk:
 
     @property
     def over(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether nothing can follow; where no end-of-text token says so, also whether the tokens left cannot end elsewhere."""
+        if self.constraint.eos is None and self.left and self.state.nullable:
+            return not len(self.allowed)
         return self.state is EMPTY
 
     @property

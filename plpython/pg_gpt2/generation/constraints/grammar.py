@@ -6,10 +6,10 @@ nodes are compared by identity. Every node has a text that fits it, but NOTHING.
 """
 
 from collections.abc import Iterable
-from functools import reduce
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from ... import host
 from ...errors import LimitExceeded
 from .utf8 import Range, byte_ranges, normalised
 
@@ -194,7 +194,11 @@ def choices(texts: Iterable[str]) -> Node:
 
 def seq(*parts: Node) -> Node:
     """One after the other; EMPTY without any."""
-    return reduce(lambda rest, part: _then(part, rest), reversed(parts), EMPTY)
+    rest = EMPTY
+    for part in reversed(parts):
+        rest = _then(part, rest)
+        host.check_interrupts()
+    return rest
 
 
 def either(*parts: Node) -> Node:

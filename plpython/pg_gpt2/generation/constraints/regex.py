@@ -4,15 +4,13 @@ A text that is made of the grammar matches the whole pattern in both. What they 
 refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
 """
 
-from itertools import groupby
-
 from ... import host
 from ...errors import InvalidRegularExpression
 from . import classes
-from .grammar import Node, chars, either, repeat, seq, text
+from .grammar import Node, chars, choices, either, repeat, seq, text
 
 MOST_TIMES = 2**31 - 1  # that a quantifier may say
-BYTES_A_CHARACTER = 1000  # of memory, that a pattern takes at most
+BYTES_A_CHARACTER = 500  # of memory, that a pattern takes at most
 MANY_CHARACTERS = 10_000  # of a pattern, from which memory is asked for
 
 _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
@@ -48,28 +46,47 @@ class _Group:
         self.place = place
         self.at_start = at_start  # whether nothing comes before it
         self.alternatives: list[Node] = []
-        self.parts: list[Node | str] = []
+        self.texts: list[str] = []  # alternatives that are letters only
+        self.parts: list[Node] = []
+        self.letters: list[str] = []  # after these parts
         self.repeatable = False  # whether a quantifier may follow
         self.anchored = False  # whether it has ^ or $
         self.ended = False  # whether the present alternative has $: nothing may follow
         self.ends = False  # whether any alternative has
 
     def add(self, part: Node | str, repeatable: bool = True) -> None:
-        self.parts.append(part)
+        """A part that comes next: a letter, or anything else."""
         self.repeatable = repeatable
+        if isinstance(part, str):
+            self.letters.append(part)
+        else:
+            self.spell()
+            self.parts.append(part)
+
+    def spell(self) -> None:
+        """Make a part of the letters."""
+        if self.letters:
+            self.parts.append(text("".join(self.letters)))
+            self.letters = []
+
+    def take_last(self) -> Node:
+        """The last letter or part, which is no part any more."""
+        return chars([(ord(self.letters[-1]), ord(self.letters.pop()))]) if self.letters else self.parts.pop()
 
     def next_alternative(self) -> None:
-        """Complete the present one: letters become texts."""
-        nodes: list[Node] = []
-        for kind, some in groupby(self.parts, key=type):
-            nodes += [text("".join(some))] if kind is str else some  # type: ignore[arg-type]  # noqa: B031
-        self.alternatives.append(seq(*nodes))
+        """Complete the present one."""
+        if self.parts:
+            self.spell()
+            self.alternatives.append(seq(*self.parts))
+        else:
+            self.texts.append("".join(self.letters))
         self.ends |= self.ended
-        self.parts, self.repeatable, self.ended = [], False, False
+        self.parts, self.letters, self.repeatable, self.ended = [], [], False, False
 
     def node(self) -> Node:
+        """All alternatives."""
         self.next_alternative()
-        return either(*self.alternatives)
+        return either(choices(self.texts), *self.alternatives)
 
 
 class _Parser:
@@ -82,8 +99,7 @@ class _Parser:
         steps = {"(": self.open, ")": self.close, "|": self.alternative, "^": self.start, "$": self.end}
         steps |= {**dict.fromkeys("*+?", self.quantifier), "\\A": self.start, "\\Z": self.end}
         while self.at < len(self.pattern):
-            if not self.at & 0xFF:
-                host.check_interrupts()
+            host.check_interrupts()
             character = self.pattern[self.at]
             if character == "\\":
                 character += self.peek(1)
@@ -108,7 +124,7 @@ class _Parser:
             self.at += 2
         self.at += 1
         self.must_go_on(place)
-        self.groups.append(_Group(place, group.at_start and not group.parts))
+        self.groups.append(_Group(place, group.at_start and not (group.parts or group.letters)))
 
     def close(self) -> None:
         if len(self.groups) == 1:
@@ -126,7 +142,7 @@ class _Parser:
 
     def start(self) -> None:
         group = self.groups[-1]
-        if group.parts or not group.at_start:
+        if group.parts or group.letters or not group.at_start:
             raise self.refuse("^ may stand at the beginning only")
         group.anchored, group.repeatable = True, False
         self.at += 1
@@ -151,8 +167,7 @@ class _Parser:
             raise self.refuse("there is nothing that this could repeat", place)
         if self.peek() == "?":  # lazy: it decides what is captured, not what matches
             self.at += 1
-        part = group.parts.pop()
-        group.add(repeat(text(part) if isinstance(part, str) else part, least, most), repeatable=False)
+        group.add(repeat(group.take_last(), least, most), repeatable=False)
 
     def bounds(self) -> tuple[int, int | None]:
         """How often, of *, +, ? or {m,n}, which is read."""

@@ -1,5 +1,6 @@
 """The tokens of a vocabulary as a tree of their bytes, which is walked together with an automaton."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from ...errors import InconsistentData
 from .automaton import Automaton
 
 MOST_TOKEN = 1024  # bytes: longer tokens are never taken
+ROOT = -1  # place of the node that is none
 FEW = 1000  # nodes below those where a walk is: so many are looked at one by one, more a level at a time
 _NEEDED = {*range(1, 0xF5)} - {0xC0, 0xC1}  # bytes of UTF-8
 
@@ -63,6 +65,16 @@ class Vocabulary:
         for start, level in zip(self._starts, self._levels):
             tokens[start + level.ends] = level.tokens
         self._tokens = tokens.tolist()
+
+    def child(self, place: int, byte: int) -> int | None:
+        """The place of the node below one, or below ROOT, that has a byte."""
+        children = self._children[place] if place != ROOT else range(self._starts[1])
+        found = bisect_right(self._bytes, byte, children.start, children.stop) - 1
+        return found if found >= children.start and self._bytes[found] == byte else None
+
+    def is_token(self, place: int) -> bool:
+        """Whether a token ends at a node."""
+        return self._tokens[place] >= 0
 
     def walk(self, automaton: Automaton, state: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Tokens that may come in a state, ascending, the state after each, and how many nodes were looked at."""
