@@ -230,7 +230,7 @@ def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
 
 
 def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
-    """22023 unless every id is one of the model's."""
+    """Refuse (22023) an id that is not one of the model's."""
     for place, token in enumerate(ids):
         if token is None or not 0 <= token < config.vocab:
             raise InvalidParameter(

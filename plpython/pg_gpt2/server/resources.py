@@ -40,16 +40,13 @@ def apply_settings(workers: int = 1) -> None:
     threads.set_threads(min(wanted, cores()))
     fast = (found or {})["fast"]
     if fast is not None:
-        op.use_fast(db.as_flag("fast", fast) or _refuse_plain())
-
-
-def _refuse_plain() -> bool:
-    """False for the owner of the extension. Refuse (42501) the plain ops to others: they ask for no memory."""
-    if not db.is_owner():
-        raise InsufficientPrivilege(
-            "pg_gpt2.fast = off is for the owner of the extension", hint="RESET pg_gpt2.fast; it changes only speed."
-        )
-    return False
+        is_wanted = db.as_flag("fast", fast)
+        if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
+            raise InsufficientPrivilege(
+                "pg_gpt2.fast = off is for the owner of the extension",
+                hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
+            )
+        op.use_fast(is_wanted)
 
 
 def wanted_threads() -> int:

@@ -22,7 +22,6 @@ from ...generation.options import BeamSearch, Call, Generation, TextGeneration, 
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
-from ...limits import MOST_BEAMS
 from ...options import manual
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
@@ -189,11 +188,7 @@ def beam_search(
     if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     asked, sampling = gather(given, BeamSearch, Sampling)
-    require_positive(beam_width=asked.beam_width, max_tokens=asked.max_tokens)
-    if asked.beam_width > MOST_BEAMS:
-        raise InvalidParameter(
-            f"beam_width {asked.beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual."
-        )
+    require_positive(max_tokens=asked.max_tokens)
     model = weights.load(asked.model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
