@@ -90,7 +90,7 @@ def test_every_text_is_complete_with_any_number_of_tokens_from_the_least(pattern
             assert len(tokens) <= max_tokens
             assert re.fullmatch(pattern, said(tokens)), (max_tokens, seed)
     if fewest:
-        with pytest.raises(InvalidParameter, match=f"{fewest} tokens, and max_tokens is {fewest - 1}$"):
+        with pytest.raises(InvalidParameter, match=f"max_tokens is {fewest - 1}, and .* needs {fewest}$"):
             made.begin(fewest - 1)
 
 
@@ -249,7 +249,7 @@ def test_a_search_that_is_too_long_takes_bytes_for_tokens(monkeypatch: pytest.Mo
     monkeypatch.setattr(constraints, "MOST_SEARCHED", 1)
     made = constraint("qzqz|abcabc")
     assert made.tokens_to_end(made.start) == 4
-    assert {said(drawn(made, 4, seed)) for seed in range(20)} == {"qzqz", "abcabc"}
+    assert {said(drawn(made, 4, seed)) for seed in range(60)} == {"qzqz", "abcabc"}
 
 
 def test_the_last_constraints_of_a_vocabulary_are_kept() -> None:

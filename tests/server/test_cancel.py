@@ -32,6 +32,14 @@ LONG = {
     "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
     "a batch of many": "SELECT count(*) FROM llm_generate_batch(array_fill('low'::text, '{100000}'), 99, model_name => 'slow')",
+    "a pattern of a megabyte": "SELECT llm_generate('low', 9, model_name => 'slow',"
+    " options => jsonb_build_object('regex', repeat('[ab]c?', 170000)))",
+    "many choices": "SELECT llm_generate('low', 9, model_name => 'slow',"
+    " options => (SELECT jsonb_build_object('choices', jsonb_agg((i * 7919)::text)) FROM generate_series(1, 80000) AS i))"
+    " FROM generate_series(1, 99)",
+    "states without end": "SELECT llm_generate('low', 1000, model_name => 'slow',"
+    " options => jsonb_build_object('regex', '((x{1,1000}y?){1,1000}z?){1,1000}' || repeat('q?', 90)))"
+    " FROM generate_series(1, 99)",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",

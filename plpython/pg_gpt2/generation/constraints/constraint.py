@@ -49,9 +49,8 @@ class Constraint:
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
         if not self.fits(self.start, max_tokens):
             raise InvalidParameter(
-                f"the shortest text that the constraint allows has {self.tokens_to_end(self.start)} tokens, and max_tokens"
-                f" is {max_tokens}",
-                hint="Give a larger max_tokens: a constrained text is always complete.",
+                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {self.tokens_to_end(self.start)}",
+                hint="Give more: a constrained text is never cut off.",
             )
         return Walk(self, max_tokens)
 
