@@ -172,6 +172,19 @@ FILES: dict[str, bytes | Callable[[], bytes]] = {
 
 # --- statements -------------------------------------------------------------------------------------------------------------
 
+SCHEMAS = [
+    "[]",
+    '{"multipleOf": 3}',
+    '{"type": "text"}',
+    '{"type": "integer", "minimum": 2, "maximum": 1}',
+    '{"type": "string", "minLength": 9999}',
+    '{"pattern": "a$b"}',
+    '{"pattern": "(a+b+)+", "maxLength": 999}',
+    '{"minimum": 1e60}',
+    f'{{"enum": [{"[" * 50}{"]" * 50}]}}',
+    '{"items": ' * 40 + '{"type": "null"}' + "}" * 40,
+]
+
 VARIABLE = "llm_variable(pg_llm_tensor('{1,2}'), '{2}', true)"
 RECORD = f"SELECT llm_op('gelu', ARRAY[{VARIABLE}]);"
 TAPE = "tape_id = llm_tape_id()"
@@ -232,6 +245,16 @@ STATEMENTS = [
     "SELECT llm_generate('low', options => '{\"suppress_tokens\": [9999]}', model_name => 't')",
     "SELECT llm_generate_tokens('{1}', 60, options => '{\"no_repeat_ngram_size\": 1}', model_name => 'bare')",
     "SELECT * FROM llm_beam_search('low', options => '{\"top_k\": 1}', model_name => 't')",
+    *(f"SELECT llm_generate_json('low', '{schema}', model_name => 't')" for schema in SCHEMAS),
+    "SELECT llm_generate_json('low', jsonb_build_object('x', repeat('x', 2000000)), model_name => 't')",
+    "SELECT llm_generate('low', options => '{\"json_schema\": 3}', model_name => 't')",
+    "SELECT llm_generate_json('low', '{\"type\": \"null\"}', options => '{\"regex\": \"a\"}', model_name => 't')",
+    "SELECT llm_generate('low', options => jsonb_build_object('json_schema', (repeat('[', 200) || repeat(']', 200))::jsonb),"
+    " model_name => 't')",
+    "SELECT llm_json_schema('llm_param_pkey')",
+    "SELECT llm_json_schema(4294967295)",
+    "CREATE TABLE photo (data bytea NOT NULL); SELECT llm_json_schema('photo')",
+    "CREATE TABLE never (n integer NOT NULL CHECK (n = 1.5)); SELECT llm_json_schema('never')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
     "SELECT llm_generate_tokens(array_fill(1, '{1048577}'), model_name => 'bare')",

@@ -50,7 +50,7 @@ EXAMPLES = {
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
     " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
     "llm_generate_json": f"prompt => 'low', schema => '{{\"enum\": [1, null]}}', {SAMPLING}",
-    "llm_json_schema": "relation => 'llm_bpe_vocab'",
+    "llm_json_schema": "relation => 't'",
     "llm_next_token": "prompt => 'low', model_name => 'm'",
     "llm_logits": "token_ids => '{1,2}', model_name => 'm'",
     "llm_logits_sent": "sent => array_send('{1,2}'::int[]), model_name => 'm', n_layer => NULL, n_head => NULL, d_model => NULL,"

@@ -6,7 +6,7 @@ from ... import host
 from ...errors import FeatureNotSupported
 from .grammar import EMPTY, NOTHING, Chars, Either, Node, Repeat, Seq, Words, choices, either, repeat, seq
 
-MOST_CUTS = 20_000  # parts looked at: each becomes a node
+MOST_CUTS = 50_000  # looks at parts: most become a node
 MOST_LEVELS = 120  # of recursion
 
 Lengths = tuple[int, int | None]  # least and most characters, None = any number
@@ -54,6 +54,7 @@ class _Cutter:
     def __init__(self) -> None:
         self.lengths: dict[Node, Lengths] = {}
         self.found: dict[tuple[Node, int, int | None], Node] = {}
+        self.cuts = 0
 
     def length(self, node: Node) -> Lengths:
         """How long a text of `node` is."""
@@ -83,6 +84,12 @@ class _Cutter:
 
     def cut(self, node: Node, least: int, most: int | None, level: int) -> Node:
         """The texts of `node` with `least` to `most` characters."""
+        self.cuts += 1
+        if self.cuts > MOST_CUTS or level > MOST_LEVELS:
+            raise FeatureNotSupported(
+                "minLength or maxLength beside this pattern is too much: several parts of it vary in length",
+                hint="Say the lengths in the pattern, such as ^[a-z]{1,20}$.",
+            )
         low, high = self.length(node)
         if least <= low and (most is None or (high is not None and high <= most)):
             return node
@@ -90,11 +97,6 @@ class _Cutter:
             return NOTHING
         key = node, least, most
         if key not in self.found:
-            if len(self.found) > MOST_CUTS or level > MOST_LEVELS:
-                raise FeatureNotSupported(
-                    "minLength or maxLength beside this pattern is too much: several parts of it vary in length",
-                    hint="Say the lengths in the pattern, such as ^[a-z]{1,20}$.",
-                )
             self.found[key] = self._cut(node, least, most, level + 1)
         return self.found[key]
 
