@@ -7,7 +7,7 @@ An object has its required properties first, in the order of `required`, then ot
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import unquote
 
@@ -233,7 +233,7 @@ def _is_of(value: Any, said: Mapping[str, Any], where: str) -> bool:
     if isinstance(value, bool) or value is None:
         return ("null" if value is None else "boolean") in kinds
     if isinstance(value, int | float):
-        return "number" in kinds or ("integer" in kinds and _exact(value) % 1 == 0)
+        return "number" in kinds or ("integer" in kinds and _exact(value) == _exact(value).to_integral_value())
     kind = "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
     return kind in kinds
 
@@ -301,7 +301,10 @@ def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> 
 
 def _exact(value: float) -> Decimal:
     """A number as it was written."""
-    return Decimal(value.text if isinstance(value, Written) else repr(value))
+    try:
+        return Decimal(value.text if isinstance(value, Written) else repr(value))
+    except InvalidOperation:
+        raise LimitExceeded(f"{_shown(value)} is too large or too small a number", hint="Take a rounder one.") from None
 
 
 # --- what keywords may say --------------------------------------------------------------------------------------------------
