@@ -14,7 +14,6 @@ from .grammar import NOTHING, First, Node, either
 
 MOST_NESTED = 200  # levels of a grammar: each takes some calls within calls
 MANY_STATES = 1 << 14  # 16 MB: with so many the table is begun anew
-MOST_STATES = 1 << 18  # between two renewals
 LONGEST = 2**62  # what a longer shortest text counts as
 
 
@@ -25,7 +24,7 @@ class Automaton:
         if node.depth > MOST_NESTED:
             raise LimitExceeded(
                 f"the constraint is nested {node.depth} levels deep, and {MOST_NESTED} are the most",
-                hint="Groups that repeat or choose count, within each other.",
+                hint="Nest groups that repeat, or that have alternatives, less deeply.",
             )
         self.node = node
         self._begin()
@@ -57,11 +56,6 @@ class Automaton:
         return found
 
     def _grow(self, size: int) -> None:
-        if size > MOST_STATES:
-            raise LimitExceeded(
-                f"the constraint has more than {MOST_STATES} states within a token",
-                hint="Give fewer choices, or a pattern with fewer ways to go on.",
-            )
         host.require_memory(2 * 1040 * size, f"a constraint's {size} states")
         for name in ("table", "shortest", "_filled"):
             old = getattr(self, name)

@@ -299,7 +299,8 @@ class _Parser:
         return self.pattern[self.at + ahead : self.at + ahead + 1]
 
     def refuse(self, reason: str, place: int | None = None) -> InvalidRegularExpression:
+        number = 1 + (self.at if place is None else place)
         return InvalidRegularExpression(
-            f"the regular expression cannot be used, character {(self.at if place is None else place) + 1}: {reason}",
+            f"the regular expression cannot be used, character {number}: {reason}",
             hint="It may have literals, classes, groups, alternatives and quantifiers; the whole text matches it.",
         )
