@@ -31,7 +31,11 @@ SELECT octet_length(llm_logits(llm_encode('Too many'))) / 4 / 300 AS positions, 
 -- llm_generation_options
 SELECT llm_generate('Too many', 5, 0, options => '{"no_repeat_ngram_size": 2, "bad_words": [" cooks"]}') <> 'Too many cooks' AS avoided;
 SELECT llm_generate('Too many', options => '{"max_new_tokens": 2, "temperature": 0}') = llm_generate('Too many', 2, 0) AS same;
+SELECT llm_generate('Too many', echo => false, options => '{"choices": [" hands", " cooks"]}') IN (' hands', ' cooks') AS chosen;
+SELECT llm_generate('Too many', echo => false, options => '{"regex": "[0-9]{2}:[0-9]{2}"}') ~ '^[0-9]{2}:[0-9]{2}$' AS matches;
 SELECT type, default_value, domain FROM llm_generation_options WHERE name = 'typical_p';
+--> t
+--> t
 --> t
 --> t
 --> number|1.0|above 0, up to 1

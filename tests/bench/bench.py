@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bounds  # first: it keeps BLAS at one thread
+import constrained
 import decoding
 import learning
 import machine
@@ -39,6 +40,7 @@ TOPICS: dict[str, list[Topic]] = {
     "verify": [("", 1, 3, decoding.verify)],
     "lookup": [("", 1, 3, decoding.lookup)],
     "batch": [("decoders", 1, 3, decoding.batch)],
+    "json": [("", 1, 3, constrained.json_schema)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),

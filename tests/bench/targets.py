@@ -16,6 +16,8 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "verify 8": (Limit("one token", "<=", 1.4),),
     "lookup": (Limit("without lookup", ">=", 3.0),),
     "batch": (Limit("one stream", ">=", 7.0), Limit(CT2, ">=", 2.5), Limit(CT2_INT8, ">=", 1.0)),
+    "json text": (Limit("free decoding", ">=", 0.9),),
+    "json row": (Limit("free decoding", ">=", 1.0),),
     "prefill": (Limit(SGEMM, "<=", 1.45), Limit(TORCH, "<=", 0.8)),
     "train 4x64": (Limit(SGEMM, "<=", 1.3), Limit(TORCH, "<=", 0.75)),
     "train 4x256": (Limit(SGEMM, "<=", 1.3), Limit(TORCH, "<=", 0.6)),

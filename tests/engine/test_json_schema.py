@@ -357,11 +357,11 @@ def deep(levels, kind):
 
 @pytest.mark.parametrize("kind", ["object", "array", "union"])
 def test_deep_schemas_are_refused_in_no_time(kind):
-    began = time.monotonic()
+    began = time.process_time()
     assert refused(deep(100_000, kind))[0] == "54000"
     assert refused({"const": json.loads("[" * 900 + "]" * 900)})[0] == "54000"
     assert Automaton(grammar(deep(MOST_SCHEMA_LEVELS, kind))).node.depth <= MOST_NESTED
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_the_deepest_schema_with_the_longest_number_is_walked():
@@ -373,13 +373,13 @@ def test_the_deepest_schema_with_the_longest_number_is_walked():
 
 
 def test_huge_schemas_are_read_in_bounded_time():
-    began = time.monotonic()
+    began = time.process_time()
     grammar({"properties": {f"p{n}": {"type": "string", "maxLength": 2**31} for n in range(2000)}})
     grammar({"enum": [f"value {n}" for n in range(50_000)]})
     grammar({"type": "string", "minLength": 2**31, "maxLength": 2**62})
     assert refused({"anyOf": [{"type": "null"}] * 20_000})[0] == "54000"
     assert refused({"pattern": "^" + "a?" * 20_000 + "$", "maxLength": 5})[0] == "0A000"
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_reference_used_often_is_read_once():
@@ -387,7 +387,7 @@ def test_a_reference_used_often_is_read_once():
     for n in range(1, 16):
         two = {f"{name}": {"$ref": f"#/$defs/d{n - 1}"} for name in "ab"}
         found["$defs"][f"d{n}"] = {"properties": two, "required": ["a", "b"]}
-    began = time.monotonic()
+    began = time.process_time()
     node = grammar(found)
     assert node.shortest > 2**15
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
