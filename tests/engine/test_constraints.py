@@ -220,6 +220,14 @@ def test_hostile_patterns_get_an_answer_or_an_error_soon(name: str, monkeypatch:
     assert max(np.diff([*looks, time.monotonic()])) < 3  # 0.5 at most
 
 
+@pytest.mark.parametrize("pattern", ["x{2147483647}", "(ab{2147483647}){2147483647}", "(x{1000}y?){1000}z"])
+def test_a_shortest_text_that_is_huge_is_refused_at_once(pattern: str) -> None:
+    made, start = constraint(pattern), time.monotonic()
+    with pytest.raises(InvalidParameter, match="max_tokens is 64, and"):
+        made.begin(64)
+    assert time.monotonic() - start < 10  # it takes 0.1
+
+
 # ---- vocabularies
 
 

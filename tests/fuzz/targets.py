@@ -9,7 +9,9 @@ import gzip
 import inspect
 import io
 import json
+import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +24,10 @@ from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.fast import ops
 from pg_gpt2.formats import vocab as vocab_files
 from pg_gpt2.generation.constraints import json_schema as schemas
+from pg_gpt2.generation.constraints import regex
+from pg_gpt2.generation.constraints.constraint import Constraint
+from pg_gpt2.generation.constraints.grammar import NOTHING
+from pg_gpt2.generation.constraints.vocabulary import Vocabulary
 from pg_gpt2.generation.decode import check_ids
 from pg_gpt2.generation.sampling import Sampling
 from pg_gpt2.tensor import from_bytes
@@ -175,6 +181,27 @@ def json_schema(data: bytes) -> None:
         low, _, node = min(node.firsts(), key=lambda first: first[2].shortest)
         found.append(low)
     json.loads(found.decode())
+
+
+ENDS = 300
+VOCABULARY = Vocabulary({i: data for i, data in TOKENIZER.tokens.items() if i != ENDS})
+
+
+def pattern(data: bytes) -> None:
+    """A regular expression, and the number of tokens: a text drawn within it matches, where Python reads the pattern."""
+    count, given = (data[0] if data else 0), data[1:].decode("utf-8", "replace")
+    if (node := regex.parse(given)) is NOTHING:
+        return
+    made = Constraint(node, VOCABULARY, TOKENIZER.encode, ENDS)
+    walk, tokens, rng = made.begin(count), [], np.random.default_rng(count)
+    while walk.left and not walk.over and len(tokens) < 12:
+        tokens.append(int(rng.choice(walk.allowed)))
+        walk.take(tokens[-1])
+    if (walk.over or tokens[-1:] == [ENDS] or not walk.left) and "[:" not in given:  # Python has no [[:alpha:]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            text = TOKENIZER.decode_bytes([i for i in tokens if i != ENDS]).decode()
+            assert re.fullmatch(given, text), (given, text)
 
 
 # --- ops and kernels --------------------------------------------------------------------------------------------------------
@@ -364,6 +391,13 @@ TARGETS = {
             b' "items": {"format": "date-time"}, "minItems": 1, "maxItems": 2}]}',
         ],
         (*JSON, *SCHEMA_WORDS),
+    ),
+    "pattern": Target(
+        pattern,
+        [b"\x14\\d{4}-[01]\\d", b"\x05(low|lower)*?[^a-c\\s]", b"\x09^(?:\\u00e9|\\x41)+$", b"\x03[[:alpha:]_]{2,}|.?"],
+        tuple(
+            rb"( ) (?: | [ ] [^ - \ ^ $ . * + ? {2} {0,} {,3} {1,2147483647} \d \W \s \1 \b \A \Z \x4 \u00e9 [:digit:]".split()
+        ),
     ),
     "token_ids": Target(
         token_ids, [struct.pack("<6i", 1, 2, 300, -1, 0x7EADBEEF, 2**31 - 1), b""], (b"\xff\xff\xff\xff",)

@@ -19,6 +19,7 @@ from .vocabulary import ROOT, Vocabulary
 MOST_FORCED = 256  # bytes that are looked ahead for text that must come
 MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
 MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
+MOST_COUNTED = 1000  # tokens to the end
 NEAR = 3  # tokens to the end, for which a search may find the fewest
 MOST_SEARCHED = 4_000_000  # nodes of the vocabulary's tree in such a search, some 0.1 s
 A_STATE = 4_000  # nodes that a state counts for
@@ -163,8 +164,9 @@ class Constraint:
         return self._by_longest(state, left) <= left or (left <= NEAR and self._search(state) <= left)
 
     def tokens_to_end(self, state: Node) -> int:
-        """The least number that fits."""
-        return min(self._by_longest(state, state.shortest), self._search(state))
+        """The least number that fits; where that is above MOST_COUNTED, one that does."""
+        counted = self._by_longest(state, MOST_COUNTED)
+        return min(self._search(state), counted if counted <= MOST_COUNTED else state.shortest)
 
     def _by_longest(self, state: Node, most: int) -> int:
         """How many tokens the nearest way to the end has, if each is the longest there is; some number above `most` for more."""

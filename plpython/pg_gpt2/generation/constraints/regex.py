@@ -226,7 +226,7 @@ class _Parser:
             raise self.refuse("a backslash ends the pattern", place)
         if letter.isascii() and letter.isalnum():
             raise self.refuse(_REFUSED.get(letter, f"\\{letter} is not the same everywhere, or unknown"), place)
-        return letter
+        return self.storable(letter, place)
 
     def hexadecimal(self, place: int, count: int) -> str:
         digits = self.pattern[self.at : self.at + count]
