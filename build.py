@@ -45,6 +45,7 @@ TOPICS = (
     "tokenizer",
     "transfer",
     "generation",
+    "json",
     "scoring",
     "choosing",
     "rows",

@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 e931b56bb9cf @extschema@'] = importer['import_package'](sources, 'pg_gpt2 e931b56bb9cf @extschema@', '@extschema@')
+    GD['pg_gpt2 3825afb5f5ef @extschema@'] = importer['import_package'](sources, 'pg_gpt2 3825afb5f5ef @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -7863,30 +7863,32 @@ POSIX = {
     "xdigit": _ascii("0-9A-Fa-f", _NOT_ASCII),
 }
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.compiled', $pg_gpt2_source$"""From an option to a constraint of a vocabulary. The last few are kept, with what was found out about their states."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.compiled', $pg_gpt2_source$"""From an option to a constraint of a vocabulary.
+
+The last few are kept with the tokenizer, and what was found out about their states with them.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ...errors import InvalidParameter
 from ...tokenizer.bpe import Tokenizer
-from . import grammar, regex
+from . import grammar, json_schema, regex
 from .constraint import Constraint
 from .vocabulary import Vocabulary
 
 MOST = 4  # constraints of a tokenizer that are kept, up to some 50 MB each
 
-GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {"choices": grammar.choices, "regex": regex.parse}
-
-_Key = tuple[int, int | None]  # ids of the model, and its end-of-text token
-_vocabularies: WeakKeyDictionary[Tokenizer, dict[_Key, Vocabulary]] = WeakKeyDictionary()
-_constraints: WeakKeyDictionary[Tokenizer, dict[tuple[Any, ...], Constraint]] = WeakKeyDictionary()
+GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
+    "choices": grammar.choices,
+    "regex": regex.parse,
+    "json_schema": json_schema.parse,
+}
 
 
 def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
     """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
-    kept = _constraints.setdefault(tokenizer, {})
+    kept: dict[tuple[Any, ...], Constraint] = tokenizer.kept.setdefault("constraints", {})
     key = option, value, vocab, eos
     found = kept.pop(key, None)
     if found is None:
@@ -7901,7 +7903,7 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
 
 
 def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
-    kept = _vocabularies.setdefault(tokenizer, {})
+    kept: dict[tuple[int, int | None], Vocabulary] = tokenizer.kept.setdefault("tree", {})
     if (vocab, eos) not in kept:
         kept.clear()
         kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})
@@ -7922,12 +7924,13 @@ import numpy as np
 from ... import host
 from ...errors import InvalidParameter
 from .automaton import Automaton
-from .grammar import EMPTY, Node
+from .grammar import EMPTY, Node, without_far_bounds
 from .vocabulary import ROOT, Vocabulary
 
 MOST_FORCED = 256  # bytes that are looked ahead for text that must come
 MOST_KNOWN = 1 << 14  # states of which is known what may come; then they are forgotten
 MOST_SETS = 1 << 24  # bytes of different sets of tokens that may come
+MOST_COUNTED = 1000  # tokens to the end
 NEAR = 3  # tokens to the end, for which a search may find the fewest
 MOST_SEARCHED = 4_000_000  # nodes of the vocabulary's tree in such a search, some 0.1 s
 A_STATE = 4_000  # nodes that a state counts for
@@ -7947,12 +7950,14 @@ class Constraint:
         self._automaton = Automaton(node)
         self._vocabulary = vocabulary
         self._encode = encode
+        self._far = max(MOST_FORCED, vocabulary.longest)  # bytes, beyond which a token does not depend on anything
         self._masks: dict[Node, tuple[np.ndarray, int]] = {}
         self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
         self._sets_size = 0
         self._forced: dict[Node, int | None] = {}
         self._onward: dict[Node, Node] = {}
         self._near: dict[Node, int] = {}
+        self._last: tuple[Node, tuple[np.ndarray, np.ndarray, list[Node]]] | None = None
 
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
@@ -7982,6 +7987,7 @@ class Constraint:
 
         What follows behind that text may lengthen its last tokens; one that can be longer is not forced.
         """
+        state = without_far_bounds(state, self._far)
         if state not in self._forced:
             _forget_many(self._forced)
             self._forced[state] = self._find_forced(state)
@@ -8023,13 +8029,26 @@ class Constraint:
             return np.array([forced], np.int32)
         ids, farthest = self._mask(state)
         if farthest > left - 1 and len(ids):
-            ids, after = self.allowed(state)
-            fit = {one: self.fits(one, left - 1) for one in set(after)}
-            ids = ids[[fit[one] for one in after]]
+            ids, kinds, after = self._sorts(state)
+            ids = ids[np.array([self.fits(one, left - 1) for one in after])[kinds]]
         return np.append(ids, np.int32(self.eos)) if self.eos is not None and state.nullable else ids
+
+    def _sorts(self, state: Node) -> tuple[np.ndarray, np.ndarray, list[Node]]:
+        """Ids that may come, which of the states that follow each leads to, and these: few, for most tokens lead to the same.
+
+        What was found last is kept, since a text that must come to its end may stay in one state for some tokens.
+        """
+        if self._last is None or self._last[0] is not state:
+            ids, after = self._walk(state)
+            numbers = np.flatnonzero(np.bincount(after))
+            kinds = np.zeros(len(self._automaton.nodes), np.int32)
+            kinds[numbers] = np.arange(len(numbers))
+            self._last = state, (ids, kinds[after], [self._automaton.nodes[number] for number in numbers.tolist()])
+        return self._last[1]
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
         """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        state = without_far_bounds(state, self._far)
         found = self._masks.get(state)
         if found is None:
             ids, after = self._walk(state)
@@ -8059,8 +8078,9 @@ class Constraint:
         return self._by_longest(state, left) <= left or (left <= NEAR and self._search(state) <= left)
 
     def tokens_to_end(self, state: Node) -> int:
-        """The least number that fits."""
-        return min(self._by_longest(state, state.shortest), self._search(state))
+        """The least number that fits; where that is above MOST_COUNTED, one that does."""
+        counted = self._by_longest(state, MOST_COUNTED)
+        return min(self._search(state), counted if counted <= MOST_COUNTED else state.shortest)
 
     def _by_longest(self, state: Node, most: int) -> int:
         """How many tokens the nearest way to the end has, if each is the longest there is; some number above `most` for more."""
@@ -8406,6 +8426,23 @@ def optional(part: Node) -> Node:
     return repeat(part, 0, 1)
 
 
+def without_far_bounds(node: Node, far: int) -> Node:
+    """The same where repetition that is under way, and may go on more than `far` times, may do so for ever: the same texts of
+    up to `far` bytes, and the same beginnings of longer ones. So states of a long repetition are alike."""
+    if isinstance(node, Repeat) and node.most is not None and node.most > far:
+        return repeat(node.part, node.least)
+    if isinstance(node, Seq):
+        first, rest = without_far_bounds(node.first, far), node.rest
+        if isinstance(rest, Repeat):
+            rest = without_far_bounds(rest, far)
+        elif isinstance(rest, Seq) and isinstance(rest.first, Repeat):
+            rest = _then(without_far_bounds(rest.first, far), rest.rest)
+        return _then(first, rest)
+    if isinstance(node, Either) and node.parts:
+        return either(*(without_far_bounds(part, far) for part in node.parts))
+    return node
+
+
 def _no_gap(inner: Repeat, least: int, most: int | None) -> bool:
     """Whether (x{a,b}){c,d} is x{ac,bd}: all numbers between can be had. There is a gap after c times b if at all."""
     if least == most:
@@ -8437,6 +8474,870 @@ def _bounded(found: list[First]) -> list[First]:
             hint="Avoid optional parts in long rows, and counted repetition within counted repetition.",
         )
     return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.json_formats', $pg_gpt2_source$"""Formats of strings: dates that are in the calendar, times, uuid, email, as grammars. PostgreSQL's types read what fits them."""
+
+from .grammar import Node, chars, choices, either, optional, repeat, seq, text
+
+
+def _number(low: int, high: int) -> Node:
+    return choices(f"{number:02}" for number in range(low, high + 1))
+
+
+def _date() -> Node:
+    """Dates that are in the calendar, from the year 1 to 9999."""
+    digit = chars([(48, 57)])
+    year = either(
+        *(seq(text("0" * zeros), chars([(49, 57)]), repeat(digit, 3 - zeros, 3 - zeros)) for zeros in range(4))
+    )
+    by_four = range(4, 100, 4)
+    leap = either(
+        seq(digit, digit, choices(f"{number:02}" for number in by_four)),
+        choices(f"{number:02}00" for number in by_four),
+    )
+    days = either(
+        seq(choices(f"-{month:02}-" for month in (1, 3, 5, 7, 8, 10, 12)), _number(1, 31)),
+        seq(choices(f"-{month:02}-" for month in (4, 6, 9, 11)), _number(1, 30)),
+        seq(text("-02-"), _number(1, 28)),
+    )
+    return either(seq(year, days), seq(leap, text("-02-29")))
+
+
+def _time() -> Node:
+    """A time of the day with its distance from UTC, without leap seconds; PostgreSQL keeps six digits of a second."""
+    sixty = _number(0, 59)
+    digits = repeat(chars([(48, 57)]), 1, 6)
+    zone = seq(choices("+-"), either(seq(_number(0, 13), text(":"), sixty), text("14:00")))
+    return seq(
+        _number(0, 23), text(":"), sixty, text(":"), sixty, optional(seq(text("."), digits)), either(text("Z"), zone)
+    )
+
+
+def _uuid() -> Node:
+    digit = chars([(48, 57), (97, 102)])
+    first, *more = (repeat(digit, count, count) for count in (8, 4, 4, 4, 12))
+    return seq(first, *(seq(text("-"), part) for part in more))
+
+
+def _email() -> Node:
+    """name@example.org: letters and digits, of the other characters those that nobody refuses, and no part too long."""
+    letters = [(97, 122), (65, 90)]
+    alnum = chars([*letters, (48, 57)])
+    atom = repeat(chars([*letters, (48, 57), *((ord(c), ord(c)) for c in "_+-")]), 1, 20)
+    name = seq(alnum, repeat(chars([*letters, (48, 57), *((ord(c), ord(c)) for c in "_+-")]), 0, 19))
+    hyphened = seq(repeat(chars([*letters, (48, 57), (45, 45)]), 0, 30), alnum)
+    label = seq(alnum, optional(hyphened))
+    domain = seq(repeat(seq(label, text(".")), 1, 3), repeat(chars(letters), 2, 10))
+    return seq(name, repeat(seq(text("."), atom), 0, 2), text("@"), domain)
+
+
+def of_format(name: str) -> Node | None:
+    """Texts of a format; None where it is unknown."""
+    if name not in _formats:
+        if name not in _FORMATS:
+            return None
+        _formats[name] = _FORMATS[name]()
+    return _formats[name]
+
+
+_FORMATS = {
+    "date": _date,
+    "time": _time,
+    "date-time": lambda: seq(_date(), text("T"), _time()),
+    "uuid": _uuid,
+    "email": _email,
+}
+FORMATS = tuple(_FORMATS)
+_formats: dict[str, Node] = {}
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.json_numbers', $pg_gpt2_source$"""Numbers of JSON within bounds, exactly, as a grammar of their digits.
+
+They are written plainly: no exponent, no leading zeros, no minus before a zero. PostgreSQL's types of numbers read that, those of
+integers, too. Where the bounds do not ask for more, a number has at most 15 digits before the point, which every reader of JSON
+keeps, and so many behind it that the whole has 15, but not more than 9.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from ...errors import LimitExceeded
+from ...limits import MOST_BOUND_DIGITS
+from .grammar import EMPTY, NOTHING, Node, chars, either, repeat, seq, text
+
+WHOLE = 15  # digits before the point, where no bound says more
+POINT = 9  # digits behind it, likewise
+DIGIT = chars([(ord("0"), ord("9"))])
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The end of a range; `open`: the number itself is not in it."""
+
+    value: Decimal
+    open: bool = False
+
+
+def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
+    """Numbers from `low` to `high`, None = no bound; `whole`: integers only. NOTHING where there are none."""
+    for bound in (low, high):
+        if bound is not None:
+            _require_short(bound.value)
+    places = 0 if whole else _places([bound.value for bound in (low, high) if bound is not None])
+    if low is None:
+        low = Bound(_beyond(high.value.copy_negate() if high else Decimal(0)).copy_negate(), True)
+    if high is None:
+        high = Bound(_beyond(low.value), True)
+    parts = []
+    if low.value < 0:
+        smallest = _negated(high) if high.value < 0 else Bound(Decimal(0), True)
+        parts.append(seq(text("-"), _magnitudes(smallest, _negated(low), places)))
+    if high.value >= 0:
+        parts.append(_magnitudes(low if low.value >= 0 else Bound(Decimal(0)), high, places))
+    return either(*parts)
+
+
+def _negated(bound: Bound) -> Bound:
+    return Bound(bound.value.copy_negate(), bound.open)
+
+
+def _require_short(value: Decimal) -> None:
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # JSON has neither infinities nor NaN
+    if max(len(digits), len(digits) + exponent, -exponent) > MOST_BOUND_DIGITS:
+        raise LimitExceeded(
+            f"a bound of a number has more than {MOST_BOUND_DIGITS} digits", hint="Take a rounder one, or none."
+        )
+
+
+def _digits(value: Decimal) -> tuple[str, str]:
+    """Digits before and behind the point of a number without its sign."""
+    before, _, behind = format(value.copy_abs(), "f").partition(".")
+    return before.lstrip("0") or "0", behind.rstrip("0")
+
+
+def _places(bounds: list[Decimal]) -> int:
+    """How many digits a number between `bounds` may have behind the point: as many as they have, and as many more as are kept
+    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too."""
+    found = [_digits(bound) for bound in bounds]
+    before = max((len(before) for before, _ in found), default=0)
+    return max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
+
+
+def _beyond(bound: Decimal) -> Decimal:
+    """The least power of ten that no number reaches which has a bound on the other side only."""
+    digits = len(_digits(bound)[0]) if bound > 0 else 0
+    return Decimal((0, (1,), max(WHOLE, digits + 1)))
+
+
+def _magnitudes(low: Bound, high: Bound, places: int) -> Node:
+    """Numbers from `low` to `high`, none of them negative, with at most so many digits behind the point."""
+    if low.value > high.value:
+        return NOTHING
+    (low_before, low_behind), (high_before, high_behind) = _digits(low.value), _digits(high.value)
+    within = _Range(places, low.open, high.open)
+    shortest, longest = len(low_before), len(high_before)
+    found = []
+    for length in sorted({shortest, longest}):
+        least = low_before + low_behind if length == shortest else None
+        most = high_before + high_behind if length == longest else None
+        found.append(within.digits(length, least, most, leading=length > 1))
+    if shortest + 1 < longest:
+        first = chars([(ord("1"), ord("9"))])
+        between = repeat(DIGIT, shortest, longest - 2)
+        found.append(seq(first, between, within.fraction(None, None)))
+    return either(*found)
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What may follow the first digits of a number. `low` and `high` are what is left of the bounds' digits where the digits so
+    far are theirs, and None where they have settled that the number is above, or below."""
+
+    places: int
+    low_open: bool
+    high_open: bool
+
+    def digits(self, count: int, low: str | None, high: str | None, leading: bool = False) -> Node:
+        """`count` digits before the point, and what may be behind it; `leading`: the first of them is not 0."""
+        if not self.low_open and low is not None and not low.strip("0"):
+            low = None
+        if not count:
+            return self.fraction(low, high)
+        if low is None and high is None and not leading:
+            return seq(repeat(DIGIT, count, count), self.fraction(None, None))
+        return self._next(low, high, int(leading), lambda low, high: self.digits(count - 1, low, high))
+
+    def fraction(self, low: str | None, high: str | None) -> Node:
+        """A point and digits, or nothing."""
+        nothing, some = self._tail(self.places, low, high)
+        return either(seq(text("."), some), EMPTY if nothing else NOTHING)
+
+    def _tail(self, count: int, low: str | None, high: str | None) -> tuple[bool, Node]:
+        """Whether no further digit will do, and what one to `count` further digits may be."""
+        if not self.low_open and low is not None and not low.strip("0"):
+            low = None
+        above = low is None  # what ends at an open `low`, or before digits of it that are not zeros, is not above it
+        below = high is None or bool(high.strip("0")) or not self.high_open
+        if not count:
+            return above and below, NOTHING
+        if low is None and high is None:
+            return True, repeat(DIGIT, 1, count)
+
+        def after(low: str | None, high: str | None) -> Node:
+            nothing, some = self._tail(count - 1, low, high)
+            return either(some, EMPTY if nothing else NOTHING)
+
+        return above and below, self._next(low, high, 0, after)
+
+    @staticmethod
+    def _next(low: str | None, high: str | None, least: int, after: Callable[[str | None, str | None], Node]) -> Node:
+        """A digit, `least` or more, and what is `after` it."""
+        low_digit = None if low is None else int(low[:1] or 0)
+        high_digit = None if high is None else int(high[:1] or 0)
+        found, free = [], []
+        for digit in range(max(least, low_digit or 0), (9 if high_digit is None else high_digit) + 1):
+            rest_low = low[1:] if low is not None and digit == low_digit else None
+            rest_high = high[1:] if high is not None and digit == high_digit else None
+            if rest_low is None and rest_high is None:
+                free.append((ord("0") + digit, ord("0") + digit))
+            else:
+                found.append(seq(text(str(digit)), after(rest_low, rest_high)))
+        return either(*found, *([seq(chars(free), after(None, None))] if free else []))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.json_schema', $pg_gpt2_source$"""JSON schemas as grammars: what fits the grammar of a schema is JSON text that is valid under it.
+
+Of JSON Schema (draft 4 to 2020-12) it holds what docs/json.md lists; a keyword that it does not hold is refused by name, because
+one that is ignored would be broken sooner or later. Text has the form of json.dumps: ", " and ": ", and no other blanks.
+An object has its required properties first, in the order of `required`, then others in the order of `properties`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import unquote
+
+from ... import host
+from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded
+from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
+from ...options import Written, read_object
+from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
+from .json_formats import FORMATS, of_format
+from .json_numbers import Bound, numbers
+from .json_strings import ANYTHING, of_pattern, quoted, spelled, written
+from .lengths import of_length
+
+ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$comment", "$id")
+)
+DEFINITIONS = frozenset(("$defs", "definitions"))
+KEYWORDS = {
+    "string": ("pattern", "minLength", "maxLength", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "minItems", "maxItems"),
+    "boolean": (),
+    "null": (),
+}
+GENERAL = ("type", "enum", "const", "anyOf", "$ref")
+SUPPORTED = (*GENERAL, *dict.fromkeys(keyword for keywords in KEYWORDS.values() for keyword in keywords))
+WITHOUT_TYPE = ("string", "number", "object", "array")  # what keywords of these types say where there is no `type`
+EXAMPLE = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+MOST_TEXT_LEVELS = 4 * MOST_SCHEMA_LEVELS  # of JSON that is a schema: one within the other may be three levels below
+BYTES = 20_000  # of memory, that a schema within the schema takes
+INSTEAD = {
+    "oneOf": "anyOf says the same where no value fits two of the schemas.",
+    "allOf": "Put the keywords of all into one schema.",
+    "prefixItems": "An object with a property for each place can be had.",
+    "multipleOf": "An integer, or an enum of the numbers, can be had.",
+    "nullable": 'JSON schema has "type": ["string", "null"].',
+}
+
+
+class SchemaText(str):
+    """A schema as JSON, which is read when its grammar is wanted."""
+
+
+def as_text(schema: Any) -> SchemaText | None:
+    """An option's value as text, the same for equal schemas; None where it is no object."""
+    if isinstance(schema, SchemaText):
+        return schema
+    return SchemaText(json_text(schema, "#", most=MOST_TEXT_LEVELS)) if isinstance(schema, Mapping) else None
+
+
+def parse(schema: str) -> Node:
+    """The grammar of a schema that is given as text."""
+    return grammar(read_object(schema, EXAMPLE, "schema"))
+
+
+def grammar(schema: Any) -> Node:
+    """The grammar of a schema, which is what json.loads gives for its text.
+
+    0A000 for a keyword that is not held and for a reference to itself, 22023 for a value that a keyword cannot have and for a
+    schema that nothing fits, 54000 for one that is too large or too deep.
+    """
+    node = _Reader(schema).node(schema, "#", 0)
+    if node is NOTHING:
+        raise InvalidParameter("no value fits the schema", hint="Look at its required properties, enums and bounds.")
+    return node
+
+
+class _Reader:
+    """One schema on its way to a grammar. `where` is a JSON pointer to what is read, for errors."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.references: dict[str, Node | None] = {}  # None while it is read
+        self.count = 0
+
+    def node(self, schema: Any, where: str, level: int) -> Node:
+        """The grammar of a schema within the schema."""
+        host.check_interrupts()
+        if self.count % 1000 == 999:
+            host.require_memory(1000 * BYTES, "a JSON schema of thousands of properties")
+        self.count += 1
+        if level > MOST_SCHEMA_LEVELS or self.count > MOST_SUBSCHEMAS:
+            raise LimitExceeded(
+                f"the schema has more than {MOST_SCHEMA_LEVELS} levels or {MOST_SUBSCHEMAS} schemas within it",
+                hint="Generate its parts one by one.",
+            )
+        if schema is False:
+            return NOTHING
+        if not isinstance(schema, Mapping):
+            raise _wrong(where, f"a schema must be an object, not {_shown(schema)}", 'Example: {"type": "string"}.')
+        said = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in DEFINITIONS}
+        if level and "$id" in schema:
+            raise _unsupported(where, '"$id" below the top', "It changes what a $ref means; leave it out.")
+        for key in said:
+            if key not in SUPPORTED:
+                raise _unsupported(
+                    where, f'keyword "{key[:60]}"', INSTEAD.get(key, f"There are {', '.join(SUPPORTED)}.")
+                )
+        if "$ref" in said:
+            _require_alone("$ref", said, where)
+            return self.reference(said["$ref"], where, level)
+        if "anyOf" in said:
+            _require_alone("anyOf", said, where)
+            parts = _list(said["anyOf"], where, "anyOf")
+            return either(*(self.node(part, f"{where}/anyOf/{n}", level + 1) for n, part in enumerate(parts)))
+        if "enum" in said or "const" in said:
+            return _values(said, where)
+        return either(*(self.of_type(kind, said, where, level) for kind in _types(said, where)))
+
+    def reference(self, pointer: Any, where: str, level: int) -> Node:
+        """What `$ref` stands for: a place in the same schema."""
+        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+            raise _unsupported(where, f"$ref {_shown(pointer)}", 'One within the schema can be had: "#/$defs/name".')
+        if pointer in self.references:
+            if (found := self.references[pointer]) is not None:
+                return found
+            raise _recursive(where, pointer)
+        if pointer == "#":
+            raise _recursive(where, pointer)
+        self.references[pointer] = None
+        target = self.root
+        for part in unquote(pointer[2:]).split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, Mapping) and name in target:
+                target = target[name]
+            elif isinstance(target, list) and name.isdecimal() and len(name) < 9 and int(name) < len(target):
+                target = target[int(name)]
+            else:
+                raise _wrong(where, f"$ref {_shown(pointer)} leads nowhere", 'Example: "#/$defs/name".')
+        node = self.references[pointer] = self.node(target, pointer[:200], level + 1)
+        return node
+
+    def of_type(self, kind: str, said: Mapping[str, Any], where: str, level: int) -> Node:
+        """The values of a type, with the keywords that concern it."""
+        if kind == "object":
+            return self.object(said, where, level)
+        if kind == "array":
+            return self.array(said, where, level)
+        if kind == "string":
+            return _string(said, where)
+        if kind in ("number", "integer"):
+            return _number(said, where, kind == "integer")
+        return choices(("true", "false")) if kind == "boolean" else text("null")
+
+    def array(self, said: Mapping[str, Any], where: str, level: int) -> Node:
+        """[item, item]"""
+        least, most = _counts(said, where, "minItems", "maxItems")
+        if most == 0:
+            return text("[]") if least == 0 else NOTHING
+        if "items" not in said:
+            raise _wrong(where, "an array needs items", 'Example: {"type": "array", "items": {"type": "string"}}.')
+        if isinstance(said["items"], list):
+            raise _unsupported(where, "a list of items", "One schema for all items can be had.")
+        item = self.node(said["items"], f"{where}/items", level + 1)
+        more = repeat(seq(text(", "), item), max(0, least - 1), None if most is None else most - 1)
+        content = either(seq(item, more), EMPTY if least == 0 else NOTHING)
+        return seq(text("["), content, text("]"))
+
+    def object(self, said: Mapping[str, Any], where: str, level: int) -> Node:
+        """{"name": value, "name": value}"""
+        properties = said.get("properties", {})
+        if not isinstance(properties, Mapping):
+            raise _wrong(where, f"properties must be an object, not {_shown(properties)}", _PROPERTIES)
+        if said.get("additionalProperties", False) is not False:
+            hint = "An object has the properties that are listed, and no others: say false, or leave it out."
+            raise _unsupported(where, '"additionalProperties" other than false', hint)
+        required = _list(said.get("required", []), where, "required", least=0)
+        if missing := [name for name in required if not isinstance(name, str) or name not in properties]:
+            raise _wrong(where, f"required has {_shown(missing[0])}, and properties have not", _PROPERTIES)
+        found = {}
+        for name, schema in properties.items():
+            value = self.node(schema, f"{where}/properties/{name[:60]}", level + 1)
+            found[name] = seq(choices([f"{_written_name(name, where)}: "]), value)
+        must = [found.pop(name) for name in dict.fromkeys(required)]
+        may = [node for node in found.values() if node is not NOTHING]
+        if not must:
+            return seq(text("{"), optional(_some(may)), text("}"))
+        first, *others = must
+        return seq(text("{"), first, *(seq(text(", "), other) for other in others), _more(may), text("}"))
+
+
+_PROPERTIES = f"Example: {EXAMPLE}."
+
+
+def _more(optionals: Sequence[Node]) -> Node:
+    """Each of some properties or not, all with a comma before."""
+    host.check_interrupts()
+    return seq(*(optional(seq(text(", "), node)) for node in optionals))
+
+
+def _some(optionals: Sequence[Node]) -> Node:
+    """At least one of some properties, with commas between them: one of the first half or more, and then any of the second; or of
+    the second only. So a thousand of them are some ten thousand nodes and not a million."""
+    if len(optionals) < 2:
+        return either(*optionals)
+    half = len(optionals) // 2
+    return either(seq(_some(optionals[:half]), _more(optionals[half:])), _some(optionals[half:]))
+
+
+# --- values that are listed -------------------------------------------------------------------------------------------------
+
+
+def _values(said: Mapping[str, Any], where: str) -> Node:
+    """The values of enum and const, of the type if there is one too."""
+    others = [key for key in said if key not in ("enum", "const", "type")]
+    if others:
+        hint = "List the values that fit all keywords, and leave the other keywords out."
+        raise _unsupported(where, f'"{others[0]}" beside enum or const', hint)
+    values = _list(said["enum"], where, "enum") if "enum" in said else [said["const"]]
+    texts = dict.fromkeys(json_text(value, where) for value in values if _is_of(value, said, where))
+    if "enum" in said and "const" in said:
+        texts = {one: None for one in texts if one == json_text(said["const"], where)}
+    return choices(texts)
+
+
+def _is_of(value: Any, said: Mapping[str, Any], where: str) -> bool:
+    """Whether a value has the type that is said, if one is."""
+    if "type" not in said:
+        return True
+    kinds = _types(said, where)
+    if isinstance(value, bool) or value is None:
+        return ("null" if value is None else "boolean") in kinds
+    if isinstance(value, int | float):
+        return "number" in kinds or ("integer" in kinds and _exact(value) == _exact(value).to_integral_value())
+    kind = "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+    return kind in kinds
+
+
+def json_text(value: Any, where: str, level: int = 0, most: int = MOST_SCHEMA_LEVELS) -> str:
+    """A value of at most so many levels as json.dumps has it, but for numbers, which stay as they were written."""
+    if level > most:
+        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Take a flatter one.")
+    if isinstance(value, Mapping):
+        items = (f"{_written_name(key, where)}: {json_text(one, where, level + 1, most)}" for key, one in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join([json_text(one, where, level + 1, most) for one in value]) + "]"
+    if isinstance(value, str):
+        return _written_name(value, where)
+    return value.text if isinstance(value, Written) else json.dumps(value)
+
+
+def _written_name(value: str, where: str) -> str:
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise _wrong(where, "a text has U+0000 or half of a surrogate pair", "jsonb cannot hold that.")
+    return written(value)
+
+
+# --- strings and numbers ----------------------------------------------------------------------------------------------------
+
+
+def _string(said: Mapping[str, Any], where: str) -> Node:
+    least, most = _counts(said, where, "minLength", "maxLength")
+    node = ANYTHING
+    if "format" in said:
+        name = said["format"]
+        if "pattern" in said:
+            raise _unsupported(where, '"format" beside "pattern"', "Say one of the two.")
+        found = of_format(name) if isinstance(name, str) else None
+        if found is None:
+            raise _unsupported(where, f"format {_shown(name)}", f"There are {', '.join(FORMATS)}.")
+        node = found
+    if "pattern" in said:
+        if not isinstance(said["pattern"], str):
+            raise _wrong(where, f"pattern must be a text, not {_shown(said['pattern'])}", 'Example: "^[a-z]+$".')
+        node = of_pattern(said["pattern"])
+    return quoted(spelled(of_length(node, least, most)))
+
+
+def _number(said: Mapping[str, Any], where: str, whole: bool) -> Node:
+    lows = [_bound(said, where, "minimum", False), _bound(said, where, "exclusiveMinimum", True)]
+    highs = [_bound(said, where, "maximum", False), _bound(said, where, "exclusiveMaximum", True)]
+    low = max((bound for bound in lows if bound), key=lambda bound: (bound.value, bound.open), default=None)
+    high = min((bound for bound in highs if bound), key=lambda bound: (bound.value, not bound.open), default=None)
+    return numbers(low, high, whole)
+
+
+def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> Bound | None:
+    if keyword not in said:
+        return None
+    value = said[keyword]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(where, f"{keyword} must be a number, not {_shown(value)}", f'Example: "{keyword}": 10.')
+    found = _exact(value)
+    if not found.is_finite():
+        raise _wrong(where, f"{keyword} must be finite, not {_shown(value)}", "Leave it out for none.")
+    return Bound(found, is_open)
+
+
+def _exact(value: float) -> Decimal:
+    """A number as it was written."""
+    try:
+        return Decimal(value.text if isinstance(value, Written) else repr(value))
+    except InvalidOperation:
+        raise LimitExceeded(f"{_shown(value)} is too large or too small a number", hint="Take a rounder one.") from None
+
+
+# --- what keywords may say --------------------------------------------------------------------------------------------------
+
+
+def _types(said: Mapping[str, Any], where: str) -> list[str]:
+    """The types of a schema: those of `type`, else those whose keywords it has."""
+    if "type" not in said:
+        kinds = [kind for kind in WITHOUT_TYPE if any(keyword in said for keyword in KEYWORDS[kind])]
+        if not kinds:
+            raise _wrong(where, "a schema must say of which type a value is", 'Example: {"type": "string"}.')
+        return kinds
+    found = said["type"] if isinstance(said["type"], list) else [said["type"]]
+    for kind in found:
+        if not isinstance(kind, str) or kind not in KEYWORDS:
+            raise _wrong(where, f"type has no value {_shown(kind)}", f"There are {', '.join(KEYWORDS)}.")
+    return _list(found, where, "type")
+
+
+def _counts(said: Mapping[str, Any], where: str, lowest: str, highest: str) -> tuple[int, int | None]:
+    """How many at least and at most, None = any number."""
+    for keyword in (lowest, highest):
+        value = said.get(keyword, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
+            raise _wrong(where, f"{keyword} must be 0 or more, not {_shown(value)}", f'Example: "{keyword}": 10.')
+    return int(said.get(lowest, 0)), int(said[highest]) if highest in said else None
+
+
+def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
+    if not isinstance(value, list) or len(value) < least:
+        raise _wrong(where, f"{keyword} must be a list, not {_shown(value)}", 'Example: "enum": ["low", "high"].')
+    return value
+
+
+def _require_alone(keyword: str, said: Iterable[str], where: str) -> None:
+    for other in said:
+        if other != keyword:
+            raise _unsupported(where, f'"{other}" beside {keyword}', f"Put it into the schemas of {keyword}.")
+
+
+def _unsupported(where: str, what: str, hint: str) -> FeatureNotSupported:
+    return FeatureNotSupported(f"{what} of the JSON schema at {where} is not supported", hint=hint)
+
+
+def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
+    return InvalidParameter(f"the JSON schema at {where}: {what}", hint=hint)
+
+
+def _recursive(where: str, pointer: str) -> FeatureNotSupported:
+    return _unsupported(where, f"$ref {_shown(pointer)} to itself", "Write out as many levels as are wanted.")
+
+
+def _shown(value: Any) -> str:
+    """A value for an error; not too much of it."""
+    try:
+        found = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, TypeError):
+        found = "a list in lists"
+    return found if len(found) <= 60 else f"{found[:60]}..."
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.json_strings', $pg_gpt2_source$"""Strings of JSON as grammars: any string, those of a length, of a pattern, of a format.
+
+A string has one spelling, that of json.dumps(ensure_ascii=False): what need not be escaped stands as it is. Lengths count code
+points. There is no U+0000, which jsonb cannot hold, and there are no surrogates.
+"""
+
+import json
+from collections.abc import Iterable
+
+from ...errors import FeatureNotSupported
+from . import regex
+from .grammar import EMPTY, Chars, Either, Node, Repeat, Seq, Words, chars, choices, either, repeat, seq, text
+from .lengths import inside_out, texts
+from .utf8 import LAST, Range
+
+_ESCAPED = ((0, 0x1F), (ord('"'), ord('"')), (ord("\\"), ord("\\")))
+ANYTHING = repeat(chars([(1, LAST)]))
+_ANCHORS = ("^", "$", *(f"\\{letter}" for letter in "AZzbBmMyY"))
+
+
+def quoted(content: Node) -> Node:
+    """A string of JSON with this content, which is spelled already."""
+    return seq(text('"'), content, text('"'))
+
+
+def written(value: str) -> str:
+    """A string of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def spelled(node: Node) -> Node:
+    """What a text may be, as what it may be between the quotation marks of JSON."""
+    found: dict[Node, Node] = {}
+    for each in inside_out(node):
+        found[each] = _spelled(each, found)
+    return found[node]
+
+
+def _spelled(node: Node, found: dict[Node, Node]) -> Node:
+    if isinstance(node, Chars):
+        return _character(node.ranges)
+    if isinstance(node, Words):
+        return choices(written(one)[1:-1] for one in texts(node))
+    if isinstance(node, Seq):
+        return seq(found[node.first], found[node.rest])
+    if isinstance(node, Either):
+        return either(*(found[part] for part in node.parts))
+    if isinstance(node, Repeat):
+        return repeat(found[node.part], node.least, node.most)
+    return node
+
+
+def _character(ranges: Iterable[Range]) -> Node:
+    """One character of `ranges`: itself, or its escape."""
+    plain, escaped, after = [], [], 0
+    for low, high in _ESCAPED:
+        plain += [(max(after, first), min(low - 1, last)) for first, last in ranges]
+        after = high + 1
+        escaped += [chr(c) for first, last in ranges for c in range(max(low, first), min(high, last) + 1)]
+    plain += [(max(after, first), last) for first, last in ranges]
+    escapes = choices(written(character)[1:-1] for character in escaped if character != "\0")
+    return either(chars(one for one in plain if one[0] <= one[1]), escapes)
+
+
+# --- patterns ---------------------------------------------------------------------------------------------------------------
+
+
+def of_pattern(pattern: str) -> Node:
+    """Texts in which a regular expression is found, as JSON schema has it: anywhere, unless ^ and $ say where.
+
+    These two may stand at the beginning and the end of the pattern or of one of its alternatives; 0A000 elsewhere.
+    """
+    found = []
+    for one in _alternatives(pattern):
+        begins, ends = one[:1] == ["^"], one[-1:] == ["$"]
+        inner = one[begins : len(one) - ends]
+        if anchor := next((piece for piece in inner if piece in _ANCHORS), ""):
+            raise FeatureNotSupported(
+                f"{anchor} inside of the pattern {pattern[:60]} is not supported",
+                hint="^ and $ may stand at its beginning and end, and at those of its alternatives.",
+            )
+        middle = regex.parse("".join(inner))
+        found.append(seq(EMPTY if begins else ANYTHING, middle, EMPTY if ends else ANYTHING))
+    return either(*found)
+
+
+def _alternatives(pattern: str) -> list[list[str]]:
+    """The parts of a pattern between its outermost |, each as characters, escapes and sets."""
+    found: list[list[str]] = [[]]
+    depth = place = 0
+    while place < len(pattern):
+        piece = _piece(pattern, place)
+        place += len(piece)
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            found.append([])
+        else:
+            found[-1].append(piece)
+    return found
+
+
+def _piece(pattern: str, place: int) -> str:
+    """A character, an escape or a set. What is not closed is left to the parser to refuse."""
+    if pattern[place] == "\\":
+        return pattern[place : place + 2]
+    if pattern[place] != "[":
+        return pattern[place]
+    end = place + 1
+    end += pattern.startswith("^", end)
+    end += pattern.startswith("]", end)  # the first one is a member
+    while end < len(pattern) and pattern[end] != "]":
+        end += 2 if pattern[end] == "\\" else 1
+    return pattern[place : end + 1]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.lengths', $pg_gpt2_source$"""How many characters a text of a grammar has, and what of a grammar has a length that is wanted."""
+
+from collections.abc import Iterator
+
+from ... import host
+from ...errors import FeatureNotSupported
+from .grammar import EMPTY, NOTHING, Chars, Either, Node, Repeat, Seq, Words, choices, either, repeat, seq
+
+MOST_CUTS = 50_000  # looks at parts: most become a node
+MOST_LEVELS = 120  # of recursion
+
+Lengths = tuple[int, int | None]  # least and most characters, None = any number
+
+
+def inside_out(node: Node) -> Iterator[Node]:
+    """`node` and all within it, parts before wholes, each once; in a loop, since a pattern may be nested deeply."""
+    seen: set[Node] = set()
+    waiting: list[tuple[Node, bool]] = [(node, False)]
+    while waiting:
+        each, is_ready = waiting.pop()
+        if is_ready:
+            if not len(seen) % 1000:
+                host.check_interrupts()
+            yield each
+        elif each not in seen:
+            seen.add(each)
+            waiting.append((each, True))
+            waiting += [(part, False) for part in _parts(each)]
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    if isinstance(node, Seq):
+        return (node.first, node.rest)
+    if isinstance(node, Either):
+        return node.parts
+    return (node.part,) if isinstance(node, Repeat) else ()
+
+
+def texts(node: Words) -> Iterator[str]:
+    """What the node stands for."""
+    return (word[node.at :].decode() for word in node.words[node.low : node.high])
+
+
+def of_length(node: Node, least: int, most: int | None) -> Node:
+    """What of `node` has `least` to `most` characters.
+
+    Where several parts one after the other vary in length, every way to share the length among them is a part of the result;
+    0A000 where these are too many.
+    """
+    return _Cutter().cut(node, max(0, least), most, 0)
+
+
+class _Cutter:
+    def __init__(self) -> None:
+        self.lengths: dict[Node, Lengths] = {}
+        self.found: dict[tuple[Node, int, int | None], Node] = {}
+        self.cuts = 0
+
+    def length(self, node: Node) -> Lengths:
+        """How long a text of `node` is."""
+        if node not in self.lengths:
+            for each in inside_out(node):
+                self.lengths[each] = self._length(each)
+        return self.lengths[node]
+
+    def _length(self, node: Node) -> Lengths:
+        """The same from the lengths of its parts."""
+        if isinstance(node, Chars):
+            return 1, 1
+        if isinstance(node, Words):
+            each = [len(one) for one in texts(node)]
+            return min(each), max(each)
+        if isinstance(node, Seq):
+            (low, high), (more_low, more_high) = self.lengths[node.first], self.lengths[node.rest]
+            return low + more_low, None if high is None or more_high is None else high + more_high
+        if isinstance(node, Either) and node.parts:
+            ends = [self.lengths[part] for part in node.parts]
+            known = [most for _, most in ends if most is not None]
+            return min(least for least, _ in ends), max(known) if len(known) == len(ends) else None
+        if isinstance(node, Repeat):
+            low, high = self.lengths[node.part]
+            return node.least * low, None if node.most is None or high is None else node.most * high
+        return 0, 0
+
+    def cut(self, node: Node, least: int, most: int | None, level: int) -> Node:
+        """The texts of `node` with `least` to `most` characters."""
+        self.cuts += 1
+        if self.cuts > MOST_CUTS or level > MOST_LEVELS:
+            raise FeatureNotSupported(
+                "minLength or maxLength beside this pattern is too much: several parts of it vary in length",
+                hint="Say the lengths in the pattern, such as ^[a-z]{1,20}$.",
+            )
+        low, high = self.length(node)
+        if least <= low and (most is None or (high is not None and high <= most)):
+            return node
+        if (most is not None and low > most) or (high is not None and high < least):
+            return NOTHING
+        key = node, least, most
+        if key not in self.found:
+            self.found[key] = self._cut(node, least, most, level + 1)
+        return self.found[key]
+
+    def _cut(self, node: Node, least: int, most: int | None, level: int) -> Node:
+        if isinstance(node, Words):
+            return choices(one for one in texts(node) if least <= len(one) and (most is None or len(one) <= most))
+        if isinstance(node, Either):
+            return either(*(self.cut(part, least, most, level) for part in node.parts))
+        if isinstance(node, Repeat):
+            return self._cut_repeat(node, least, most, level)
+        assert isinstance(node, Seq)  # all others have one length
+        fixed = []
+        rest: Node = node
+        while isinstance(rest, Seq) and self.length(rest.first)[0] == self.length(rest.first)[1]:
+            fixed.append(rest.first)
+            least, most = max(0, least - self.length(rest.first)[0]), self._less(most, self.length(rest.first)[0])
+            rest = rest.rest
+        if isinstance(rest, Seq):
+            return seq(*fixed, self._shared(rest.first, rest.rest, least, most, level))
+        return seq(*fixed, self.cut(rest, least, most, level))
+
+    @staticmethod
+    def _less(most: int | None, length: int) -> int | None:
+        return None if most is None else most - length
+
+    def _shared(self, first: Node, rest: Node, least: int, most: int | None, level: int) -> Node:
+        """`first` and `rest`, which have `least` to `most` characters together."""
+        (low, high), (rest_low, rest_high) = self.length(first), self.length(rest)
+        if rest_low == rest_high:
+            return seq(self.cut(first, max(0, least - rest_low), self._less(most, rest_low), level), rest)
+        # From so many characters of `first` on, `rest` may have any length.
+        free = max(least - rest_low, low)
+        last = free - 1 if most is None else most - rest_low
+        last = last if high is None else min(last, high)
+        if last - low > MOST_CUTS:
+            last = low + MOST_CUTS + 1  # this many are refused
+        parts = [
+            seq(self.cut(first, n, n, level), self.cut(rest, max(0, least - n), self._less(most, n), level))
+            for n in range(low, last + 1)
+        ]
+        if most is None:
+            parts.append(seq(self.cut(first, free, None, level), rest))
+        return either(*parts)
+
+    def _cut_repeat(self, node: Repeat, least: int, most: int | None, level: int) -> Node:
+        size, largest = self.length(node.part)
+        if size == largest:
+            ends = [end for end in (node.most, None if most is None else most // size) if end is not None]
+            return repeat(node.part, max(node.least, -(-least // size)), min(ends, default=None))
+        more = repeat(node.part, max(0, node.least - 1), None if node.most is None else node.most - 1)
+        nothing = EMPTY if not node.least and not least else NOTHING
+        first = node.part if size else self.cut(node.part, 1, None, level)  # one that is empty changes nothing
+        return either(nothing, self._shared(first, more, least, most, level))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.regex', $pg_gpt2_source$"""Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
 
@@ -8666,7 +9567,7 @@ class _Parser:
             raise self.refuse("a backslash ends the pattern", place)
         if letter.isascii() and letter.isalnum():
             raise self.refuse(_REFUSED.get(letter, f"\\{letter} is not the same everywhere, or unknown"), place)
-        return letter
+        return self.storable(letter, place)
 
     def hexadecimal(self, place: int, count: int) -> str:
         digits = self.pattern[self.at : self.at + count]
@@ -8818,6 +9719,7 @@ from ...errors import InconsistentData
 from .automaton import Automaton
 
 MOST_TOKEN = 1024  # bytes: longer tokens are never taken
+BYTES_A_BYTE = 100  # of memory, for each byte of a token
 ROOT = -1  # place of the node that is none
 FEW = 1000  # nodes below those where a walk is: so many are looked at one by one, more a level at a time
 _NEEDED = {*range(1, 0xF5)} - {0xC0, 0xC1}  # bytes of UTF-8
@@ -8848,6 +9750,7 @@ class Vocabulary:
                 hint="Take a vocabulary with a token for each byte, as GPT-2's has, and another token for the end of text.",
             )
         ids = sorted((i for i, data in tokens.items() if 0 < len(data) <= MOST_TOKEN), key=lambda i: (tokens[i], i))
+        host.require_memory(BYTES_A_BYTE * sum(len(tokens[i]) for i in ids), f"{len(ids)} tokens as a tree")
         self.longest = max(len(tokens[i]) for i in ids)
         self._ids = max(ids) + 1
         self._levels = list(_levels(ids, [tokens[i] for i in ids]))
@@ -9538,6 +10441,7 @@ from ..options import (
     TEXTS,
     Declared,
     Domain,
+    Kind,
     Option,
     above,
     assemble,
@@ -9549,6 +10453,7 @@ from ..options import (
     option,
     read_object,
 )
+from .constraints.json_schema import as_text
 
 SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
@@ -9558,7 +10463,10 @@ SHORT = Domain(
 CONSTRAINTS = (
     "choices",
     "regex",
+    "json_schema",
 )  # options that say what the text must be; constraints/compiled.py says what they mean
+
+SCHEMA = Kind("object", "Mapping[str, Any]", as_text)
 
 
 def _biases(most: float, texts: bool) -> Domain:
@@ -9707,6 +10615,12 @@ class SamplingOptions(Declared):
         TEXT,
         hint="Example: [0-9]{4}-[0-9]{2}-[0-9]{2}.",
         meaning="What is generated matches this regular expression, as a whole.",
+    )
+    json_schema: str | None = option(
+        None,
+        SCHEMA,
+        hint='Example: {"type": "array", "items": {"enum": ["red", "green"]}}.',
+        meaning="What is generated is JSON that is valid under this JSON schema.",
     )
 
     def __post_init__(self) -> None:
@@ -10614,6 +11528,7 @@ from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
 _FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
+_HOTTEST = 1e38  # above it an excluded score over an infinite temperature would be no number
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
@@ -10704,7 +11619,7 @@ def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndar
     if how.temperature < _COLDEST:
         scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
     else:
-        scores = scores / np.float32(how.temperature)
+        scores = scores / np.float32(min(how.temperature, _HOTTEST))
     ids = np.arange(len(scores))
     for _, cut, value in how.cuts:
         kept = cut(scores, value)
@@ -11668,6 +12583,11 @@ MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, 
 MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
+MOST_SCHEMA_LEVELS = (
+    32  # of a JSON schema, one within the other: it is read by calls within calls, and so is what it makes
+)
+MOST_SUBSCHEMAS = 10_000  # of a JSON schema, one beside or within the other: each costs memory, and time at every token
+MOST_BOUND_DIGITS = 50  # of a bound of a number in a JSON schema: its grammar has as many levels
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.op_checks', $pg_gpt2_source$"""What the arrays and attributes of each op must be, whichever form of it runs: the errors that a caller sees.
 
@@ -11944,6 +12864,17 @@ MOST_DIGITS = 400  # of an integer: more than a float has
 MOST_SHOWN = 60  # characters of a value in an error
 
 
+class Written(float):
+    """A number of JSON that is no integer; `text` has all its digits."""
+
+    def __new__(cls, text: str) -> "Written":
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
 @dataclass(frozen=True)
 class Kind:
     """A type of values: its name for people and for the client, and how JSON becomes a value; None where that is of another
@@ -12172,14 +13103,14 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
     ]
 
 
-def read_object(text: str | None, example: str) -> dict[str, Any]:
+def read_object(text: str | None, example: str, what: str = "options") -> dict[str, Any]:
     """The JSON object of a text, empty for None. 22023 where there is none, with `example` as one; so for too long a text."""
     hint = f"Example: '{example}'."
     if text is None:
         return {}
     if len(text) > MOST_OPTION_CHARACTERS:
         raise InvalidParameter(
-            f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
+            f"{what}: {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
             hint="Give fewer or shorter ones.",
         )
 
@@ -12197,12 +13128,14 @@ def read_object(text: str | None, example: str) -> dict[str, Any]:
         return int(digits)
 
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+        found = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer, parse_float=Written
+        )
     except (ValueError, RecursionError) as error:
-        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
-        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidParameter(f"{what} cannot be read: {reason}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
+        raise InvalidParameter(f"{what} must be an object, not {_shown(found)}", hint=hint)
     return found
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server', $pg_gpt2_source$"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""
@@ -12906,7 +13839,7 @@ def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    job = _TextJob(prompt, *gather(given, TextGeneration, Sampling))
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -12918,10 +13851,10 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     if prompt is None:
         return iter(())
     asked, sampling = gather(given, TextGeneration, Sampling)
-    return _TextJob(prompt, asked, sampling, logprobs=True).rows()
+    return TextJob(prompt, asked, sampling, logprobs=True).rows()
 
 
-class _TextJob:
+class TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
     def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
@@ -13394,6 +14327,38 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
         )
         for each in checked
     ]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.json', $pg_gpt2_source$"""llm_generate_json: JSON that fits a schema; llm_json_schema: the schema of a row."""
+
+from typing import Any
+
+from ... import host
+from ...errors import require
+from ...generation.constraints.json_schema import SchemaText
+from ...generation.options import TextGeneration, gather
+from ...generation.sampling import Sampling
+from ..entry import entry
+from ..row_schema import schema_of
+from .generation import TextJob
+
+
+@entry
+def generate_json(prompt: str | None, schema: str | None, **given: Any) -> str | None:
+    """JSON after a prompt."""
+    if prompt is None:
+        return None
+    require(schema=schema)
+    asked, sampling = gather(given | {"echo": False, "json_schema": SchemaText(schema)}, TextGeneration, Sampling)
+    job = TextJob(prompt, asked, sampling)
+    for _ in job.tokens:
+        host.check_interrupts()
+    return job.finish()
+
+
+@entry
+def row_schema(relation: str | None) -> str | None:
+    """JSON schema of a relation's rows."""
+    return None if relation is None else schema_of(relation)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.kernels', $pg_gpt2_source$"""`pg_llm_*`: `bytea_ops` behind SQL, with seeds and settings resolved."""
 
@@ -15116,6 +16081,341 @@ def _stat(folder: str) -> dict[str, int]:
     stat = dict(zip(words[::2], map(int, words[1::2])))
     return {name: stat.get(f"total_{name}", stat.get(name, 0)) for name in (*FILES, SHARED)}
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.check_expressions', $pg_gpt2_source$"""Conditions of CHECK constraints, read from the text that pg_get_expr gives: comparisons of one column with constants.
+
+`conditions` knows what people write most: IN and =, ranges, lengths, patterns, IS NOT NULL, a boolean by itself; joined by AND,
+or by OR where all say which values there are. The rest is not understood, and it says so.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)
+    |(?P<sign>::|<=|>=|<>|[=<>()\[\],.~-]))""",
+    re.VERBOSE,
+)
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
+_WORDS_OF_TYPES = {"varying", "precision", "without", "with", "time", "zone"}
+_LENGTHS = {"length", "char_length", "character_length"}
+_TEXTS = {"text", "character varying", "bpchar", "character"}
+_NUMBERS = {"smallint", "integer", "bigint", "numeric", "double precision", "real"}
+_WHOLE = {"smallint", "integer", "bigint"}
+MOST_NESTED = 50
+
+Node = tuple[Any, ...]
+
+
+@dataclass
+class Conditions:
+    """What a column's values must fulfil; `complete` says whether it is all that was said."""
+
+    values: list[Any] | None = None  # texts, numbers (Decimal) or booleans
+    low: tuple[Decimal, bool] | None = None  # bound, and whether it is open
+    high: tuple[Decimal, bool] | None = None
+    least: int = 0  # characters
+    most: int | None = None
+    patterns: list[str] = field(default_factory=list)
+    not_null: bool = False
+    complete: bool = True
+
+    def add(self, other: "Conditions") -> None:
+        """Both hold."""
+        if other.values is not None:
+            self.values = [v for v in other.values if self.values is None or v in self.values]
+        if other.low is not None:
+            self.low = max(self.low or other.low, other.low)
+        if other.high is not None:
+            self.high = min(self.high or other.high, other.high, key=lambda bound: (bound[0], not bound[1]))
+        self.least = max(self.least, other.least)
+        if other.most is not None:
+            self.most = other.most if self.most is None else min(self.most, other.most)
+        self.patterns += other.patterns
+        self.not_null |= other.not_null
+        self.complete &= other.complete
+
+
+class _NotUnderstoodError(Exception):
+    """The text has something that this module does not know."""
+
+
+def conditions(expression: str, column: str, kind: str) -> Conditions:
+    """What `expression` says about `column`, which has the type `kind` without its length; VALUE is the one of a domain."""
+    try:
+        node = _Parser(expression).whole()
+    except _NotUnderstoodError:
+        return Conditions(complete=False)
+    found = Conditions()
+    for part in _joined("and", node):
+        try:
+            found.add(_Reader(column, kind).condition(part))
+        except _NotUnderstoodError:
+            found.complete = False
+    return found
+
+
+def _joined(word: str, node: Node) -> Iterator[Node]:
+    if node[0] == word:
+        for part in node[1]:
+            yield from _joined(word, part)
+    else:
+        yield node
+
+
+# --- from text to a tree ----------------------------------------------------------------------------------------------------
+
+
+class _Parser:
+    """Reads what ruleutils.c writes, which puts parentheses around every operator."""
+
+    def __init__(self, expression: str) -> None:
+        self.tokens: list[tuple[str, str]] = []
+        at, end = 0, len(expression.rstrip())
+        while at < end:
+            token = _TOKEN.match(expression, at)
+            if token is None:
+                raise _NotUnderstoodError
+            self.tokens.append((token.lastgroup or "", token[token.lastgroup or 0]))
+            at = token.end()
+        self.tokens.append(("end", ""))
+        self.at = self.nested = 0
+
+    def peek(self, *signs: str) -> bool:
+        return self.tokens[self.at][1] in signs and self.tokens[self.at][0] in ("sign", "name")
+
+    def take(self, *signs: str) -> str:
+        if signs and not self.peek(*signs):
+            raise _NotUnderstoodError
+        self.at += 1
+        return self.tokens[self.at - 1][1]
+
+    def whole(self) -> Node:
+        node = self.any_of()
+        if self.tokens[self.at][0] != "end":
+            raise _NotUnderstoodError
+        return node
+
+    def any_of(self) -> Node:
+        return self.row("OR", self.all_of)
+
+    def all_of(self) -> Node:
+        return self.row("AND", self.negation)
+
+    def row(self, word: str, part: Any) -> Node:
+        parts = [part()]
+        while self.peek(word):
+            self.take()
+            parts.append(part())
+        return (word.lower(), parts) if len(parts) > 1 else parts[0]
+
+    def negation(self) -> Node:
+        if self.peek("NOT"):
+            self.take()
+            return "not", self.negation()
+        left = self.operand()
+        if self.peek("IS"):
+            self.take()
+            negated = self.peek("NOT")
+            if negated:
+                self.take()
+            self.take("NULL")
+            return "is not null" if negated else "is null", left
+        if not self.peek("=", "<", ">", "<=", ">=", "<>", "~"):
+            return left
+        sign = self.take()
+        if self.peek("ANY"):
+            self.take()
+            self.take("(")
+            right = self.operand()
+            self.take(")")
+            return "any", sign, left, right
+        return "compare", sign, left, self.operand()
+
+    def operand(self) -> Node:
+        node = self.primary()
+        while self.peek("::"):
+            self.take()
+            node = "cast", node, self.type()
+        return node
+
+    def primary(self) -> Node:
+        kind, said = self.tokens[self.at]
+        if kind == "text":
+            self.at += 1
+            return "text", said[1:-1].replace("''", "'")
+        if kind == "number":
+            self.at += 1
+            return "number", Decimal(said)
+        if self.peek("("):
+            self.nested += 1
+            if self.nested > MOST_NESTED:
+                raise _NotUnderstoodError
+            self.take()
+            node = self.any_of()
+            self.take(")")
+            self.nested -= 1
+            return node
+        if self.peek("-"):
+            self.take()
+            if self.tokens[self.at][0] != "number":
+                raise _NotUnderstoodError
+            return "number", Decimal(self.take()).copy_negate()
+        if kind != "name":
+            raise _NotUnderstoodError
+        return self.named()
+
+    def named(self) -> Node:
+        word = self.take()
+        if word in ("true", "false"):
+            return "boolean", word == "true"
+        if word == "ARRAY":
+            self.take("[")
+            items = [self.operand()]
+            while self.peek(","):
+                self.take()
+                items.append(self.operand())
+            self.take("]")
+            return "array", items
+        if self.peek("(") and word in _LENGTHS:
+            self.take()
+            inside = self.operand()
+            self.take(")")
+            return "length", inside
+        if self.peek("(", ".") or word == "NULL":
+            raise _NotUnderstoodError
+        return "column", word[1:-1].replace('""', '"') if word[0] == '"' else word
+
+    def type(self) -> str:
+        """The name of a type; one with a length would change what is converted to it."""
+        words = [self.take()]
+        while self.peek(".", *_WORDS_OF_TYPES):
+            words.append(self.take())
+            if words[-1] == ".":
+                words.append(self.take())
+        if self.peek("("):
+            raise _NotUnderstoodError
+        if self.peek("["):
+            self.take()
+            self.take("]")
+            words.append("[]")
+        return " ".join(words).replace(" . ", ".")
+
+
+# --- from a tree to conditions ----------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads conditions on one column of one type."""
+
+    def __init__(self, column: str, kind: str) -> None:
+        self.column, self.kind = column, kind
+
+    def condition(self, node: Node) -> Conditions:
+        """One that is no AND."""
+        if node[0] == "is not null" and self.is_column(node[1]):
+            return Conditions(not_null=True)
+        if node[0] == "or":
+            return self.alternatives(node)
+        if self.is_column(node):  # a boolean by itself
+            return Conditions(values=[True])
+        if node[0] == "not" and self.is_column(node[1]):
+            return Conditions(values=[False])
+        if node[0] == "any" and node[1] == "=" and self.is_column(node[2]):
+            return Conditions(values=[self.constant(item) for item in self.array(node[3])])
+        if node[0] == "compare":
+            return self.comparison(*node[1:])
+        raise _NotUnderstoodError
+
+    def alternatives(self, node: Node) -> Conditions:
+        """Values joined by OR. NULL fulfils every condition anyway, so IS NULL adds nothing."""
+        values: list[Any] = []
+        for part in _joined("or", node):
+            if part[0] == "is null" and self.is_column(part[1]):
+                continue
+            found = self.condition(part)
+            if found.values is None:
+                raise _NotUnderstoodError
+            values += found.values
+        return Conditions(values=values)
+
+    def comparison(self, sign: str, left: Node, right: Node) -> Conditions:
+        if sign in _FLIPPED and (self.is_column(right) or right[0] == "length"):
+            sign, left, right = _FLIPPED[sign], right, left
+        if left[0] == "length":
+            return self.length(sign, left[1], right)
+        if not self.is_column(left):
+            raise _NotUnderstoodError
+        value = self.constant(right)
+        if sign == "=":
+            return Conditions(values=[value])
+        if sign == "~" and isinstance(value, str) and self.kind in ("text", "character varying"):
+            return Conditions(patterns=[value])
+        if sign == "<>" and value == "" and self.kind in ("text", "character varying"):
+            return Conditions(least=1)
+        if isinstance(value, Decimal) and sign in (">", ">="):
+            return Conditions(low=(value, sign == ">"))
+        if isinstance(value, Decimal) and sign in ("<", "<="):
+            return Conditions(high=(value, sign == "<"))
+        raise _NotUnderstoodError
+
+    def length(self, sign: str, inside: Node, right: Node) -> Conditions:
+        """length(column) compared with a number of characters."""
+        size = self.constant(right)
+        known = self.is_column(inside) and self.kind in ("text", "character varying")
+        if not known or not isinstance(size, Decimal) or size != int(size):
+            raise _NotUnderstoodError
+        count = int(size)
+        if sign in (">", ">="):
+            return Conditions(least=count + (sign == ">"))
+        if sign in ("<", "<="):
+            return Conditions(most=count - (sign == "<"))
+        if sign == "=":
+            return Conditions(least=count, most=count)
+        if sign == "<>" and not count:
+            return Conditions(least=1)
+        raise _NotUnderstoodError
+
+    def is_column(self, node: Node) -> bool:
+        """Whether a node is the column, perhaps converted to a type that keeps its values as they are."""
+        while node[0] == "cast":
+            _, node, to = node
+            kept = self.kind in _TEXTS and to in _TEXTS - {"character"}
+            wider = self.kind in _WHOLE and to in (*_WHOLE, "numeric", "double precision")
+            if not (kept or wider or (self.kind == "real" and to == "double precision")):
+                return False
+        return node == ("column", self.column)
+
+    def constant(self, node: Node) -> Any:
+        """The value of a constant, a text for types that are neither numbers nor booleans."""
+        casts = []
+        while node[0] == "cast":
+            casts.append(node[2])
+            node = node[1]
+        if node[0] not in ("text", "number", "boolean"):
+            raise _NotUnderstoodError
+        value = node[1]
+        numeric = self.kind in _NUMBERS or (casts and casts[-1] in _NUMBERS)
+        if isinstance(value, str) and numeric:
+            if not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
+                raise _NotUnderstoodError
+            value = Decimal(value)
+        if isinstance(value, Decimal) and value != value.to_integral_value() and _WHOLE & {*casts}:
+            raise _NotUnderstoodError
+        return value
+
+    def array(self, node: Node) -> list[Node]:
+        """The members of an array of constants."""
+        while node[0] == "cast":
+            _, node, to = node
+            if not to.endswith("[]") or to[:-3] not in (_TEXTS | _NUMBERS) - {"character", *_WHOLE}:
+                raise _NotUnderstoodError
+        if node[0] != "array":
+            raise _NotUnderstoodError
+        return node[1]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""Statements, settings, notices, commits and cancels: what goes to the server goes through here.
 
 In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
@@ -16004,6 +17304,403 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.row_schema', $pg_gpt2_source$"""The JSON schema of a row: what jsonb_populate_record turns into a row that a table takes.
+
+Every column that is described is required, in the order of the columns, and may be null unless the table forbids it. Left out is
+what the server fills in (defaults, identities, generated columns), and a column of a type that no schema describes, if it may be
+null. $comment says what was left out, and which constraints the schema does not hold.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
+
+import numpy as np
+
+from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
+from ..generation.constraints.json_schema import grammar, json_text
+from ..limits import MOST_BOUND_DIGITS
+from ..options import Written
+from . import db
+from .check_expressions import Conditions, conditions
+
+Schema = dict[str, Any]
+
+_INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
+_FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
+_FORMATS = {
+    "date": "date",
+    "uuid": "uuid",
+    "time without time zone": "time",
+    "time with time zone": "time",
+    "timestamp without time zone": "date-time",
+    "timestamp with time zone": "date-time",
+}
+_ROWS = "rpfvmc"  # kinds of relations that have a row type which people write to, or pass
+_CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
+_exact = Context(prec=3000)
+
+
+class _NoSchemaError(Exception):
+    """A type that no schema describes; its name is the argument."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What is under a domain, or a type itself."""
+
+    row: db.Row  # of pg_type
+    name: str  # without a length
+    modifier: int
+    not_null: bool
+    has_default: bool
+    checks: list[tuple[str, str]]  # (name, expression) of its domains
+
+
+def schema_of(relation: str) -> str:
+    """The schema as JSON. 42704 where there is no such relation, 22023 where it has no rows of its own, 0A000 for a column that
+    must be given and cannot be described."""
+    found = db.row(
+        "SELECT c.oid, relkind, relispartition, format('%I.%I', nspname, relname) AS name"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = $1",
+        ["regclass"],
+        relation,
+    )
+    if found is None:
+        raise UndefinedObject(f"relation {relation} does not exist", hint="Give a table, a view or a composite type.")
+    if found["relkind"] not in _ROWS:
+        raise InvalidParameter(
+            f"{found['name']} is neither a table nor a view nor a composite type", hint="Example: 'ticket'::regclass."
+        )
+    return json_text(_relation(found), found["name"])
+
+
+def _relation(found: db.Row) -> Schema:
+    checks = _checks("conrelid", found["oid"])
+    properties: Schema = {}
+    out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
+    for column in _columns(found["oid"]):
+        if column["filled"]:
+            out.append(f"{column['attname']} ({column['filled']})")
+            continue
+        own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
+        try:
+            schema, more = _column(column, own, found["name"])
+        except _NoSchemaError as error:
+            if column["attnotnull"] or error.args[1]:
+                raise _cannot(column, found["name"], error.args[0]) from None
+            out.append(f"{column['attname']} ({error.args[0]})")
+            continue
+        if schema is None:
+            out.append(f"{column['attname']} (default)")
+            continue
+        properties[column["attname"]] = schema
+        unheld += more
+    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1]
+    unheld += _other_constraints(found["oid"])
+    return _object(properties) | _comment(out, unheld)
+
+
+def _object(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _comment(out: list[str], unheld: list[str]) -> Schema:
+    parts = [("Left out: ", out), ("Not held: ", unheld)]
+    said = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+    return {"$comment": said} if said else {}
+
+
+def _cannot(column: db.Row, relation: str, kind: str) -> FeatureNotSupported:
+    return FeatureNotSupported(
+        f'column "{column["attname"]}" of {relation} has the type {kind}, which no JSON schema describes, and must not be null',
+        hint="Give it a default or allow null, and it is left out; or make a view or a type of the other columns.",
+    )
+
+
+def _columns(relation: int) -> list[db.Row]:
+    """Columns in their order; `filled` says what fills one in, if anything does."""
+    return db.query(
+        "SELECT attnum, attname, atttypid, atttypmod, attnotnull, CASE WHEN attidentity <> '' THEN 'identity'"
+        " WHEN attgenerated <> '' THEN 'generated' WHEN atthasdef THEN 'default' END AS filled"
+        " FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        ["oid"],
+        relation,
+    )
+
+
+def _checks(where: str, oid: int) -> list[tuple[str, str, list[int]]]:
+    """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain."""
+    rows = db.query(
+        f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
+        f" WHERE {where} = $1 AND contype = 'c' ORDER BY conname",
+        ["oid"],
+        oid,
+    )
+    return [(row["conname"], row["expression"], row["conkey"] or []) for row in rows]
+
+
+def _other_constraints(relation: int) -> Iterator[str]:
+    """Constraints on what other rows there are, which no schema can hold."""
+    rows = db.query(
+        "SELECT conname, contype FROM pg_constraint c WHERE conrelid = $1 AND contype IN ('p', 'u', 'x', 'f') AND EXISTS ("
+        " SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY (conkey)"
+        " AND NOT atthasdef AND attidentity = '') ORDER BY conname",
+        ["oid"],
+        relation,
+    )
+    return (f"{_CONSTRAINTS[row['contype']]} {row['conname']}" for row in rows)
+
+
+# --- a column ---------------------------------------------------------------------------------------------------------------
+
+
+def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tuple[Schema | None, list[str]]:
+    """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
+    base = _base(column["atttypid"], column["atttypmod"])
+    if base.has_default:
+        return None, []
+    wanted, unheld = _conditions(base, checks, column["attname"])
+    not_null = column["attnotnull"] or base.not_null or wanted.not_null
+    try:
+        schema, more = _type(base, wanted)
+    except _NoSchemaError as error:
+        raise _NoSchemaError(error.args[0], not_null) from None
+    if not_null and schema.get("enum") == []:
+        raise InvalidParameter(
+            f'column "{column["attname"]}" of {relation} can have no value: none fulfils its CHECK constraints and its type',
+            hint="Look at the constraints; \\d shows them.",
+        )
+    return schema if not_null else _or_null(schema), unheld + more
+
+
+def _or_null(schema: Schema) -> Schema:
+    if schema.get("enum") == []:
+        return {"type": "null"}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _base(type_id: int, modifier: int) -> _Base:
+    """The type under the domains of a type, and what these say."""
+    not_null = has_default = False
+    checks: list[tuple[str, str]] = []
+    while True:
+        row = db.row(
+            "SELECT oid, typtype, typcategory, typelem, typlen, typrelid, typbasetype, typtypmod, typnotnull,"
+            " typdefault IS NOT NULL AS has_default, format_type(oid, NULL) AS name FROM pg_type WHERE oid = $1",
+            ["oid"],
+            type_id,
+        )
+        assert row is not None  # a column has a type
+        if row["typtype"] != "d":
+            return _Base(row, row["name"], modifier, not_null, has_default, checks)
+        checks += [(name, text) for name, text, _ in _checks("contypid", type_id)]
+        not_null |= row["typnotnull"]
+        has_default |= row["has_default"]
+        type_id, modifier = row["typbasetype"], row["typtypmod"]
+
+
+def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tuple[Conditions, list[str]]:
+    """What CHECK constraints say about a column's values, and the names of those that are not held wholly."""
+    found, unheld = Conditions(), []
+    for subject, some in (("VALUE", base.checks), (column, checks)):
+        for name, expression in some:
+            one = conditions(expression, subject, base.name)
+            if one.values is not None and not _is_listed(base):
+                one = Conditions(complete=False, not_null=one.not_null)
+            if not one.complete:
+                unheld.append(f"CHECK {name}")
+            found.add(one)
+    return found, unheld
+
+
+def _is_listed(base: _Base) -> bool:
+    """Whether a schema can list values of a type, as they stand in a constraint."""
+    known = base.name in ("date", "uuid", "boolean", "numeric", *_INTEGERS, *_FLOATS)
+    return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
+
+
+# --- types ------------------------------------------------------------------------------------------------------------------
+
+
+def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    """The schema of the values of a type that are wanted, and what it does not hold."""
+    row, name = base.row, base.name
+    if name in _INTEGERS or name in _FLOATS or name == "numeric":
+        return _number(base, wanted)
+    if name == "boolean":
+        return ({"type": "boolean"} if wanted.values is None else {"enum": _distinct(wanted.values)}), []
+    if row["typtype"] == "e":
+        return {"enum": [v for v in _labels(row["oid"]) if wanted.values is None or v in wanted.values]}, []
+    if name in _FORMATS:
+        listed = {"enum": _distinct(wanted.values or [])}
+        return listed if wanted.values is not None else {"type": "string", "format": _FORMATS[name]}, []
+    if row["typcategory"] == "S" and name != '"char"':
+        return _text(base, wanted)
+    if row["typcategory"] == "A" and row["typelem"] and row["typlen"] == -1 and name not in ("int2vector", "oidvector"):
+        inner = _base(row["typelem"], base.modifier)
+        conditions_of_items, unheld = _conditions(inner, [], "")
+        items, more = _type(inner, conditions_of_items)
+        if items.get("enum") == []:
+            return {"type": "array", "maxItems": 0}, unheld + more
+        return {"type": "array", "items": items}, unheld + more
+    if row["typtype"] == "c":
+        return _composite(row["typrelid"], name)
+    raise _NoSchemaError(name)
+
+
+def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
+    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
+    properties: Schema = {}
+    out, unheld = [], []
+    for column in _columns(relation):
+        try:
+            schema, more = _column(column, [], name)
+        except _NoSchemaError as error:
+            if error.args[1]:
+                raise _cannot(column, name, error.args[0]) from None
+            out.append(f"{column['attname']} ({error.args[0]})")
+            continue
+        if schema is not None:
+            properties[column["attname"]] = schema
+        unheld += more
+    return _object(properties) | _comment(out, []), unheld
+
+
+def _labels(type_id: int) -> list[str]:
+    rows = db.query("SELECT enumlabel FROM pg_enum WHERE enumtypid = $1 ORDER BY enumsortorder", ["oid"], type_id)
+    return [row["enumlabel"] for row in rows]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _text(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    """A text: enum, or lengths and one pattern, if the generator can hold them together."""
+    most = base.modifier - 4 if base.name in ("character varying", "character") and base.modifier > 4 else None
+    if wanted.most is not None:
+        most = wanted.most if most is None else min(most, wanted.most)
+    if wanted.values is not None:
+        good = [v for v in wanted.values if wanted.least <= len(v) and (most is None or len(v) <= most)]
+        return {"enum": [v for v in _distinct(good) if all(_matches(v, one) for one in wanted.patterns)]}, []
+    schema: Schema = {"type": "string"}
+    if wanted.least > 0:
+        schema["minLength"] = wanted.least
+    if most is not None:
+        schema["maxLength"] = max(0, most)
+        if most < wanted.least:
+            return {"enum": []}, []
+    unheld = []
+    for pattern in wanted.patterns:
+        try:
+            grammar(schema | {"pattern": pattern})
+        except PgGpt2Error:
+            unheld.append(f"pattern {pattern[:60]}")
+            continue
+        if "pattern" in schema:
+            unheld.append(f"pattern {pattern[:60]}")
+        else:
+            schema["pattern"] = pattern
+    return schema, unheld
+
+
+def _matches(value: str, pattern: str) -> bool:
+    return (db.row("SELECT $1 ~ $2 AS found", ["text", "text"], value, pattern) or {})["found"]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    low, high, scale = _range(base)
+    if wanted.values is not None:
+        good = [v for v in wanted.values if isinstance(v, Decimal) and _is_stored(v, base.name, scale)]
+        return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
+    lows = [(low, False)] if low is not None else []
+    highs = [(high, False)] if high is not None else []
+    if wanted.low is not None:
+        lows.append(_inside(*wanted.low, base, scale, 1))
+    if wanted.high is not None:
+        highs.append(_inside(*wanted.high, base, scale, -1))
+    kind = {"type": "integer" if scale is not None and scale <= 0 else "number"}
+    schema: Schema = dict(kind)
+    if lows:
+        bottom, is_open = max(lows)
+        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
+    if highs:
+        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
+        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
+    try:
+        grammar(schema)
+    except InvalidParameter:  # no number is within
+        return {"enum": []}, []
+    except LimitExceeded:
+        return kind, ["bounds of many digits"]
+    return schema, []
+
+
+def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:
+    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
+    if base.name in _INTEGERS:
+        end = _INTEGERS[base.name]
+        return Decimal(-end), Decimal(end - 1), 0
+    if base.name != "numeric" or base.modifier < 4:
+        return None, None, None
+    precision = (base.modifier - 4) >> 16
+    scale = ((base.modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
+    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
+        return None, None, scale
+    highest = Decimal((0, (9,) * precision, -scale))
+    return highest.copy_negate(), highest, scale
+
+
+def _inside(bound: Decimal, is_open: bool, base: _Base, scale: int | None, way: int) -> tuple[Decimal, bool]:
+    """A bound such that what is within it is still so after the type has rounded it; `way` 1 from below, -1 from above."""
+    rounding = ROUND_CEILING if way > 0 else ROUND_FLOOR
+    if scale is not None:
+        step = Decimal((0, (1,), -scale))
+        found = bound.quantize(step, rounding, _exact)
+        return (_exact.add(found, step * way) if is_open and found == bound else found), False
+    kept = _FLOATS.get(base.name)
+    if kept is None or not bound:
+        return bound, is_open
+    found = Context(kept, rounding).create_decimal(bound)
+    if found != bound:
+        return found, False
+    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
+    if base.name != "real" or (whole and not is_open):
+        return found, is_open
+    step = Decimal((0, (1,), bound.adjusted() - kept + 1))
+    return _exact.add(found, step * way), False
+
+
+def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
+    """Whether a type keeps a number as it is."""
+    if kind == "real":
+        return float(np.float32(float(value))) == float(value)
+    return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
+
+
+def _is_within(value: Decimal, low: Decimal | None, high: Decimal | None, wanted: Conditions) -> bool:
+    if (low is not None and value < low) or (high is not None and value > high):
+        return False
+    below = wanted.low is not None and (value < wanted.low[0] or (value == wanted.low[0] and wanted.low[1]))
+    above = wanted.high is not None and (value > wanted.high[0] or (value == wanted.high[0] and wanted.high[1]))
+    return not below and not above
+
+
+def _written(value: Decimal) -> Any:
+    """A number as JSON has it."""
+    text = format(value, "f")
+    return int(text) if "." not in text else Written(text)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.sql_errors', $pg_gpt2_source$"""Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
 
@@ -20857,7 +22554,7 @@ only a new word pays. No file or table is read here, that is for formats.vocab a
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
@@ -20963,6 +22660,7 @@ class Tokenizer:
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
         self._longest = max(map(len, self.tokens.values()))
+        self.kept: dict[str, Any] = {}  # what others make of the vocabulary, which goes with it
 
     @classmethod
     def from_strings(
@@ -22271,11 +23969,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -22288,11 +23986,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -22656,11 +24354,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -22678,11 +24376,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -22697,11 +24395,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -22728,11 +24426,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -22744,11 +24442,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -22759,11 +24457,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -22805,11 +24503,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -22825,11 +24523,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -22843,11 +24541,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -22873,11 +24571,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -22888,11 +24586,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -22901,11 +24599,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -22920,11 +24618,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -22937,11 +24635,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -22952,11 +24650,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -22971,11 +24669,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -22989,11 +24687,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -23004,11 +24702,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -23026,11 +24724,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -23041,11 +24739,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -23056,11 +24754,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -23089,11 +24787,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -23104,7 +24802,8 @@ COMMENT ON FUNCTION llm_generate IS
     'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
     'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
     'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
-    'it. options takes more, and also the parameters under Hugging Face''s names: llm_generation_options lists them.';
+    'it. options takes more, among it choices or a regex that the text must be, and also the parameters under '
+    'Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -23133,11 +24832,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -23165,11 +24864,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -23216,11 +24915,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -23242,11 +24941,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -23282,11 +24981,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.options(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -23309,11 +25008,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -23331,11 +25030,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -23357,6 +25056,67 @@ COMMENT ON FUNCTION llm_logits IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
     '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
 
+-- sql/json.sql
+
+-- JSON: a value that fits a schema, and the schema of a row.
+
+CREATE FUNCTION llm_generate_json(
+    prompt text,
+    schema jsonb,
+    max_tokens integer DEFAULT 256,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    options jsonb DEFAULT NULL
+)
+RETURNS jsonb
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].json.generate_json(globals())
+$$;
+COMMENT ON FUNCTION llm_generate_json IS
+    'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
+    'shortest way to the end is taken, and where they are too few for any, that is an error. The model chooses among the tokens '
+    'that the schema allows at each place; where there is only one, it is not asked. A schema may have type, properties, '
+    'required, additionalProperties false, items, minItems, maxItems, enum, const, anyOf, $ref within the schema that is not '
+    'recursive, minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength, pattern, and format date, time, '
+    'date-time, uuid or email; another keyword is an error that names it. Titles, descriptions and the like are not shown to '
+    'the model: say in the prompt what is wanted. The other parameters are those of llm_generate. llm_json_schema gives the '
+    'schema of a table''s rows.';
+
+CREATE FUNCTION llm_json_schema(relation regclass)
+RETURNS jsonb
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, YMD'
+SET standard_conforming_strings = on
+AS $$
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].json.row_schema(globals())
+$$;
+COMMENT ON FUNCTION llm_json_schema IS
+    'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
+    'order, for llm_generate_json, so that jsonb_populate_record makes a row which can be inserted. It has the types with '
+    'their lengths and ranges, enums, domains, arrays, rows within rows, NOT NULL, and CHECK constraints on one column: IN, '
+    '=, bounds of numbers, lengths and patterns of texts. A column that may be null may be null here, too, but is there. '
+    'Left out are columns that the server fills in (DEFAULT, identity, generated), and those of types that no schema '
+    'describes, such as bytea and json, where they may be null; where they may not, that is an error. So give INSERT a list '
+    'of columns: what SELECT * gives for the ones left out is null, not their default. $comment says what is left out and '
+    'which constraints are not held: those on several columns or rows, and conditions that the schema cannot say.';
+
 -- sql/scoring.sql
 
 -- Scoring: what a model thinks of a text.
@@ -23366,11 +25126,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -23382,11 +25142,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -23403,11 +25163,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -23454,11 +25214,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -23479,11 +25239,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -23506,11 +25266,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -23528,11 +25288,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -23564,11 +25324,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -23587,11 +25347,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -23610,11 +25370,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -23640,11 +25400,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -23672,11 +25432,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.loss(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -23718,11 +25478,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -23755,11 +25515,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -23831,11 +25591,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.train(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -23880,11 +25640,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -23899,11 +25659,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.options(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -23920,11 +25680,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -24069,11 +25829,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -24086,11 +25846,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -24103,11 +25863,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -24144,11 +25904,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -24159,11 +25919,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -24180,11 +25940,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -24208,11 +25968,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -24238,11 +25998,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -24262,11 +26022,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -24285,11 +26045,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -24305,11 +26065,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -24386,11 +26146,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -24415,11 +26175,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -24437,11 +26197,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -24450,11 +26210,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -24464,11 +26224,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -24477,11 +26237,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -24491,11 +26251,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -24504,11 +26264,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -24523,11 +26283,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -24543,11 +26303,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -24557,11 +26317,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -24571,11 +26331,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -24589,11 +26349,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -24611,11 +26371,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -24626,11 +26386,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -24639,11 +26399,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -24652,11 +26412,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -24674,11 +26434,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -24699,11 +26459,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -24722,11 +26482,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -24750,11 +26510,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -24765,11 +26525,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -24783,11 +26543,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -24803,11 +26563,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -24832,11 +26592,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -24855,11 +26615,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -24872,11 +26632,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -24895,11 +26655,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -24920,11 +26680,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -24933,11 +26693,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -24950,11 +26710,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -24965,11 +26725,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -25007,11 +26767,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -25034,11 +26794,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -25053,11 +26813,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -25070,11 +26830,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -25100,11 +26860,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -25115,11 +26875,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -25130,11 +26890,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -25145,11 +26905,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -25160,11 +26920,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -25177,11 +26937,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -25209,11 +26969,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -25232,11 +26992,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -25251,11 +27011,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -25267,11 +27027,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -25330,11 +27090,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -25358,11 +27118,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -25388,11 +27148,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -25403,11 +27163,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -25418,11 +27178,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e931b56bb9cf @extschema@' not in GD:
+if 'pg_gpt2 3825afb5f5ef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e931b56bb9cf @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 3825afb5f5ef @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -18,6 +18,7 @@ from pg_gpt2.training import options as training_options
 
 TOPICS = {
     "generation": "Generating text",
+    "json": "Generating JSON",
     "scoring": "Scoring text",
     "choosing": "Choosing",
     "rows": "Many rows",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,8 +11,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
-from .names import BeamKeywords, GenerateKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
+from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
 from .options import TrainOptions
 from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
@@ -102,6 +103,19 @@ class AsyncPGLLMClient:
     async def cosine(self, a: Sequence[float], b: Sequence[float]) -> float | None:
         """The cosine of the angle between two embeddings; NaN where one of them is zero."""
         return await self._value("llm_cosine", a=[*map(float, a)], b=[*map(float, b)])
+
+    @takes(JsonOptions)
+    async def generate_json(
+        self, prompt: str, schema: Mapping[str, Any] | type[Any], **options: Unpack[JsonKeywords]
+    ) -> Any:
+        """Continue `prompt` with JSON that is valid under a JSON schema, as the value that it stands for.
+
+        `schema` is a mapping, or a class that has a model_json_schema(), as those of Pydantic do. What a schema may say is in the
+        documentation; a keyword that the server cannot hold is an error.
+        """
+        described = schema.model_json_schema() if isinstance(schema, type) else schema
+        given = arguments(options, self.model)
+        return await self._value("llm_generate_json", prompt=prompt, schema=json.dumps(described), **given)
 
     @takes(BeamOptions)
     async def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:

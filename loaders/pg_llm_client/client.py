@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,8 +12,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
-from .names import BeamKeywords, GenerateKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
+from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
 from .options import TrainOptions
 from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
@@ -103,6 +104,17 @@ class PGLLMClient:
     def cosine(self, a: Sequence[float], b: Sequence[float]) -> float | None:
         """The cosine of the angle between two embeddings; NaN where one of them is zero."""
         return self._value("llm_cosine", a=[*map(float, a)], b=[*map(float, b)])
+
+    @takes(JsonOptions)
+    def generate_json(self, prompt: str, schema: Mapping[str, Any] | type[Any], **options: Unpack[JsonKeywords]) -> Any:
+        """Continue `prompt` with JSON that is valid under a JSON schema, as the value that it stands for.
+
+        `schema` is a mapping, or a class that has a model_json_schema(), as those of Pydantic do. What a schema may say is in the
+        documentation; a keyword that the server cannot hold is an error.
+        """
+        described = schema.model_json_schema() if isinstance(schema, type) else schema
+        given = arguments(options, self.model)
+        return self._value("llm_generate_json", prompt=prompt, schema=json.dumps(described), **given)
 
     @takes(BeamOptions)
     def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:

@@ -2,7 +2,7 @@
 """How a prompt is continued: keywords of the client's methods with their types and, as `Annotated[type, default]`, defaults."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -32,12 +32,38 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: Annotated[float, 0.0]
     choices: Annotated[str | Sequence[str] | None, None]
     regex: Annotated[str | None, None]
+    json_schema: Annotated[Mapping[str, Any] | None, None]
 
 
 class ManyOptions(GenerationOptions, total=False):
     """How several prompts are: as llm_generate_batch does."""
 
     n: Annotated[int, 1]
+
+
+class JsonOptions(TypedDict, total=False):
+    """How JSON is generated: as llm_generate_json does."""
+
+    max_tokens: Annotated[int, 256]
+    eos_token: Annotated[int | None, None]
+    model: Annotated[str | None, None]
+    seed: Annotated[int | None, None]
+    temperature: Annotated[float, 1.0]
+    topk: Annotated[int, 50]
+    topp: Annotated[float, 0.95]
+    repetition_penalty: Annotated[float, 1.0]
+    min_p: Annotated[float, 0.0]
+    typical_p: Annotated[float, 1.0]
+    epsilon_cutoff: Annotated[float, 0.0]
+    eta_cutoff: Annotated[float, 0.0]
+    no_repeat_ngram_size: Annotated[int, 0]
+    min_new_tokens: Annotated[int, 0]
+    suppress_tokens: Annotated[Sequence[int] | None, None]
+    bad_words: Annotated[str | Sequence[str] | None, None]
+    sequence_bias: Annotated[Mapping[str, float] | None, None]
+    logit_bias: Annotated[Mapping[int, float] | None, None]
+    presence_penalty: Annotated[float, 0.0]
+    frequency_penalty: Annotated[float, 0.0]
 
 
 class BeamOptions(TypedDict, total=False):
@@ -60,6 +86,7 @@ class BeamOptions(TypedDict, total=False):
     frequency_penalty: Annotated[float, 0.0]
     choices: Annotated[str | Sequence[str] | None, None]
     regex: Annotated[str | None, None]
+    json_schema: Annotated[Mapping[str, Any] | None, None]
     prompt_ids: Annotated[Sequence[int] | None, None]
 
 
@@ -78,6 +105,7 @@ KEYS = (
     "frequency_penalty",
     "choices",
     "regex",
+    "json_schema",
     "n",
 )
 
@@ -95,4 +123,5 @@ BEAM_KEYS = (
     "frequency_penalty",
     "choices",
     "regex",
+    "json_schema",
 )

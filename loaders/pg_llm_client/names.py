@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_type_hints
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +37,15 @@ class GenerateKeywords(SamplingKeywords, total=False):
 
     length_penalty: float
     early_stopping: bool
+
+
+class JsonKeywords(JsonOptions, total=False):
+    """How to generate JSON, in our names and in Hugging Face's."""
+
+    max_new_tokens: int
+    top_k: int
+    top_p: float
+    do_sample: bool
 
 
 class BeamKeywords(BeamOptions, total=False):

@@ -34,6 +34,7 @@ TYPES = {
     if name not in KEYS
 } | {
     "options": "jsonb",
+    "schema": "jsonb",
     "seed": "int8",
     "prompts": "text[]",
     "choices": "text[]",

@@ -21,6 +21,17 @@ MOST_DIGITS = 400  # of an integer: more than a float has
 MOST_SHOWN = 60  # characters of a value in an error
 
 
+class Written(float):
+    """A number of JSON that is no integer; `text` has all its digits."""
+
+    def __new__(cls, text: str) -> "Written":
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
 @dataclass(frozen=True)
 class Kind:
     """A type of values: its name for people and for the client, and how JSON becomes a value; None where that is of another
@@ -249,14 +260,14 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
     ]
 
 
-def read_object(text: str | None, example: str) -> dict[str, Any]:
+def read_object(text: str | None, example: str, what: str = "options") -> dict[str, Any]:
     """The JSON object of a text, empty for None. 22023 where there is none, with `example` as one; so for too long a text."""
     hint = f"Example: '{example}'."
     if text is None:
         return {}
     if len(text) > MOST_OPTION_CHARACTERS:
         raise InvalidParameter(
-            f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
+            f"{what}: {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
             hint="Give fewer or shorter ones.",
         )
 
@@ -274,10 +285,12 @@ def read_object(text: str | None, example: str) -> dict[str, Any]:
         return int(digits)
 
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+        found = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer, parse_float=Written
+        )
     except (ValueError, RecursionError) as error:
-        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
-        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidParameter(f"{what} cannot be read: {reason}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
+        raise InvalidParameter(f"{what} must be an object, not {_shown(found)}", hint=hint)
     return found

@@ -20,6 +20,7 @@ from typing import Any
 
 import bounds  # first: it keeps BLAS at one thread
 import choosing
+import constrained
 import decoding
 import learning
 import machine
@@ -43,6 +44,7 @@ TOPICS: dict[str, list[Topic]] = {
     "masks": [("", 1, 3, decoding.masks)],
     "constrained": [("", 1, 3, decoding.constrained)],
     "batch": [("decoders", 1, 3, decoding.batch)],
+    "json": [("", 1, 3, constrained.json_schema)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "prefix": [("torch", 1, 3, decoding.prefix)],
     "rows": [("", 1, 3, many_rows.many_rows)],

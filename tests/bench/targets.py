@@ -20,6 +20,8 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "constrained": (Limit("free", ">=", 0.9),),
     "records": (Limit("free", ">=", 1.2),),
     "batch": (Limit("one stream", ">=", 7.0), Limit(CT2, ">=", 2.5), Limit(CT2_INT8, ">=", 1.0)),
+    "json text": (Limit("free decoding", ">=", 0.9),),
+    "json row": (Limit("free decoding", ">=", 1.0),),
     "prefill": (Limit(SGEMM, "<=", 1.45), Limit(TORCH, "<=", 0.8)),
     "choose": (Limit("without", ">=", 8.0), Limit(TORCH, ">=", 2.0)),
     "choose one by one": (Limit("without", ">=", 8.0),),

@@ -23,6 +23,7 @@ from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.fast import ops
 from pg_gpt2.formats import vocab as vocab_files
+from pg_gpt2.generation.constraints import json_schema as schemas
 from pg_gpt2.generation.constraints import regex
 from pg_gpt2.generation.constraints.constraint import Constraint
 from pg_gpt2.generation.constraints.grammar import NOTHING
@@ -168,6 +169,18 @@ def token_ids(data: bytes) -> None:
     for function in (TOKENIZER.decode, TOKENIZER.decode_bytes, lambda ids: check_ids(ids, CONFIG, "m")):
         with contextlib.suppress(PgGpt2Error):
             function(ids)  # type: ignore[operator]
+
+
+def json_schema(data: bytes) -> None:
+    """A schema; the shortest text that fits it is JSON."""
+    node = schemas.parse(data.decode("utf-8", "replace"))
+    found = bytearray()
+    if node.shortest > 2000:
+        return
+    while not node.nullable:
+        low, _, node = min(node.firsts(), key=lambda first: first[2].shortest)
+        found.append(low)
+    json.loads(found.decode())
 
 
 ENDS = 300
@@ -333,6 +346,10 @@ NPY = (
     b"'i8'",
     b"lambda: 0",
 )
+SCHEMA_WORDS = tuple(
+    f'"{word}"'.encode()
+    for word in (*schemas.SUPPORTED, *schemas.KEYWORDS, "$defs", "oneOf", "#/$defs/c", "#", "^a?$", "(b*)*")
+)
 EXTRAS = tuple(
     f'"{name}": '.encode()
     for name in ("eps", "p", "axis", "n_head", "chunk", "ids", "target", "start", "stop", "shape")
@@ -364,6 +381,16 @@ TARGETS = {
         text,
         ["low lower  naïve 🎉 don't 12\n\n  <|endoftext|>".encode(), b"a" * 60],
         (b"<|endoftext|>", b"'ll", "\u3000".encode()),
+    ),
+    "json_schema": Target(
+        json_schema,
+        [
+            b'{"type": "object", "properties": {"a": {"type": "string", "pattern": "^a|[b-d]{2,9}$", "maxLength": 9},'
+            b' "b": {"$ref": "#/$defs/c"}}, "required": ["b"], "$defs": {"c": {"enum": [1, "x", null, {"k": []}]}}}',
+            b'{"anyOf": [{"type": ["integer", "null"], "minimum": -12.5, "exclusiveMaximum": 1e9}, {"type": "array",'
+            b' "items": {"format": "date-time"}, "minItems": 1, "maxItems": 2}]}',
+        ],
+        (*JSON, *SCHEMA_WORDS),
     ),
     "pattern": Target(
         pattern,

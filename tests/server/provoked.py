@@ -20,6 +20,7 @@ from pg_gpt2.core import config, gpt2
 from pg_gpt2.fast import tape
 from pg_gpt2.fast.ops import lookup
 from pg_gpt2.formats import checkpoint, hub_config, npz, source
+from pg_gpt2.generation.constraints import json_schema
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.training import batches, optim, trainer
 
@@ -172,6 +173,19 @@ FILES: dict[str, bytes | Callable[[], bytes]] = {
 
 # --- statements -------------------------------------------------------------------------------------------------------------
 
+SCHEMAS = [
+    "[]",
+    '{"multipleOf": 3}',
+    '{"type": "text"}',
+    '{"type": "integer", "minimum": 2, "maximum": 1}',
+    '{"type": "string", "minLength": 9999}',
+    '{"pattern": "a$b"}',
+    '{"pattern": "(a+b+)+", "maxLength": 999}',
+    '{"minimum": 1e60}',
+    f'{{"enum": [{"[" * 50}{"]" * 50}]}}',
+    '{"items": ' * 40 + '{"type": "null"}' + "}" * 40,
+]
+
 VARIABLE = "llm_variable(pg_llm_tensor('{1,2}'), '{2}', true)"
 RECORD = f"SELECT llm_op('gelu', ARRAY[{VARIABLE}]);"
 TAPE = "tape_id = llm_tape_id()"
@@ -240,6 +254,16 @@ STATEMENTS = [
     "SELECT llm_generate('low', options => jsonb_build_object('regex', repeat('a?', 20000)), model_name => 't')",
     "SELECT llm_generate('', options => jsonb_build_object('regex', repeat('(', 300) || repeat('a)*', 300)), model_name => 't')",
     "SELECT llm_generate('low', eos_token => 64, options => '{\"regex\": \"a\"}', model_name => 't')",
+    *(f"SELECT llm_generate_json('low', '{schema}', model_name => 't')" for schema in SCHEMAS),
+    "SELECT llm_generate_json('low', jsonb_build_object('x', repeat('x', 2000000)), model_name => 't')",
+    "SELECT llm_generate('low', options => '{\"json_schema\": 3}', model_name => 't')",
+    "SELECT llm_generate_json('low', '{\"type\": \"null\"}', options => '{\"regex\": \"a\"}', model_name => 't')",
+    "SELECT llm_generate('low', options => jsonb_build_object('json_schema', (repeat('[', 200) || repeat(']', 200))::jsonb),"
+    " model_name => 't')",
+    "SELECT llm_json_schema('llm_param_pkey')",
+    "SELECT llm_json_schema(4294967295)",
+    "CREATE TABLE photo (data bytea NOT NULL); SELECT llm_json_schema('photo')",
+    "CREATE TABLE never (n integer NOT NULL CHECK (n = 1.5)); SELECT llm_json_schema('never')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
     "SELECT llm_generate_tokens(array_fill(1, '{1048577}'), model_name => 'bare')",
@@ -573,6 +597,7 @@ CALLS: list[Callable[[], object]] = [
     lambda: hub_config.config_of(HUB | {"n_head": 3}),
     lambda: checkpoint.agreed("m", SMALL, {"eos_token_id": 9}, "config.json"),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, 7),
+    lambda: json_schema.parse('{"minimum": 1e-9999999999999999999}'),
     lambda: Tokenizer({}, []),
     lambda: Tokenizer({0: b"a"}, []).encode("\ud800"),
     lambda: npz.NpzReader(io.BytesIO(npz_of({"a": np.zeros((0, 2), "<f4")}))).rows("a", 0, 0),

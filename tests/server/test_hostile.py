@@ -24,6 +24,7 @@ HOSTILE = {
     "text[]": ["'{}'", "'{{a,b},{c,d}}'", "'{NULL}'", "ARRAY['']", "ARRAY[repeat('x', 3000)]"],
     "bytea": ["''", r"'\x00'", r"'\x0000807f'", "decode(repeat('ff', 64), 'hex')", "decode(repeat('00', 4096), 'hex')"],
     "jsonb": ["'{}'", "'[]'", "'null'", "'1e400'", """'{"eps": "x"}'""", """'{"axis": 1e300}'"""],
+    "regclass": ["0", "4294967295", "'pg_class'", "'pg_class_oid_index'", "'pg_statistic'"],
     "interval": ["'-1 day'", "'1000 years'"],
 }
 
@@ -53,6 +54,8 @@ EXAMPLES = {
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
     " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
+    "llm_generate_json": f"prompt => 'low', schema => '{{\"enum\": [1, null]}}', {SAMPLING}",
+    "llm_json_schema": "relation => 't'",
     "llm_next_token": "prompt => 'low', model_name => 'm'",
     "llm_logits": "token_ids => '{1,2}', model_name => 'm'",
     "llm_logits_sent": "sent => array_send('{1,2}'::int[]), model_name => 'm', n_layer => NULL, n_head => NULL, d_model => NULL,"

@@ -20,6 +20,7 @@ from ..options import (
     TEXTS,
     Declared,
     Domain,
+    Kind,
     Option,
     above,
     assemble,
@@ -31,6 +32,7 @@ from ..options import (
     option,
     read_object,
 )
+from .constraints.json_schema import as_text
 
 SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
@@ -40,7 +42,10 @@ SHORT = Domain(
 CONSTRAINTS = (
     "choices",
     "regex",
+    "json_schema",
 )  # options that say what the text must be; constraints/compiled.py says what they mean
+
+SCHEMA = Kind("object", "Mapping[str, Any]", as_text)
 
 
 def _biases(most: float, texts: bool) -> Domain:
@@ -189,6 +194,12 @@ class SamplingOptions(Declared):
         TEXT,
         hint="Example: [0-9]{4}-[0-9]{2}-[0-9]{2}.",
         meaning="What is generated matches this regular expression, as a whole.",
+    )
+    json_schema: str | None = option(
+        None,
+        SCHEMA,
+        hint='Example: {"type": "array", "items": {"enum": ["red", "green"]}}.',
+        meaning="What is generated is JSON that is valid under this JSON schema.",
     )
 
     def __post_init__(self) -> None:

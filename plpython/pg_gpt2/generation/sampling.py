@@ -21,6 +21,7 @@ from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
 _FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
+_HOTTEST = 1e38  # above it an excluded score over an infinite temperature would be no number
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
@@ -111,7 +112,7 @@ def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndar
     if how.temperature < _COLDEST:
         scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
     else:
-        scores = scores / np.float32(how.temperature)
+        scores = scores / np.float32(min(how.temperature, _HOTTEST))
     ids = np.arange(len(scores))
     for _, cut, value in how.cuts:
         kept = cut(scores, value)

@@ -44,7 +44,9 @@ def test_every_option_arrives(conn, client, option, value, written):
         assert client.generate_batch([PROMPT], **options) == [expected]
 
 
-@pytest.mark.parametrize("method", ["generate", "stream", "generate_batch", "generate_rows", "beam_search"])
+@pytest.mark.parametrize(
+    "method", ["generate", "stream", "generate_batch", "generate_rows", "generate_json", "beam_search"]
+)
 def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
     function = {"stream": "llm_generate_stream"}.get(method, f"llm_{method}")
     query = "pg_get_function_arguments(oid) FROM pg_proc WHERE proname = %(function)s"
@@ -85,6 +87,24 @@ def test_generate_batch(client):
     alone = [client.generate(prompt, max_tokens=9, seed=3 + n) for n, prompt in enumerate(prompts)]
     assert client.generate_batch(prompts, max_tokens=9, seed=3) == alone
     assert client.generate_batch([]) == []
+
+
+def test_generate_json(conn, client):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}, "é": {"enum": ["a", None]}}}
+    call = "llm_generate_json(%(p)s, %(s)s, 90, model_name => 'tiny', seed => 3, options => '{\"min_new_tokens\": 2}')"
+    expected = first_value(conn, call, p=PROMPT, s=json.dumps(schema))
+    assert client.generate_json(PROMPT, schema, max_new_tokens=90, seed=3, min_new_tokens=2) == expected
+
+    class Described:
+        @staticmethod
+        def model_json_schema():
+            return schema
+
+    assert client.generate_json(PROMPT, Described, max_tokens=90, seed=3, min_new_tokens=2) == expected
+    options = {"max_tokens": 90, "seed": 3, "min_new_tokens": 2, "echo": False, "json_schema": schema}
+    assert json.loads(client.generate(PROMPT, **options)) == expected
+    with pytest.raises(TypeError, match="stop"):
+        client.generate_json(PROMPT, schema, stop="a")
 
 
 def test_beam_search(conn, client):

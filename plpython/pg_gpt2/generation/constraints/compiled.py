@@ -8,13 +8,17 @@ from typing import Any
 
 from ...errors import InvalidParameter
 from ...tokenizer.bpe import Tokenizer
-from . import grammar, regex
+from . import grammar, json_schema, regex
 from .constraint import Constraint
 from .vocabulary import Vocabulary
 
 MOST = 4  # constraints of a tokenizer that are kept, up to some 50 MB each
 
-GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {"choices": grammar.choices, "regex": regex.parse}
+GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
+    "choices": grammar.choices,
+    "regex": regex.parse,
+    "json_schema": json_schema.parse,
+}
 
 
 def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:

@@ -46,6 +46,7 @@ class Constraint:
         self._forced: dict[Node, int | None] = {}
         self._onward: dict[Node, Node] = {}
         self._near: dict[Node, int] = {}
+        self._last: tuple[Node, tuple[np.ndarray, np.ndarray, list[Node]]] | None = None
 
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
@@ -117,10 +118,22 @@ class Constraint:
             return np.array([forced], np.int32)
         ids, farthest = self._mask(state)
         if farthest > left - 1 and len(ids):
-            ids, after = self.allowed(state)
-            fit = {one: self.fits(one, left - 1) for one in set(after)}
-            ids = ids[[fit[one] for one in after]]
+            ids, kinds, after = self._sorts(state)
+            ids = ids[np.array([self.fits(one, left - 1) for one in after])[kinds]]
         return np.append(ids, np.int32(self.eos)) if self.eos is not None and state.nullable else ids
+
+    def _sorts(self, state: Node) -> tuple[np.ndarray, np.ndarray, list[Node]]:
+        """Ids that may come, which of the states that follow each leads to, and these: few, for most tokens lead to the same.
+
+        What was found last is kept, since a text that must come to its end may stay in one state for some tokens.
+        """
+        if self._last is None or self._last[0] is not state:
+            ids, after = self._walk(state)
+            numbers = np.flatnonzero(np.bincount(after))
+            kinds = np.zeros(len(self._automaton.nodes), np.int32)
+            kinds[numbers] = np.arange(len(numbers))
+            self._last = state, (ids, kinds[after], [self._automaton.nodes[number] for number in numbers.tolist()])
+        return self._last[1]
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
         """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""

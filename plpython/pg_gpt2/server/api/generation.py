@@ -42,7 +42,7 @@ def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    job = _TextJob(prompt, *gather(given, TextGeneration, Sampling))
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -54,10 +54,10 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     if prompt is None:
         return iter(())
     asked, sampling = gather(given, TextGeneration, Sampling)
-    return _TextJob(prompt, asked, sampling, logprobs=True).rows()
+    return TextJob(prompt, asked, sampling, logprobs=True).rows()
 
 
-class _TextJob:
+class TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
     def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:

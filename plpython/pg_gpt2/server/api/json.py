@@ -1,0 +1,31 @@
+"""llm_generate_json: JSON that fits a schema; llm_json_schema: the schema of a row."""
+
+from typing import Any
+
+from ... import host
+from ...errors import require
+from ...generation.constraints.json_schema import SchemaText
+from ...generation.options import TextGeneration, gather
+from ...generation.sampling import Sampling
+from ..entry import entry
+from ..row_schema import schema_of
+from .generation import TextJob
+
+
+@entry
+def generate_json(prompt: str | None, schema: str | None, **given: Any) -> str | None:
+    """JSON after a prompt."""
+    if prompt is None:
+        return None
+    require(schema=schema)
+    asked, sampling = gather(given | {"echo": False, "json_schema": SchemaText(schema)}, TextGeneration, Sampling)
+    job = TextJob(prompt, asked, sampling)
+    for _ in job.tokens:
+        host.check_interrupts()
+    return job.finish()
+
+
+@entry
+def row_schema(relation: str | None) -> str | None:
+    """JSON schema of a relation's rows."""
+    return None if relation is None else schema_of(relation)

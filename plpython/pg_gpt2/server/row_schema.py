@@ -1,0 +1,396 @@
+"""The JSON schema of a row: what jsonb_populate_record turns into a row that a table takes.
+
+Every column that is described is required, in the order of the columns, and may be null unless the table forbids it. Left out is
+what the server fills in (defaults, identities, generated columns), and a column of a type that no schema describes, if it may be
+null. $comment says what was left out, and which constraints the schema does not hold.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
+
+import numpy as np
+
+from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
+from ..generation.constraints.json_schema import grammar, json_text
+from ..limits import MOST_BOUND_DIGITS
+from ..options import Written
+from . import db
+from .check_expressions import Conditions, conditions
+
+Schema = dict[str, Any]
+
+_INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
+_FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
+_FORMATS = {
+    "date": "date",
+    "uuid": "uuid",
+    "time without time zone": "time",
+    "time with time zone": "time",
+    "timestamp without time zone": "date-time",
+    "timestamp with time zone": "date-time",
+}
+_ROWS = "rpfvmc"  # kinds of relations that have a row type which people write to, or pass
+_CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
+_exact = Context(prec=3000)
+
+
+class _NoSchemaError(Exception):
+    """A type that no schema describes; its name is the argument."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What is under a domain, or a type itself."""
+
+    row: db.Row  # of pg_type
+    name: str  # without a length
+    modifier: int
+    not_null: bool
+    has_default: bool
+    checks: list[tuple[str, str]]  # (name, expression) of its domains
+
+
+def schema_of(relation: str) -> str:
+    """The schema as JSON. 42704 where there is no such relation, 22023 where it has no rows of its own, 0A000 for a column that
+    must be given and cannot be described."""
+    found = db.row(
+        "SELECT c.oid, relkind, relispartition, format('%I.%I', nspname, relname) AS name"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = $1",
+        ["regclass"],
+        relation,
+    )
+    if found is None:
+        raise UndefinedObject(f"relation {relation} does not exist", hint="Give a table, a view or a composite type.")
+    if found["relkind"] not in _ROWS:
+        raise InvalidParameter(
+            f"{found['name']} is neither a table nor a view nor a composite type", hint="Example: 'ticket'::regclass."
+        )
+    return json_text(_relation(found), found["name"])
+
+
+def _relation(found: db.Row) -> Schema:
+    checks = _checks("conrelid", found["oid"])
+    properties: Schema = {}
+    out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
+    for column in _columns(found["oid"]):
+        if column["filled"]:
+            out.append(f"{column['attname']} ({column['filled']})")
+            continue
+        own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
+        try:
+            schema, more = _column(column, own, found["name"])
+        except _NoSchemaError as error:
+            if column["attnotnull"] or error.args[1]:
+                raise _cannot(column, found["name"], error.args[0]) from None
+            out.append(f"{column['attname']} ({error.args[0]})")
+            continue
+        if schema is None:
+            out.append(f"{column['attname']} (default)")
+            continue
+        properties[column["attname"]] = schema
+        unheld += more
+    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1]
+    unheld += _other_constraints(found["oid"])
+    return _object(properties) | _comment(out, unheld)
+
+
+def _object(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _comment(out: list[str], unheld: list[str]) -> Schema:
+    parts = [("Left out: ", out), ("Not held: ", unheld)]
+    said = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+    return {"$comment": said} if said else {}
+
+
+def _cannot(column: db.Row, relation: str, kind: str) -> FeatureNotSupported:
+    return FeatureNotSupported(
+        f'column "{column["attname"]}" of {relation} has the type {kind}, which no JSON schema describes, and must not be null',
+        hint="Give it a default or allow null, and it is left out; or make a view or a type of the other columns.",
+    )
+
+
+def _columns(relation: int) -> list[db.Row]:
+    """Columns in their order; `filled` says what fills one in, if anything does."""
+    return db.query(
+        "SELECT attnum, attname, atttypid, atttypmod, attnotnull, CASE WHEN attidentity <> '' THEN 'identity'"
+        " WHEN attgenerated <> '' THEN 'generated' WHEN atthasdef THEN 'default' END AS filled"
+        " FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        ["oid"],
+        relation,
+    )
+
+
+def _checks(where: str, oid: int) -> list[tuple[str, str, list[int]]]:
+    """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain."""
+    rows = db.query(
+        f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
+        f" WHERE {where} = $1 AND contype = 'c' ORDER BY conname",
+        ["oid"],
+        oid,
+    )
+    return [(row["conname"], row["expression"], row["conkey"] or []) for row in rows]
+
+
+def _other_constraints(relation: int) -> Iterator[str]:
+    """Constraints on what other rows there are, which no schema can hold."""
+    rows = db.query(
+        "SELECT conname, contype FROM pg_constraint c WHERE conrelid = $1 AND contype IN ('p', 'u', 'x', 'f') AND EXISTS ("
+        " SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY (conkey)"
+        " AND NOT atthasdef AND attidentity = '') ORDER BY conname",
+        ["oid"],
+        relation,
+    )
+    return (f"{_CONSTRAINTS[row['contype']]} {row['conname']}" for row in rows)
+
+
+# --- a column ---------------------------------------------------------------------------------------------------------------
+
+
+def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tuple[Schema | None, list[str]]:
+    """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
+    base = _base(column["atttypid"], column["atttypmod"])
+    if base.has_default:
+        return None, []
+    wanted, unheld = _conditions(base, checks, column["attname"])
+    not_null = column["attnotnull"] or base.not_null or wanted.not_null
+    try:
+        schema, more = _type(base, wanted)
+    except _NoSchemaError as error:
+        raise _NoSchemaError(error.args[0], not_null) from None
+    if not_null and schema.get("enum") == []:
+        raise InvalidParameter(
+            f'column "{column["attname"]}" of {relation} can have no value: none fulfils its CHECK constraints and its type',
+            hint="Look at the constraints; \\d shows them.",
+        )
+    return schema if not_null else _or_null(schema), unheld + more
+
+
+def _or_null(schema: Schema) -> Schema:
+    if schema.get("enum") == []:
+        return {"type": "null"}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _base(type_id: int, modifier: int) -> _Base:
+    """The type under the domains of a type, and what these say."""
+    not_null = has_default = False
+    checks: list[tuple[str, str]] = []
+    while True:
+        row = db.row(
+            "SELECT oid, typtype, typcategory, typelem, typlen, typrelid, typbasetype, typtypmod, typnotnull,"
+            " typdefault IS NOT NULL AS has_default, format_type(oid, NULL) AS name FROM pg_type WHERE oid = $1",
+            ["oid"],
+            type_id,
+        )
+        assert row is not None  # a column has a type
+        if row["typtype"] != "d":
+            return _Base(row, row["name"], modifier, not_null, has_default, checks)
+        checks += [(name, text) for name, text, _ in _checks("contypid", type_id)]
+        not_null |= row["typnotnull"]
+        has_default |= row["has_default"]
+        type_id, modifier = row["typbasetype"], row["typtypmod"]
+
+
+def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tuple[Conditions, list[str]]:
+    """What CHECK constraints say about a column's values, and the names of those that are not held wholly."""
+    found, unheld = Conditions(), []
+    for subject, some in (("VALUE", base.checks), (column, checks)):
+        for name, expression in some:
+            one = conditions(expression, subject, base.name)
+            if one.values is not None and not _is_listed(base):
+                one = Conditions(complete=False, not_null=one.not_null)
+            if not one.complete:
+                unheld.append(f"CHECK {name}")
+            found.add(one)
+    return found, unheld
+
+
+def _is_listed(base: _Base) -> bool:
+    """Whether a schema can list values of a type, as they stand in a constraint."""
+    known = base.name in ("date", "uuid", "boolean", "numeric", *_INTEGERS, *_FLOATS)
+    return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
+
+
+# --- types ------------------------------------------------------------------------------------------------------------------
+
+
+def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    """The schema of the values of a type that are wanted, and what it does not hold."""
+    row, name = base.row, base.name
+    if name in _INTEGERS or name in _FLOATS or name == "numeric":
+        return _number(base, wanted)
+    if name == "boolean":
+        return ({"type": "boolean"} if wanted.values is None else {"enum": _distinct(wanted.values)}), []
+    if row["typtype"] == "e":
+        return {"enum": [v for v in _labels(row["oid"]) if wanted.values is None or v in wanted.values]}, []
+    if name in _FORMATS:
+        listed = {"enum": _distinct(wanted.values or [])}
+        return listed if wanted.values is not None else {"type": "string", "format": _FORMATS[name]}, []
+    if row["typcategory"] == "S" and name != '"char"':
+        return _text(base, wanted)
+    if row["typcategory"] == "A" and row["typelem"] and row["typlen"] == -1 and name not in ("int2vector", "oidvector"):
+        inner = _base(row["typelem"], base.modifier)
+        conditions_of_items, unheld = _conditions(inner, [], "")
+        items, more = _type(inner, conditions_of_items)
+        if items.get("enum") == []:
+            return {"type": "array", "maxItems": 0}, unheld + more
+        return {"type": "array", "items": items}, unheld + more
+    if row["typtype"] == "c":
+        return _composite(row["typrelid"], name)
+    raise _NoSchemaError(name)
+
+
+def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
+    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
+    properties: Schema = {}
+    out, unheld = [], []
+    for column in _columns(relation):
+        try:
+            schema, more = _column(column, [], name)
+        except _NoSchemaError as error:
+            if error.args[1]:
+                raise _cannot(column, name, error.args[0]) from None
+            out.append(f"{column['attname']} ({error.args[0]})")
+            continue
+        if schema is not None:
+            properties[column["attname"]] = schema
+        unheld += more
+    return _object(properties) | _comment(out, []), unheld
+
+
+def _labels(type_id: int) -> list[str]:
+    rows = db.query("SELECT enumlabel FROM pg_enum WHERE enumtypid = $1 ORDER BY enumsortorder", ["oid"], type_id)
+    return [row["enumlabel"] for row in rows]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _text(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    """A text: enum, or lengths and one pattern, if the generator can hold them together."""
+    most = base.modifier - 4 if base.name in ("character varying", "character") and base.modifier > 4 else None
+    if wanted.most is not None:
+        most = wanted.most if most is None else min(most, wanted.most)
+    if wanted.values is not None:
+        good = [v for v in wanted.values if wanted.least <= len(v) and (most is None or len(v) <= most)]
+        return {"enum": [v for v in _distinct(good) if all(_matches(v, one) for one in wanted.patterns)]}, []
+    schema: Schema = {"type": "string"}
+    if wanted.least > 0:
+        schema["minLength"] = wanted.least
+    if most is not None:
+        schema["maxLength"] = max(0, most)
+        if most < wanted.least:
+            return {"enum": []}, []
+    unheld = []
+    for pattern in wanted.patterns:
+        try:
+            grammar(schema | {"pattern": pattern})
+        except PgGpt2Error:
+            unheld.append(f"pattern {pattern[:60]}")
+            continue
+        if "pattern" in schema:
+            unheld.append(f"pattern {pattern[:60]}")
+        else:
+            schema["pattern"] = pattern
+    return schema, unheld
+
+
+def _matches(value: str, pattern: str) -> bool:
+    return (db.row("SELECT $1 ~ $2 AS found", ["text", "text"], value, pattern) or {})["found"]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------------
+
+
+def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+    low, high, scale = _range(base)
+    if wanted.values is not None:
+        good = [v for v in wanted.values if isinstance(v, Decimal) and _is_stored(v, base.name, scale)]
+        return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
+    lows = [(low, False)] if low is not None else []
+    highs = [(high, False)] if high is not None else []
+    if wanted.low is not None:
+        lows.append(_inside(*wanted.low, base, scale, 1))
+    if wanted.high is not None:
+        highs.append(_inside(*wanted.high, base, scale, -1))
+    kind = {"type": "integer" if scale is not None and scale <= 0 else "number"}
+    schema: Schema = dict(kind)
+    if lows:
+        bottom, is_open = max(lows)
+        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
+    if highs:
+        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
+        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
+    try:
+        grammar(schema)
+    except InvalidParameter:  # no number is within
+        return {"enum": []}, []
+    except LimitExceeded:
+        return kind, ["bounds of many digits"]
+    return schema, []
+
+
+def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:
+    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
+    if base.name in _INTEGERS:
+        end = _INTEGERS[base.name]
+        return Decimal(-end), Decimal(end - 1), 0
+    if base.name != "numeric" or base.modifier < 4:
+        return None, None, None
+    precision = (base.modifier - 4) >> 16
+    scale = ((base.modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
+    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
+        return None, None, scale
+    highest = Decimal((0, (9,) * precision, -scale))
+    return highest.copy_negate(), highest, scale
+
+
+def _inside(bound: Decimal, is_open: bool, base: _Base, scale: int | None, way: int) -> tuple[Decimal, bool]:
+    """A bound such that what is within it is still so after the type has rounded it; `way` 1 from below, -1 from above."""
+    rounding = ROUND_CEILING if way > 0 else ROUND_FLOOR
+    if scale is not None:
+        step = Decimal((0, (1,), -scale))
+        found = bound.quantize(step, rounding, _exact)
+        return (_exact.add(found, step * way) if is_open and found == bound else found), False
+    kept = _FLOATS.get(base.name)
+    if kept is None or not bound:
+        return bound, is_open
+    found = Context(kept, rounding).create_decimal(bound)
+    if found != bound:
+        return found, False
+    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
+    if base.name != "real" or (whole and not is_open):
+        return found, is_open
+    step = Decimal((0, (1,), bound.adjusted() - kept + 1))
+    return _exact.add(found, step * way), False
+
+
+def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
+    """Whether a type keeps a number as it is."""
+    if kind == "real":
+        return float(np.float32(float(value))) == float(value)
+    return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
+
+
+def _is_within(value: Decimal, low: Decimal | None, high: Decimal | None, wanted: Conditions) -> bool:
+    if (low is not None and value < low) or (high is not None and value > high):
+        return False
+    below = wanted.low is not None and (value < wanted.low[0] or (value == wanted.low[0] and wanted.low[1]))
+    above = wanted.high is not None and (value > wanted.high[0] or (value == wanted.high[0] and wanted.high[1]))
+    return not below and not above
+
+
+def _written(value: Decimal) -> Any:
+    """A number as JSON has it."""
+    text = format(value, "f")
+    return int(text) if "." not in text else Written(text)

@@ -1,0 +1,279 @@
+"""JSON in the server: what is generated under a schema is valid and complete, and a row of any table can be inserted."""
+
+import json
+import random
+import re
+import time
+
+import psycopg
+import pytest
+
+from tests.engine.schemas import is_valid, random_schema, read
+
+CORPUS = 'low lower lowest newer wider {"name": "low", "n": 12} [true, null] naïve 日本語'
+
+TYPES = """
+    CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s "fine"');
+    CREATE DOMAIN positive AS integer CHECK (VALUE > 0 AND VALUE <= 1000);
+    CREATE DOMAIN code AS varchar(6) NOT NULL CHECK (VALUE ~ '^[A-Z]{2}[0-9]*$') CHECK (length(VALUE) >= 3);
+    CREATE DOMAIN short_code AS code CHECK (VALUE <> 'AB1');
+    CREATE DOMAIN shade AS text CHECK (VALUE IN ('red', 'gr''een', 'blue')) DEFAULT 'red';
+    CREATE TYPE place AS (street text, zip char(5), at point, floors positive[]);
+    CREATE TABLE named ("it's" mood NOT NULL, "A b" numeric(4, 1), "select" bool[]);
+"""
+
+COLUMNS = [  # what may stand behind a column's name {c}
+    *("text", "varchar(7)", "char(3)", "varchar", "name", "smallint", "integer", "bigint", "real", "double precision"),
+    *("numeric", "numeric(5, 2)", "numeric(3, 0)", "numeric(3, 5)", "numeric(40, 20)", "boolean", "date", "uuid"),
+    *("time", "timetz", "timestamp", "timestamptz(0)", "mood", "positive", "short_code", "place", "named", "mood[]"),
+    *("varchar(2)[]", "code[]", "place[]"),
+    "text CHECK ({c} IN ('low', 'high', 'don''t \"know\"'))",
+    "varchar(4) CHECK ({c} IN ('low', 'higher', '日本'))",
+    "varchar(9) CHECK ({c} = 'a' OR {c} = 'b' OR {c} IS NULL)",
+    "char(4) CHECK ({c} IN ('a', 'abcd'))",
+    "text CHECK ({c} <> '' AND char_length({c}) <= 5)",
+    "varchar(30) CHECK (length({c}) BETWEEN 2 AND 4)",
+    "text CHECK ({c} ~ '^[a-c]+@\\d{{2}}$')",
+    "varchar(8) CHECK ({c} ~ 'b+')",
+    "text CHECK ({c} ~ '^x') CHECK ({c} IN ('xy', 'yx'))",
+    "integer CHECK ({c} IN (-3, 1, 5, 7)) CHECK ({c} < 6)",
+    "smallint CHECK ({c} BETWEEN -5 AND 5)",
+    "bigint CHECK ({c} > 9000000000)",
+    "integer CHECK (0 <= {c})",
+    "numeric(6, 2) CHECK ({c} > 0 AND {c} < 10.005)",
+    "numeric CHECK ({c} > 0.5 AND {c} < 0.75)",
+    "numeric(3, 1) CHECK ({c} IN (1, 2.5, 2.55))",
+    "real CHECK ({c} >= 0.1 AND {c} < 100)",
+    "real CHECK ({c} IN (0.5, 0.1))",
+    "double precision CHECK ({c} > 0.1 AND {c} <= 0.3)",
+    "double precision CHECK ({c} > -1 AND {c} < 1)",
+    "boolean CHECK ({c})",
+    "boolean CHECK (NOT {c})",
+    "mood CHECK ({c} IN ('sad', 'ok'))",
+    "date CHECK ({c} IN ('2024-02-29', '2023-01-01'))",
+    "uuid CHECK ({c} = '00000000-0000-4000-8000-000000000000')",
+    "positive CHECK ({c} < 10)",
+    "text CHECK ({c} IS NOT NULL)",
+]
+FILLED = [  # what the server fills in, or no schema describes
+    *("serial NOT NULL", "integer GENERATED ALWAYS AS IDENTITY", "text NOT NULL DEFAULT 'x'", "shade NOT NULL"),
+    *("integer GENERATED ALWAYS AS (1 + 1) STORED", "timestamptz NOT NULL DEFAULT now()", "bytea", "jsonb", "xml[]"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models(module_conn):
+    module_conn.execute("SELECT llm_train_bpe(%s, 300, 'tiny')", [f"VALUES ('{CORPUS}')"])
+    module_conn.execute("SELECT llm_init_model('tiny', 1, 2, 8, 256, seed => 1)")
+    module_conn.execute(TYPES)
+
+
+def one(conn, statement, *args):
+    return conn.execute(statement, args).fetchone()[0]
+
+
+def generated(conn, schema, seed=1, **more):
+    """What llm_generate_json gives, as text."""
+    named = "".join(f", {name} => {value}" for name, value in more.items())
+    call = f"llm_generate_json('low', %s::jsonb, model_name => 'tiny', seed => {seed}{named})"
+    return one(conn, f"SELECT {call}::text", json.dumps(schema))
+
+
+# ---- under a schema
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+def test_what_is_generated_is_valid_and_complete(module_conn, fast):
+    module_conn.execute(f"SET pg_gpt2.fast = {fast}")
+    for seed in range(60):
+        schema = random_schema(random.Random(seed))
+        try:
+            said = generated(module_conn, schema, seed, max_tokens=random.Random(seed).choice((40, 120)))
+        except psycopg.errors.InvalidParameterValue as error:
+            if "no value fits" not in str(error) and "max_tokens" not in str(error):
+                raise
+            continue
+        assert is_valid(read(said), schema, schema), (schema, said)
+    module_conn.execute("RESET pg_gpt2.fast")
+
+
+def test_a_schema_is_an_option_of_every_function_that_generates(module_conn):
+    schema = {"properties": {"n": {"type": "integer", "minimum": 3, "maximum": 40}, "w": {"enum": ["low", "high"]}}}
+    schema["required"] = ["w", "n"]
+    options = json.dumps({"json_schema": schema})
+    call = "'low', {} model_name => 'tiny', options => %s{}"
+    texts = [
+        one(module_conn, f"SELECT llm_generate({call.format('echo => false, seed => 3,', '')})", options),
+        one(module_conn, f"SELECT text FROM llm_beam_search({call.format('', '')}) LIMIT 1", options),
+        one(
+            module_conn,
+            f"SELECT text FROM llm_generate_stream({call.format('echo => false, seed => 3,', '')}) WHERE is_complete",
+            options,
+        ),
+        one(
+            module_conn,
+            "SELECT text FROM llm_generate_batch('{low,wider}', echo => false, seed => 3, model_name => 'tiny', options => %s)",
+            options,
+        ),
+        one(
+            module_conn,
+            "SELECT llm_decode(llm_generate_tokens(llm_encode('low', 'tiny'), seed => 3, model_name => 'tiny', options => %s),"
+            " 'tiny')",
+            options,
+        ),
+    ]
+    for text in texts:
+        text = text.removesuffix("<|endoftext|>")
+        assert is_valid(json.loads(text), schema, schema), text
+    assert texts[0] == texts[2] == texts[3]
+    same = one(
+        module_conn, "SELECT llm_generate_json('low', %s, 64, seed => 3, model_name => 'tiny')", json.dumps(schema)
+    )
+    assert same == json.loads(texts[0])
+
+
+def test_max_tokens_that_suffice_for_no_text_are_refused_at_the_call(module_conn):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="max_tokens"):
+        generated(module_conn, {"type": "string", "minLength": 100}, max_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "state"),
+    [('{"oneOf": []}', "0A000"), ("3", "22023"), ("[]", "22023"), ("null", "22023"), ('{"minimum": 1e90}', "54000")],
+)
+def test_a_schema_that_cannot_be_held_is_refused(module_conn, schema, state):
+    with pytest.raises(psycopg.Error) as caught:
+        one(module_conn, "SELECT llm_generate_json('low', %s, model_name => 'tiny')", schema)
+    assert caught.value.sqlstate == state
+    assert caught.value.diag.message_hint
+
+
+def test_numbers_in_a_schema_keep_all_their_digits(module_conn):
+    bounds = '{"type": "number", "minimum": 999999999999999999.97, "maximum": 999999999999999999.98}'
+    found = {
+        one(module_conn, "SELECT llm_generate_json('low', %s, seed => %s, model_name => 'tiny')::text", bounds, seed)
+        for seed in range(10)
+    }
+    assert found <= {"999999999999999999.97", "999999999999999999.98"}
+
+
+def test_deep_and_huge_schemas_end_in_bounded_time(module_conn):
+    began = time.monotonic()
+    for schema in (
+        '{"items": ' * 3000 + '{"type": "null"}' + "}" * 3000,
+        json.dumps({"enum": [f"value {n}" for n in range(80_000)]}),
+        json.dumps({"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}),
+        json.dumps({"type": "string", "description": "x" * 2_000_000}),
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            one(module_conn, "SELECT llm_generate_json('low', %s, 3, model_name => 'tiny')", schema)
+        assert caught.value.sqlstate in ("22023", "0A000", "54000", "54001")
+    assert generated(module_conn, {"type": "string", "maxLength": 2**31}, max_tokens=5)
+    assert time.monotonic() - began < 10
+
+
+# ---- rows
+
+
+def table(rng, name):
+    """The statement that makes a random table, and how many columns it has that are to be given."""
+    parts = []
+    for n in range(rng.randint(1, 6)):
+        what = rng.choice(COLUMNS)
+        parts.append(f"c{n} {what.format(c=f'c{n}')}{rng.choice((' NOT NULL', ''))}")
+    given = len(parts)
+    parts += [f"f{n} {rng.choice(FILLED)}" for n in range(rng.randint(0, 2))]
+    rng.shuffle(parts)
+    return f"CREATE TABLE {name} ({', '.join(parts)})", given
+
+
+TABLES = 60
+
+
+def test_a_row_under_the_schema_of_any_table_can_be_inserted(module_conn):
+    for seed in range(TABLES):
+        rng = random.Random(seed)
+        statement, given = table(rng, "any_table")
+        with module_conn.transaction(force_rollback=True):
+            module_conn.execute(statement)
+            schema = one(module_conn, "SELECT llm_json_schema('any_table')")
+            columns = ", ".join(f'"{name}"' for name in schema["required"])
+            assert len(schema["required"]) == given
+            assert "Not held" not in schema.get("$comment", "") or "short_code" in statement, (statement, schema)
+            for each in range(3):
+                said = generated(module_conn, schema, seed=each, max_tokens=rng.choice((90, 300)))
+                try:
+                    module_conn.execute(
+                        f"INSERT INTO any_table ({columns}) SELECT {columns}"
+                        " FROM jsonb_populate_record(NULL::any_table, %s)",
+                        [said],
+                    )
+                except psycopg.Error as error:
+                    raise AssertionError((statement, schema, said)) from error
+
+
+def test_a_table_without_filled_columns_takes_the_row_as_it_is(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TABLE ticket (body text NOT NULL, product varchar(20) NOT NULL CHECK (product IN ('web', 'app')),"
+            " urgent boolean NOT NULL, due date, mood mood)"
+        )
+        statement = (
+            "INSERT INTO ticket SELECT * FROM jsonb_populate_record(NULL::ticket, llm_generate_json('low',"
+            " llm_json_schema('ticket'), seed => %s, model_name => 'tiny'))"
+        )
+        for seed in range(20):
+            module_conn.execute(statement, [seed])
+        assert one(module_conn, "SELECT count(*) FROM ticket") == 20
+
+
+def test_what_is_left_out_and_not_held_is_said(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TABLE other (id integer PRIMARY KEY); CREATE TABLE said (id serial PRIMARY KEY, a integer CHECK (a % 2 = 0),"
+            " b integer REFERENCES other, c bytea, d integer GENERATED ALWAYS AS (1) STORED, e text UNIQUE, f shade,"
+            " CONSTRAINT both_of CHECK (a < b))"
+        )
+        schema = one(module_conn, "SELECT llm_json_schema('said')")
+        assert schema["required"] == ["a", "b", "e"]
+        assert schema["$comment"] == (
+            "Left out: id (default), c (bytea), d (generated), f (default)."
+            " Not held: CHECK said_a_check, CHECK both_of, FOREIGN KEY said_b_fkey, UNIQUE said_e_key."
+        )
+
+
+def test_views_and_types_have_rows_and_other_relations_have_none(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("CREATE VIEW seen AS SELECT 1 AS n, 'x'::varchar(3) AS v; CREATE SEQUENCE counted")
+        assert one(module_conn, "SELECT llm_json_schema('seen')")["required"] == ["n", "v"]
+        place = one(module_conn, "SELECT llm_json_schema('place')")
+        assert (place["required"], place["$comment"]) == (["street", "zip", "floors"], "Left out: at (point).")
+        for relation, state in (("'counted'", "22023"), ("999999999", "42704")):
+            with pytest.raises(psycopg.Error) as caught, module_conn.transaction():
+                one(module_conn, f"SELECT llm_json_schema({relation})")
+            assert caught.value.sqlstate == state
+
+
+def test_settings_of_the_session_do_not_change_a_schema(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TABLE t (d date CHECK (d IN ('2024-12-31')), p text CHECK (p ~ '^\\d$'), s text CHECK (s = 'a\\b'))"
+        )
+        expected = one(module_conn, "SELECT llm_json_schema('t')")
+        module_conn.execute("SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off")
+        assert one(module_conn, "SELECT llm_json_schema('t')") == expected
+        assert expected["properties"]["d"]["anyOf"][0] == {"enum": ["2024-12-31"]}
+        assert expected["properties"]["s"]["anyOf"][0] == {"enum": ["a\\b"]}
+
+
+def test_a_column_that_must_be_given_and_cannot_be_described_is_named(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TABLE t (a text, photo bytea NOT NULL); CREATE TABLE u (a integer NOT NULL CHECK (a = 1.5))"
+        )
+        for name, said in (
+            ("t", 'column "photo" of public.t has the type bytea'),
+            ("u", 'column "a" of public.u can have no'),
+        ):
+            with pytest.raises(psycopg.Error, match=re.escape(said)), module_conn.transaction():
+                one(module_conn, f"SELECT llm_json_schema('{name}')")
