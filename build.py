@@ -46,6 +46,8 @@ TOPICS = (
     "transfer",
     "generation",
     "scoring",
+    "choosing",
+    "rows",
     "training",
     "checkpoints",
     "replay",

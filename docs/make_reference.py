@@ -19,6 +19,8 @@ from pg_gpt2.training import options as training_options
 TOPICS = {
     "generation": "Generating text",
     "scoring": "Scoring text",
+    "choosing": "Choosing",
+    "rows": "Many rows",
     "tokenizer": "Tokenizer",
     "models": "Models",
     "transfer": "Weights in and out",

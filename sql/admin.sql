@@ -22,13 +22,23 @@ COMMENT ON FUNCTION llm_doctor IS
     'status ok, warn or error, the last two with a hint.';
 
 CREATE FUNCTION llm_cache_status()
-RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean)
+RETURNS TABLE (
+    kind         text,
+    model        text,
+    version      text,
+    bytes        bigint,
+    shared       boolean,
+    entries      integer,
+    tokens_saved bigint
+)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @admin.cache_status@;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
-    'moments that llm_train_step left for the next step (kind training). The first row is the next to be given up. '
+    'moments that llm_train_step left for the next step (kind training). Kind prefix: texts that were read, how many, '
+    'and how many tokens calls did not have to read again because of them, since the first of them; see '
+    'pg_gpt2.prefix_cache. Of each kind the first row is the next to be given up; prefixes go before weights. '
     'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
     'file that all sessions use.';
 
@@ -38,7 +48,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @admin.cache_clear@;
 COMMENT ON FUNCTION llm_cache_clear IS
-    'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
+    'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
     'the tables again. Called by the owner of the extension, it also removes the files of weights that sessions '
     'share.';
 
@@ -68,6 +78,10 @@ FROM (VALUES
     ('pg_gpt2.prompt_lookup', 'on',
      'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this '
      'processor gives the same tokens so; changes no result.'),
+    ('pg_gpt2.prefix_cache', '64MB',
+     'Memory for texts that this session has read: a call that begins with the same tokens goes on from there, with the '
+     'same result. A position of gpt2-small takes 72 kB, so that 64 MB are some 900 positions; 0 keeps nothing. Counts in '
+     'pg_gpt2.max_memory.'),
     ('pg_gpt2.autograd', 'off',
      'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also '
      'llm_autograd_mode.'),

@@ -189,9 +189,9 @@ COMMENT ON FUNCTION llm_train IS
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
-    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. options takes the '
-    'parameters under the names that Hugging Face has for them: llm_training_options lists them. Long runs: CALL '
-    'llm_train_run.';
+    'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
+    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them: '
+    'llm_training_options lists them. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,

@@ -22,9 +22,15 @@ def _enough(wanted: int, purpose: str) -> None:
     """Outside a server memory is not asked for: only this process would be killed for taking too much."""
 
 
+def _none() -> int:
+    """Outside a server nothing is kept for later calls."""
+    return 0
+
+
 check_interrupts: Callable[[], None] = _nothing
 notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
+prefix_room: Callable[[], int] = _none  # bytes of keys and values that may be kept for later calls
 
 
 class Progress:

@@ -31,7 +31,7 @@ class Length:
 
 SMOKE = Length("smoke", 4, 4, 50_000, 6, 2)
 QUICK = Length("quick", 32, 24, 2_000_000, 150)
-FULL = Length("full", 64, 48, 10_000_000, NANOGPT_STEPS)
+FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)
 
 
 @dataclass

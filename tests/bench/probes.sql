@@ -47,7 +47,7 @@ plpy.execute('SELECT llm_boot()')
 api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
 package = api.__name__.removesuffix('server.api')
 loaded = importlib.import_module(package + 'server.storage.weights').load(model)
-decoder = importlib.import_module(package + 'generation.decode').Decoder(loaded.arranged, loaded.config, 256)
+decoder = importlib.import_module(package + 'generation.decode').Decoder(loaded.decoder_weights, loaded.config, 256)
 decoder.feed([n * 37 % loaded.config.vocab for n in range(200)])
 seconds = {1: [], 4: [], 8: [], 16: []}
 for turn in range(turns + 1):

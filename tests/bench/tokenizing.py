@@ -6,7 +6,7 @@ from harness import Bench
 from report import US
 from texts import english, mixed
 
-RIVALS_BYTES = 2_000_000  # of the text for the others: rates do not depend on more
+RIVALS_BYTES = 2_000_000  # of the text for the others
 
 
 def tokenize(bench: Bench) -> None:

@@ -25,6 +25,8 @@ def models(module_conn):
     module_conn.execute(WORDS)
 
 
+MD5S = "SELECT md5(i::text) FROM generate_series(1,"
+PROMPTS = "'SELECT i, repeat($$low $$, 200) || i FROM generate_series(1, 9999) i'"
 LONG = {
     "generation": "SELECT llm_generate('low', 100000, eos_token => -1, model_name => 'slow')",
     "a stream": "SELECT count(*) FROM llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')",
@@ -47,6 +49,13 @@ LONG = {
     "a training step": "SELECT llm_train_step('slow', batch => ARRAY(SELECT id::integer FROM llm_dataset ORDER BY id LIMIT 64))",
     "evaluation": "SELECT * FROM llm_evaluate('slow', 'train')",
     "log-probabilities": "SELECT * FROM llm_logprobs(repeat('low lower ', 20000), 'slow')",
+    "choosing among many": f"SELECT * FROM llm_choose('low', ARRAY({MD5S} 10000) i), model_name => 'slow')",
+    "choosing by what is likely anywhere": f"SELECT * FROM llm_choose('low', ARRAY({MD5S} 10000) i), 'prior', 'slow')",
+    "encoding choices": f"SELECT llm_classify('low', ARRAY({MD5S} 500000) i), model_name => 'slow')",
+    "choosing from a query": f"SELECT * FROM llm_choose_from('low', '{MD5S} 900000) i', model_name => 'slow')",
+    "choosing from a slow source": "SELECT * FROM llm_choose_from('low', 'SELECT pg_sleep(60)::text', model_name => 'slow')",
+    "choosing for rows": f"SELECT count(*) FROM llm_choose_rows({PROMPTS}, '{{low,er}}', model_name => 'slow')",
+    "choosing for rows, row by row": f"SELECT llm_choose_rows({PROMPTS}, '{{low,er}}', model_name => 'slow')",
     "making a model": "SELECT llm_init_model('x', 12, 16, 1024, 1024, 50000)",
     "exporting": "SELECT count(*) FROM generate_series(1, 30), llm_export_safetensors('slow')",
     "importing": "SELECT llm_import_safetensors(data, 'x' || i) FROM file, generate_series(1, 60) AS i",

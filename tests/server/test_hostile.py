@@ -55,6 +55,10 @@ EXAMPLES = {
     "llm_logprobs": "text_in => 'low the', model_name => 'm'",
     "llm_perplexity": "text_in => 'low the', model_name => 'm'",
     "llm_text_embedding": "text_in => 'low the', model_name => 'm'",
+    "llm_choose": "prompt => 'low ', choices => '{low,the cat}', model_name => 'm'",
+    "llm_classify": "prompt => 'low ', choices => '{low,the cat}', model_name => 'm'",
+    "llm_choose_from": "prompt => 'low ', source => 'SELECT x FROM public.t', model_name => 'm'",
+    "llm_choose_rows": "source => 'VALUES (1, ''low '')', choices => '{low,the cat}', model_name => 'm'",
     "llm_encode": "text_in => 'low', model => 'm'",
     "llm_decode": "ids => '{1,2}', model => 'm'",
     "llm_decode_bytes": "ids => '{1,2}', model => 'm'",
@@ -204,7 +208,7 @@ def arguments(example: str, names: list[str]) -> dict[str, str]:
 
 def call(conn: psycopg.Connection, function: str, given: dict[str, str], is_procedure: bool) -> None:
     """The call; nothing of it stays, unless it commits."""
-    named = ", ".join(f"{name} => {value}" for name, value in given.items())
+    named = ", ".join(f'"{name}" => {value}' for name, value in given.items())
     if is_procedure:
         conn.execute(f"CALL {function}({named})")
     else:

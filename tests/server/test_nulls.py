@@ -43,7 +43,7 @@ def model(module_conn: psycopg.Connection) -> None:
 
 def answer(conn: psycopg.Connection, name: str, given: dict[str, str], is_set: bool) -> str:
     """'NULL', 'no rows', 'a value', or the SQLSTATE of the error; nothing of the call stays."""
-    named = ", ".join(f"{parameter} => {value}" for parameter, value in given.items())
+    named = ", ".join(f'"{parameter}" => {value}' for parameter, value in given.items())
     try:
         with conn.transaction(force_rollback=True):
             rows = conn.execute(f"SELECT {name}({named})::text").fetchall()

@@ -1,15 +1,18 @@
 """Decoding: keys and values of the positions a model has read, so that a new token costs one row of work."""
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from .config import GPT2Config
-from .ops import attend, merge_heads, split_heads
+from .ops import attend, merge_heads, softmax, split_heads
 
 
 class KeyValues:
     """Keys and values of each layer, [H, positions, d], for at most `room` positions."""
+
+    shares = False
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
@@ -23,6 +26,18 @@ class KeyValues:
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
         out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys) @ values)
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
+
+        Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
+        """
+        q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
+        keys = np.concatenate([self._keys[layer, :, :start], k], axis=1)
+        values = np.concatenate([self._values[layer, :, :start], v], axis=1)
+        scores = q @ keys.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+        scores[:, :, start:] += mask
+        out[...] = merge_heads(softmax(scores) @ values)
 
     def copy_to(self, other: Any, length: int) -> None:
         """The first `length` positions, into another one."""

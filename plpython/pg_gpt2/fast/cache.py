@@ -3,7 +3,7 @@
 Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -13,20 +13,30 @@ from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import attend_blocks, threads
 from .attend import attend
+from .attend_tree import attend_tree
 
 MOST_HEADS = 6  # a task
 SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
 
 
 class Cache(Protocol):
-    """Keys and values of all layers, of at most `room` positions."""
+    """Keys and values of all layers, of at most `room` positions. `shares` its memory with caches of other streams, or not."""
 
     room: int
+
+    @property
+    def shares(self) -> bool: ...
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
 
         A row sees the positions before `start`, the rows before it, and itself.
+        """
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
+
+        Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
         """
 
     def copy_to(self, other: Any, length: int) -> None:
@@ -35,6 +45,8 @@ class Cache(Protocol):
 
 class RowCache:
     """Keys and values as [H, positions, d]."""
+
+    shares = False
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
@@ -61,6 +73,15 @@ class RowCache:
         heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
         threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """As `Cache.attend_tree`."""
+        keys, values = self._keys[layer, :, :start], self._values[layer, :, :start]
+
+        def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
+            attend_tree(q, k, v, mask, lambda q, z: np.matmul(q, keys[h].swapaxes(-1, -2), out=z), values[h], mixed)
+
+        _by_heads(qkv, out, start, self._n_head, some)
+
     def copy_to(self, other: "RowCache", length: int) -> None:
         """As `Cache.copy_to`."""
         other._keys[:, :, :length] = self._keys[:, :, :length]
@@ -71,9 +92,15 @@ class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
     def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
-        self.room, self._n_head = room, config.n_head
+        self._n_head = config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+        self.room = room if arena else self._values.shape[-2]
+
+    @property
+    def shares(self) -> bool:
+        """Whether the arena has other caches."""
+        return self.arena.keys.shape[1] > 1
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over blocks: a row has the same bits in any company."""
@@ -82,9 +109,7 @@ class BlockCache:
         q = q[:, first - start :]
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer], self._values[layer]
-        heads = self._n_head
-        if (first + t) * qkv.shape[1] * (4 + t) >= SHARED_COSTS:
-            heads = _heads_a_task(self._n_head)
+        heads = _heads_for(first + t, qkv.shape[1], t, self._n_head)
         if t <= attend_blocks.ROWS:
             attend_blocks.store(keys, values, k, v, start)
             attend_blocks.attend_few(q, keys, values, mixed, first, heads)
@@ -95,6 +120,21 @@ class BlockCache:
             attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
 
         threads.for_rows(self._n_head, heads, some)
+
+    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        """As `Cache.attend_tree`; what lies in the last block after `start` gets weight 0."""
+        blocks = -(-start // attend_blocks.BLOCK)
+        keys = self._keys[layer, :, :blocks]
+        values = self._values[layer, :, : blocks * attend_blocks.BLOCK]
+
+        def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
+            def score(q: np.ndarray, z: np.ndarray) -> None:
+                np.matmul(q[:, None], keys[h], out=z.reshape(*z.shape[:2], blocks, -1).swapaxes(1, 2))
+                z[..., start:] = -np.inf
+
+            attend_tree(q, k, v, mask, score, values[h], mixed)
+
+        _by_heads(qkv, out, start, self._n_head, some)
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
         """As `Cache.copy_to`; whole blocks of keys."""
@@ -169,9 +209,22 @@ def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -
     return sum(Arena.nbytes(config, max(rooms[number] for number in some), len(some)) for some in _groups(rooms))
 
 
+def _heads_for(positions: int, width: int, rows: int, n_head: int) -> int:
+    """How many heads are a task: all, where a second thread would cost more than it saves."""
+    return _heads_a_task(n_head) if positions * width * (4 + rows) >= SHARED_COSTS else n_head
+
+
 def _heads_a_task(n_head: int) -> int:
     """A head has the same bits in any company."""
     return min(MOST_HEADS, -(-n_head // threads.threads()))
+
+
+def _by_heads(qkv: np.ndarray, out: np.ndarray, start: int, n_head: int, work: Callable[..., None]) -> None:
+    """work(heads, q, k, v, mixed) on all cores, of those heads."""
+    q, k, v = _heads(qkv, 3, n_head)
+    (mixed,) = _heads(out, 1, n_head)
+    heads = _heads_for(start + len(qkv), qkv.shape[1], len(qkv), n_head)
+    threads.for_rows(n_head, heads, lambda h: work(h, q[h], k[h], v[h], mixed[h]))
 
 
 def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]

@@ -4,7 +4,7 @@ The choice follows from what this CPU and BLAS do with panels of the model's siz
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,14 @@ def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
 
 
 class DecoderWeights(dict[str, Any]):
-    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
+    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes.
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
+    `identity` says which weights these are: the same for those that are equal, of whatever object; None where nobody knows.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
+        self.identity = identity
         self.prepared: dict[int, Any] = {}
 
 

@@ -14,6 +14,7 @@ from ..core.config import GPT2Config
 from ..fast.layout import DecoderWeights
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generate import Options, Token, kept_window
+from .prefixes import begin_together
 from .processors import History
 from .sampling import Draws, choose, is_decisive
 
@@ -91,11 +92,11 @@ def generate_batch(
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
     begun = [s for s in streams if s.options.max_tokens]
-    results = _begin(begun, [s.seen[-window:] for s in begun])
+    results = _begin(begun, [s.seen[-window:] for s in begun], begin_together)
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
-        results = _begin(full, [kept_window(s.seen, config) for s in full])
+        results = _begin(full, [kept_window(s.seen, config) for s in full], feed_together)
         if rest:
             results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
         for stream in rest:
@@ -103,9 +104,11 @@ def generate_batch(
     return [stream.tokens for stream in streams]
 
 
-def _begin(streams: Sequence[Stream], texts: Sequence[Sequence[int]]) -> list[tuple[Stream, np.ndarray]]:
-    """Logits of what follows each text, after its stream read it."""
+def _begin(
+    streams: Sequence[Stream], texts: Sequence[Sequence[int]], read: Callable[..., np.ndarray]
+) -> list[tuple[Stream, np.ndarray]]:
+    """Logits of what follows each text, after its stream `read` it."""
     if not streams:
         return []
     ids = [stream.begin(text) for stream, text in zip(streams, texts)]
-    return list(zip(streams, feed_together([stream.decoder for stream in streams], ids)))
+    return list(zip(streams, read([stream.decoder for stream in streams], ids)))

@@ -13,6 +13,7 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
+from . import prefixes
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
@@ -48,11 +49,10 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
             hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
         )
-    decoder = Decoder(params, config, len(prompt) + max_tokens)
-    decoders = [decoder]
+    decoder, first = prefixes.begin(params, config, prompt, len(prompt) + max_tokens)
+    decoders, logits = [decoder], first[None]
     running = [Beam((), np.float32(0))]
     finished: list[Beam] = []
-    logits = decoder.feed(prompt)[None]
     for length in range(1, max_tokens + 1):
         candidates = _continuations(prompt, running, logits, asked)
         require_choice(bool(candidates or finished))
@@ -75,6 +75,7 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
         running = [beam for _, beam in going_on]
         logits = step_together(decoders, [beam.ids[-1] for beam in running])
         host.check_interrupts()
+    prefixes.give(decoders[0])
     return finished
 
 

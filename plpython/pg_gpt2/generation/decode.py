@@ -4,6 +4,7 @@ The model itself is gpt2.hidden; what differs is the layout of its weights, and 
 a few rows are prepared once: see prepared.py.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,9 +24,15 @@ from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
+from .passes import Ids as Ids
+from .passes import Piece, packed
+from .trees import NO_TREE, Tree
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
+WHOLE = 128  # the same where rows influence each other: passes end at its multiples, and what whole ones read can be used again
 LOGITS_ROWS = 128  # at a time
+
+NO_SCORES = np.empty((2, 0))
 
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
@@ -35,50 +42,114 @@ class Decoder:
     """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
 
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    `ids` is what it has read, the first `length` positions.
     """
 
     def __init__(self, params: DecoderWeights, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
+        self.ids = array("q")
+        self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
         self.exact = _is_exact(params)
-        kind = BlockCache if self.exact else RowCache if is_fast() else KeyValues
-        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
+        self._whole = 0  # positions that were read in passes of WHOLE rows
+        self.cache: Cache = cache or kind_of_cache(params)(config, min(room, config.n_positions))
 
-    def feed(self, ids: Sequence[int]) -> np.ndarray:
+    @property
+    def nbytes(self) -> int:
+        """Memory of its keys and values."""
+        return self.room_bytes(self.cache.room)
+
+    def room_bytes(self, room: int) -> int:
+        """Memory of keys and values of so many positions."""
+        return bytes_of_caches(self.config, [room], self.exact)
+
+    @property
+    def reusable(self) -> int:
+        """Positions whose keys and values are those of any stream that begins with the same tokens, bit for bit."""
+        return self.length if self.exact else self._whole
+
+    def usable_for(self, ids: np.ndarray) -> int:
+        """How much of what was read a stream of `ids` can begin with; never all of them, because logits follow a row."""
+        n = min(self.reusable, len(ids) - 1)
+        differs = np.asarray(self.ids)[:n] != ids[:n]
+        return self.boundary(int(differs.argmax()) if differs.any() else n)
+
+    def boundary(self, length: int) -> int:
+        """The end of what can be used of `length` positions that were read."""
+        return length if self.exact else length - length % WHOLE
+
+    def resume(self, ids: Ids) -> Ids:
+        """Forget what is no beginning of `ids`; what remains to be fed of them, at least the last."""
+        self.rewind(self.usable_for(np.asarray(ids, np.int64)))
+        return ids[self.length :]
+
+    def feed(self, ids: Ids) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        for rows in slices.pieces(len(ids), PREFILL_ROWS):
+        return checked(logits_of(self.params, self.read(ids)))[0]
+
+    def read(self, ids: Ids) -> np.ndarray:
+        """Append `ids`; the stream after ln_f [1, D] at the last of them, until the next pass."""
+        for rows in self.passes(len(ids)):
             x = self._read(ids[rows], LAST)
             host.check_interrupts()
-        return checked(_logits(self.params, x))[0]
-
-    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
-        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
-        return _logits(self.params, self._read(ids))
-
-    def _read(self, ids: Sequence[int], wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
-        tokens = np.asarray(ids, np.int64)[None]
-        x = _hidden(self.params, self.config, tokens, self.length, self.attend, wanted)
-        self.length += tokens.size
         return x
+
+    def passes(self, count: int) -> Iterator[slice]:
+        """How the next `count` ids are cut into passes."""
+        most, before = (PREFILL_ROWS, 0) if self.exact else (WHOLE, self.length % WHOLE)
+        return (slice(max(0, start), min(start + most, count)) for start in range(-before, count, most))
+
+    def feed_all(self, ids: Ids) -> np.ndarray:
+        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
+        return logits_of(self.params, self._read(ids))
+
+    def feed_tree(self, tree: Tree) -> np.ndarray:  # -> [n, D]
+        """The stream after ln_f at each token of a tree that follows what was read, until the next pass; nothing is appended."""
+        if not len(tree):
+            return np.empty((0, self.config.d_model), FLOAT32)
+        return _read_pass(self, [Piece(0, self.cache, self.length, tree.tokens, tree)])[0]
+
+    def _read(self, ids: Ids, wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
+        tokens = np.asarray(ids, np.int64)
+        x = _hidden(self.params, self.config, tokens[None], self.length, self.attend, wanted)
+        self.append(tokens)
+        return x
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Note that a pass has read `tokens` [T] int64."""
+        if tokens.size == WHOLE and self._whole == self.length:
+            self._whole += WHOLE
+        self.ids.frombytes(tokens.tobytes())
+        self.length += tokens.size
 
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
+        del self.ids[length:]
         self.length = length
+        if self._whole > length:
+            self._whole = length - length % WHOLE
+        if self.scores.shape[1] >= length:
+            self.scores = self.scores[:, : max(0, length - 1)]
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
         twin = Decoder(self.params, self.config, self.cache.room)
-        twin.length = self.length
-        self.cache.copy_to(twin.cache, self.length)
+        self.copy_to(twin, self.length)
         return twin
+
+    def copy_to(self, other: "Decoder", length: int) -> None:
+        """Let `other`, a stream of the same model, have read the first `length` positions of this one instead of its own."""
+        self.cache.copy_to(other.cache, length)
+        other.ids, other.length, other._whole, other.scores = self.ids[:], self.length, self._whole, self.scores
+        other.rewind(length)
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [t, D]
         """Attention of the last t new rows over all positions so far; keys and values of all new rows are kept."""
         self.cache.attend(layer, qkv, out, self.length)
 
 
-def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:
+def feed_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:
     """Append a text to each of several streams of one model; logits [len(decoders), vocab] of what follows each.
 
     They share passes where a row's company does not matter.
@@ -86,47 +157,54 @@ def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -
     first = decoders[0]
     if not first.exact:
         return np.array([decoder.feed(ids) for decoder, ids in zip(decoders, texts)])
-    last = np.empty((len(decoders), first.config.d_model), FLOAT32)
-    for pieces in _packed([len(ids) for ids in texts]):
-        numbers = [number for number, _ in pieces]
-        last[numbers] = _read_together([decoders[i] for i in numbers], [texts[i][rows] for i, rows in pieces])
+    return checked(logits_of(first.params, read_together(decoders, texts)))
+
+
+def read_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:  # -> [len(decoders), D]
+    """As `feed_together`: the stream after ln_f at the last token of each text."""
+    return np.concatenate(read_with_trees(decoders, texts, [NO_TREE] * len(texts)))
+
+
+def read_with_trees(decoders: Sequence[Decoder], texts: Sequence[Ids], trees: Sequence[Tree]) -> list[np.ndarray]:
+    """Append a text to each of several streams, and have a tree follow it as `feed_tree` does: the stream after ln_f at the last
+    token of each text and at the n of its tree, [1 + n, D]."""
+    first = decoders[0]
+    found = [np.empty((1 + len(tree), first.config.d_model), FLOAT32) for tree in trees]
+    if not first.exact:
+        for decoder, ids, tree, rows in zip(decoders, texts, trees, found):
+            rows[:1] = decoder.read(ids)
+            rows[1:] = decoder.feed_tree(tree)
+        return found
+    lengths = [decoder.length for decoder in decoders]
+    for pieces in packed([decoder.cache for decoder in decoders], lengths, texts, trees, PREFILL_ROWS):
+        for piece, rows in zip(pieces, _read_pass(first, pieces)):
+            if piece.tree is None:
+                decoders[piece.number].append(piece.tokens)
+                found[piece.number][:1] = rows
+            else:
+                found[piece.number][1:] = rows
         host.check_interrupts()
-    return checked(_logits(first.params, last))
+    return found
 
 
-def _packed(lengths: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
-    """(number, slice) of texts of these lengths, those that share a pass."""
-    pieces: list[tuple[int, slice]] = []
-    room = PREFILL_ROWS
-    for number, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            rows = slice(start, min(length, start + room))
-            pieces.append((number, rows))
-            start, room = rows.stop, room - (rows.stop - start)
-            if not room:
-                yield pieces
-                pieces, room = [], PREFILL_ROWS
-    if pieces:
-        yield pieces
+def _read_pass(decoder: Decoder, pieces: Sequence[Piece]) -> list[np.ndarray]:
+    """The stream after ln_f at those rows of each piece that are wanted, until the next pass."""
+    sizes = [len(piece.tokens) for piece in pieces]
+    starts, ends = np.cumsum([0, *sizes[:-1]]), np.cumsum(sizes)[:-1]
+    wanted = [start + piece.wanted for start, piece in zip(starts, pieces)]
+    wanted_ends = np.cumsum([len(rows) for rows in wanted])[:-1]
 
+    def attend_each(
+        layer: int, qkv: np.ndarray, out: np.ndarray
+    ) -> None:  # [rows, 3D], [rows, D], at last those wanted
+        outs = np.split(out, ends if len(out) == len(qkv) else wanted_ends)
+        for piece, rows, mixed in zip(pieces, np.split(qkv, ends), outs):
+            piece.attend(layer, rows, mixed)
 
-def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:  # -> [len(decoders), D]
-    """The stream after ln_f at the last token of each text."""
-    sizes = [len(ids) for ids in texts]
-    ends = np.cumsum(sizes)
-    positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
-
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D], at last [n, D]
-        outs = np.split(out, ends[:-1] if len(out) == len(qkv) else len(decoders))
-        for decoder, rows, mixed in zip(decoders, np.split(qkv, ends[:-1]), outs):
-            decoder.attend(layer, rows, mixed)
-
-    ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])[:, None]
-    x = _hidden(decoders[0].params, decoders[0].config, ids, positions, attend_each, ends - 1)
-    for decoder, size in zip(decoders, sizes):
-        decoder.length += size
-    return x
+    ids = np.concatenate([piece.tokens for piece in pieces])[:, None]
+    positions = np.concatenate([piece.positions for piece in pieces])
+    x = _hidden(decoder.params, decoder.config, ids, positions, attend_each, np.concatenate(wanted))
+    return np.split(x, wanted_ends)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
@@ -145,9 +223,9 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
             )
 
     x = _hidden(first.params, first.config, ids, lengths, attend_each)
-    for decoder in decoders:
-        decoder.length += 1
-    return checked(_logits(first.params, x))
+    for decoder, token in zip(decoders, ids):
+        decoder.append(token)
+    return checked(logits_of(first.params, x))
 
 
 def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray | slice, np.ndarray]]:
@@ -180,6 +258,11 @@ def _is_exact(params: DecoderWeights) -> bool:
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
+def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
+    """How a Decoder of these weights keeps keys and values now."""
+    return BlockCache if _is_exact(params) else RowCache if is_fast() else KeyValues
+
+
 def _hidden(
     params: DecoderWeights,
     config: GPT2Config,
@@ -209,7 +292,7 @@ def _hidden(
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
-def _logits(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
         return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
@@ -230,7 +313,7 @@ def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
 
 
 def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
-    """22023 unless every id is one of the model's."""
+    """Refuse (22023) an id that is not one of the model's."""
     for place, token in enumerate(ids):
         if token is None or not 0 <= token < config.vocab:
             raise InvalidParameter(

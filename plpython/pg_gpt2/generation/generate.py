@@ -11,6 +11,7 @@ import numpy as np
 from ..core.config import GPT2Config
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
+from . import prefixes
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .processors import History
@@ -52,10 +53,13 @@ def tokens(
     stopped: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[Token]:
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
-    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
     history = History(prompt, options.eos)
-    logits = decoder.feed(history.ids[-config.n_positions :]) if options.max_tokens else None
+    if not options.max_tokens:
+        return iter(())
+    decoder, logits = prefixes.begin(
+        params, config, history.ids[-config.n_positions :], len(prompt) + options.max_tokens
+    )
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         left = options.max_tokens
@@ -66,16 +70,17 @@ def tokens(
                 logprob = options.logprob(row, token)
                 history.append(token)
                 left -= 1
-                if token == options.eos or stopped(token):
-                    yield Token(token, logprob, "stop")
+                finish = "stop" if token == options.eos or stopped(token) else None if left else "length"
+                if finish and len(history.ids) <= config.n_positions:  # else it has read the middle of a text
+                    decoder.rewind(len(history.ids) - 1)
+                    prefixes.give(decoder)
+                yield Token(token, logprob, finish)
+                if finish:
                     return
-                yield Token(token, logprob, None if left else "length")
                 if token != drafted:
                     break
-            if not left:
-                return
 
-    return generate(logits) if logits is not None else iter(())
+    return generate(logits)
 
 
 def _passes(

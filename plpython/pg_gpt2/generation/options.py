@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidParameter
-from ..limits import MOST_STOP_CHARACTERS
+from ..limits import MOST_BEAMS, MOST_STOP_CHARACTERS
 from ..options import (
     FLAG,
     ID_NUMBERS,
@@ -237,6 +237,7 @@ class BeamSearch(Call):
     beam_width: int = option(
         4,
         INTEGER,
+        between(1, MOST_BEAMS),
         key="num_beams",
         hint="4 to 10 beams are usual.",
         meaning="Beams of llm_beam_search.",

@@ -97,7 +97,7 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
 
 
 def require_choice(there: bool) -> None:
-    """22023 unless the processors leave a token."""
+    """Refuse (22023) options that leave no token."""
     if not there:
         raise InvalidParameter(
             "the options exclude every token", hint="Suppress fewer tokens, or give a larger no_repeat_ngram_size."

@@ -1,47 +1,92 @@
-"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
+"""What a model thinks of given texts: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
 Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
-with at least half a window before it. Logits are made a few rows at a time.
+with at least half a window before it. Logits are made a few rows at a time. Short texts share passes, each with attention of its
+own (packing.py): one text is the case of several with nothing to share.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import host
-from ..core import gpt2
-from ..core.config import LAYER_NORM_EPS, GPT2Config
-from ..core.tape import Eager
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
+from ..tensor import FLOAT32
+from . import packing
 from .decode import checked
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
+OVERFLOW = 700.0  # exp() of more is no double precision
 
 
-def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+Scores = tuple[
+    np.ndarray, np.ndarray
+]  # log-probabilities and ranks of a text's tokens from the second on: [n - 1] each
+
+
+class _Part(NamedTuple):
+    """A window of a text: ids start..stop of it, of which those from `first` on are scored."""
+
+    text: int
+    start: int
+    first: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        """Positions that a pass computes: the last token predicts nothing that is there."""
+        return self.stop - 1 - self.start
+
+
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> Scores:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    logprobs = np.empty(len(ids) - 1)
-    ranks = np.empty(len(ids) - 1, np.int64)
-    tokens = np.asarray(ids, np.int64)
-    progress = host.Progress("scoring", "tokens", len(ids))
-    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
-        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in slices.pieces(stop - first, ROWS):
-            targets = tokens[first:stop][rows]
-            logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
-            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
-            logprobs[place], ranks[place] = _score_rows(logits, targets)
-            host.check_interrupts()
-        progress.at(stop)
+    return scores_of_several(params, config, [ids])[0]
+
+
+def scores_of_several(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[Sequence[int]], ranked: bool = True
+) -> list[Scores]:
+    """`token_scores` of each text; of those that have no two tokens, empty ones. Without `ranked` the ranks are 0."""
+    tokens = [np.asarray(ids, np.int64) for ids in texts]
+    scores = [(np.empty(n), np.zeros(n, np.int64)) for n in (max(0, len(ids) - 1) for ids in texts)]
+    width = max(2, config.n_positions)  # one position sees the token before
+    parts = [_Part(i, *window) for i, ids in enumerate(texts) for window in windows(len(ids), width)]
+    progress, done = host.Progress("scoring", "tokens", sum(map(len, texts))), 0
+    for some in packing.passes(parts, lambda part: part.n_rows):
+        hidden = packing.states(params, config, [tokens[p.text][p.start : p.stop - 1] for p in some], config.n_layer)
+        ends = np.cumsum([part.n_rows for part in some])
+        rows = np.concatenate([np.arange(end - (p.stop - p.first), end) for p, end in zip(some, ends)])
+        targets = np.concatenate([tokens[p.text][p.first : p.stop] for p in some])
+        found = _score(params, hidden[rows], targets, ranked)
+        place = 0
+        for part in some:
+            here = slice(place, place := place + part.stop - part.first)
+            for kept, new in zip(scores[part.text], found):
+                kept[part.first - 1 : part.stop - 1] = new[here]
+        done += place
+        progress.at(done)
+    return scores
+
+
+def _score(params: DecoderWeights, hidden: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, D], [m]
+    """Log-probability and rank of each target given the state before it."""
+    logprobs, ranks = np.empty(len(targets)), np.zeros(len(targets), np.int64)
+    for rows in slices.pieces(len(targets), ROWS):
+        logits = checked(lm_head(hidden[rows], params["wte"]))
+        logprobs[rows], ranks[rows] = _score_rows(logits, targets[rows], ranked)
+        host.check_interrupts()
     return logprobs, ranks
 
 
-def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
+def _score_rows(logits: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, V], [m]
     chosen = logits[np.arange(len(targets)), targets]
-    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
+    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1) if ranked else np.zeros(len(targets), np.int64)
     top = logits.max(axis=1, keepdims=True)
     logits -= top
     chosen = chosen - top[:, 0]
@@ -62,6 +107,17 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
+def perplexity(logprobs: np.ndarray) -> float | None:
+    """exp of their negative mean; None where there are none."""
+    return math.exp(min(-float(logprobs.mean()), OVERFLOW)) if len(logprobs) else None
+
+
+def bytes_of_a_pass(config: GPT2Config) -> int:
+    """Memory that scoring or embedding takes beside the weights: values of a block, and logits with a copy of them."""
+    rows = max(packing.ROWS, config.n_positions)
+    return FLOAT32.itemsize * (16 * rows * config.d_model + 2 * ROWS * config.vocab)
+
+
 def embedding(
     params: DecoderWeights, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str
 ) -> np.ndarray:
@@ -69,24 +125,44 @@ def embedding(
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
     """
-    depth = _depth(layer, config)
+    return embeddings(params, config, [ids], layer, pooling)[0]
+
+
+def embeddings(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[Sequence[int]], layer: int | None, pooling: str
+) -> list[np.ndarray]:
+    """`embedding` of each text, which has at least one token."""
+    depth = depth_of(layer, config)
+    require_pooling(pooling)
+    window = config.n_positions
+    tokens = [np.asarray(ids, np.int64)[-window if pooling == "last" else 0 :] for ids in texts]
+    parts = [(i, piece) for i, ids in enumerate(tokens) for piece in slices.pieces(len(ids), window)]
+    totals = np.zeros((len(texts), config.d_model), np.float64)
+    progress, done = host.Progress("embedding", "tokens", sum(map(len, tokens))), 0
+    for some in packing.passes(parts, lambda part: part[1].stop - part[1].start):
+        x = checked(packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "hidden states")
+        place = 0
+        for i, piece in some:
+            rows = x[place : (place := place + piece.stop - piece.start)]
+            totals[i] += rows[-1] if pooling == "last" else rows.sum(axis=0, dtype=np.float64)
+        done += place
+        progress.at(done)
+    if pooling == "mean":
+        totals /= np.array([len(ids) for ids in tokens])[:, None]
+    return list(totals.astype(np.float32))
+
+
+def require_pooling(pooling: str) -> None:
+    """22023 for what is no way of pooling."""
     if pooling not in ("mean", "last"):
         raise InvalidParameter(
             f"pooling must be 'mean' or 'last', not '{pooling}'",
             hint="mean averages all tokens, last takes the last one.",
         )
-    tokens = np.asarray(ids, np.int64)
-    if pooling == "last":
-        return _states(params, config, tokens[-config.n_positions :], depth)[-1]
-    progress = host.Progress("embedding", "tokens", len(ids))
-    total = np.zeros(config.d_model, np.float64)
-    for window in slices.pieces(len(tokens), config.n_positions):
-        total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
-        progress.at(window.stop)
-    return (total / len(tokens)).astype(np.float32)
 
 
-def _depth(layer: int | None, config: GPT2Config) -> int:
+def depth_of(layer: int | None, config: GPT2Config) -> int:
+    """How many blocks `layer` means. 22023 where there are not so many."""
     depth = config.n_layer if layer is None else layer
     if depth < 0:
         depth += config.n_layer + 1
@@ -96,13 +172,3 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
             hint="0 is the embeddings, -1 or null the state after the final norm.",
         )
     return depth
-
-
-def _states(params: DecoderWeights, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
-    run = Eager()
-    x = gpt2.embed(run, params, ids[None])
-    for i in range(depth):
-        x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
-    if depth == config.n_layer:
-        x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
-    return checked(x[0], "hidden states")

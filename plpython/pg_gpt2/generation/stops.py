@@ -12,7 +12,7 @@ from ..limits import MOST_STOP_CHARACTERS
 
 
 class Stops:
-    """The automaton, shared by all texts of a call. 22023 for an empty or null one, or where they are too long together."""
+    """The automaton, shared by all texts of a call. Refuses (22023) an empty or null stop string, and too many characters."""
 
     def __init__(self, stops: Sequence[str] | None = None) -> None:
         self._next: list[dict[str, int]] = [{}]

@@ -3,6 +3,7 @@
 from .. import host
 from ..core import tape
 from . import db, resources
+from .storage import weights
 
 
 def begin(schema: str, digest: str) -> None:
@@ -11,4 +12,5 @@ def begin(schema: str, digest: str) -> None:
     host.check_interrupts = db.check_interrupts
     host.notice = db.notice
     host.require_memory = resources.require_memory
+    host.prefix_room = weights.prefix_room
     tape.before_each_op = db.check_interrupts

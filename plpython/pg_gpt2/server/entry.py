@@ -29,15 +29,18 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     @functools.wraps(function)
     def guarded(scope: dict[str, Any]) -> Any:
         args, named = _taken(scope, own)
+        outer = op.is_fast()  # of a call that this one is within, which goes on after it
         op.use_fast(True)  # whatever an earlier call had: one that computes asks for the setting
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
                     _refuse_nested_arrays(function, args, named)
                 result = function(*args, **named)
+                return _guarded_rows(result, op.is_fast()) if isinstance(result, Iterator) else result
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise for_sql(error) from None
-        return _guarded_rows(result, op.is_fast()) if isinstance(result, Iterator) else result
+        finally:
+            op.use_fast(outer)
 
     return guarded
 
@@ -80,6 +83,7 @@ def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
     can end in a crash of the server. Each row is computed by the forms of ops that the call chose, whatever calls come between.
     """
     while True:
+        outer = op.is_fast()
         op.use_fast(fast)
         before = db.open_cursors()
         try:
@@ -93,6 +97,8 @@ def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
                 raise RuntimeError("a cursor is open between the rows of a set")
         except Exception as error:
             raise for_sql(error) from None
+        finally:
+            op.use_fast(outer)
         if row is _END:
             return
         yield row

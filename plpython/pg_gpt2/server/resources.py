@@ -20,6 +20,10 @@ RESERVE = 256 << 20  # bytes left to everybody else
 SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
+PREFIX_CACHE = "64MB"
+
+_limit: int | None = None  # what memory_limit found last, in this call
+_prefix_cache = 0  # pg_gpt2.prefix_cache in bytes, as this call has it
 spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
 
 
@@ -31,25 +35,26 @@ def cores() -> int:
 
 
 def apply_settings(workers: int = 1) -> None:
-    """Apply pg_gpt2.fast, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all cores."""
+    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
+    cores."""
+    global _limit, _prefix_cache
     found = db.row(
         "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
+        " nullif(current_setting('pg_gpt2.prefix_cache', true), '') AS prefix_cache,"
         " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
     )
+    _limit, _prefix_cache = None, _bytes("pg_gpt2.prefix_cache", (found or {})["prefix_cache"] or PREFIX_CACHE)
     wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
     fast = (found or {})["fast"]
     if fast is not None:
-        op.use_fast(db.as_flag("fast", fast) or _refuse_plain())
-
-
-def _refuse_plain() -> bool:
-    """False for the owner of the extension. Refuse (42501) the plain ops to others: they ask for no memory."""
-    if not db.is_owner():
-        raise InsufficientPrivilege(
-            "pg_gpt2.fast = off is for the owner of the extension", hint="RESET pg_gpt2.fast; it changes only speed."
-        )
-    return False
+        is_wanted = db.as_flag("fast", fast)
+        if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
+            raise InsufficientPrivilege(
+                "pg_gpt2.fast = off is for the owner of the extension",
+                hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
+            )
+        op.use_fast(is_wanted)
 
 
 def wanted_threads() -> int:
@@ -88,6 +93,7 @@ def _checked(name: str, text: str | None, default: int) -> int:
 
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
+    global _limit
     row = db.row(
         "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
         " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
@@ -95,7 +101,16 @@ def memory_limit() -> int:
     setting, cap = (row or {})["setting"], (row or {})["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
-    return min(limits) if limits else _memory() * 3 // 4
+    _limit = min(limits) if limits else _memory() * 3 // 4
+    return _limit
+
+
+def prefix_room(held: int) -> int:
+    """Bytes that texts which were read may take: pg_gpt2.prefix_cache, within what pg_gpt2.max_memory leaves beside `held`.
+
+    Both are as the present call found them, so that this asks the server for nothing where memory was asked for before.
+    """
+    return min(_prefix_cache, max(0, (memory_limit() if _limit is None else _limit) - held)) if _prefix_cache else 0
 
 
 def _memory() -> int:
@@ -109,7 +124,8 @@ def _bytes(name: str, text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,9})?)\s*(\w*)\s*", text, re.ASCII)
     if found is None or found[2].lower() not in UNITS:
         raise InvalidParameter(
-            f"{name} must be a size of memory, not '{text}'", hint="Examples: 800MB, 4GB. RESET pg_gpt2.max_memory;"
+            f"{name} must be a size of memory, not '{text}'",
+            hint=f"Examples: 800MB, 4GB. RESET {name if name.startswith('pg_gpt2.') else 'pg_gpt2.max_memory'};",
         )
     return int(float(found[1]) * UNITS[found[2].lower()])
 

@@ -18,6 +18,7 @@ PIECE = 1024  # characters; small, so that one rare character slows one piece do
 LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for in windows
 LOOK_AHEAD = 3  # characters after a word that its match may have looked at: 'll
 STAND_INS_A_CHECK = 1 << 16
+WORDS_SOUGHT = 256  # characters at the end of a text that are searched first for the last place to cut
 WINDOW = 1 << 22  # characters that are searched between two looks for an interrupt
 
 
@@ -60,6 +61,18 @@ def _cut(text: str, start: int) -> int:
         start += WINDOW - 1
         host.check_interrupts()
     return len(text)
+
+
+def last_cut(text: str) -> int:
+    """The last place where a piece may end: whatever is appended to `text`, the words before it stay as they are. 0: none."""
+    window = WORDS_SOUGHT
+    while True:
+        start = max(0, len(text) - window)
+        found = [match.end() - 1 for match in _CUT.finditer(text, start)]
+        if found or not start:
+            return found[-1] if found else 0
+        window *= 4
+        host.check_interrupts()
 
 
 def _word_lists(text: str, start: int, end: int) -> Iterator[list[str]]:

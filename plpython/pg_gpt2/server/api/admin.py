@@ -1,6 +1,9 @@
 """llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
+from typing import Any
+
 from ...errors import InvalidParameter, UndefinedObject, require
+from ...generation import prefixes
 from .. import db, diagnosis, resources, vocabularies
 from ..diagnosis import Finding
 from ..entry import entry
@@ -14,20 +17,27 @@ def doctor() -> list[Finding]:
 
 
 @entry
-def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
-    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
-    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+def cache_status() -> list[tuple[Any, ...]]:
+    """Rows (kind, model, version, bytes, shared, entries, tokens_saved), of what the caller may see: another role may have filled
+    the caches."""
+    rows: list[tuple[Any, ...]] = [
+        ("prefix", *used.identity[:2], used.nbytes, False, used.entries, used.saved)
+        for used in prefixes.session.usage()
+    ]
+    rows += [
+        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
+    ]
     if state := weights.cache.state:
-        models.append(("training", state.model, state.version, state.nbytes, False))
-    known = store.known([model for _, model, *_ in models])
-    models = [row for row in models if row[1] in known]
-    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
+        rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
+    known = store.known([model for _, model, *_ in rows])
+    rows = [row for row in rows if row[1] in known]
+    return rows + [("tokenizer", name, version, None, False, None, None) for name, version in vocabularies.cached()]
 
 
 @entry
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
-    freed = weights.cache.bytes()
+    freed = weights.cache.bytes() + prefixes.session.nbytes
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()

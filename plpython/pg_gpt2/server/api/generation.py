@@ -13,14 +13,13 @@ from ...bytea_ops import require_room
 from ...core import gpt2
 from ...core.config import GPT2Config
 from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import batch, beam
-from ...generation.decode import Decoder, bytes_of_several, check_ids
+from ...generation import batch, beam, prefixes
+from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
 from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
-from ...limits import MOST_BEAMS
 from ...options import manual
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
@@ -174,11 +173,7 @@ def beam_search(
     if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     asked, sampling = gather(given, BeamSearch, Sampling)
-    require_positive(beam_width=asked.beam_width, max_tokens=asked.max_tokens)
-    if asked.beam_width > MOST_BEAMS:
-        raise InvalidParameter(
-            f"beam_width {asked.beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual."
-        )
+    require_positive(max_tokens=asked.max_tokens)
     model = weights.load(asked.model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
@@ -228,7 +223,9 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.decoder_weights, model.config, len(ids)).feed(ids)
+    _require_cache(model, [len(ids)], 0)
+    decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
+    prefixes.give(decoder)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []

@@ -1,6 +1,5 @@
 """llm_logprobs, llm_perplexity, llm_text_embedding."""
 
-import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -51,10 +50,8 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
         return None
     require(from_start=from_start)
     model, _, ids = _prepare(text, model_name, from_start)
-    if len(ids) < 2:
-        return None
     scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
-    return math.exp(min(-float(scores.mean()), 700.0))
+    return scoring.perplexity(scores)
 
 
 @entry

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
+from ...generation import prefixes
 from ...tensor import FLOAT32
 from .. import db, resources
 from . import store, weight_file
@@ -55,6 +56,14 @@ class Model:
         return dict(self.params)
 
 
+class Identity(NamedTuple):
+    """Which weights a model has: what was computed with them holds as long as this."""
+
+    name: str
+    version: str
+    config: GPT2Config
+
+
 class Kept(Protocol):
     """What a training step left behind: weights and moments of a model at one version of its rows."""
 
@@ -86,8 +95,9 @@ class _Cache:
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
         self.models.pop(name, None)
+        prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
         while self.models and self.bytes() + wanted > room:
@@ -105,14 +115,21 @@ class _Cache:
         """Give up everything."""
         self.models.clear()
         self.state = None
+        prefixes.session.clear()
 
     def spare(self) -> None:
         """Give up what is only there to save time."""
         self.state = None
+        prefixes.session.clear()
 
 
 cache = _Cache()
 resources.spared.append(cache.spare)
+
+
+def prefix_room() -> int:
+    """Bytes that texts which were read may take beside the weights."""
+    return resources.prefix_room(cache.bytes())
 
 
 def size(model: Model) -> int:
@@ -142,8 +159,11 @@ def load(model: str | None) -> Model:
     if found is None or found.config != wanted:
         cache.make_room(name, _loading(wanted), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        found.decoder_weights.identity = Identity(name, found.version, wanted)
         cache.put(found)
-    return found if is_fast() else replace(found, decoder_weights=layout.DecoderWeights(found.plain()))
+    if is_fast():
+        return found
+    return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:

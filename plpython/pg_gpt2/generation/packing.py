@@ -1,0 +1,60 @@
+"""One pass of a model over several texts, laid end to end: what is computed row by row is shared, attention is each text's own.
+
+A pass reads all weights, so many short texts cost hardly more than a long one. With weights in panels a text's states have the
+bits that it gets alone; elsewhere a product's last bits depend on how many rows it has.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ..core import gpt2
+from ..core.config import LAYER_NORM_EPS, GPT2Config
+from ..core.tape import Eager
+from ..fast import buffers
+from ..fast.layout import DecoderWeights
+from ..fast.products import as_rows
+
+ROWS = 512  # of a pass, unless one text has more: fewer read the weights more often, more leave a core's cache
+
+T = TypeVar("T")
+
+
+def passes(parts: Iterable[T], rows_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """`parts` in order, those together that share a pass."""
+    together: list[T] = []
+    room = ROWS
+    for part in parts:
+        if together and rows_of(part) > room:
+            yield together
+            together, room = [], ROWS
+        together.append(part)
+        room -= rows_of(part)
+    if together:
+        yield together
+
+
+def states(
+    params: DecoderWeights, config: GPT2Config, texts: Sequence[np.ndarray], depth: int
+) -> np.ndarray:  # each [T] -> [sum T, D]
+    """The stream after `depth` blocks, and after ln_f where these are all."""
+    ends = np.cumsum([len(ids) for ids in texts])
+
+    def attend(layer: int, qkv: np.ndarray) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
+        out = np.empty((len(qkv), 1, config.d_model), qkv.dtype)
+        for end, ids in zip(ends, texts):
+            rows = slice(end - len(ids), end)
+            out[rows, 0] = run.apply("causal_attention", qkv[None, rows, 0], n_head=config.n_head)[0]
+        return out
+
+    run = Eager()
+    how = gpt2.Pass(attend=attend)
+    with buffers.reusing(buffers.kept if ends[-1] <= ROWS else None):
+        ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
+        x = gpt2.embed(run, params, ids, position=places)
+        for i in range(depth):
+            x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i, how=how)
+        if depth == config.n_layer:
+            x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+        return as_rows(x)

@@ -1,0 +1,34 @@
+-- Rows: texts of a query, with keys, through a model. What they give, and in which form they stream, is docs/rows.md.
+
+CREATE FUNCTION llm_perplexity_rows(
+    source text,
+    model_name text DEFAULT NULL,
+    from_start boolean DEFAULT false,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, perplexity double precision, tokens integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @rows.perplexity_rows@;
+COMMENT ON FUNCTION llm_perplexity_rows IS
+    'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
+    'texts share a pass of the model, which is faster than one after another. source is a query of two columns, a key of '
+    'any type and a text, and runs with the caller''s rights and search_path (source_path). Rows come in its order; the '
+    'perplexity of a null or too short text is null.';
+
+CREATE FUNCTION llm_embedding_rows(
+    source text,
+    layer integer DEFAULT NULL,
+    pooling text DEFAULT 'mean',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, embedding real[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @rows.embedding_rows@;
+COMMENT ON FUNCTION llm_embedding_rows IS
+    'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
+    'which is faster than one after another. source is a query of two columns, a key of any type and a text, and runs '
+    'with the caller''s rights and search_path (source_path). Rows come in its order; the embedding of a null or empty '
+    'text is null.';
