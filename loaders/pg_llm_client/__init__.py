@@ -5,6 +5,6 @@ All work is done by the server's `llm_*` functions; the client names their param
 
 from .aio import AsyncPGLLMClient
 from .client import PGLLMClient
-from .results import Beam, StreamEvent
+from .results import Beam, Choice, ChosenRow, StreamEvent
 
-__all__ = ["AsyncPGLLMClient", "Beam", "PGLLMClient", "StreamEvent"]
+__all__ = ["AsyncPGLLMClient", "Beam", "Choice", "ChosenRow", "PGLLMClient", "StreamEvent"]

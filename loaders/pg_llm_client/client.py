@@ -14,12 +14,14 @@ from psycopg.rows import tuple_row
 from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
 from .names import BeamKeywords, GenerateKeywords, SamplingKeywords, of_beams, takes
 from .options import TrainOptions
-from .results import Beam, StreamEvent
+from .results import Beam, Choice, ChosenRow, StreamEvent
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+ROWS_AT_A_TIME = 100  # of a query of rows
 
 
 class PGLLMClient:
@@ -95,6 +97,46 @@ class PGLLMClient:
         """
         given = {"model_name": model or self.model, "from_start": from_start}
         return self._value("llm_perplexity", text_in=text, **given)
+
+    def choose(
+        self, prompt: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
+    ) -> list[Choice]:
+        """The choices in the order in which the model expects them to follow `prompt`, best first.
+
+        `normalize` says what is compared: 'none' log-probabilities, 'tokens' and 'bytes' those divided by a choice's length,
+        'prior' those less what the choice has at the beginning of a text.
+        """
+        given = {"prompt": prompt, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        return [Choice(*row) for row in self._rows("llm_choose", **given)]
+
+    def classify(
+        self, prompt: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
+    ) -> str | None:
+        """The first of what `choose` gives; None of no choices."""
+        given = {"prompt": prompt, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        return self._value("llm_classify", **given)
+
+    def choose_from(
+        self, prompt: str, source: str, *, normalize: str = "none", model: str | None = None
+    ) -> list[Choice]:
+        """As `choose`, among the rows of a query of one text column, such as 'SELECT name FROM label'."""
+        given = {"prompt": prompt, "source": source, "normalize": normalize, "model_name": model or self.model}
+        return [Choice(*row) for row in self._rows("llm_choose_from", **given)]
+
+    def choose_rows(
+        self, source: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
+    ) -> Generator[ChosenRow, None, None]:
+        """What `classify` gives for each row of a query of two columns, key and prompt, in its order, as they are computed.
+
+        Several rows share a pass of the model, and what they begin with in common is processed once. The iterator is closed
+        as that of `stream` is.
+        """
+        given = {"source": source, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
+            cursor.itersize = ROWS_AT_A_TIME
+            cursor.execute(*self._statements().stream("llm_choose_rows", **given))
+            for row in cursor:
+                yield ChosenRow(*row)
 
     def train(
         self,

@@ -34,3 +34,27 @@ class Beam:
     """The new text; None for a model without a vocabulary."""
     token_ids: list[int]
     """The new ids, a final end-of-text token included."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text among others, as what follows a prompt."""
+
+    rank: int
+    """1 for the best."""
+    choice: str
+    logprob: float
+    """Log-probability of its tokens after the prompt."""
+    probability: float
+    """Its share of what is compared, among the choices."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ChosenRow:
+    """What was chosen for a row of a query."""
+
+    key: str | None
+    choice: str | None
+    """None where the prompt was NULL, or could not be answered."""
+    probability: float | None

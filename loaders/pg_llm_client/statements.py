@@ -36,6 +36,7 @@ TYPES = {
     "options": "jsonb",
     "seed": "int8",
     "prompts": "text[]",
+    "choices": "text[]",
     "layer": "int4",
     "from_start": "bool",
     "n_steps": "int4",

@@ -190,7 +190,8 @@ def test_views_of_postgresql_14_show_nothing_to_whom_rows_are_hidden(new_databas
 def test_what_writes_or_scores_text_calls_its_model_model_name_and_all_else_model(module_conn):
     """As the pages say: PostgreSQL's error about a name that is not there does not tell which there is."""
     pages = {
-        name: (Path(__file__).parents[2] / "sql" / f"{name}.sql").read_text() for name in ("generation", "scoring", "choosing")
+        name: (Path(__file__).parents[2] / "sql" / f"{name}.sql").read_text()
+        for name in ("generation", "scoring", "choosing")
     }
     writers = {name for text in pages.values() for name in re.findall(r"^CREATE FUNCTION (\w+)", text, re.MULTILINE)}
     found = module_conn.execute("""

@@ -6,7 +6,7 @@ import re
 
 import psycopg
 import pytest
-from pg_llm_client import Beam, PGLLMClient
+from pg_llm_client import Beam, Choice, ChosenRow, PGLLMClient
 from pg_llm_client.statements import TYPES
 from psycopg.rows import dict_row
 
@@ -104,6 +104,31 @@ def test_embed_and_perplexity(conn, client):
     assert client.perplexity(TEXT) == first_value(conn, "llm_perplexity(%(t)s, 'tiny')", t=TEXT)
     assert client.perplexity(TEXT, from_start=True) == first_value(conn, "llm_perplexity(%(t)s, 'tiny', true)", t=TEXT)
     assert (client.perplexity(""), client.embed("")) == (None, None)
+
+
+CHOICES = [" dog", " cat", " and the lot"]
+
+
+def test_choosing_gives_what_sql_gives(conn, client):
+    query = "SELECT * FROM llm_choose(%s, %s, %s, 'tiny')"
+    for normalize in ("none", "tokens", "bytes", "prior"):
+        found = client.choose(PROMPT, CHOICES, normalize=normalize)
+        rows = conn.execute(query, [PROMPT, CHOICES, normalize]).fetchall()
+        assert [(c.rank, c.choice, c.logprob, c.probability, c.tokens) for c in found] == rows
+        assert client.classify(PROMPT, CHOICES, normalize=normalize) == found[0].choice
+    assert isinstance(found[0], Choice)
+    source = 'SELECT unnest(\'{" dog"," cat"," and the lot"}\'::text[])'
+    assert client.choose_from(PROMPT, source, normalize="prior") == found
+    assert (client.choose(PROMPT, []), client.classify(PROMPT, [])) == ([], None)
+
+
+def test_rows_are_chosen_for_as_sql_does(conn, client):
+    source = "SELECT i, CASE WHEN i % 5 > 0 THEN 'the ' || i END FROM generate_series(1, 250) AS i"
+    found = [*client.choose_rows(source, CHOICES, normalize="tokens")]
+    rows = conn.execute("SELECT * FROM llm_choose_rows(%s, %s, 'tokens', 'tiny')", [source, CHOICES]).fetchall()
+    assert [(row.key, row.choice, row.probability) for row in found] == rows
+    assert len(found) == 250
+    assert found[4] == ChosenRow("5", None, None)
 
 
 def test_row_factory_and_search_path_of_the_connection_do_not_matter(connect, model, client_of):
