@@ -1,4 +1,4 @@
-"""What the demonstration shows, chapter by chapter, with the model that ships: it writes, is looked into, learns, forgets.
+"""What the demonstration shows, with the model that ships: it writes, decides, is looked into, learns, forgets.
 
 Everything is SQL that the viewer could type; only the loading of files, the progress bar and the printing of tokens are
 the client's. What is changed is put back in the end; the model stays, with a checkpoint of it.
@@ -19,6 +19,14 @@ from .console import BOLD, CYAN, DIM, GREEN, Console, literal, sparkline
 MODEL = "postgresql-docs"
 PROMPTS = ("A transaction", "To create an index on a large table,")
 STATEMENTS = "CREATE INDEX name; DROP INDEX name; CREATE TABLE name; DROP"
+QUESTIONS = (
+    "Can I restore a single schema?",
+    "Can an expression be indexed?",
+    "How do I grant access to all tables?",
+    "The standby is far behind the primary.",
+)
+WORDING = r"E'\nThe problem is with the '"
+TOPICS = "ARRAY['backup', 'index', 'privileges', 'replication']"
 BLOCK = 64  # tokens of a row to learn from
 ATTENTIVE = (5, 0)  # layer and head that look back at the last semicolon
 
@@ -66,6 +74,7 @@ def tell(
     find_extension(console)
     bring(console)
     write(console, size, began)
+    decide(console)
     look(console)
     texts = texts or LETTERS
     learn(console, size, texts, left_out)
@@ -120,6 +129,30 @@ def write(console: Console, size: Size, began: float) -> None:
         SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability,
                repeat('█', round(40 * probability)::integer) AS bar
         FROM llm_next_token('The transaction is rolled', 5)
+        """
+    )
+    console.pause()
+
+
+def decide(console: Console) -> None:
+    """Show a choice, and a column that is filled by choices; the table is the session's own."""
+    console.title("Deciding")
+    console.say("It can be asked to choose. How probable is each of four words behind a question?")
+    console.run(
+        f"""
+        SELECT choice, round(probability::numeric, 3) AS probability, repeat('█', round(40 * probability)::integer) AS bar
+        FROM llm_choose({literal(QUESTIONS[-1])} || {WORDING},
+                        {TOPICS})
+        """
+    )
+    console.say("So texts fill a column, and nothing but one of the four can come out:")
+    console.run("CREATE TEMPORARY TABLE question (body text, topic text)")
+    console.run(f"INSERT INTO question (body) SELECT unnest(ARRAY[{', '.join(map(literal, QUESTIONS))}])")
+    console.run(
+        f"""
+        UPDATE question SET topic = llm_classify(body || {WORDING},
+                                                 {TOPICS})
+        RETURNING body, topic
         """
     )
     console.pause()
