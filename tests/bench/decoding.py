@@ -205,7 +205,7 @@ def first_token(bench: Bench) -> None:
 def memory(bench: Bench) -> None:
     """What a second generating session holds for itself, above one that has only loaded NumPy."""
     row = bench.row("memory", "memory of a further generating session, its own", "MB", 1e6)
-    with bench.server.session() as idle, bench.server.session() as session:
+    with bench.server.session() as idle, bench.server.session(prefix_cache="64MB") as session:
         session.generate(bench.ids(PROMPT), 16)
         row.add(US, session.probe("memory")["RssAnon"] - idle.probe("memory")["RssAnon"])
 

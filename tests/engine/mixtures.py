@@ -58,7 +58,7 @@ def call(random: Random, params: layout.DecoderWeights, pool: list[list[int]]) -
     """One call, and what it gives; nothing where it is cancelled."""
     kind = random.choice(("generate", "streams", "batch", "next", "beam", "score", "cancel"))
     options = [Options(random.randint(0, 16), random.choice(SAMPLINGS), 7, seed, logprobs=True) for seed in range(7)]
-    some = random.choices(pool, k=random.randint(1, 7))
+    some = random.choices(pool, k=random.randint(1, 4))
     text = some[0]
     if kind == "generate":
         return list(generate.tokens(params, CONFIG, text, options[0]))

@@ -40,18 +40,19 @@ class Decoder:
     """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
 
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
-    `ids` is what it has read, the first `length` positions.
+    `ids` is what it has read, the first `length` positions. The cache may have more room than was asked for.
     """
 
     def __init__(self, params: DecoderWeights, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
+        self.room = min(room, config.n_positions)
         self.length = 0
         self.ids = array("q")
         self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
         self.exact = is_exact(params)
         self._whole = 0  # positions that were read in passes of WHOLE rows
-        self.cache: Cache = cache or kind_of_cache(params)(config, min(room, config.n_positions))
+        self.cache: Cache = cache or kind_of_cache(params)(config, self.room)
 
     @property
     def nbytes(self) -> int:
@@ -129,7 +130,7 @@ class Decoder:
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self.cache.room)
+        twin = Decoder(self.params, self.config, self.room)
         self.copy_to(twin, self.length)
         return twin
 

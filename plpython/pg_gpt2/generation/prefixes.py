@@ -164,7 +164,7 @@ def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored
     if 2 * length >= found.length:  # mostly the same: a copy would only fill the memory with what is alike
         session.remove(found)
         if found.cache.room >= min(room, config.n_positions):
-            decoder, found.params = found, params
+            decoder, found.params, found.room = found, params, min(room, config.n_positions)
             found.rewind(length)
     if decoder is None:
         decoder = Decoder(params, config, room)
