@@ -41,7 +41,8 @@ LONG = {
     " options => jsonb_build_object('regex', '((x{1,1000}y?){1,1000}z?){1,1000}' || repeat('q?', 90)))"
     " FROM generate_series(1, 99)",
     "JSON under a large schema": "SELECT llm_generate_json('low', (SELECT jsonb_build_object('properties',"
-    """ jsonb_object_agg('p' || i, '{"type": "integer"}'::jsonb)) FROM generate_series(1, 9000) AS i), 100000, model_name => 'slow')""",
+    """ jsonb_object_agg('p' || i, '{"type": "integer"}'::jsonb)) FROM generate_series(1, 9000) AS i), 100000,"""
+    " model_name => 'slow')",
     "JSON": """SELECT llm_generate_json('low', '{"type": "string", "minLength": 9999}', 100000, model_name => 'slow')""",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
