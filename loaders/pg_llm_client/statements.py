@@ -43,6 +43,13 @@ TYPES = {
     "commit_every": "int4",
 }  # of parameters; all others are text
 
+TEXTS = {
+    name
+    for options in (GenerationOptions, BeamOptions)
+    for name, kind in get_type_hints(options).items()
+    if {str, Sequence[str]} <= set(get_args(kind))
+}  # options that are a text or several
+
 Statement = tuple[sql.Composed, dict[str, Any]]
 
 
@@ -94,7 +101,8 @@ def arguments(options: Mapping[str, Any], model: str | None, keys: Sequence[str]
     are no parameters there but `keys` of its `options` go into that."""
     given = {name: value for name, value in options.items() if name not in (*keys, "model")}
     given["model_name"] = options.get("model") or model
-    others = {name: [value] if isinstance(value, str) else value for name, value in options.items() if name in keys}
+    others = {name: options[name] for name in options if name in keys}
+    others |= {name: [value] for name, value in others.items() if name in TEXTS and isinstance(value, str)}
     if others:
         given["options"] = json.dumps(others)
     for name, value in given.items():

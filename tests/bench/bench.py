@@ -39,6 +39,8 @@ TOPICS: dict[str, list[Topic]] = {
     "position": [("", 1, 3, decoding.position)],
     "verify": [("", 1, 3, decoding.verify)],
     "lookup": [("", 1, 3, decoding.lookup)],
+    "masks": [("", 1, 3, decoding.masks)],
+    "constrained": [("", 1, 3, decoding.constrained)],
     "batch": [("decoders", 1, 3, decoding.batch)],
     "json": [("", 1, 3, constrained.json_schema)],
     "prefill": [("torch", 2, 5, decoding.prefill)],

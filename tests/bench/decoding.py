@@ -1,10 +1,11 @@
 """Rows about generating: one stream, a batch, long positions, prompts, sessions beside each other, new sessions."""
 
+import json
 import threading
 import time
 from contextlib import ExitStack
 from functools import partial
-from statistics import median
+from statistics import mean, median
 
 from harness import Bench, us
 from ours import MODEL, Session, timed
@@ -86,6 +87,45 @@ def _text(bench: Bench, length: int) -> str:
     start = bench.rng.randrange(len(text) - 20 * length)
     query = "SELECT llm_decode((llm_encode(%s, %s))[:%s], %s)"
     return bench.server.main.value(query, text[start : start + 20 * length], MODEL, length, MODEL)
+
+
+PATTERNS = (
+    r"[A-Za-z ,.]{1,900}",
+    r"\d{4}-\d{2}-\d{2}( \d{2}:\d{2})?",
+    r".{0,400}",
+    r"\w+( \w+)*[.!?]",
+    r"[^aeiou]+",
+    r'"([^"\\]|\\["\\/bfnrt])*"',
+    r'\{"name": "[A-Za-z ]{1,40}", "age": \d{1,3}, "city": "[A-Za-z ]{1,40}"\}',
+)
+WORDS, RECORDS = PATTERNS[0], "(" + PATTERNS[-1] + ", )+"
+
+
+def masks(bench: Bench) -> None:
+    """The tokens that may come within patterns, of the whole vocabulary: in the first state of each, and in later ones."""
+    bench.wait()
+    with bench.server.session() as session:
+        found = session.probe("masks", MODEL, json.dumps(PATTERNS))
+    bench.row("mask first", "the first mask of a pattern, the slowest of some", "ms", 1e-3).add(US, max(found["first"]))
+    bench.row("mask later", "masks of later states, mean", "ms", 1e-3).add(US, mean(found["later"]))
+    bench.notes["the tree of the vocabulary, once a session"] = f"{found['tree']:.2f} s"
+
+
+def constrained(bench: Bench) -> None:
+    """One stream within a pattern beside one that is free; and within one of which much must come."""
+    ids = bench.ids(PROMPT)
+    with bench.server.plain_session() as session:
+        for key, what, pattern in (
+            ("constrained", "decode within a pattern of letters", WORDS),
+            ("records", "decode of records, of which much must come", RECORDS),
+        ):
+            row = bench.row(key, f"{what}, {NEW_TOKENS} new", "tokens/s", NEW_TOKENS, rate=True)
+            parties = [
+                us(partial(session.generate, ids, NEW_TOKENS, pattern=pattern)),
+                ("free", partial(session.generate, ids, NEW_TOKENS)),
+            ]
+            ours, _ = bench.compare(row, 0, parties)
+            bench.check(f"{key}: all tokens", len(ours) > NEW_TOKENS - 9)
 
 
 def batch(bench: Bench) -> None:

@@ -73,10 +73,10 @@ class Session:
 
     # ---- generation
 
-    def generate(self, ids: Sequence[int], count: int, model: str = MODEL) -> list[int]:
-        """Greedy continuation by `count` ids."""
-        query = "SELECT llm_generate_tokens(%s::int[], %s, temperature => 0, model_name => %s, eos_token => -1)"
-        return self.value(query, list(ids), count, model)
+    def generate(self, ids: Sequence[int], count: int, model: str = MODEL, pattern: str | None = None) -> list[int]:
+        """Greedy continuation by `count` ids, within a pattern if one is given."""
+        query = "SELECT llm_generate_tokens(%s::int[], %s, temperature => 0, model_name => %s, eos_token => -1, options => %s)"
+        return self.value(query, list(ids), count, model, json.dumps({"regex": pattern} if pattern else {}))
 
     def generate_batch(self, prompts: list[str], count: int) -> int:
         """Greedy continuations of several prompts by `count` ids each; how many prompts there were."""

@@ -58,3 +58,29 @@ for turn in range(turns + 1):
         decoder.rewind(200)
 return json.dumps({count: found[1:] for count, found in seconds.items()})
 $$;
+
+-- Seconds of the masks of some patterns, each new to the session: of the first state, and of later ones along a text that is drawn.
+CREATE FUNCTION pg_temp.masks(model text, patterns json) RETURNS json LANGUAGE plpython3u AS $$
+import importlib, json, time
+import numpy as np
+plpy.execute('SELECT llm_boot()')
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+package = api.__name__.removesuffix('server.api')
+compiled = importlib.import_module(package + 'generation.constraints.compiled').compiled
+loaded = importlib.import_module(package + 'server.storage.weights').load(model)
+tokenizer = importlib.import_module(package + 'server.vocabularies').tokenizer_of(loaded.name)
+began = time.perf_counter()
+compiled('regex', 'a', tokenizer, loaded.config.vocab, None)
+tree, first, later = time.perf_counter() - began, [], []
+for pattern in json.loads(patterns):
+    rng = np.random.default_rng(0)
+    began = time.perf_counter()
+    walk = compiled('regex', pattern, tokenizer, loaded.config.vocab, None).begin(60)
+    while walk.left and not walk.over:
+        allowed = walk.allowed
+        (later if walk.left < 60 else first).append(time.perf_counter() - began)
+        token = int(rng.choice(allowed))
+        began = time.perf_counter()
+        walk.take(token)
+return json.dumps({'tree': tree, 'first': first, 'later': later})
+$$;

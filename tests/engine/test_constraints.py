@@ -1,7 +1,9 @@
 """Constraints: what may come is what can still become a whole text, and every text becomes one, however few tokens there are."""
 
+import gc
 import re
 import time
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +17,7 @@ from pg_gpt2.generation.constraints import regex
 from pg_gpt2.generation.constraints.compiled import MOST, compiled
 from pg_gpt2.generation.constraints.grammar import EMPTY, NOTHING, Node, either
 from pg_gpt2.generation.constraints.vocabulary import Vocabulary
+from pg_gpt2.tokenizer.bpe import Tokenizer
 
 from tests.engine.constrained import EOS, constraint, drawn, said, tokenizer, vocabulary
 
@@ -228,6 +231,20 @@ def test_a_shortest_text_that_is_huge_is_refused_at_once(pattern: str) -> None:
     assert time.monotonic() - start < 10  # it takes 0.1
 
 
+@pytest.mark.parametrize("pattern", [".{0,900}", "(a[bc]{1,700}d?){0,800}x", "x{3,500}y|[xz]{0,1000}", "[^a]{2,}"])
+def test_states_of_a_long_repetition_are_alike(pattern: str) -> None:
+    """Where its bound is farther than a token reaches, it makes no difference to what may come."""
+    made = constraint(pattern)
+    for seed in range(3):
+        state = made.start
+        for token in drawn(made, 12, seed):
+            ids, after = made.allowed(state)
+            near, farthest = made._mask(state)
+            assert near.tolist() == ids.tolist()
+            assert farthest == max(one.shortest for one in after)
+            state = made.after(state, token)
+
+
 # ---- vocabularies
 
 
@@ -320,3 +337,12 @@ def test_what_python_matches_is_allowed(pattern: str, text: str) -> None:
 def test_there_is_one_empty_grammar_and_one_without_texts() -> None:
     assert regex.parse("") is regex.parse("()*") is regex.parse("(a{0}|())") is EMPTY
     assert regex.parse(r"[^\w\W]") is regex.parse(r"a[^\w\W]b|[^\d\D]+") is NOTHING
+
+
+def test_what_is_kept_of_a_vocabulary_goes_with_it() -> None:
+    mine = Tokenizer(tokenizer().tokens, [], EOS)
+    compiled("regex", "a+", mine, EOS + 1, EOS).begin(9)
+    gone = weakref.ref(mine)
+    del mine
+    gc.collect()
+    assert gone() is None

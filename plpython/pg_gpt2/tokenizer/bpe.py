@@ -7,7 +7,7 @@ only a new word pays. No file or table is read here, that is for formats.vocab a
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
@@ -113,6 +113,7 @@ class Tokenizer:
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
         self._longest = max(map(len, self.tokens.values()))
+        self.kept: dict[str, Any] = {}  # what others make of the vocabulary, which goes with it
 
     @classmethod
     def from_strings(

@@ -1,5 +1,7 @@
 """Hugging Face's names for parameters, and names that nobody has."""
 
+import re
+
 import pytest
 
 from tests.server.client.models import PROMPT
@@ -64,5 +66,12 @@ def test_what_is_no_parameter_goes_into_options(client):
     assert list(client.stream(PROMPT, seed=1, typical_p=0.9, eos_token=-1, **options))[-1].text == expected
     best = client.beam_search(PROMPT, max_tokens=4, repetition_penalty=1.5, **options)[0].text
     assert client.generate(PROMPT, num_beams=3, max_tokens=4, repetition_penalty=1.5, **options) == PROMPT + best
+    for form, fits in (
+        ({"regex": "[0-9]{3}"}, "[0-9]{3}"),
+        ({"choices": ["12", "345"]}, "12|345"),
+        ({"choices": "6"}, "6"),
+    ):
+        assert re.fullmatch(fits, client.generate(PROMPT, echo=False, **form))
+        assert re.fullmatch(fits, client.beam_search(PROMPT, max_tokens=6, **form)[0].text)
     with pytest.raises(TypeError, match="typical_p, which beam search"):
         client.generate(PROMPT, num_beams=3, typical_p=0.9)

@@ -1,8 +1,10 @@
-"""From an option to a constraint of a vocabulary. The last few are kept, with what was found out about their states."""
+"""From an option to a constraint of a vocabulary.
+
+The last few are kept with the tokenizer, and what was found out about their states with them.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ...errors import InvalidParameter
 from ...tokenizer.bpe import Tokenizer
@@ -18,14 +20,10 @@ GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
     "json_schema": json_schema.parse,
 }
 
-_Key = tuple[int, int | None]  # ids of the model, and its end-of-text token
-_vocabularies: WeakKeyDictionary[Tokenizer, dict[_Key, Vocabulary]] = WeakKeyDictionary()
-_constraints: WeakKeyDictionary[Tokenizer, dict[tuple[Any, ...], Constraint]] = WeakKeyDictionary()
-
 
 def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
     """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
-    kept = _constraints.setdefault(tokenizer, {})
+    kept: dict[tuple[Any, ...], Constraint] = tokenizer.kept.setdefault("constraints", {})
     key = option, value, vocab, eos
     found = kept.pop(key, None)
     if found is None:
@@ -40,7 +38,7 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
 
 
 def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
-    kept = _vocabularies.setdefault(tokenizer, {})
+    kept: dict[tuple[int, int | None], Vocabulary] = tokenizer.kept.setdefault("tree", {})
     if (vocab, eos) not in kept:
         kept.clear()
         kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})

@@ -13,7 +13,7 @@ import numpy as np
 from ... import host
 from ...errors import InvalidParameter
 from .automaton import Automaton
-from .grammar import EMPTY, Node
+from .grammar import EMPTY, Node, without_far_bounds
 from .vocabulary import ROOT, Vocabulary
 
 MOST_FORCED = 256  # bytes that are looked ahead for text that must come
@@ -39,6 +39,7 @@ class Constraint:
         self._automaton = Automaton(node)
         self._vocabulary = vocabulary
         self._encode = encode
+        self._far = max(MOST_FORCED, vocabulary.longest)  # bytes, beyond which a token does not depend on anything
         self._masks: dict[Node, tuple[np.ndarray, int]] = {}
         self._sets: dict[bytes, np.ndarray] = {}  # of tokens, by their bytes: many states allow the same
         self._sets_size = 0
@@ -75,6 +76,7 @@ class Constraint:
 
         What follows behind that text may lengthen its last tokens; one that can be longer is not forced.
         """
+        state = without_far_bounds(state, self._far)
         if state not in self._forced:
             _forget_many(self._forced)
             self._forced[state] = self._find_forced(state)
@@ -135,6 +137,7 @@ class Constraint:
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
         """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        state = without_far_bounds(state, self._far)
         found = self._masks.get(state)
         if found is None:
             ids, after = self._walk(state)

@@ -232,6 +232,23 @@ def optional(part: Node) -> Node:
     return repeat(part, 0, 1)
 
 
+def without_far_bounds(node: Node, far: int) -> Node:
+    """The same where repetition that is under way, and may go on more than `far` times, may do so for ever: the same texts of
+    up to `far` bytes, and the same beginnings of longer ones. So states of a long repetition are alike."""
+    if isinstance(node, Repeat) and node.most is not None and node.most > far:
+        return repeat(node.part, node.least)
+    if isinstance(node, Seq):
+        first, rest = without_far_bounds(node.first, far), node.rest
+        if isinstance(rest, Repeat):
+            rest = without_far_bounds(rest, far)
+        elif isinstance(rest, Seq) and isinstance(rest.first, Repeat):
+            rest = _then(without_far_bounds(rest.first, far), rest.rest)
+        return _then(first, rest)
+    if isinstance(node, Either) and node.parts:
+        return either(*(without_far_bounds(part, far) for part in node.parts))
+    return node
+
+
 def _no_gap(inner: Repeat, least: int, most: int | None) -> bool:
     """Whether (x{a,b}){c,d} is x{ac,bd}: all numbers between can be had. There is a gap after c times b if at all."""
     if least == most:

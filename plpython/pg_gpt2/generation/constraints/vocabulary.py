@@ -11,6 +11,7 @@ from ...errors import InconsistentData
 from .automaton import Automaton
 
 MOST_TOKEN = 1024  # bytes: longer tokens are never taken
+BYTES_A_BYTE = 100  # of memory, for each byte of a token
 ROOT = -1  # place of the node that is none
 FEW = 1000  # nodes below those where a walk is: so many are looked at one by one, more a level at a time
 _NEEDED = {*range(1, 0xF5)} - {0xC0, 0xC1}  # bytes of UTF-8
@@ -41,6 +42,7 @@ class Vocabulary:
                 hint="Take a vocabulary with a token for each byte, as GPT-2's has, and another token for the end of text.",
             )
         ids = sorted((i for i, data in tokens.items() if 0 < len(data) <= MOST_TOKEN), key=lambda i: (tokens[i], i))
+        host.require_memory(BYTES_A_BYTE * sum(len(tokens[i]) for i in ids), f"{len(ids)} tokens as a tree")
         self.longest = max(len(tokens[i]) for i in ids)
         self._ids = max(ids) + 1
         self._levels = list(_levels(ids, [tokens[i] for i in ids]))
