@@ -201,7 +201,7 @@ def test_a_row_under_the_schema_of_any_table_can_be_inserted(module_conn):
             assert len(schema["required"]) == given
             assert "Not held" not in schema.get("$comment", "") or "short_code" in statement, (statement, schema)
             for each in range(3):
-                said = generated(module_conn, schema, seed=each, max_tokens=rng.choice((90, 300)))
+                said = generated(module_conn, schema, seed=each, max_tokens=rng.choice((200, 400)))
                 try:
                     module_conn.execute(
                         f"INSERT INTO any_table ({columns}) SELECT {columns}"
