@@ -353,7 +353,8 @@ def test_a_copy_of_100_000_rows_is_queued_by_one_statement(conn: psycopg.Connect
     assert one(conn, "SELECT count(DISTINCT question) FROM question_queue") == 100_000
     assert one(conn, "SELECT count(DISTINCT xmin::text) FROM question_queue") == 1
     conn.execute(
-        VALUES + "LANGUAGE sql AS $$SELECT id, body, 'index', 1, '{1}', 1 FROM question WHERE id = ANY (ids)$$"
+        VALUES + "LANGUAGE sql AS"
+        " $$SELECT id, body, 'index', 1::float8, '{1}'::real[], 1::bigint FROM question WHERE id = ANY (ids)$$"
     )
     began = time.monotonic()
     conn.execute("CALL question_fill(batch => 1000)")
@@ -367,10 +368,9 @@ def slowed(conn: psycopg.Connection, seconds: float) -> None:
         f"""
         {VALUES} LANGUAGE plpgsql AS $$
         BEGIN
-            FOR id, body IN SELECT q.id, q.body FROM question AS q WHERE q.id = ANY (ids) LOOP
-                PERFORM pg_sleep({seconds});
-                RETURN QUERY SELECT id, body, 'index', length(body)::float8, '{{1}}'::real[], 1::bigint;
-            END LOOP;
+            RETURN QUERY SELECT id, body, 'index', length(body)::float8, '{{1}}'::real[], 1::bigint
+                FROM question WHERE id = ANY (ids);
+            PERFORM pg_sleep({seconds} * cardinality(ids));
         END
         $$
         """
