@@ -12,7 +12,7 @@ from pathlib import Path
 
 # The declarations need no package, so that any Python builds.
 sys.path.insert(0, str(Path(__file__).parents[1] / "plpython"))
-from pg_gpt2.generation.options import BeamSearch, SamplingOptions, TextGeneration
+from pg_gpt2.generation.options import BeamSearch, ManyTexts, SamplingOptions, TextGeneration
 from pg_gpt2.options import Option
 from pg_gpt2.training.options import all_options
 
@@ -40,12 +40,14 @@ def client_options(sql: Path) -> str:
     """The whole module of generation; `sql` is the page of SQL with llm_generate and llm_beam_search."""
     text = sql.read_text(encoding="utf-8")
     generation = TextGeneration.options() | SamplingOptions.options()
+    many = {name: one for name, one in ManyTexts.options().items() if name not in generation}
     beams = BeamSearch.options() | {name: one for name, one in SamplingOptions.options().items() if not one.draws}
     lines = [
         *_keywords("GenerationOptions", "How a prompt is continued: as llm_generate does.", generation),
+        *_keywords("ManyOptions", "How several prompts are: as llm_generate_batch does.", many, "GenerationOptions"),
         *_keywords("BeamOptions", "How beam search continues a prompt: as llm_beam_search does.", beams),
         "    prompt_ids: Annotated[Sequence[int] | None, None]",
-        *_keys("KEYS", "llm_generate", generation, text),
+        *_keys("KEYS", "llm_generate", generation | many, text),
         *_keys("BEAM_KEYS", "llm_beam_search", beams, text),
     ]
     return HEADER + "\n".join(lines) + "\n"
@@ -67,8 +69,8 @@ def _keys(name: str, function: str, options: dict[str, Option], text: str) -> It
     yield ")"
 
 
-def _keywords(name: str, about: str, options: dict[str, Option]) -> Iterator[str]:
-    yield from ("", "", f"class {name}(TypedDict, total=False):", f'    """{about}"""', "")
+def _keywords(name: str, about: str, options: dict[str, Option], base: str = "TypedDict") -> Iterator[str]:
+    yield from ("", "", f"class {name}({base}, total=False):", f'    """{about}"""', "")
     for option in options.values():
         default = DEFAULTS.get(option.name, option.default)
         kind = option.kind.annotation

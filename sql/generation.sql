@@ -124,13 +124,14 @@ CREATE FUNCTION llm_generate_batch(
     echo boolean DEFAULT true,
     options jsonb DEFAULT NULL
 )
-RETURNS TABLE (n integer, text text)
+RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.generate_batch@;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
-    'the one that llm_generate gives with seed + n - 1.';
+    'the one that llm_generate gives with seed + n - 1. The key n of options, here s, asks for s samples of each prompt, '
+    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
@@ -186,8 +187,8 @@ COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_genera
 CREATE VIEW llm_generation_options AS
 SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
 COMMENT ON VIEW llm_generation_options IS
-    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and '
-    'llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, '
+    'llm_generate_rows and llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
     'transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, '
     'that is an error. default_value null: none.';
 GRANT SELECT ON llm_generation_options TO PUBLIC;

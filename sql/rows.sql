@@ -1,5 +1,32 @@
 -- Rows: texts of a query, with keys, through a model. What they give, and in which form they stream, is docs/rows.md.
 
+CREATE FUNCTION llm_generate_rows(
+    source text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop llm_texts DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (key text, text text, sample integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @rows.generate_rows@;
+COMMENT ON FUNCTION llm_generate_rows IS
+    'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
+    'one after another. source is a query of two columns, a key of any type and a prompt, and runs with the caller''s '
+    'rights and search_path (source_path). Rows come in its order; row p draws by seed + p - 1, and with n samples for '
+    'each prompt (options => ''{"n": 3}'') its sample i by seed + (p - 1) n + i - 1. A null prompt gives a null text, and '
+    'so does one that cannot be continued, which a NOTICE tells; of one that is too long the end is used.';
+
 CREATE FUNCTION llm_perplexity_rows(
     source text,
     model_name text DEFAULT NULL,

@@ -34,3 +34,23 @@ COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
+
+-- In SQL, since PL/Python must not run in a parallel plan; so the error about lengths is one that the server raises with this
+-- SQLSTATE, and with a text of ours in it. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
+CREATE FUNCTION llm_cosine(a real[], b real[])
+RETURNS double precision
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE
+    WHEN cardinality(a) <> cardinality(b) THEN length(pg_catalog.normalize('', format(
+        'llm_cosine takes arrays of equal length, not of %s and %s numbers', cardinality(a), cardinality(b))))
+    WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
+        SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
+        FROM (
+            SELECT sum(x * y) AS xy, nullif(sqrt(sum(x * x) * sum(y * y)), 0) AS length
+            FROM (SELECT unnest(a)::double precision AS x, unnest(b)::double precision AS y) AS pair
+        ) AS sums)
+END;
+COMMENT ON FUNCTION llm_cosine IS
+    'Cosine of the angle between two vectors, as embeddings are compared: 1 for the same direction, 0 for nothing in '
+    'common. NaN where one of them is zero, as in pgvector; null where one is null, empty, or has a null element. '
+    'Arrays of different lengths are an error (22023).';

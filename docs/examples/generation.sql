@@ -16,6 +16,11 @@ SELECT llm_decode(llm_generate_tokens(llm_encode('Too many'), temperature => 0))
 SELECT text FROM llm_generate_batch(ARRAY['All that', 'The early'], temperature => 0);
 --> All that glitters is not gold.
 --> The early bird catches the worm.
+SELECT n, sample, text <> '' AS wrote FROM llm_generate_batch(ARRAY['All that', NULL], options => '{"n": 2}');
+--> 1|1|t
+--> 1|2|t
+--> 2|1|
+--> 2|2|
 
 -- llm_beam_search
 SELECT rank, text FROM llm_beam_search('When in', beam_width => 2, max_tokens => 20) WHERE rank = 1;

@@ -10,3 +10,9 @@ SELECT llm_perplexity('') IS NULL AS too_short, llm_perplexity('Better', from_st
 -- llm_text_embedding
 SELECT cardinality(llm_text_embedding('Better late than never.', layer => -1, pooling => 'mean')) AS d_model;
 --> 64
+
+-- llm_cosine
+SELECT llm_cosine('{1,0}', '{1,1}') < llm_cosine('{1,0}', '{2,0}') AS nearer;
+SELECT llm_cosine(llm_text_embedding('Better late'), llm_text_embedding('Better never')) BETWEEN -1 AND 1 AS cosine;
+--> t
+--> t

@@ -5,6 +5,16 @@ All work is done by the server's `llm_*` functions; the client names their param
 
 from .aio import AsyncPGLLMClient
 from .client import PGLLMClient
-from .results import Beam, Choice, ChosenRow, StreamEvent
+from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 
-__all__ = ["AsyncPGLLMClient", "Beam", "Choice", "ChosenRow", "PGLLMClient", "StreamEvent"]
+__all__ = [
+    "AsyncPGLLMClient",
+    "Beam",
+    "Choice",
+    "ChosenRow",
+    "EmbeddingRow",
+    "PGLLMClient",
+    "PerplexityRow",
+    "StreamEvent",
+    "TextRow",
+]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
-from .names import BeamKeywords, GenerateKeywords, SamplingKeywords, of_beams, takes
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
+from .names import BeamKeywords, GenerateKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
 from .options import TrainOptions
-from .results import Beam, Choice, ChosenRow, StreamEvent
+from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ROWS_AT_A_TIME = 100  # of a query of rows
+T = TypeVar("T")
+ROWS = 16  # of results of many rows that are fetched at a time
 
 
 class AsyncPGLLMClient:
@@ -55,7 +56,7 @@ class AsyncPGLLMClient:
         return await self._value("llm_generate", prompt=prompt, **arguments(options, self.model))
 
     @takes(GenerationOptions)
-    async def stream(self, prompt: str, **options: Unpack[SamplingKeywords]) -> AsyncGenerator[StreamEvent, None]:
+    def stream(self, prompt: str, **options: Unpack[SamplingKeywords]) -> AsyncGenerator[StreamEvent, None]:
         """Continue `prompt`, one event a token, each as soon as it is computed. Options are those of `generate`.
 
         Closing the iterator ends the work: `contextlib.aclosing` does it at the end of a block, a bare `break` when Python
@@ -63,17 +64,44 @@ class AsyncPGLLMClient:
         the connection meanwhile is part of it, and committed at its end.
         """
         given = arguments(options, self.model)
-        async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = 1
-            await cursor.execute(*(await self._statements()).stream("llm_generate_stream", prompt=prompt, **given))
-            async for row in cursor:
-                yield StreamEvent(*row)
+        return self._streamed(StreamEvent, 1, "llm_generate_stream", prompt=prompt, **given)
 
-    @takes(GenerationOptions)
-    async def generate_batch(self, prompts: Sequence[str], **options: Unpack[SamplingKeywords]) -> list[str]:
-        """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n."""
+    @takes(ManyOptions)
+    async def generate_batch(self, prompts: Sequence[str], **options: Unpack[ManyKeywords]) -> list[str]:
+        """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n.
+
+        With `n` there are so many texts for each prompt, one after the other, each by the next seed.
+        """
+        rows = await self._rows("llm_generate_batch", prompts=list(prompts), **arguments(options, self.model))
+        return [text for _, _, text in sorted((n, sample, text) for n, text, sample in rows)]
+
+    @takes(ManyOptions)
+    def generate_rows(self, source: str, **options: Unpack[ManyKeywords]) -> AsyncGenerator[TextRow, None]:
+        """Continue the prompts of `source`, a query of two columns, a key and a prompt: rows in its order, as they are computed.
+
+        Row p (from 0) draws with seed + p, or with `n` texts for each prompt with seed + p n and the following ones. Closing
+        the iterator ends the work; transactions are as with `stream`.
+        """
         given = arguments(options, self.model)
-        return [text for _, text in await self._rows("llm_generate_batch", prompts=list(prompts), **given)]
+        return self._streamed(TextRow, 1, "llm_generate_rows", source=source, **given)
+
+    def perplexity_rows(
+        self, source: str, *, model: str | None = None, from_start: bool = False
+    ) -> AsyncGenerator[PerplexityRow, None]:
+        """`perplexity` of each text of `source`, a query of two columns, a key and a text, faster than one after another."""
+        given = {"model_name": model or self.model, "from_start": from_start}
+        return self._streamed(PerplexityRow, ROWS, "llm_perplexity_rows", source=source, **given)
+
+    def embedding_rows(
+        self, source: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
+    ) -> AsyncGenerator[EmbeddingRow, None]:
+        """`embed` of each text of `source`, a query of two columns, a key and a text, faster than one after another."""
+        given = {"layer": layer, "pooling": pooling, "model_name": model or self.model}
+        return self._streamed(EmbeddingRow, ROWS, "llm_embedding_rows", source=source, **given)
+
+    async def cosine(self, a: Sequence[float], b: Sequence[float]) -> float | None:
+        """The cosine of the angle between two embeddings; NaN where one of them is zero."""
+        return await self._value("llm_cosine", a=[*map(float, a)], b=[*map(float, b)])
 
     @takes(BeamOptions)
     async def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:
@@ -122,20 +150,15 @@ class AsyncPGLLMClient:
         given = {"prompt": prompt, "source": source, "normalize": normalize, "model_name": model or self.model}
         return [Choice(*row) for row in await self._rows("llm_choose_from", **given)]
 
-    async def choose_rows(
+    def choose_rows(
         self, source: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
     ) -> AsyncGenerator[ChosenRow, None]:
-        """What `classify` gives for each row of a query of two columns, key and prompt, in its order, as they are computed.
+        """What `classify` gives for each prompt of `source`, a query of two columns, a key and a prompt, in its order.
 
-        Several rows share a pass of the model, and what they begin with in common is processed once. The iterator is closed
-        as that of `stream` is.
+        Several share a pass of the model, and what they begin with in common is processed once.
         """
-        given = {"source": source, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
-        async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = ROWS_AT_A_TIME
-            await cursor.execute(*(await self._statements()).stream("llm_choose_rows", **given))
-            async for row in cursor:
-                yield ChosenRow(*row)
+        given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
 
     async def train(
         self,
@@ -184,6 +207,14 @@ class AsyncPGLLMClient:
 
     async def _rows(self, function: str, **given: Any) -> list[tuple[Any, ...]]:
         return await self._fetch((await self._statements()).rows(function, **given))
+
+    async def _streamed(self, make: type[T], size: int, function: str, **given: Any) -> AsyncGenerator[T, None]:
+        """What `make` makes of the rows as they are computed, `size` of them fetched at a time."""
+        async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
+            cursor.itersize = size
+            await cursor.execute(*(await self._statements()).stream(function, **given))
+            async for row in cursor:
+                yield make(*row)
 
     async def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
         async with self.conn.cursor(row_factory=tuple_row) as cursor:

@@ -5,23 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
-from .names import BeamKeywords, GenerateKeywords, SamplingKeywords, of_beams, takes
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
+from .names import BeamKeywords, GenerateKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
 from .options import TrainOptions
-from .results import Beam, Choice, ChosenRow, StreamEvent
+from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ROWS_AT_A_TIME = 100  # of a query of rows
+T = TypeVar("T")
+ROWS = 16  # of results of many rows that are fetched at a time
 
 
 class PGLLMClient:
@@ -64,17 +65,44 @@ class PGLLMClient:
         the connection meanwhile is part of it, and committed at its end.
         """
         given = arguments(options, self.model)
-        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = 1
-            cursor.execute(*self._statements().stream("llm_generate_stream", prompt=prompt, **given))
-            for row in cursor:
-                yield StreamEvent(*row)
+        return self._streamed(StreamEvent, 1, "llm_generate_stream", prompt=prompt, **given)
 
-    @takes(GenerationOptions)
-    def generate_batch(self, prompts: Sequence[str], **options: Unpack[SamplingKeywords]) -> list[str]:
-        """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n."""
+    @takes(ManyOptions)
+    def generate_batch(self, prompts: Sequence[str], **options: Unpack[ManyKeywords]) -> list[str]:
+        """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n.
+
+        With `n` there are so many texts for each prompt, one after the other, each by the next seed.
+        """
+        rows = self._rows("llm_generate_batch", prompts=list(prompts), **arguments(options, self.model))
+        return [text for _, _, text in sorted((n, sample, text) for n, text, sample in rows)]
+
+    @takes(ManyOptions)
+    def generate_rows(self, source: str, **options: Unpack[ManyKeywords]) -> Generator[TextRow, None, None]:
+        """Continue the prompts of `source`, a query of two columns, a key and a prompt: rows in its order, as they are computed.
+
+        Row p (from 0) draws with seed + p, or with `n` texts for each prompt with seed + p n and the following ones. Closing
+        the iterator ends the work; transactions are as with `stream`.
+        """
         given = arguments(options, self.model)
-        return [text for _, text in self._rows("llm_generate_batch", prompts=list(prompts), **given)]
+        return self._streamed(TextRow, 1, "llm_generate_rows", source=source, **given)
+
+    def perplexity_rows(
+        self, source: str, *, model: str | None = None, from_start: bool = False
+    ) -> Generator[PerplexityRow, None, None]:
+        """`perplexity` of each text of `source`, a query of two columns, a key and a text, faster than one after another."""
+        given = {"model_name": model or self.model, "from_start": from_start}
+        return self._streamed(PerplexityRow, ROWS, "llm_perplexity_rows", source=source, **given)
+
+    def embedding_rows(
+        self, source: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
+    ) -> Generator[EmbeddingRow, None, None]:
+        """`embed` of each text of `source`, a query of two columns, a key and a text, faster than one after another."""
+        given = {"layer": layer, "pooling": pooling, "model_name": model or self.model}
+        return self._streamed(EmbeddingRow, ROWS, "llm_embedding_rows", source=source, **given)
+
+    def cosine(self, a: Sequence[float], b: Sequence[float]) -> float | None:
+        """The cosine of the angle between two embeddings; NaN where one of them is zero."""
+        return self._value("llm_cosine", a=[*map(float, a)], b=[*map(float, b)])
 
     @takes(BeamOptions)
     def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:
@@ -126,17 +154,12 @@ class PGLLMClient:
     def choose_rows(
         self, source: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
     ) -> Generator[ChosenRow, None, None]:
-        """What `classify` gives for each row of a query of two columns, key and prompt, in its order, as they are computed.
+        """What `classify` gives for each prompt of `source`, a query of two columns, a key and a prompt, in its order.
 
-        Several rows share a pass of the model, and what they begin with in common is processed once. The iterator is closed
-        as that of `stream` is.
+        Several share a pass of the model, and what they begin with in common is processed once.
         """
-        given = {"source": source, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
-        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = ROWS_AT_A_TIME
-            cursor.execute(*self._statements().stream("llm_choose_rows", **given))
-            for row in cursor:
-                yield ChosenRow(*row)
+        given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
 
     def train(
         self,
@@ -185,6 +208,14 @@ class PGLLMClient:
 
     def _rows(self, function: str, **given: Any) -> list[tuple[Any, ...]]:
         return self._fetch(self._statements().rows(function, **given))
+
+    def _streamed(self, make: type[T], size: int, function: str, **given: Any) -> Generator[T, None, None]:
+        """What `make` makes of the rows as they are computed, `size` of them fetched at a time."""
+        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
+            cursor.itersize = size
+            cursor.execute(*self._statements().stream(function, **given))
+            for row in cursor:
+                yield make(*row)
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
         with self.conn.cursor(row_factory=tuple_row) as cursor:

@@ -32,6 +32,12 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: Annotated[float, 0.0]
 
 
+class ManyOptions(GenerationOptions, total=False):
+    """How several prompts are: as llm_generate_batch does."""
+
+    n: Annotated[int, 1]
+
+
 class BeamOptions(TypedDict, total=False):
     """How beam search continues a prompt: as llm_beam_search does."""
 
@@ -66,6 +72,7 @@ KEYS = (
     "logit_bias",
     "presence_penalty",
     "frequency_penalty",
+    "n",
 )
 
 

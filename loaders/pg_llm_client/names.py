@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_type_hints
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, ManyOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +26,10 @@ class SamplingKeywords(GenerationOptions, total=False):
     top_p: float
     do_sample: bool
     num_beams: int
+
+
+class ManyKeywords(ManyOptions, SamplingKeywords, total=False):
+    """The same for several prompts."""
 
 
 class GenerateKeywords(SamplingKeywords, total=False):

@@ -23,6 +23,37 @@ class StreamEvent:
 
 
 @dataclass(frozen=True)
+class TextRow:
+    """A text generated for a row of a query."""
+
+    key: str | None
+    text: str | None
+    """None where the prompt was, or cannot be continued."""
+    sample: int
+    """From 1 to n."""
+
+
+@dataclass(frozen=True)
+class PerplexityRow:
+    """The perplexity of a text of a query."""
+
+    key: str | None
+    perplexity: float | None
+    """None of None, and of a text that is too short."""
+    tokens: int | None
+    """How many were scored."""
+
+
+@dataclass(frozen=True)
+class EmbeddingRow:
+    """The embedding of a text of a query."""
+
+    key: str | None
+    embedding: list[float] | None
+    """None of None, and of an empty text."""
+
+
+@dataclass(frozen=True)
 class Beam:
     """A continuation that beam search found."""
 

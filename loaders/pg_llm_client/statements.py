@@ -41,6 +41,8 @@ TYPES = {
     "from_start": "bool",
     "n_steps": "int4",
     "commit_every": "int4",
+    "a": "float4[]",
+    "b": "float4[]",
 }  # of parameters; all others are text
 
 Statement = tuple[sql.Composed, dict[str, Any]]

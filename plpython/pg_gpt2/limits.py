@@ -7,6 +7,7 @@ memory alone is not here: that is asked for when it is needed.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_SAMPLES = 1024  # texts for each prompt: a row of the result each
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
 MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bounds  # first: it keeps BLAS at one thread
+import choosing
 import decoding
 import learning
 import machine
@@ -40,6 +41,8 @@ TOPICS: dict[str, list[Topic]] = {
     "lookup": [("", 1, 3, decoding.lookup)],
     "batch": [("decoders", 1, 3, decoding.batch)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
+    "prefix": [("torch", 1, 3, decoding.prefix)],
+    "choose": [("torch", 1, 3, choosing.choose)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),
         ("torch", 0, 2, lambda bench: learning.train(bench, 4, 256, 1)),

@@ -15,6 +15,7 @@ from texts import english
 
 PROMPT, NEW_TOKENS, LONG_PROMPT = 32, 128, 1023
 BATCH = 16
+COMMON, OWN = 500, 30  # tokens of instructions and of a row
 TEXTS = 3  # that repeat themselves: how soon and how often is luck
 NEAR, FAR, WINDOW = 50, 900, 32
 
@@ -122,6 +123,28 @@ def prefill(bench: Bench) -> None:
     results = bench.compare(row, bench.shape.prefill_flops(LONG_PROMPT), parties)
     if bench.torch:
         bench.check(f"prefill: same id as {bench.torch.name}", len(set(results)) == 1)
+
+
+def prefix(bench: Bench) -> None:
+    """Rows that begin with the same instructions: going on from what was read, without that, and torch reusing its cache."""
+    count = bench.length.prefix_rows
+    row = bench.row("prefix", f"token after {COMMON} common tokens and {OWN} of its own", "rows/s", count, rate=True)
+    common = bench.ids(COMMON)
+    prompts = [common + bench.ids(OWN) for _ in range(count)]
+    with (
+        bench.server.plain_session() as without,
+        bench.server.session(prompt_lookup="off", prefix_cache="64MB") as with_it,
+    ):
+        for session in (without, with_it):
+            session.generate(common, 1)
+        parties = [us(lambda: [with_it.generate(ids, 1) for ids in prompts])]
+        parties.append(("without", lambda: [without.generate(ids, 1) for ids in prompts]))
+        if bench.torch:
+            bench.torch.read(common)
+            parties.append((bench.torch.name, lambda: [bench.torch.after(ids) for ids in prompts]))
+        ours, *theirs = bench.compare(row, 0, parties)
+    for (name, _), found in zip(parties[1:], theirs, strict=True):
+        bench.check(f"prefix: same ids as {name}", ours == found)
 
 
 def sessions(bench: Bench) -> None:

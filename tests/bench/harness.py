@@ -26,11 +26,13 @@ class Length:
     session_tokens: int
     text_bytes: int
     recipe_steps: int
+    prefix_rows: int = 16
     most_sessions: int = 8
+    choose_rows: int = 56
 
 
-SMOKE = Length("smoke", 4, 4, 50_000, 6, 2)
-QUICK = Length("quick", 32, 24, 2_000_000, 150)
+SMOKE = Length("smoke", 4, 4, 50_000, 6, 2, 2, 4)
+QUICK = Length("quick", 32, 24, 2_000_000, 150, 8)
 FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)
 
 

@@ -150,8 +150,8 @@ class Server:
         self.main = self.plain_session()
 
     def session(self, **settings: object) -> Session:
-        """Another session."""
-        return Session(self.dsn, **({"threads": self.threads} | settings))
+        """Another session, which reads every prompt, also one that it has read before."""
+        return Session(self.dsn, **({"threads": self.threads, "prefix_cache": 0} | settings))
 
     def plain_session(self) -> Session:
         """Another session, in which a token is a pass of the model: nothing is guessed from what was said before."""

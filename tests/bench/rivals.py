@@ -16,6 +16,8 @@ from ours import timed
 from shapes import CLIP, LR, NANOGPT_BETA2, NANOGPT_LR, NANOGPT_MIN_LR, NANOGPT_WARMUP, WEIGHT_DECAY, Shape
 from targets import CT2, CT2_INT8, TORCH
 
+TOGETHER = 8  # rows of a batch of transformers that go on from the same text
+
 
 def has_torch() -> bool:
     """Whether torch and transformers are installed."""
@@ -88,6 +90,39 @@ class Torch:
         with self._torch.inference_mode():
             logits = self._model(self._torch.tensor([ids]), use_cache=True, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
+
+    def read(self, ids: list[int]) -> None:
+        """Keep keys and values of a text, for `after`."""
+        with self._torch.inference_mode():
+            self._read = self._model(self._torch.tensor([ids]), use_cache=True, logits_to_keep=1).past_key_values
+        self._read_ids = len(ids)
+
+    def after(self, ids: list[int]) -> list[int]:
+        """The most probable next id of a text that begins with the one that was read, whose keys and values are used again."""
+        rest = self._torch.tensor([ids[self._read_ids :]])
+        with self._torch.inference_mode():
+            logits = self._model(rest, past_key_values=self._read, use_cache=True, logits_to_keep=1).logits
+        self._read.crop(self._read_ids)
+        return [int(logits[0, -1].argmax())]
+
+    def choose(self, rows: list[list[int]], choices: list[int]) -> list[int]:
+        """The number of the most probable of `choices`, ids, after the text that was read and each of rows of one length.
+
+        TOGETHER rows are a batch, over views of the keys and values that were read: the cache copies them once, as it grows.
+        """
+        from transformers import DynamicCache
+
+        found: list[int] = []
+        with self._torch.inference_mode():
+            for start in range(0, len(rows), TOGETHER):
+                some = self._torch.tensor(rows[start : start + TOGETHER])
+                cache = DynamicCache(config=self._model.config)
+                for number, layer in enumerate(self._read.layers):
+                    keys, values = (kept.expand(len(some), -1, -1, -1) for kept in (layer.keys, layer.values))
+                    cache.update(keys, values, number)
+                logits = self._model(some, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                found += logits[:, choices].argmax(-1).tolist()
+        return found
 
     def train(self, tokens: list[list[int]], targets: list[list[int]], dropout: float) -> float:
         """One step of forward, backward, clipping and AdamW; the loss. State is kept from call to call."""

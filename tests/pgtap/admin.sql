@@ -102,7 +102,7 @@ SELECT throws_ok($$SELECT llm_grant_usage('trainer', NULL)$$, '22004', NULL, 'le
 
 SET pg_gpt2.audit_keep = 3;
 SELECT is((SELECT setting || ', ' || boot_val FROM llm_settings WHERE name = 'pg_gpt2.audit_keep'), '3, 1', 'a setting of the session, and its default');
-SELECT is((SELECT count(*)::integer FROM llm_settings), 9, 'all settings');
+SELECT is((SELECT count(*)::integer FROM llm_settings), 10, 'all settings');
 
 SELECT * FROM finish();
 ROLLBACK;

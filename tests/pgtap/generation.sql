@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(216);
+SELECT plan(221);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -106,8 +106,15 @@ SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows
 SELECT is_empty('SELECT * FROM llm_generate_batch(NULL)', 'no rows of null');
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'nor of no prompts');
 SELECT results_eq($$SELECT * FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7)$$,
-    $$VALUES (1, llm_generate('low', 3, seed => 7)), (2, NULL), (3, llm_generate('new', 3, seed => 9))$$, 'of a null prompt a row with a null text, in its place');
-SELECT results_eq($$SELECT * FROM llm_generate_batch('{NULL}')$$, $$VALUES (1, NULL::text)$$, 'also of nothing else');
+    $$VALUES (1, llm_generate('low', 3, seed => 7), 1), (2, NULL, 1), (3, llm_generate('new', 3, seed => 9), 1)$$, 'of a null prompt a row with a null text, in its place');
+SELECT results_eq($$SELECT * FROM llm_generate_batch('{NULL}')$$, $$VALUES (1, NULL::text, 1)$$, 'also of nothing else');
+SELECT results_eq($$SELECT * FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7, echo => false, options => '{"n": 2}')$$,
+    $$VALUES (1, llm_generate('low', 3, seed => 7, echo => false), 1), (1, llm_generate('low', 3, seed => 8, echo => false), 2), (2, NULL, 1), (2, NULL, 2),
+             (3, llm_generate('new', 3, seed => 11, echo => false), 1), (3, llm_generate('new', 3, seed => 12, echo => false), 2)$$, 'n samples, each with a seed of its own');
+SELECT is((SELECT count(DISTINCT (n, sample)) FROM llm_generate_batch('{low,new}', 1, options => '{"n": 100}')), 200::bigint, 'more than go on together, too');
+SELECT throws_ok(format($$SELECT * FROM llm_generate_batch('{low}', options => '{"n": %s}')$$, n), state, NULL, 'n ' || n)
+FROM (VALUES ('0', '22023'), ('1025', '22023')) AS v (n, state);
+SELECT throws_ok($$SELECT llm_generate('low', options => '{"n": 2}')$$, '22023', NULL, 'n is not for one text');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{{low},{low}}')$$, '22023', NULL, 'a matrix of prompts');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low}', model_name => 'nope')$$, '42704', NULL, 'unknown model');
 

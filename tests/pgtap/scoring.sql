@@ -1,6 +1,6 @@
--- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding.
+-- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding, llm_cosine.
 BEGIN;
-SELECT plan(52);
+SELECT plan(72);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
@@ -56,6 +56,17 @@ SELECT throws_ok(format('SELECT llm_text_embedding(%s)', arguments), state, NULL
     ($$'low', 3$$, '22023'), ($$'low', -4$$, '22023'), ($$'low', pooling => 'max'$$, '22023'), ($$'low', pooling => NULL$$, '22004'),
     ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 SELECT throws_ok($$SELECT llm_text_embedding('low', model_name => 'gpt2-small')$$, '55000', NULL, 'no weights');
+
+-- llm_cosine.
+SELECT volatility_is('llm_cosine', '{real[],real[]}'::name[], 'immutable');
+SELECT is(llm_cosine(a, b), cosine, format('cosine of %s and %s', a, b)) FROM (VALUES
+    ('{3,4}'::real[], '{6,8}'::real[], 1::double precision), ('{1,0}', '{0,7}', 0), ('{1,2}', '{-1,-2}', -1), ('{1}', '{0.1}', 1), ('{3e38,3e38}', '{1e38,1e38}', 1),
+    ('{1e-45}', '{1e-45}', 1), ('{0,0}', '{1,1}', 'NaN'), ('{0}', '{0}', 'NaN'), ('{NaN,1}', '{1,1}', 'NaN'), ('{Infinity,1}', '{1,1}', 'NaN'),
+    ('{}', '{}', NULL), (NULL, '{1}', NULL), ('{1}', NULL, NULL), ('{1,NULL}', '{1,2}', NULL), ('{1,2}', '{NULL,2}', NULL)) AS v (a, b, cosine);
+SELECT is(round(llm_cosine('{1,2,3}', '{4,-5,6}')::numeric, 12), round((12 / sqrt(14 * 77))::numeric, 12), 'by the formula');
+SELECT throws_matching($$SELECT llm_cosine('{1,2}', '{1,2,3}')$$, 'equal length, not of 2 and 3 numbers', 'of different lengths');
+SELECT throws_ok($$SELECT llm_cosine('{1,2}', '{}')$$, '22023', NULL, 'with its SQLSTATE');
+SELECT ok(llm_cosine(llm_text_embedding('lower'), llm_text_embedding('lower')) > 0.999999, 'of embeddings');
 
 -- A window of one position: each token is predicted from the one before.
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 'one');

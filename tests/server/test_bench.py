@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "bench" / "bench.py"
-WITHOUT_RIVALS = ("decode", "position", "verify", "adamw", "workers", "memory", "encode")
+WITHOUT_RIVALS = ("decode", "position", "verify", "prefix", "adamw", "workers", "memory", "encode")
 
 
 def test_bench_runs_without_rivals(cluster_dsn, tmp_path):

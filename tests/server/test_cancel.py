@@ -34,6 +34,15 @@ LONG = {
     "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
     "a batch of many": "SELECT count(*) FROM llm_generate_batch(array_fill('low'::text, '{100000}'), 99, model_name => 'slow')",
+    "generation of rows": "SELECT count(*) FROM llm_generate_rows($$SELECT i, 'low' FROM generate_series(1, 100000) i$$, 99,"
+    " model_name => 'slow')",
+    "samples": "SELECT count(*) FROM llm_generate_rows($$SELECT 1, 'low'$$, 99, model_name => 'slow',"
+    " options => '{\"n\": 1000}')",
+    "perplexity of rows": "SELECT count(*) FROM llm_perplexity_rows($$SELECT i, 'low lower' FROM generate_series(1, 1000000) i$$,"
+    " 'slow')",
+    "embedding of rows": "SELECT (llm_embedding_rows('SELECT 1, letters FROM words', model_name => 'slow')).key",
+    "a source that takes long": "SELECT count(*) FROM llm_perplexity_rows('SELECT i, i::text FROM generate_series(1, 1e9) i"
+    " WHERE i < 0', 'slow')",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",

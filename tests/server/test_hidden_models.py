@@ -20,7 +20,7 @@ NO_MODEL = set(
         """
     llm_boot llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
     llm_grant_usage llm_prune_autograd_state llm_generation_options_declared llm_training_options_declared
-    llm_texts_sent llm_bytes_sent
+    llm_texts_sent llm_bytes_sent llm_cosine
     llm_bpe_changed llm_model_config_replaces_preset llm_autograd_mode_update llm_block_forward
     pg_llm_autograd_enabled pg_llm_autograd_track_tensor pg_llm_adamw_step pg_llm_add pg_llm_attention pg_llm_attention_backward
     pg_llm_cross_entropy pg_llm_cross_entropy_backward pg_llm_dropout pg_llm_dropout_backward pg_llm_gelu pg_llm_gelu_backward
@@ -42,6 +42,9 @@ STATEMENTS = {
         f"SELECT llm_generate_tokens_sent({IDS}, 3, 1, 5, 1, '{{m}}', NULL, 1, NULL, 1, 0, NULL)",
     ],
     "llm_generate_batch": ["SELECT * FROM llm_generate_batch('{{low}}', 3, model_name => '{m}', seed => 1)"],
+    "llm_generate_rows": ["SELECT * FROM llm_generate_rows($$SELECT 1, 'low'$$, 3, model_name => '{m}', seed => 1)"],
+    "llm_perplexity_rows": ["SELECT * FROM llm_perplexity_rows($$SELECT 1, 'low lower'$$, '{m}')"],
+    "llm_embedding_rows": ["SELECT * FROM llm_embedding_rows($$SELECT 1, 'low'$$, model_name => '{m}')"],
     "llm_beam_search": ["SELECT * FROM llm_beam_search('low', 2, 2, model_name => '{m}')"],
     "llm_beam_search_sent": [f"SELECT * FROM llm_beam_search_sent(NULL, {IDS}, 2, 2, 1, false, NULL, '{{m}}', NULL)"],
     "llm_next_token": ["SELECT * FROM llm_next_token('low', model_name => '{m}')"],

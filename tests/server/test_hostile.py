@@ -20,6 +20,7 @@ HOSTILE = {
     "integer[]": ["'{}'", "'{{1,2},{3,4}}'", "'{1,NULL}'", "'{-1}'", "'{2147483647}'", "'[5:6]={1,2}'", "'{{{1}}}'"],
     "bigint[]": ["'{}'", "'{{1,2},{3,4}}'", "'{NULL}'", "'{-1}'", "'{9223372036854775807}'"],
     "double precision[]": ["'{}'", "'{{1,2},{3,4}}'", "'{NULL}'", "'{NaN}'", "'{1e308}'"],
+    "real[]": ["'{}'", "'{{1,2},{3,4}}'", "'{NULL,1}'", "'{NaN,1}'", "'{Infinity,1e38}'"],
     "text[]": ["'{}'", "'{{a,b},{c,d}}'", "'{NULL}'", "ARRAY['']", "ARRAY[repeat('x', 3000)]"],
     "bytea": ["''", r"'\x00'", r"'\x0000807f'", "decode(repeat('ff', 64), 'hex')", "decode(repeat('00', 4096), 'hex')"],
     "jsonb": ["'{}'", "'[]'", "'null'", "'1e400'", """'{"eps": "x"}'""", """'{"axis": 1e300}'"""],
@@ -45,6 +46,10 @@ EXAMPLES = {
     "llm_generate_tokens_sent": "sent => array_send('{1,2}'::int[]), max_tokens => 3, temperature => 1, topk => 5, topp => 1,"
     " model_name => 'm', eos_token => NULL, seed => 1, stop => NULL, repetition_penalty => 1, min_p => 0, options => NULL",
     "llm_generate_batch": f"prompts => '{{low,the}}', {SAMPLING}",
+    "llm_generate_rows": f"source => 'VALUES (1, ''low the'')', {SAMPLING}",
+    "llm_perplexity_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
+    "llm_embedding_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
+    "llm_cosine": "a => '{1,2}', b => '{3,4}'",
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
     " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
@@ -173,6 +178,7 @@ REFUSED = {
     *("pg_llm_import_safetensors", "pg_llm_import_npz", "pg_llm_export_safetensors", "pg_llm_export_npz"),
     "llm_checkpoint_attach",
 }
+IN_SQL = {"llm_cosine"}  # has no hints
 REFUSED |= {"pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"}  # /etc/passwd is none, and /no/such not there
 
 
@@ -229,7 +235,7 @@ def unexplained(
         except psycopg.errors.UndefinedFunction:
             raise  # the test itself is wrong
         except psycopg.Error as error:
-            if error.sqlstate in (None, "XX000") or not error.diag.message_hint:
+            if error.sqlstate in (None, "XX000") or not (error.diag.message_hint or function in IN_SQL):
                 found.append(f"{replaced}: {error.sqlstate} {error.diag.message_primary}")
     return found
 

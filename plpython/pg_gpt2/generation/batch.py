@@ -5,20 +5,25 @@ about a token, the plain path does: the prompt is decoded alone up to there. Thi
 the batch. With weights in panels there is no such difference.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
+from ..errors import InvalidParameter
+from ..fast import slices
 from ..fast.layout import DecoderWeights
-from .decode import Decoder, bytes_of_several, feed_together, several, step_together
+from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
 from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+Outcome = list[Token] | InvalidParameter
 MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
@@ -28,6 +33,7 @@ class Stream:
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.history = History(prompt, options.eos)
         self.tokens: list[Token] = []
+        self.error: InvalidParameter | None = None  # why it says no more
         self.options = options
         self.decoder = decoder
         self._stopped = stopped
@@ -70,10 +76,9 @@ class Stream:
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
-            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
-            self._plain = Decoder(params, config, room)
-            self._plain.feed(self._alone)
+            host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
+            self._plain = self.decoder.copy()
+            self._plain.feed(self._plain.resume(self._alone))
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
         self._read = len(self.seen)
@@ -87,13 +92,49 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    found: dict[int, list[Token]] = {}
+    for number, outcome in generate_each(params, config, prompts, options, stopped, MOST_TOGETHER):
+        if isinstance(outcome, InvalidParameter):
+            raise outcome
+        found[number] = outcome
+    return [found[number] for number in range(len(prompts))]
+
+
+def generate_each(
+    params: DecoderWeights,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
+    together: int,
+) -> Iterator[tuple[int, Outcome]]:
+    """(number, outcome) of each prompt as it ends, so many `together` at most: where one ends, another begins.
+
+    Prompts that are equal and follow each other begin together, and are read once.
+    """
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
-    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
+    order = sorted(range(len(prompts)), key=rooms.__getitem__, reverse=True)  # so that whatever ends leaves room enough
+    groups = deque(_alike(order, prompts, together))
+    free = several(params, config, [rooms[number] for number in order[:together]])
+    numbers: dict[Stream, int] = {}
+    results: list[tuple[Stream, np.ndarray]] = []
     window = config.n_positions
-    begun = [s for s in streams if s.options.max_tokens]
-    results = _begin(begun, [s.seen[-window:] for s in begun], begin_together)
-    while going_on := [stream for stream, logits in results if stream.take(logits)]:
+    while True:
+        begun: list[Stream] = []
+        while groups and len(groups[0]) <= len(free):
+            for number in groups.popleft():
+                stream = Stream(free.pop(0), prompts[number], options[number], stopped[number])
+                numbers[stream] = number
+                begun.append(stream)
+        begun = [s for s in begun if s.options.max_tokens]
+        results += _begin(begun, [s.seen[-window:] for s in begun], begin_together)
+        going_on = [stream for stream, logits in results if _takes(stream, logits)]
+        for stream in [stream for stream in numbers if stream not in set(going_on)]:
+            free.append(stream.decoder)
+            yield numbers.pop(stream), stream.error or stream.tokens
+        if not numbers and not groups:
+            return
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full], feed_together)
@@ -101,7 +142,22 @@ def generate_batch(
             results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
         for stream in rest:
             stream.shared(len(rest) - 1)
-    return [stream.tokens for stream in streams]
+
+
+def _takes(stream: Stream, logits: np.ndarray) -> bool:
+    """Let the stream choose a token; True while it goes on. What is wrong with one stream ends that one only."""
+    try:
+        return stream.take(logits)
+    except InvalidParameter as error:
+        stream.error = error
+        return False
+
+
+def _alike(order: Sequence[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
+    """`order` in groups of at most `together` prompts that are one object: samples of one prompt."""
+    for _, alike in groupby(order, lambda number: id(prompts[number])):
+        numbers = list(alike)
+        yield from (numbers[some] for some in slices.pieces(len(numbers), together))
 
 
 def _begin(

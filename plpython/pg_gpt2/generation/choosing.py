@@ -172,7 +172,7 @@ class Chooser:
                 hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
                 " that choices have at the beginning of a text.",
             )
-        self._params, self._config, self._choices, self._normalize = params, config, choices, normalize
+        self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
         self._priors: dict[str, np.ndarray] = {}  # by blanks
         if normalize == "prior":
             self._prior("")
@@ -188,7 +188,7 @@ class Chooser:
     ) -> Iterator[tuple[Key, Scores | None]]:
         """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
         to `refused` with its error, and gets None; without `refused` the error is raised."""
-        slots = Slots(self._params, self._config)
+        slots = Slots(self._params, self.config)
         for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
             yield key, self._scores(prompt, asked, found) if asked is not None else None
         slots.give()
@@ -227,5 +227,5 @@ class Chooser:
             if len(self._priors) >= MOST_PRIORS:
                 self._priors.clear()
             question = self._choices.unconditional(blanks)
-            (self._priors[blanks],) = Slots(self._params, self._config).answer([question])
+            (self._priors[blanks],) = Slots(self._params, self.config).answer([question])
         return self._priors[blanks]

@@ -51,7 +51,7 @@ class Decoder:
         self.length = 0
         self.ids = array("q")
         self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
-        self.exact = _is_exact(params)
+        self.exact = is_exact(params)
         self._whole = 0  # positions that were read in passes of WHOLE rows
         self.cache: Cache = cache or kind_of_cache(params)(config, min(room, config.n_positions))
 
@@ -69,11 +69,13 @@ class Decoder:
         """Positions whose keys and values are those of any stream that begins with the same tokens, bit for bit."""
         return self.length if self.exact else self._whole
 
-    def usable_for(self, ids: np.ndarray) -> int:
-        """How much of what was read a stream of `ids` can begin with; never all of them, because logits follow a row."""
+    def usable_for(self, ids: np.ndarray, scored: bool = False) -> int:
+        """How much of what was read a stream of `ids` can begin with; never all of them, because logits follow a row.
+        `scored`: so that the scores of as many tokens and one more are known."""
         n = min(self.reusable, len(ids) - 1)
         differs = np.asarray(self.ids)[:n] != ids[:n]
-        return self.boundary(int(differs.argmax()) if differs.any() else n)
+        same = int(differs.argmax()) if differs.any() else n
+        return self.boundary(max(0, min(same - 1, self.scores.shape[1])) if scored else same)
 
     def boundary(self, length: int) -> int:
         """The end of what can be used of `length` positions that were read."""
@@ -90,15 +92,16 @@ class Decoder:
 
     def read(self, ids: Ids) -> np.ndarray:
         """Append `ids`; the stream after ln_f [1, D] at the last of them, until the next pass."""
-        for rows in self.passes(len(ids)):
-            x = self._read(ids[rows], LAST)
-            host.check_interrupts()
-        return x
+        for x in self.passes(ids, LAST):
+            last = x
+        return last
 
-    def passes(self, count: int) -> Iterator[slice]:
-        """How the next `count` ids are cut into passes."""
+    def passes(self, ids: Ids, wanted: Wanted = ALL) -> Iterator[np.ndarray]:
+        """Append `ids`, in passes; of each the stream after ln_f at what is wanted of it, until the next pass."""
         most, before = (PREFILL_ROWS, 0) if self.exact else (WHOLE, self.length % WHOLE)
-        return (slice(max(0, start), min(start + most, count)) for start in range(-before, count, most))
+        for start in range(-before, len(ids), most):
+            yield self._read(ids[max(0, start) : start + most], wanted)
+            host.check_interrupts()
 
     def feed_all(self, ids: Ids) -> np.ndarray:
         """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
@@ -245,22 +248,23 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
 def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
-    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    kept = block_caches(config, rooms) if is_exact(params) else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
 def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
-    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], _is_exact(params))
+    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], is_exact(params))
 
 
-def _is_exact(params: DecoderWeights) -> bool:
+def is_exact(params: DecoderWeights) -> bool:
+    """Whether a row's results have the same bits whatever rows share its pass."""
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
     """How a Decoder of these weights keeps keys and values now."""
-    return BlockCache if _is_exact(params) else RowCache if is_fast() else KeyValues
+    return BlockCache if is_exact(params) else RowCache if is_fast() else KeyValues
 
 
 def _hidden(

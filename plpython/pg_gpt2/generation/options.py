@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidParameter
-from ..limits import MOST_BEAMS, MOST_STOP_CHARACTERS
+from ..limits import MOST_BEAMS, MOST_SAMPLES, MOST_STOP_CHARACTERS
 from ..options import (
     FLAG,
     ID_NUMBERS,
@@ -231,6 +231,19 @@ class TextGeneration(Generation):
 
 
 @dataclass(frozen=True)
+class ManyTexts(TextGeneration):
+    """What generation of texts for several prompts has beside it."""
+
+    n: int = option(
+        1,
+        INTEGER,
+        between(1, MOST_SAMPLES),
+        hint="It is the number of texts for each prompt; 1 is the default.",
+        meaning="Texts for each prompt, which is read once; only for llm_generate_batch and llm_generate_rows.",
+    )
+
+
+@dataclass(frozen=True)
 class BeamSearch(Call):
     """What beam search has."""
 
@@ -259,7 +272,7 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | TextGeneration.options() | BeamSearch.options()
+    found = SamplingOptions.options() | ManyTexts.options() | BeamSearch.options()
     yield from found.values()
 
 

@@ -1,20 +1,23 @@
 """One pass of a model over several texts, laid end to end: what is computed row by row is shared, attention is each text's own.
 
 A pass reads all weights, so many short texts cost hardly more than a long one. With weights in panels a text's states have the
-bits that it gets alone; elsewhere a product's last bits depend on how many rows it has.
+bits that a `Decoder` gives it alone; elsewhere a product's last bits depend on how many rows it has.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
+from .. import host
 from ..core import gpt2
 from ..core.config import LAYER_NORM_EPS, GPT2Config
 from ..core.tape import Eager
 from ..fast import buffers
 from ..fast.layout import DecoderWeights
 from ..fast.products import as_rows
+from .decode import kind_of_cache
 
 ROWS = 512  # of a pass, unless one text has more: fewer read the weights more often, more leave a core's cache
 
@@ -40,13 +43,16 @@ def states(
 ) -> np.ndarray:  # each [T] -> [sum T, D]
     """The stream after `depth` blocks, and after ln_f where these are all."""
     ends = np.cumsum([len(ids) for ids in texts])
+    # of the layer and text at hand: what follows in it, of others, is not seen
+    cache = kind_of_cache(params)(replace(config, n_layer=1), max(map(len, texts)))
 
     def attend(layer: int, qkv: np.ndarray) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
-        out = np.empty((len(qkv), 1, config.d_model), qkv.dtype)
+        out = np.empty((len(qkv), config.d_model), qkv.dtype)
         for end, ids in zip(ends, texts):
             rows = slice(end - len(ids), end)
-            out[rows, 0] = run.apply("causal_attention", qkv[None, rows, 0], n_head=config.n_head)[0]
-        return out
+            cache.attend(0, qkv[rows, 0], out[rows], 0)
+            host.check_interrupts()
+        return out[:, None]
 
     run = Eager()
     how = gpt2.Pass(attend=attend)

@@ -96,11 +96,12 @@ class Prefixes:
         for identity in [identity for identity in self._saved if identity not in known]:
             del self._saved[identity]
 
-    def longest(self, key: Key, ids: np.ndarray) -> tuple[Decoder | None, int]:
-        """The kept text that begins like `ids` for longest, now the last to be given up, and for how long."""
+    def longest(self, key: Key, ids: np.ndarray, scored: bool = False) -> tuple[Decoder | None, int]:
+        """The kept text that begins like `ids` for longest, now the last to be given up, and for how long; `scored` as for
+        Decoder.usable_for."""
         best, length = None, LEAST - 1
         for place, kept in enumerate(self._kept):
-            if kept.key == key and (usable := kept.decoder.usable_for(ids)) > length:
+            if kept.key == key and (usable := kept.decoder.usable_for(ids, scored)) > length:
                 best, length = place, usable
         if best is None:
             return None, 0
@@ -122,7 +123,7 @@ class Prefixes:
         self._kept = [
             kept for kept in self._kept if kept.key != key or whole[: kept.decoder.length] != kept.decoder.ids
         ]
-        self._kept.append(_Kept(key, decoder, decoder.nbytes))
+        self._kept.append(_Kept(key, decoder, decoder.nbytes + decoder.scores.nbytes + 8 * decoder.length))
         self.fit(room)
 
     def has(self, key: Key, decoder: Decoder, length: int) -> bool:
@@ -139,23 +140,28 @@ class Prefixes:
 session = Prefixes()
 
 
-def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int) -> Decoder:
-    """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them."""
+def take(params: DecoderWeights, config: GPT2Config, ids: Ids, room: int, scored: bool = False) -> Decoder:
+    """A decoder with room for `room` positions that has read the longest beginning of `ids` that is kept, never all of them.
+    `scored`: of which the scores are known, with that of the next token: `Decoder.scores` [2, length]."""
     key = _key(params)
-    if key is None or len(ids) <= LEAST:
-        return Decoder(params, config, room)
-    found, length = session.longest(key, np.asarray(ids, np.int64))
+    found, length = (
+        (None, 0) if key is None or len(ids) <= LEAST else session.longest(key, np.asarray(ids, np.int64), scored)
+    )
     if found is None:
         return Decoder(params, config, room)
     session.count(params.identity, length)
+    scores = found.scores[:, :length]
+    decoder = None
     if 2 * length >= found.length:  # mostly the same: a copy would only fill the memory with what is alike
         session.remove(found)
         if found.cache.room >= min(room, config.n_positions):
-            found.params = params
+            decoder, found.params = found, params
             found.rewind(length)
-            return found
-    decoder = Decoder(params, config, room)
-    found.copy_to(decoder, length)
+    if decoder is None:
+        decoder = Decoder(params, config, room)
+        found.copy_to(decoder, length)
+    if scored:
+        decoder.scores = scores
     return decoder
 
 
@@ -247,8 +253,8 @@ def _read_families(decoders: Sequence[Decoder], ids: Sequence[np.ndarray], famil
 
 def _fetch(decoder: Decoder, ids: np.ndarray) -> None:
     """Let `decoder`, which has read a beginning of `ids` or nothing, have read what the session has read of them, if more."""
-    key = _key(decoder.params) if len(ids) > LEAST else None
-    if key is None:
+    key = _key(decoder.params)
+    if key is None or len(ids) <= LEAST:
         return
     found, length = session.longest(key, ids)
     if found is not None and length >= decoder.length + LEAST:

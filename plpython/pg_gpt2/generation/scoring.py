@@ -1,12 +1,12 @@
 """What a model thinks of given texts: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
 Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
-with at least half a window before it. Logits are made a few rows at a time. Short texts share passes, each with attention of its
-own (packing.py): one text is the case of several with nothing to share.
+with at least half a window before it. Logits are made a few rows at a time. Several texts share passes (packing.py); one
+alone goes on from what the session has read (prefixes.py), with the same bits.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +18,63 @@ from ..fast import slices
 from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from ..tensor import FLOAT32
-from . import packing
-from .decode import checked
+from . import packing, prefixes
+from .decode import Decoder, bytes_of_several, checked, is_exact
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
 OVERFLOW = 700.0  # exp() of more is no double precision
 
+Scores = tuple[np.ndarray, np.ndarray]  # log-probabilities and ranks [n - 1] of a text's tokens from the second on
 
-Scores = tuple[
-    np.ndarray, np.ndarray
-]  # log-probabilities and ranks of a text's tokens from the second on: [n - 1] each
+
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> Scores:
+    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
+    scores = np.empty((2, len(ids) - 1))
+    tokens = np.asarray(ids, np.int64)
+    progress = host.Progress("scoring", "tokens", len(ids))
+    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
+        window = scores[:, start : stop - 1]
+        if is_exact(params):
+            _score_with_cache(params, config, tokens[start:stop], first - start, window, keep=not start)
+        else:  # passes that end at fixed boundaries are slower than one pass
+            hidden = packing.states(params, config, [tokens[start : stop - 1]], config.n_layer)
+            _score_passes(params, [hidden], 0, tokens[start:stop], first - start, window)
+        progress.at(stop)
+    return scores[0], scores[1].astype(np.int64)
+
+
+def _score_with_cache(
+    params: DecoderWeights, config: GPT2Config, tokens: np.ndarray, first: int, scores: np.ndarray, keep: bool
+) -> None:  # [n], [2, n - 1]
+    """Scores of tokens[first:]; those that the session knows need no pass, and with `keep` it will know these."""
+    room = len(tokens) - 1
+    host.require_memory(bytes_of_several(params, config, [room]), f"keys and values of {room} positions")
+    decoder = prefixes.take(params, config, tokens, room, scored=True) if keep else Decoder(params, config, room)
+    known = decoder.length
+    scores[:, :known] = decoder.scores
+    _score_passes(params, decoder.passes(tokens[known:-1]), known, tokens, first, scores)
+    if keep:
+        decoder.scores = scores[:, : room - 1].copy()
+        prefixes.give(decoder)
+
+
+def _score_passes(
+    params: DecoderWeights,
+    passes: Iterable[np.ndarray],
+    place: int,
+    tokens: np.ndarray,
+    first: int,
+    scores: np.ndarray,
+) -> None:  # of [T, D], [n], [2, n - 1]
+    """Scores of tokens[first:] that follow the rows of `passes`, the first of which is at `place`."""
+    for hidden in passes:
+        skipped = max(0, min(first - 1 - place, len(hidden)))
+        for rows in slices.pieces(len(hidden) - skipped, ROWS):
+            at = slice(place + skipped + rows.start, place + skipped + rows.stop)
+            logits = checked(lm_head(hidden[skipped:][rows], params["wte"]))
+            scores[:, at] = _score_rows(logits, tokens[1:][at], ranked=True)
+            host.check_interrupts()
+        place += len(hidden)
 
 
 class _Part(NamedTuple):
@@ -42,11 +89,6 @@ class _Part(NamedTuple):
     def n_rows(self) -> int:
         """Positions that a pass computes: the last token predicts nothing that is there."""
         return self.stop - 1 - self.start
-
-
-def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> Scores:
-    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    return scores_of_several(params, config, [ids])[0]
 
 
 def scores_of_several(
@@ -91,7 +133,8 @@ def _score_rows(logits: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores
     logits -= top
     chosen = chosen - top[:, 0]
     np.exp(logits, out=logits)
-    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
+    totals = [row.sum(dtype=np.float64) for row in logits]  # of all at once, bits could depend on a row's place
+    return chosen - np.log(totals), ranks
 
 
 def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:

@@ -12,11 +12,16 @@ from .storage import weights
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
     """Ids of the prompt, cut to the window; the end-of-text token for an empty prompt."""
+    return _tail(prompt_ids(prompt, model, tokenizer), model)
+
+
+def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt, however many; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
         return [end_of_text(model, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
-    return _tail(ids, model)
+    return ids
 
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:

@@ -44,11 +44,12 @@ def test_every_option_arrives(conn, client, option, value, written):
         assert client.generate_batch([PROMPT], **options) == [expected]
 
 
-@pytest.mark.parametrize("method", ["generate", "stream", "generate_batch", "beam_search"])
+@pytest.mark.parametrize("method", ["generate", "stream", "generate_batch", "generate_rows", "beam_search"])
 def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
     function = {"stream": "llm_generate_stream"}.get(method, f"llm_{method}")
     query = "pg_get_function_arguments(oid) FROM pg_proc WHERE proname = %(function)s"
     listed = first_value(module_conn, query, function=function)
+    listed = listed.partition(", source_path")[0]  # that of the connection is meant
     expected = {
         "model" if name == "model_name" else name: (kind, json.loads(default.partition("::")[0].lower()))
         for name, kind, default in re.findall(r"(\w+) ([^,]*?) DEFAULT ([^,]+)", listed.replace("llm_texts", "text[]"))
@@ -151,3 +152,42 @@ def test_extension_in_another_schema(new_database, connect, client_of):
     make_model(conn, "LLM %")
     text = client.generate(PROMPT, max_tokens=4, seed=1)
     assert [*client.stream(PROMPT, max_tokens=4, seed=1)][-1].text == text
+
+
+SOURCE = "SELECT i, CASE WHEN i % 5 > 0 THEN left('the memory of a server', 2 * i) END FROM generate_series(1, 12) AS i"
+
+
+def test_rows_are_those_of_sql(conn, client):
+    expected = conn.execute(
+        "SELECT * FROM llm_generate_rows(%s, 6, model_name => 'tiny', seed => 4, options => '{\"n\": 2}')", [SOURCE]
+    ).fetchall()
+    found = list(client.generate_rows(SOURCE, max_tokens=6, seed=4, n=2))
+    assert [(row.key, row.text, row.sample) for row in found] == expected
+    expected = conn.execute("SELECT * FROM llm_perplexity_rows(%s, 'tiny', true)", [SOURCE]).fetchall()
+    found = list(client.perplexity_rows(SOURCE, from_start=True))
+    assert [(row.key, row.perplexity, row.tokens) for row in found] == expected
+    expected = conn.execute("SELECT * FROM llm_embedding_rows(%s, 1, 'last', 'tiny')", [SOURCE]).fetchall()
+    found = list(client.embedding_rows(SOURCE, layer=1, pooling="last"))
+    assert [(row.key, row.embedding) for row in found] == expected
+
+
+def test_samples_of_a_batch_follow_each_other(client):
+    texts = client.generate_batch(["the", "a"], max_tokens=5, seed=8, n=3)
+    alone = [client.generate(prompt, max_tokens=5, seed=8 + i) for i, prompt in enumerate(["the"] * 3 + ["a"] * 3)]
+    assert texts == alone
+    with pytest.raises(TypeError, match="unexpected keyword argument 'n'"):
+        client.generate("the", n=2)
+
+
+def test_cosine(conn, client):
+    assert client.cosine([1, 0], [1.5, 0]) == 1
+    a, b = client.embed("the memory"), client.embed("a server")
+    assert client.cosine(a, b) == first_value(conn, "llm_cosine(%(a)s::real[], %(b)s::real[])", a=a, b=b)
+
+
+def test_rows_come_as_they_are_computed_and_closing_ends_the_work(conn, client):
+    source = "SELECT i, 'the ' || i FROM generate_series(1, 100000) AS i"
+    rows = client.generate_rows(source, max_tokens=4, seed=1)
+    assert [next(rows).key for _ in range(20)] == [str(i) for i in range(1, 21)]
+    rows.close()
+    assert first_value(conn, "count(*) FROM pg_cursors") == 0

@@ -12,7 +12,7 @@ from ..caller_query import Keyed, keyed_texts, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .rows import Failures
+from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
 
@@ -60,15 +60,16 @@ def choose_rows(
 
 
 def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
-    progress, failures = host.Progress("choosing", "rows"), Failures()
-    for done, (key, scores) in enumerate(chooser.choose_each(rows, failures.add), 1):
+    progress, report = host.Progress("choosing", "rows"), Report()
+    for done, (key, scores) in enumerate(chooser.choose_each(rows, report.failed), 1):
         if scores is None:
             yield key, None, None
         else:
             best = scores.best()
+            report.cut += scores.cut > 0
             yield key, choices[best], float(scores.probabilities()[best])
         progress.at(done)
-    failures.tell()
+    report.tell(chooser.config.n_positions)
 
 
 def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:

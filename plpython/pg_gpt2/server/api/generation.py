@@ -1,7 +1,7 @@
 """llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -16,7 +16,7 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam, prefixes
 from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, TextGeneration, all_options, gather
+from ...generation.options import BeamSearch, Call, Generation, ManyTexts, TextGeneration, all_options, gather
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
@@ -26,11 +26,13 @@ from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt
+from ..prompts import check_prompt, draw_seed, encode_prompt, prompt_ids
 from ..storage import store, weights
 from ..tape import recording
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
+MOST_TEXTS = 512  # that are begun before the first of them is given
+MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
 
 
 @entry
@@ -114,28 +116,80 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
 
+class TextsJob:
+    """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        asked, sampling = gather(given, ManyTexts, Sampling)
+        self.n, self.echo = asked.n, asked.echo
+        self._stops = Stops(asked.stop)
+        self.model = weights.load(asked.model_name)
+        self.tokenizer = vocabularies.tokenizer_of(self.model.name)
+        self._options = _options(asked, sampling, self.model, self.tokenizer)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt, however many; the end-of-text token for an empty one."""
+        return prompt_ids(prompt, self.model, self.tokenizer)
+
+    def texts(
+        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, int, str | InvalidParameter]]:
+        """(place, sample from 0, new text or why there is none) of `prompts` as each ends; `numbers` in the call are from 0."""
+        samples = [(place, sample) for place in range(len(prompts)) for sample in range(self.n)]
+        each = [
+            replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
+            for place, sample in samples
+        ]
+        streams = [TextStream(self.tokenizer, self._stops, self._options.eos) for _ in samples]
+        for number, outcome in batch.generate_each(
+            self.model.decoder_weights,
+            self.model.config,
+            [prompts[place] for place, _ in samples],
+            each,
+            [stream.add for stream in streams],
+            self._together([len(prompts[place]) for place, _ in samples]),
+        ):
+            streams[number].finish()
+            yield *samples[number], outcome if isinstance(outcome, InvalidParameter) else streams[number].text()
+
+    def _together(self, lengths: list[int]) -> int:
+        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow."""
+        config, max_tokens = self.model.config, self._options.max_tokens
+        lengths = sorted(lengths, reverse=True)[: batch.MOST_TOGETHER]
+        rooms = [length + max_tokens for length in lengths]
+        while len(lengths) > 1:
+            if bytes_of_several(self.model.decoder_weights, config, rooms[: len(lengths)]) <= MOST_CACHED:
+                try:
+                    _require_cache(self.model, lengths, max_tokens)
+                    return len(lengths)
+                except OutOfMemory:
+                    pass
+            del lengths[-(len(lengths) // 4 or 1) :]
+        if lengths:
+            _require_cache(self.model, lengths, max_tokens)
+        return len(lengths)
+
+
 @entry
-def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None]]:
-    """Rows (n, text), n from 1; the text of a null prompt is null."""
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None, int]]:
+    """Rows (n, text, sample), n and sample from 1; the texts of a null prompt are null."""
     if not prompts:
         return []
-    asked, sampling = gather(given, TextGeneration, Sampling)
-    stops = Stops(asked.stop)
-    model = weights.load(asked.model_name)
-    tokenizer = vocabularies.tokenizer_of(model.name)
-    options = _options(asked, sampling, model, tokenizer)
-    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    job = TextsJob(given)
+    ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    rows: list[tuple[int, str | None, int]] = [
+        (n, None, sample) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
+    ]
     while ids:
-        numbers = list(islice(ids, batch.MOST_TOGETHER))
-        prompt_ids = [ids.pop(n) for n in numbers]
-        _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
-        each = [replace(options, seed=options.seed + n) for n in numbers]
-        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.decoder_weights, model.config, prompt_ids, each, [text.add for text in texts])
-        for n, text in zip(numbers, texts):
-            text.finish()
-            prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
-    return list(enumerate(prompts, 1))
+        numbers = list(islice(ids, max(1, MOST_TEXTS // job.n)))
+        for place, sample, text in job.texts([ids.pop(n) for n in numbers], numbers):
+            if isinstance(text, InvalidParameter):
+                raise text
+            n = numbers[place]
+            rows[n * job.n + sample] = (n + 1, ((prompts[n] or "") if job.echo else "") + text, sample + 1)
+        for n in numbers:
+            prompts[n] = None  # it may be large
+    return rows
 
 
 @entry

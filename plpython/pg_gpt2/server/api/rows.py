@@ -1,9 +1,10 @@
-"""llm_perplexity_rows, llm_embedding_rows, llm_generate_rows: texts of a query, with keys, in shared passes.
+"""llm_generate_rows, llm_perplexity_rows, llm_embedding_rows: texts of a query, with keys, in shared passes.
 
 Rows come back in the query's order, a pass or a few after they were read, so that a million take the memory of some hundreds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 from ... import host
@@ -16,56 +17,60 @@ from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
+from .generation import MOST_TEXTS, TextsJob
 
-MOST_TOGETHER = 256  # rows that are read before the first of them is given
+MOST_TOGETHER = (
+    256  # rows that are read before the first of them is given, where a pass of all their tokens is not full
+)
+FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
+MOST_EMPTY = 8  # times as many rows, where most of them have no text
+MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
 
 
 class Row(NamedTuple):
     """A row of the source; `ids` of its text, None where it is NULL or has no result."""
 
     key: str | None
+    text: str | None
     ids: list[int] | None
 
 
-class Failures:
-    """Rows without a result for reasons of their own, which a NOTICE tells at the end: they do not end the statement."""
+class Report:
+    """What a NOTICE tells at the end: which rows have no result, for reasons of their own, and how many prompts were cut."""
 
     def __init__(self) -> None:
-        self._count, self._first = 0, ""
+        self.cut = 0
+        self._failed, self._first = 0, ""
 
-    def add(self, key: str | None, error: InvalidParameter) -> None:
+    def failed(self, key: str | None, error: InvalidParameter) -> None:
         """The row with this key has no result because of `error`."""
-        self._count += 1
+        self._failed += 1
         self._first = self._first or f"{'NULL' if key is None else key}: {error.message}"
 
-    def tell(self) -> None:
-        """A NOTICE, where there are such rows."""
-        if self._count:
-            rows = "1 row has" if self._count == 1 else f"{self._count:,} rows have"
-            db.notice(f"{rows} no result; the first is that with the key {self._first}")
+    def tell(self, window: int) -> None:
+        """NOTICEs, where there is something to tell."""
+        if self._failed:
+            db.notice(f"{_counted(self._failed, 'row')} no result; the first is that with the key {self._first}")
+        if self.cut:
+            db.notice(f"{_counted(self.cut, 'prompt')} more than {window} tokens, the model's window; its end was used")
 
 
-def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokenizer) -> Iterator[list[Row]]:
-    """Rows in order, those together that fill a pass of the model."""
-    failures, tokens = Failures(), 0
-    together: list[Row] = []
+def _counted(number: int, what: str) -> str:
+    return f"1 {what} has" if number == 1 else f"{number:,} {what}s have"
+
+
+def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:
     for key, text in source:
         ids = None
         if text is not None:
             try:
-                ids = tokenizer.encode(text)
-                check_ids(ids, model.config, model.name)
+                ids = encode(text)
             except InvalidParameter as error:
-                failures.add(key, error)
-                ids = None
-        if together and (tokens + len(ids or ()) > packing.ROWS or len(together) == MOST_TOGETHER):
-            yield together
-            together, tokens = [], 0
-        together.append(Row(key, ids))
-        tokens += len(ids or ())
-    if together:
-        yield together
-    failures.tell()
+                report.failed(key, error)
+        yield Row(key, text, ids)
+
+
+# --- scoring -----------------------------------------------------------------------------------------------------------
 
 
 @entry
@@ -81,12 +86,14 @@ def perplexity_rows(
     return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
 
 
-def _perplexities(model: weights.Model, passes: Iterator[list[Row]], start: list[int]) -> Iterator[Any]:
+def _perplexities(
+    model: weights.Model, passes: Iterator[list[Row]], start: list[int]
+) -> Iterator[tuple[str | None, float | None, int | None]]:
     progress, done = host.Progress("scoring", "rows"), 0
     for rows in passes:
         texts = [start + row.ids for row in rows if row.ids is not None]
         found = iter(scoring.scores_of_several(model.decoder_weights, model.config, texts, ranked=False))
-        for key, ids in rows:
+        for key, _, ids in rows:
             if ids is None:
                 yield key, None, None
             else:
@@ -116,6 +123,98 @@ def _embeddings(
     for rows in passes:
         texts = [row.ids for row in rows if row.ids]
         found = iter(scoring.embeddings(model.decoder_weights, model.config, texts, layer, pooling) if texts else ())
-        for key, ids in rows:
+        for key, _, ids in rows:
             yield key, next(found).tolist() if ids else None
         progress.at(done := done + len(rows))
+
+
+def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokenizer) -> Iterator[list[Row]]:
+    """Rows in order, those together that fill a pass of the model."""
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        check_ids(ids, model.config, model.name)
+        return ids
+
+    report, tokens = Report(), 0
+    together: list[Row] = []
+    for row in _encoded(source, encode, report):
+        size = len(row.ids or ())
+        if together and (tokens + size > packing.ROWS or len(together) == MOST_TOGETHER):
+            yield together
+            together, tokens = [], 0
+        together.append(row)
+        tokens += size
+    if together:
+        yield together
+    report.tell(model.config.n_positions)
+
+
+# --- generating --------------------------------------------------------------------------------------------------------
+
+
+@entry
+def generate_rows(source: str, **given: Any) -> Iterator[tuple[str | None, str | None, int]]:
+    """Rows (key, text, sample), sample from 1."""
+    require(source=source, source_path=given["source_path"])
+    return _texts(TextsJob(given), keyed_texts(source, given["source_path"]))
+
+
+def _texts(job: TextsJob, source: Iterator[Keyed]) -> Iterator[tuple[str | None, str | None, int]]:
+    report, window = Report(), job.model.config.n_positions
+    progress, done, numbers = host.Progress("generating", "rows"), 0, count()
+
+    def encode(prompt: str) -> list[int]:
+        ids = job.encode(prompt)
+        report.cut += len(ids) > window
+        return ids[-window:]
+
+    for rows in _in_waves(_encoded(source, encode, report), job.n):
+        for key, text, sample in _of_wave(job, rows, [next(numbers) for _ in rows], report):
+            yield key, text, sample
+            if sample == job.n:
+                progress.at(done := done + 1)
+    report.tell(window)
+
+
+def _in_waves(rows: Iterator[Row], n: int) -> Iterator[list[Row]]:
+    """Rows in order, those together whose texts are generated before the next ones are read: more and more, so that the first
+    come soon and the processor is busy later."""
+    together: list[Row] = []
+    most, texts, characters = FIRST_TEXTS, 0, 0
+    for row in rows:
+        together.append(row)
+        texts += n if row.ids is not None else 0
+        characters += len(row.text or "")
+        if texts >= most or n * len(together) >= MOST_EMPTY * most or characters >= MOST_CHARACTERS:
+            yield together
+            together, texts, characters = [], 0, 0
+            most = min(2 * most, MOST_TEXTS)
+    if together:
+        yield together
+
+
+def _of_wave(
+    job: TextsJob, rows: list[Row], numbers: list[int], report: Report
+) -> Iterator[tuple[str | None, str | None, int]]:
+    """Rows of the result in order, each as soon as it and those before it are there."""
+    places = [place for place, row in enumerate(rows) if row.ids is not None]
+    texts: dict[tuple[int, int], str | None] = {
+        (place, sample): None for place, row in enumerate(rows) if row.ids is None for sample in range(job.n)
+    }
+    waiting = ((place, sample) for place in range(len(rows)) for sample in range(job.n))
+    following = next(waiting, None)
+    ended = job.texts([row.ids for row in rows if row.ids is not None], [numbers[place] for place in places])
+    while following is not None:
+        while following in texts:
+            yield rows[following[0]].key, texts.pop(following), following[1] + 1
+            following = next(waiting, None)
+        if following is None:
+            return
+        place, sample, text = next(ended)
+        row = rows[places[place]]
+        if isinstance(text, InvalidParameter):
+            report.failed(row.key, text)
+            texts[places[place], sample] = None
+        else:
+            texts[places[place], sample] = (row.text or "" if job.echo else "") + text

@@ -50,6 +50,8 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
         return None
     require(from_start=from_start)
     model, _, ids = _prepare(text, model_name, from_start)
+    if len(ids) < 2:
+        return None
     scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
     return scoring.perplexity(scores)
 
