@@ -135,7 +135,7 @@ def write(console: Console, size: Size, began: float) -> None:
 
 
 def decide(console: Console) -> None:
-    """Show a choice, and a column that is filled by choices; the table is the session's own."""
+    """Show a choice, a column that is filled by choices, and a row made from a text; the tables are the session's own."""
     console.title("Deciding")
     console.say("It can be asked to choose. How probable is each of four words behind a question?")
     console.run(
@@ -153,6 +153,28 @@ def decide(console: Console) -> None:
         UPDATE question SET topic = llm_classify(body || {WORDING},
                                                  {TOPICS})
         RETURNING body, topic
+        """
+    )
+    console.say(
+        """
+        It can be asked for a whole row. The definition of a table says what fits, and nothing else is written, though so
+        small a model, which has hardly seen JSON, is easily wrong:
+        """
+    )
+    console.run(
+        """
+        CREATE TEMPORARY TABLE entry (
+            topic text NOT NULL CHECK (topic IN ('backup', 'index')),
+            urgency integer NOT NULL CHECK (urgency BETWEEN 1 AND 3)
+        )
+        """
+    )
+    console.run(
+        f"""
+        INSERT INTO entry
+        SELECT made.* FROM jsonb_populate_record(NULL::entry, llm_generate_json(
+            {literal(QUESTIONS[1])} || {WORDING}, llm_json_schema('entry'), temperature => 0)) AS made
+        RETURNING *
         """
     )
     console.pause()

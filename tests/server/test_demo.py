@@ -70,6 +70,7 @@ def test_chooses_and_fills_a_column(told: str) -> None:
     assert abs(sum(map(float, probabilities.values())) - 1) < 0.003
     filled = re.findall(r"^ (\S.*[?.]) +\| (\w+)$", chapter, re.MULTILINE)
     assert [topic for _, topic in filled] == list(topics)
+    assert re.search(r"^ (backup|index) +\| +[123]$", chapter, re.MULTILINE)
 
 
 def test_shows_the_loss_as_it_falls(told: str) -> None:
@@ -108,7 +109,9 @@ def test_every_statement_can_be_typed_into_psql(told: str, conn: psycopg.Connect
     assert len(statements) > 25
     for statement in statements:
         skipped = ("BEGIN", "ROLLBACK", "COPY", "FETCH", "DECLARE", "CREATE", "ALTER", "DELETE", "SET")
-        if not statement.startswith(skipped) and not re.search("FROM letter|UPDATE question|INTO question", statement):
+        if not statement.startswith(skipped) and not re.search(
+            "FROM letter|UPDATE question|INTO question|INTO entry", statement
+        ):
             conn.execute(f"EXPLAIN {statement}")
 
 
