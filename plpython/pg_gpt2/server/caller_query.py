@@ -1,36 +1,35 @@
-"""A query that a caller gives as `source`: one column of text, read with the caller's rights and search_path."""
+"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import plpy
 
-from ..errors import InvalidParameter
+from ..core import op
+from ..errors import InvalidParameter, WrongState
 from . import db
 from .sql_errors import server_error
+
+FETCHED = 1 << 20  # characters that are asked for at a time, judged by those that came before
+FIRST, MOST = 16, 256  # rows at a time
+TEXTS = "SELECT body FROM documents"
+KEYED = "SELECT id, body FROM documents"
+
+Keyed = tuple[str | None, str | None]  # key and text of a row
+
+_left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
 
 def source_texts(source: str, search_path: str) -> Iterator[str]:
     """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
 
-    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    The path is set only while the query runs, so that it cannot lead our own statements astray. Not across the rows of a set.
     """
     with _search_path(search_path):
-        open_before = _portals()
-        try:
-            rows = db.open_cursor(source)
-        except plpy.spiexceptions.InvalidCursorDefinition:
-            raise InvalidParameter(
-                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
-            ) from None
-        except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
-                raise
-            # not a query at all, or of something that is not there
-            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
-            raise server_error(f"source: {error}", error.sqlstate, None, hint) from None
-        # What a cursor fetches is a dict a row, in which columns of one name are one, and has no colnames(); FETCH has.
-        names = db.columns(max(_portals() - open_before))
+        rows, columns = _open(source, TEXTS)
+        names = [name for name, _ in columns]
         if len(names) != 1:
             raise _not_one_text(names)
         batch = rows.fetch(100)
@@ -45,15 +44,123 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     rows.close()
 
 
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint=f"Example: '{TEXTS}'."
+    )
+
+
+def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
+    """(key, text) of each row of a caller's query of two columns, with the caller's rights under the caller's `search_path`.
+
+    The query begins with this call, so that errors come with it. A function that calls this must be VOLATILE, and may give rows
+    of a set while it reads: between rows, where PL/Python may not have a cursor open, the query waits in a cursor of the server,
+    which PL/Python does not know of. The server closes it with the transaction, or a savepoint that is rolled back; we do at its
+    end. Where the reader stops early nothing can be called any more (see `entry`), and the next call closes it.
+    """
+    _close_what_was_left()
+    name = f"pg_gpt2 {uuid.uuid4().hex}"
+    with _search_path(search_path):
+        rows, columns = _open(source, KEYED)
+        rows.close()
+        _require_key_and_text(columns)
+        # What has just been opened is one statement, so its parentheses are balanced: it cannot end the one around it.
+        within = source.rstrip("; \t\r\n")
+        try:
+            plpy.execute(
+                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR"
+                " SELECT s.key::pg_catalog.text AS key, s.text::pg_catalog.text AS text"
+                f" FROM (\n{within}\n) AS s (key, text)"
+            )
+        except plpy.SPIError as error:
+            if error.sqlstate not in ("42601", "0A000"):
+                raise
+            raise InvalidParameter(
+                f"source must be a query that only reads: {error}",
+                hint=f"Example: '{KEYED}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+            ) from None
+    return _rows_of(name, search_path)
+
+
+def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
+    count, at_end = FIRST, False
+    try:
+        while not at_end:
+            with _search_path(search_path):
+                batch = _fetch(cursor, count)
+            at_end, size = len(batch) < count, 1
+            for key, text in batch:
+                size += len(key or "") + len(text or "")
+                yield key, text
+            count = max(1, min(MOST, 4 * count, count * FETCHED // size))
+    except GeneratorExit:
+        _left.add(cursor)
+        raise
+    _close(cursor)
+
+
+def _fetch(cursor: str, count: int) -> list[Keyed]:
+    fast = op.is_fast()
+    try:
+        found = plpy.execute(f"FETCH FORWARD {count} FROM {db.quote_identifier(cursor)}")
+    except plpy.spiexceptions.InvalidCursorName:
+        raise WrongState(
+            "the source was closed before its end",
+            hint="It ends with the savepoint in which the first row was fetched: fetch the first row before SAVEPOINT.",
+        ) from None
+    finally:
+        op.use_fast(fast)  # the query may have called us
+    return [(row["key"], row["text"]) for row in found]
+
+
+def _close(cursor: str) -> None:
+    plpy.execute(f"CLOSE {db.quote_identifier(cursor)}")
+
+
+def _close_what_was_left() -> None:
+    for cursor in _portals() & _left if _left else ():
+        _close(cursor)
+    _left.clear()
+
+
+def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
+    """22023 unless there are two columns, the second of them of a type of texts."""
+    names = ", ".join(name for name, _ in columns)
+    if len(columns) != 2:
+        raise InvalidParameter(
+            f"source must return two columns, key and text, not ({names})", hint=f"Example: '{KEYED}'."
+        )
+    of_text = "SELECT typcategory = 'S' AS is_text, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
+    found = db.row(of_text, ["text"], str(columns[1][1])) or {}
+    if not found["is_text"]:
+        raise InvalidParameter(
+            f"the second column of source, {columns[1][0]}, must be a text, not of type {found['type']}",
+            hint=f"The first column is a key of any type. Example: '{KEYED}'.",
+        )
+
+
+def _open(source: str, example: str) -> tuple[Any, list[tuple[str, int]]]:
+    """A cursor of PL/Python over `source`, and names and types of its columns. 22023 where it is not one query."""
+    open_before = _portals()
+    try:
+        rows = db.open_cursor(source)
+    except plpy.spiexceptions.InvalidCursorDefinition:
+        raise InvalidParameter(
+            "source must be one query", hint=f"Example: '{example}', without a second statement."
+        ) from None
+    except plpy.SPIError as error:
+        if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
+            raise
+        # not a query at all, or of something that is not there
+        hint = f"source is the text of a query, such as '{example}'."
+        raise server_error(f"source: {error}", error.sqlstate, None, hint) from None
+    # What a cursor fetches is a dict a row, in which columns of one name are one, and has no colnames(); FETCH has.
+    return rows, db.columns(max(_portals() - open_before))
+
+
 def _portals() -> set[str]:
     """Names of the cursors that are open in this session."""
     return {row["name"] for row in db.query("SELECT name FROM pg_catalog.pg_cursors")}
-
-
-def _not_one_text(names: list[str]) -> InvalidParameter:
-    return InvalidParameter(
-        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
-    )
 
 
 @contextmanager

@@ -113,9 +113,10 @@ def open_cursor(source: str) -> Any:
     return plpy.cursor(source)
 
 
-def columns(portal: str) -> list[str]:
-    """Names of the columns of an open cursor of the server."""
-    return plpy.execute(f"FETCH 0 FROM {quote_identifier(portal)}").colnames()
+def columns(portal: str) -> list[tuple[str, int]]:
+    """Names of the columns of an open cursor of the server, and oids of their types."""
+    found = plpy.execute(f"FETCH 0 FROM {quote_identifier(portal)}")
+    return list(zip(found.colnames(), found.coltypes()))
 
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
