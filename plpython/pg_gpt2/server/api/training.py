@@ -12,12 +12,14 @@ import numpy as np
 
 from ...core import gpt2
 from ...core.config import GPT2Config
+from ...core.ops import IGNORED
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
+from ...training.trainer import nothing_counts
 from ...training.options import RunOptions, Workers, all_options, gather
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -79,7 +81,9 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
         )
     loaded = weights.load(model)
     _check_shape(loaded.config, given)
-    for ids in (tokens, targets):
+    if not (counting := [target for target in targets if target != IGNORED]):
+        raise nothing_counts()
+    for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
     drop = None
