@@ -72,7 +72,9 @@ def _check_targets(op: str, target: Any, weight: Any, n_rows: int, vocab: int) -
         return
     weights = np.asarray(weight, np.float64)
     if not weights.ndim or weights.shape != targets.shape[: weights.ndim]:
-        raise misfit(op, "there is one weight a target, or one a list of them", weight=weights.shape, target=targets.shape)
+        raise misfit(
+            op, "there is one weight a target, or one a list of them", weight=weights.shape, target=targets.shape
+        )
     if not ((weights > 0) & (weights <= limits.MOST_WEIGHT)).all():
         bad = weights[~((weights > 0) & (weights <= limits.MOST_WEIGHT))][0]
         raise InvalidParameter(

@@ -405,7 +405,9 @@ def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., D], [V, D] -> []
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x wte')."""
     return cross_entropy(lm_head(x, wte), target=target, weight=weight)
 

@@ -179,7 +179,12 @@ def _head(
 
 
 def _walk(
-    rows: np.ndarray, wte: np.ndarray, classes: np.ndarray, weight: np.ndarray | None, dy: float | None, sink: Sink | None
+    rows: np.ndarray,
+    wte: np.ndarray,
+    classes: np.ndarray,
+    weight: np.ndarray | None,
+    dy: float | None,
+    sink: Sink | None,
 ) -> tuple[float, np.ndarray | None, np.ndarray | None]:
     """Loss, dx and dwte of rows that carry loss."""
     total = len(rows) if weight is None else float(weight.sum())
@@ -212,7 +217,9 @@ def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, .
     return whole
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., D], [V, D] -> []
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x @ wte')."""
     return _head(x, wte, target, weight, None, None)[0]
 

@@ -239,7 +239,9 @@ def evaluate(
 ) -> tuple[float, float]:
     """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
     tokens, targets, weight = batch
-    return float(gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)) * batch.total(), batch.total()
+    return float(
+        gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
+    ) * batch.total(), batch.total()
 
 
 def nothing_counts() -> InvalidParameter:

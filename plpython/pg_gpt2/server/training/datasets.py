@@ -23,7 +23,6 @@ MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
 
-
 class Row(NamedTuple):
     """A row of llm_dataset: tokens [T], targets [T], its weight, and the first 8 bytes of the SHA-256 of all that."""
 
@@ -60,28 +59,56 @@ class Cut:
     pack: bool
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where rows begin in a stream of ids, how long they are, how many targets at their beginnings carry no loss, and their
+    weights; None: none, and 1."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    ignored: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def part(self, part: slice) -> "Places":
+        """Some of the rows."""
+        ignored, weights = (None if given is None else given[part] for given in (self.ignored, self.weights))
+        return Places(self.starts[part], self.lengths[part], ignored, weights)
+
+
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
+    end_of_text(tokenizer, model)
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not store(ids, Places(starts, lengths), model, cut):
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
+        )
+    return starts.size
+
+
+def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
+    """Rows of the stream `ids` into the splits; their number."""
+    n_rows = places.starts.size
+    first_val = n_rows - round(n_rows * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if (here := places.part(part)).starts.size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, here)
+    return n_rows
+
+
+def end_of_text(tokenizer: Tokenizer, model: str) -> int:
+    """Its id; 55000 where the vocabulary has none."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
-    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
-    del parts
-    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not starts.size:
-        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
-        raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
-        )
-    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
-    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
-        if starts[part].size:
-            _make_room(model, split, cut.replace)
-            _insert(ids, model, split, starts[part], lengths[part])
-    return starts.size
+    return tokenizer.eos_token_id
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,19 +162,23 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+def _insert(ids: np.ndarray, model: str, split: str, places: Places) -> None:
     """Rows of the stream `ids`, targets shifted by one."""
-    first = 0
+    starts, lengths, first = places.starts, places.lengths, 0
+    ignored = np.zeros_like(starts) if places.ignored is None else places.ignored
+    weights = np.ones(starts.size) if places.weights is None else places.weights
     while first < starts.size:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
         rows, sizes = starts[first:last] - starts[first], lengths[first:last]
         part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
-            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
-            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
-            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target, weight)"
+            " SELECT $1, $2, $3[start + 1 : start + size],"
+            f" array_fill({IGNORED}, ARRAY[ignored]) || $3[start + ignored + 2 : start + size + 1], weight"
+            " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (start, size, ignored, weight, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]", "int4[]", "float8[]"],
             *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
+            *(ignored[first:last].tolist(), weights[first:last].tolist()),
         )
         host.check_interrupts()
         first = last
