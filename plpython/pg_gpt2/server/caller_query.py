@@ -1,7 +1,7 @@
 """A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,8 +68,7 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         _require_key_and_text(columns)
         with _only_reading(KEYED):
             plpy.execute(
-                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR"
-                f" {_renamed(source, {'key': 'text', 'text': 'text'})}"
+                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
             )
     return _rows_of(name, search_path)
 
@@ -83,24 +82,33 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
         rows, columns = _open(source, PAIRS)
         rows.close()
         _require_pair(columns)
-        types = {"prompt": "text", "completion": "text", "weight": "float8"}
+        names = ("prompt", "completion", "weight")[: len(columns)]
         with _only_reading(PAIRS):
-            rows = db.open_cursor(_renamed(source, dict(list(types.items())[: len(columns)])))
+            rows = db.open_cursor(_renamed(source, names))
         batch = rows.fetch(100)
     while batch.nrows():
         for row in batch:
-            yield row["prompt"], row["completion"], row.get("weight", 1.0)
+            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
 
 
-def _renamed(source: str, types: dict[str, str]) -> str:
-    """A query for what `source` gives, its columns by the names of `types`, each as of that type."""
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:  # as of the type money
+        raise InvalidParameter(
+            f"a weight of source is not a number: {text[:40]!r}", hint="Cast it to double precision in the query."
+        ) from None
+
+
+def _renamed(source: str, names: Sequence[str]) -> str:
+    """A query for what `source` gives, its columns as texts by other names."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
     within = source.rstrip("; \t\r\n")
-    columns = ", ".join(f"s.{name}::pg_catalog.{of_type} AS {name}" for name, of_type in types.items())
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
+    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
 
 
 @contextmanager

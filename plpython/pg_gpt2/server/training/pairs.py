@@ -1,7 +1,7 @@
 """Pairs of prompt and completion as rows of llm_dataset: loss on the completion and its end-of-text only.
 
-Tokens are those of TRL's SFTTrainer with completion_only_loss: of the prompt, and of prompt and completion together, of which as
-many as the prompt alone has are the prompt's. It cuts what is too long at the end; here the prompt loses its beginning.
+Tokens are those of TRL's SFTTrainer with completion_only_loss: of prompt and completion together, of which the completion's
+begin where they differ from those of the prompt alone. TRL cuts what is too long at its end; here the prompt loses its beginning.
 """
 
 from collections.abc import Iterable
@@ -46,14 +46,14 @@ class _Encoded:
             self.unweighted += 1
             return
         before, ids = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + completion)
-        n_prompt = min(len(before), len(ids))
+        n_prompt = _common(before, ids)
         excess = len(ids) - self.max_length  # with the end-of-text, which is a target only
         if not ids:
             self.empty += 1
         elif excess > max(0, n_prompt - 1):
             self.too_long += 1
         else:
-            self.torn += ids[: len(before)] != before
+            self.torn += n_prompt < len(before)
             if excess > 0:
                 self.cut += 1
                 ids, n_prompt = ids[excess:], n_prompt - excess
@@ -79,6 +79,13 @@ class _Encoded:
         ):
             if count:
                 db.notice(what.format("1 pair" if count == 1 else f"{count:,} pairs"))
+
+
+def _common(some: list[int], others: list[int]) -> int:
+    """How many ids they have in common at their beginnings."""
+    if others[: len(some)] == some:
+        return len(some)
+    return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), len(others))
 
 
 def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
