@@ -95,8 +95,10 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
 
 
 def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:  # as of the type money
         raise InvalidParameter(
             f"a weight of source is not a number: {text[:40]!r}", hint="Cast it to double precision in the query."
