@@ -7,8 +7,7 @@ from typing import Any
 
 import plpy
 
-from ..core import op
-from ..errors import InvalidParameter, WrongState
+from ..errors import InvalidParameter
 from . import db
 from .sql_errors import server_error
 
@@ -145,16 +144,11 @@ def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
 
 
 def _fetch(cursor: str, count: int) -> list[Keyed]:
-    fast = op.is_fast()
     try:
         found = plpy.execute(f"FETCH FORWARD {count} FROM {db.quote_identifier(cursor)}")
-    except plpy.spiexceptions.InvalidCursorName:
-        raise WrongState(
-            "the source was closed before its end",
-            hint="It ends with the savepoint in which the first row was fetched: fetch the first row before SAVEPOINT.",
-        ) from None
-    finally:
-        op.use_fast(fast)  # the query may have called us
+    except plpy.spiexceptions.InvalidCursorName as error:
+        hint = "It ends with the savepoint in which the first row was fetched: fetch the first row before SAVEPOINT."
+        raise server_error("the source was closed before its end", error.sqlstate, None, hint) from None
     return [(row["key"], row["text"]) for row in found]
 
 
