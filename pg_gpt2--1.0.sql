@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 e7e86ecfe8dc @extschema@'] = importer['import_package'](sources, 'pg_gpt2 e7e86ecfe8dc @extschema@', '@extschema@')
+    GD['pg_gpt2 cd95ab26db2f @extschema@'] = importer['import_package'](sources, 'pg_gpt2 cd95ab26db2f @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -72,7 +72,7 @@ An attribute has one kind whatever op it belongs to. Which attributes an op take
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from sys import float_info
 from typing import Any
 
@@ -124,7 +124,9 @@ def parse_jsonb(text: str, what: str) -> Any:
 
 
 def _check(op: str, name: str, value: Any) -> None:
-    if name in NUMBERS:
+    if name == "weight":
+        good, kind = value is None or _is_list(value, True, _is_number), "null or a list of numbers"
+    elif name in NUMBERS:
         good, kind = _is_number(value) and -LARGEST <= value <= LARGEST, "a finite number"
     elif name in INTEGERS:
         good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
@@ -164,13 +166,13 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
 
 
-def _is_list(value: Any, nested: bool) -> bool:
-    """Integers; nested: or lists of one length of them."""
+def _is_list(value: Any, nested: bool, is_item: Callable[[Any], bool] = _is_integer) -> bool:
+    """Integers, or other items; nested: or lists of one length of them."""
     if not isinstance(value, list):
         return False
     if nested and value and all(isinstance(part, list) for part in value):
-        return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)
-    return all(map(_is_integer, value))
+        return len({len(part) for part in value}) == 1 and all(_is_list(part, nested, is_item) for part in value)
+    return all(map(is_item, value))
 
 
 def to_json(attrs: Mapping[str, Any]) -> str:
@@ -549,7 +551,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.ops import CHUNK
+from ..core.ops import CHUNK, IGNORED
 from ..fast.attention import GROUP, MASK_PIECE, MOST_SCORES, mask_shape
 from ..fast.elementwise import BLOCK
 from ..fast.losses import group_rows
@@ -609,7 +611,10 @@ def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> in
     if name == "attention":
         return 4 * rows * shapes[3][0] + _attention((*first[:-1], shapes[1][1]), attrs)  # q, k, v, and what they give
     if name == "lm_head_loss":
-        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK
+        of_loss = (
+            2 * prod(first) if np.any(np.equal(attrs["target"], IGNORED)) else 0
+        )  # those rows, and their gradients
+        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK + of_loss
     if name in ("softmax", "layernorm", "cross_entropy"):
         return 2 * THREADS * min(prod(first), max(width, BLOCK))
     if name == "dropout":
@@ -1425,11 +1430,22 @@ def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **o
 
 
 def loss(
-    run: Runner, params: Params, ids: np.ndarray, targets: np.ndarray, config: GPT2Config, **options: Any
+    run: Runner,
+    params: Params,
+    ids: np.ndarray,
+    targets: np.ndarray,
+    config: GPT2Config,
+    weight: np.ndarray | None = None,
+    **options: Any,
 ) -> Handle:
-    """Mean cross entropy of targets [.., T]; options are those of `hidden`."""
+    """Mean cross entropy of targets [.., T], with a weight for each sequence; options are those of `hidden`."""
     x = hidden(run, params, ids, config, **options)
-    return run.apply("lm_head_loss", x, params["wte"], target=targets)
+    return run.apply("lm_head_loss", x, params["wte"], **loss_attributes(targets, weight))
+
+
+def loss_attributes(targets: np.ndarray, weight: np.ndarray | None) -> dict[str, Any]:
+    """Attributes of the loss: a weight only where there is one."""
+    return {"target": targets} | ({} if weight is None else {"weight": weight})
 
 
 def check_window(length: int, config: GPT2Config) -> None:
@@ -1998,33 +2014,64 @@ register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", re
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
-    """Mean over rows of logsumexp(z) - z[target]."""
-    z = rows_of(logits)
+IGNORED = -100  # a target that carries no loss, as in torch
+
+
+def counted(target: Any, weight: Any = None) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray | None]:
+    """Which rows carry loss, and of those the classes and the weights; no weights: all count alike.
+
+    `weight` has one for each target, or one for each of its leading dimensions, as for each sequence [B] of targets [B, T].
+    """
+    classes = np.asarray(target, np.int64)
+    if weight is not None:
+        weight = np.asarray(weight, np.float64)
+        weight = weight.reshape(weight.shape + (1,) * (classes.ndim - weight.ndim))
+        weight = np.broadcast_to(weight, classes.shape).reshape(-1)
+    classes = classes.reshape(-1)
+    rows = np.flatnonzero(classes != IGNORED)
+    if rows.size == classes.size:
+        return slice(None), classes, weight
+    return rows, classes[rows], None if weight is None else weight[rows]
+
+
+def cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., V] -> []
+    """Weighted mean of logsumexp(z) - z[target] over the rows that carry loss; 0 where none does."""
+    rows, classes, weight = counted(target, weight)
+    z = rows_of(logits)[rows]
+    if not len(z):
+        return np.zeros((), logits.dtype)
     top = z.max(axis=-1)
     logsumexp = np.log(np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)) + top
-    picked = z[np.arange(len(z)), np.asarray(target, np.int64).reshape(-1)]
-    return np.asarray((logsumexp - picked).mean(), logits.dtype)
+    picked = z[np.arange(len(z)), classes]
+    return np.asarray(np.average(logsumexp - picked, weights=weight), logits.dtype)
 
 
-def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
-    """dy (softmax(z) - onehot(target)) / rows."""
-    d_logits = softmax(rows_of(logits))
-    d_logits[np.arange(len(d_logits)), np.asarray(target, np.int64).reshape(-1)] -= 1.0
-    return ((d_logits * logits.dtype.type(float(dy) / len(d_logits))).reshape(logits.shape),)
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, weight: Any = None) -> Grads:
+    """dy (softmax(z) - onehot(target)) times the share of each row, 1 / rows without weights; 0 without loss."""
+    rows, classes, weight = counted(target, weight)
+    d_logits = np.zeros_like(rows_of(logits))
+    d = softmax(rows_of(logits)[rows])
+    d[np.arange(len(d)), classes] -= 1.0
+    share = float(dy) / max(1, len(d)) if weight is None else float(dy) * (weight / weight.sum())[:, None]
+    d_logits[rows] = d * np.asarray(share, logits.dtype)
+    return (d_logits.reshape(logits.shape),)
 
 
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x wte')."""
-    return cross_entropy(lm_head(x, wte), target=target)
+    return cross_entropy(lm_head(x, wte), target=target, weight=weight)
 
 
-def lm_head_loss_backward(dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray, *, target: Any) -> Grads:
+def lm_head_loss_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> Grads:
     """The gradients of both, in reverse."""
-    (d_logits,) = cross_entropy_backward(dy, None, lm_head(x, wte), target=target)
+    (d_logits,) = cross_entropy_backward(dy, None, lm_head(x, wte), target=target, weight=weight)
     return lm_head_backward(d_logits, None, x, wte)  # type: ignore[arg-type]
 
 
@@ -4424,11 +4471,13 @@ vocabulary is projected, exponentiated and used for both gradients by one thread
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
+from ..core.ops import counted
 from . import buffers, slices, threads
 from .activations import softmax
 from .attend import LEAST, MOST
@@ -4441,34 +4490,52 @@ GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
-def _targets(target: Any) -> np.ndarray:
-    """One class a row."""
-    return np.asarray(target, np.int64).reshape(-1)
-
-
-def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
-    """Mean over rows of logsumexp(z) - z[target]."""
+def cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., V] -> []
+    """Weighted mean of logsumexp(z) - z[target] over the rows that carry loss; 0 where none does."""
     rows = logits.reshape(-1, logits.shape[-1])
-    classes = _targets(target)
+    here, classes, weight = counted(target, weight)
+    if not len(classes):
+        return np.zeros((), logits.dtype)
+    targets = _of_all(here, classes, len(rows))
     losses = np.empty(len(rows))
 
     def block(r: slice) -> None:
         z = rows[r]
         top = z.max(axis=-1)
         total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
-        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), targets[r]]
 
     threads.for_rows(len(rows), block_rows(*rows.shape), block)
-    return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
+    return np.asarray(np.average(losses[here], weights=weight), logits.dtype)
 
 
-def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
-    """dlogits = dy (softmax(z) - onehot) / rows."""
+def _of_all(here: slice | np.ndarray, values: np.ndarray, n_rows: int) -> np.ndarray:
+    """What the rows `here` have, and 0 for the others."""
+    if isinstance(here, slice):
+        return values
+    found = np.zeros(n_rows, values.dtype)
+    found[here] = values
+    return found
+
+
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, weight: Any = None) -> Grads:
+    """dlogits = dy (softmax(z) - onehot) times the share of each row, 1 / rows without weights; 0 without loss."""
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
-    rows[np.arange(len(rows)), _targets(target)] -= 1.0
-    factor = logits.dtype.type(float(dy) / len(rows))
-    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+    here, classes, weight = counted(target, weight)
+    rows[np.arange(len(rows))[here], classes] -= 1.0
+    if weight is None and isinstance(here, slice):
+        factor = logits.dtype.type(float(dy) / len(rows))
+        for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+        return (dlogits,)
+    share = np.full(len(classes), 1.0) if weight is None else weight
+    factors = _of_all(here, (float(dy) * (share / share.sum())).astype(logits.dtype), len(rows))[:, None]
+
+    def block(r: slice) -> None:
+        rows[r] *= factors[r]
+        rows[r][factors[r, 0] == 0] = 0.0  # whatever the logits were
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
     return (dlogits,)
 
 
@@ -4539,8 +4606,8 @@ class _Group:
         logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
         return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
-    def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
-        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
+    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x, with one weight, or one a row.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
         """
@@ -4562,33 +4629,65 @@ class _Group:
         self._each_slice(work)
         np.add.reduce(parts, axis=0, out=dx)
         dx *= factor
-        dx -= self.wte[self.classes] * dx.dtype.type(weight)
-        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
+        each = np.asarray(weight, dx.dtype)[..., None]
+        dx -= self.wte[self.classes] * each
+        add_rows(dwte, self.classes, self.x * -each)
 
 
-def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
-    rows = x.reshape(-1, x.shape[-1])
-    classes = _targets(target)
+def _head(
+    x: np.ndarray, wte: np.ndarray, target: Any, weight: Any, dy: float | None, sink: Sink | None
+) -> tuple[np.ndarray, Grads]:
+    """The loss and, when dy is given, both gradients, in one walk over groups of the rows that carry loss."""
+    here, classes, weight = counted(target, weight)
+    with nullcontext() if isinstance(here, slice) else buffers.reusing(None):  # a pool would keep every size there is
+        loss, dx, dwte = _walk(x.reshape(-1, x.shape[-1])[here], wte, classes, weight, dy, sink)
+    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), dwte)
+
+
+def _walk(
+    rows: np.ndarray,
+    wte: np.ndarray,
+    classes: np.ndarray,
+    weight: np.ndarray | None,
+    dy: float | None,
+    sink: Sink | None,
+) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    """Loss, dx and dwte of rows that carry loss."""
+    total = len(rows) if weight is None else float(weight.sum())
     dx = dwte = None
     add = False
     if dy is not None:
-        dx = buffers.empty(x.shape, x.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
+        dx = buffers.empty(rows.shape, rows.dtype)
+        dwte, add = gradient_buffer(sink, wte.shape, rows.dtype)
     loss = 0.0
-    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))):
+    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))) if len(rows) else ():
         group = _Group(rows[r], wte, classes[r])
-        loss += float(group.losses().sum())
+        losses = group.losses()
+        loss += float((losses if weight is None else losses * weight[r]).sum())
         if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
+            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte, add)
             add = True
         del group  # or its logits would be there beside those of the next
-    return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
+    if dwte is not None and not add:
+        dwte[...] = 0.0
+    return loss / (total or 1), dx, dwte
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The gradient of all of x from that of the rows `here`."""
+    if dx is None or isinstance(here, slice):
+        return None if dx is None else dx.reshape(shape)
+    whole = buffers.empty(shape, dx.dtype)
+    whole[...] = 0.0
+    whole.reshape(-1, shape[-1])[here] = dx
+    return whole
+
+
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, None, None)[0]
+    return _head(x, wte, target, weight, None, None)[0]
 
 
 def lm_head_loss_backward(
@@ -4598,17 +4697,24 @@ def lm_head_loss_backward(
     wte: np.ndarray,
     *,
     target: Any,
+    weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, float(dy), sinks[1])[1]
+    return _head(x, wte, target, weight, float(dy), sinks[1])[1]
 
 
 def lm_head_loss_and_grads(
-    dy: np.ndarray, x: np.ndarray, wte: np.ndarray, *, target: Any, sinks: Sequence[Sink | None] = (None, None)
+    dy: np.ndarray,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    target: Any,
+    weight: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
 ) -> tuple[np.ndarray, Grads]:
     """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, float(dy), sinks[1])
+    return _head(x, wte, target, weight, float(dy), sinks[1])
 
 
 replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)
@@ -12583,6 +12689,7 @@ MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a c
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
 MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
+MOST_WEIGHT = 10**9  # of a row of data, or a target of a loss: sums of them stay numbers
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 MOST_SCHEMA_LEVELS = (
     32  # of a JSON schema, one within the other: it is read by calls within calls, and so is what it makes
@@ -12603,6 +12710,7 @@ import numpy as np
 from . import limits
 from .core import ops  # noqa: F401  (the ops are entered before their checks)
 from .core.op import check
+from .core.ops import IGNORED
 from .errors import InvalidParameter
 
 Shape = tuple[int, ...]
@@ -12632,8 +12740,8 @@ def _check_axis(op: str, axis: int, ndim: int) -> None:
         )
 
 
-def _check_ids(op: str, ids: Any, limit: int) -> int:
-    """ids must be integers in 0 .. limit - 1; how many they are."""
+def _check_ids(op: str, ids: Any, limit: int, beside: int | None = None) -> np.ndarray:
+    """ids must be integers in 0 .. limit - 1, or `beside`; they as an array."""
     array = np.asarray(ids)
     if array.ndim >= limits.MOST_DIMENSIONS:
         raise InvalidParameter(
@@ -12643,16 +12751,35 @@ def _check_ids(op: str, ids: Any, limit: int) -> int:
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     if array.size and not (array.min() >= 0 and array.max() < limit):
-        bad = array[(array < 0) | (array >= limit)][0]
-        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
-    return array.size
+        bad = (array < 0) | (array >= limit)
+        if beside is not None:
+            bad &= array != beside
+        if bad.any():
+            also = "" if beside is None else f", and {beside} for none"
+            raise InvalidParameter(
+                f"{op}: id {array[bad][0]} is out of range", hint=f"Valid ids are 0 to {limit - 1}{also}."
+            )
+    return array
 
 
-def _check_targets(op: str, target: Any, n_rows: int, vocab: int) -> None:
-    """There must be one class a row."""
-    count = _check_ids(op, target, vocab)
-    if count != n_rows or not n_rows:
-        raise InvalidParameter(f"{op}: {count} targets for {n_rows} rows", hint="There is one target a row.")
+def _check_targets(op: str, target: Any, weight: Any, n_rows: int, vocab: int) -> None:
+    """There must be one class a row, or IGNORED; and weights that fit them."""
+    targets = _check_ids(op, target, vocab, IGNORED)
+    if targets.size != n_rows or not n_rows:
+        raise InvalidParameter(f"{op}: {targets.size} targets for {n_rows} rows", hint="There is one target a row.")
+    if weight is None:
+        return
+    weights = np.asarray(weight, np.float64)
+    if not weights.ndim or weights.shape != targets.shape[: weights.ndim]:
+        raise misfit(
+            op, "there is one weight a target, or one a list of them", weight=weights.shape, target=targets.shape
+        )
+    if not ((weights > 0) & (weights <= limits.MOST_WEIGHT)).all():
+        bad = weights[~((weights > 0) & (weights <= limits.MOST_WEIGHT))][0]
+        raise InvalidParameter(
+            f"{op}: weight {bad} is not above 0 and at most {limits.MOST_WEIGHT:g}",
+            hint=f"The target {IGNORED} carries no loss.",
+        )
 
 
 def check_p(p: float) -> None:
@@ -12759,18 +12886,18 @@ def _attention(
     check_length(x.shape[-2])
 
 
-def _cross_entropy(logits: np.ndarray, *, target: Any) -> None:
+def _cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not logits.ndim:
         raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     vocab = logits.shape[-1]
     _check_row("cross_entropy", vocab)
-    _check_targets("cross_entropy", target, logits.size // max(1, vocab), vocab)
+    _check_targets("cross_entropy", target, weight, logits.size // max(1, vocab), vocab)
 
 
-def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> None:
+def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    _check_targets("lm_head_loss", target, x.size // max(1, x.shape[-1]), len(wte))
+    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), len(wte))
 
 
 def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:
@@ -15274,7 +15401,7 @@ def _read(path: str) -> bytes:
     resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
     return data
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_dataset_load_pairs, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
 
 `given` has the parameters of a function beyond its first, under the names that they have in SQL.
 """
@@ -15288,6 +15415,7 @@ import numpy as np
 
 from ...core import gpt2
 from ...core.config import GPT2Config
+from ...core.ops import IGNORED
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
@@ -15295,14 +15423,15 @@ from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
 from ...training.options import RunOptions, Workers, all_options, gather
+from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
-from ..caller_query import source_texts
+from ..caller_query import source_texts, weighted_pairs
 from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
-from ..training import audit, datasets, hand_steps, runs, session
+from ..training import audit, datasets, hand_steps, pairs, runs, session
 
 
 @entry
@@ -15319,6 +15448,35 @@ def load_dataset(
     """Texts of a query -> rows of llm_dataset; their number."""
     require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
     require_positive(block_size=block_size)
+    _check_split(split, val_fraction)
+    _check_length(model, block_size=block_size)
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+
+
+@entry
+def load_pairs(
+    source: str,
+    model: str,
+    max_length: int | None,
+    split: str,
+    val_fraction: float,
+    replace: bool,
+    source_path: str,
+) -> int:
+    """Pairs of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace)
+    if max_length is None:
+        max_length = store.config(model).n_positions
+    require_positive(max_length=max_length)
+    _check_split(split, val_fraction)
+    _check_length(model, max_length=max_length)
+    cut = datasets.Cut(max_length, split, val_fraction, replace, pack=False)
+    return pairs.add_pairs(weighted_pairs(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+
+
+def _check_split(split: str, val_fraction: float) -> None:
+    """Refuse (22023) what is no split, or leaves no row to learn from."""
     if split not in ("train", "val"):
         raise InvalidParameter(
             f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
@@ -15328,14 +15486,17 @@ def load_dataset(
             f"val_fraction must be at least 0 and below 1, not {val_fraction}",
             hint="0.1 keeps a tenth of the rows for validation.",
         )
+
+
+def _check_length(model: str, **given: int) -> None:
+    """Refuse (22023) rows that are longer than the model's window, by the name of the parameter that says so."""
     config = store.find_config(model)
-    if config is not None and block_size > config.n_positions:
-        raise InvalidParameter(
-            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
-            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
-        )
-    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+    for name, length in given.items():
+        if config is not None and length > config.n_positions:
+            raise InvalidParameter(
+                f'{name} {length} is more than the {config.n_positions} positions of model "{model}"',
+                hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+            )
 
 
 @entry
@@ -15355,7 +15516,9 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
         )
     loaded = weights.load(model)
     _check_shape(loaded.config, given)
-    for ids in (tokens, targets):
+    if not (counting := [target for target in targets if target != IGNORED]):
+        raise nothing_counts()
+    for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
     drop = None
@@ -15807,7 +15970,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15821,8 +15984,10 @@ FETCHED = 1 << 20  # characters that are asked for at a time, judged by those th
 FIRST, MOST = 16, 256  # rows at a time
 TEXTS = "SELECT body FROM documents"
 KEYED = "SELECT id, body FROM documents"
+PAIRS = "SELECT question, answer FROM faq"
 
 Keyed = tuple[str | None, str | None]  # key and text of a row
+Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and weight of a row
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -15869,22 +16034,65 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
         _require_key_and_text(columns)
-        # What has just been opened is one statement, so its parentheses are balanced: it cannot end the one around it.
-        within = source.rstrip("; \t\r\n")
-        try:
+        with _only_reading(KEYED):
             plpy.execute(
-                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR"
-                " SELECT s.key::pg_catalog.text AS key, s.text::pg_catalog.text AS text"
-                f" FROM (\n{within}\n) AS s (key, text)"
+                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
             )
-        except plpy.SPIError as error:
-            if error.sqlstate not in ("42601", "0A000"):
-                raise
-            raise InvalidParameter(
-                f"source must be a query that only reads: {error}",
-                hint=f"Example: '{KEYED}'. What INSERT, UPDATE or DELETE return goes into a table first.",
-            ) from None
     return _rows_of(name, search_path)
+
+
+def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
+    """(prompt, completion, weight) of each row of a caller's query of two or three columns, as `source_texts` reads one.
+
+    Without a third column all weights are 1. Columns go by their places: expressions without a name are all called ?column?.
+    """
+    with _search_path(search_path):
+        rows, columns = _open(source, PAIRS)
+        rows.close()
+        _require_pair(columns)
+        names = ("prompt", "completion", "weight")[: len(columns)]
+        with _only_reading(PAIRS):
+            rows = db.open_cursor(_renamed(source, names))
+        batch = rows.fetch(100)
+    while batch.nrows():
+        for row in batch:
+            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        with _search_path(search_path):
+            batch = rows.fetch(100)
+    rows.close()
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:  # as of the type money
+        raise InvalidParameter(
+            f"a weight of source is not a number: {text[:40]!r}", hint="Cast it to double precision in the query."
+        ) from None
+
+
+def _renamed(source: str, names: Sequence[str]) -> str:
+    """A query for what `source` gives, its columns as texts by other names."""
+    # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
+    within = source.rstrip("; \t\r\n")
+    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
+
+
+@contextmanager
+def _only_reading(example: str) -> Iterator[None]:
+    """22023 for a source that does not fit in another query."""
+    try:
+        yield
+    except plpy.SPIError as error:
+        if error.sqlstate not in ("42601", "0A000"):
+            raise
+        raise InvalidParameter(
+            f"source must be a query that only reads: {error}",
+            hint=f"Example: '{example}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+        ) from None
 
 
 def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
@@ -15930,13 +16138,36 @@ def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
         raise InvalidParameter(
             f"source must return two columns, key and text, not ({names})", hint=f"Example: '{KEYED}'."
         )
-    of_text = "SELECT typcategory = 'S' AS is_text, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
-    found = db.row(of_text, ["text"], str(columns[1][1])) or {}
-    if not found["is_text"]:
+    category, of_type = _type_of(columns[1])
+    if category != "S":
         raise InvalidParameter(
-            f"the second column of source, {columns[1][0]}, must be a text, not of type {found['type']}",
+            f"the second column of source, {columns[1][0]}, must be a text, not of type {of_type}",
             hint=f"The first column is a key of any type. Example: '{KEYED}'.",
         )
+
+
+def _require_pair(columns: list[tuple[str, int]]) -> None:
+    """22023 unless there are two columns of a type of texts, or a third of numbers."""
+    names = ", ".join(name for name, _ in columns)
+    if len(columns) not in (2, 3):
+        raise InvalidParameter(
+            f"source must return two columns, prompt and completion, or a third, weight, not ({names})",
+            hint=f"Example: '{PAIRS}'.",
+        )
+    for column, wanted, kind in zip(columns, "SSN", ("a text", "a text", "a number")):
+        category, of_type = _type_of(column)
+        if category != wanted:
+            raise InvalidParameter(
+                f"column {column[0]} of source must be {kind}, not of type {of_type}",
+                hint=f"The columns are prompt, completion and perhaps weight. Example: '{PAIRS}'.",
+            )
+
+
+def _type_of(column: tuple[str, int]) -> tuple[str, str]:
+    """Category and name of a column's type."""
+    of_type = "SELECT typcategory, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
+    found = db.row(of_type, ["text"], str(column[1])) or {}
+    return found["typcategory"], found["type"]
 
 
 def _open(source: str, example: str) -> tuple[Any, list[tuple[str, int]]]:
@@ -20708,7 +20939,8 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20716,28 +20948,35 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
+from ...core.ops import IGNORED
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from ...tokenizer.bpe import Tokenizer
+from ...training.trainer import Batch
 from .. import db
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
-
 
 class Row(NamedTuple):
-    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+    """A row of llm_dataset: tokens [T], targets [T], its weight, and the first 8 bytes of the SHA-256 of all that."""
 
     tokens: np.ndarray
     targets: np.ndarray
+    weight: float
     digest: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of its targets count, with weight 1."""
+        return self.weight == 1 and self.targets.min() != IGNORED
 
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
-    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens ||"
+    f" CASE WHEN array_ndims(target) = 1 THEN array_remove(target, {IGNORED}) ELSE target END)) IS NOT TRUE)"
 )
 
 
@@ -20755,28 +20994,56 @@ class Cut:
     pack: bool
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where rows begin in a stream of ids, how long they are, how many targets at their beginnings carry no loss, and their
+    weights; None: none, and 1."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    ignored: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def part(self, part: slice) -> "Places":
+        """Some of the rows."""
+        ignored, weights = (None if given is None else given[part] for given in (self.ignored, self.weights))
+        return Places(self.starts[part], self.lengths[part], ignored, weights)
+
+
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
+    end_of_text(tokenizer, model)
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not store(ids, Places(starts, lengths), model, cut):
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
+        )
+    return starts.size
+
+
+def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
+    """Rows of the stream `ids` into the splits; their number."""
+    n_rows = places.starts.size
+    first_val = n_rows - round(n_rows * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if (here := places.part(part)).starts.size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, here)
+    return n_rows
+
+
+def end_of_text(tokenizer: Tokenizer, model: str) -> int:
+    """Its id; 55000 where the vocabulary has none."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
-    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
-    del parts
-    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not starts.size:
-        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
-        raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
-        )
-    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
-    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
-        if starts[part].size:
-            _make_room(model, split, cut.replace)
-            _insert(ids, model, split, starts[part], lengths[part])
-    return starts.size
+    return tokenizer.eos_token_id
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20830,19 +21097,23 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+def _insert(ids: np.ndarray, model: str, split: str, places: Places) -> None:
     """Rows of the stream `ids`, targets shifted by one."""
-    first = 0
+    starts, lengths, first = places.starts, places.lengths, 0
+    ignored = np.zeros_like(starts) if places.ignored is None else places.ignored
+    weights = np.ones(starts.size) if places.weights is None else places.weights
     while first < starts.size:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
         rows, sizes = starts[first:last] - starts[first], lengths[first:last]
         part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
-            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
-            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
-            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target, weight)"
+            " SELECT $1, $2, $3[start + 1 : start + size],"
+            f" array_fill({IGNORED}, ARRAY[ignored]) || $3[start + ignored + 2 : start + size + 1], weight"
+            " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (start, size, ignored, weight, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]", "int4[]", "float8[]"],
             *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
+            *(ignored[first:last].tolist(), weights[first:last].tolist()),
         )
         host.check_interrupts()
         first = last
@@ -20877,24 +21148,30 @@ def refuse_long(model: str, config: GPT2Config, split: str) -> None:
 
 
 def digest(model: str, config: GPT2Config) -> str:
-    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part, nor do weights of 1."""
     found = hashlib.sha256()
     for row in db.cursor(
-        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target, weight"
         f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
         ["text", "int4"],
         *(model, config.vocab),
     ):
-        found.update(row["tokens"])
-        found.update(row["target"])
+        found.update(_digested(row))
         host.check_interrupts()
     return found.hexdigest()
+
+
+def _digested(row: db.Row) -> bytes:
+    """What a digest sees of a row. An array as it is sent begins with the number of its dimensions, and not like this weight."""
+    weight = b"" if row["weight"] == 1 else b"weight" + struct.pack(">d", row["weight"])
+    return row["tokens"] + row["target"] + weight
 
 
 def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
     """The rows `ids`, checked, in that order."""
     found = db.query(
-        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target, weight FROM {schema}.llm_dataset"
+        " WHERE id = ANY ($1)",
         ["int8[]"],
         np.unique(ids).tolist(),
     )
@@ -20903,20 +21180,37 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
         host.check_interrupts()
         tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
         _check_row(row["id"], tokens, targets, model, config)
-        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
-        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+        digest = hashlib.sha256(_digested(row)).digest()
+        by_id[row["id"]] = Row(tokens, targets, row["weight"], int.from_bytes(digest[:8], "big", signed=True))
     for row_id in ids:
         if row_id not in by_id:
             raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
     return [by_id[row_id] for row_id in ids]
 
 
-def batches(found: Iterable[Row]) -> list[Batch]:
-    """Rows as batches of equal length, in their order within a length."""
+def batches(found: Sequence[Row]) -> list[Batch]:
+    """Rows as one batch, padded to the longest; or, where all targets count alike, as one for each length.
+
+    The second is what they always were, so that what was recorded of such rows is found again, bit for bit.
+    """
+    if not all(row.is_plain for row in found):
+        return [_padded(found)]
     by_length: dict[int, list[Row]] = {}
     for row in found:
         by_length.setdefault(row.tokens.size, []).append(row)
-    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
+    return [
+        Batch(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()
+    ]
+
+
+def _padded(found: Sequence[Row]) -> Batch:
+    """Rows of any lengths. What stands behind a row's end is attended to by nothing before it, and carries no loss."""
+    shape = len(found), max(row.tokens.size for row in found)
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    for i, row in enumerate(found):
+        tokens[i, : row.tokens.size], targets[i, : row.targets.size] = row.tokens, row.targets
+    weights = np.asarray([row.weight for row in found])
+    return Batch(tokens, targets, None if (weights == 1).all() else weights)
 
 
 def _ints(row_id: int, sent: bytes) -> np.ndarray:
@@ -20939,8 +21233,8 @@ def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
 
 def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
     _check_size(row_id, tokens.size, model, config)
-    for ids in (tokens, target):
-        if ids.min() < 0 or ids.max() >= config.vocab:
+    for ids in (tokens, target[target != IGNORED]):
+        if ids.size and (ids.min() < 0 or ids.max() >= config.vocab):
             raise InvalidParameter(
                 f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
                 hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
@@ -21064,6 +21358,118 @@ def _manual_run(session: Session, seed: int) -> int:
             *(row["run_id"], session.step, json.dumps(found)),
         )
     return row["run_id"]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.pairs', $pg_gpt2_source$"""Pairs of prompt and completion as rows of llm_dataset: loss on the completion and its end-of-text only.
+
+Tokens are those of TRL's SFTTrainer with completion_only_loss: of prompt and completion together, of which the completion's
+begin where they differ from those of the prompt alone. TRL cuts what is too long at its end; here the prompt loses its beginning.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ... import host
+from ...errors import InvalidParameter
+from ...limits import MOST_WEIGHT
+from ...tokenizer.bpe import Tokenizer
+from .. import db
+from ..caller_query import Weighted
+from .datasets import MANY_TOKENS, Cut, Places, end_of_text, store
+
+
+@dataclass
+class _Encoded:
+    """Ids of pairs one after the other, and of each pair how many they are, how many carry no loss, and its weight."""
+
+    tokenizer: Tokenizer
+    eos: int
+    max_length: int
+    parts: list[np.ndarray] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    ignored: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    count: int = 0  # of ids
+    null: int = 0  # of pairs that are no rows, or not as they were given
+    unweighted: int = 0
+    empty: int = 0
+    too_long: int = 0
+    cut: int = 0
+    torn: int = 0
+
+    def add(self, prompt: str | None, completion: str | None, weight: float | None) -> None:
+        """One pair, or why there is none."""
+        if prompt is None or completion is None or weight is None:
+            self.null += 1
+            return
+        if not 0 < weight <= MOST_WEIGHT:
+            self.unweighted += 1
+            return
+        before, ids = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + completion)
+        n_prompt = _common(before, ids)
+        excess = len(ids) - self.max_length  # with the end-of-text, which is a target only
+        if not ids:
+            self.empty += 1
+        elif excess > max(0, n_prompt - 1):
+            self.too_long += 1
+        else:
+            self.torn += n_prompt < len(before)
+            if excess > 0:
+                self.cut += 1
+                ids, n_prompt = ids[excess:], n_prompt - excess
+            self.parts.append(np.asarray([*ids, self.eos], np.int32))
+            self.sizes.append(len(ids) + 1)
+            self.ignored.append(max(0, n_prompt - 1))
+            self.weights.append(weight)
+            self.count += len(ids) + 1
+
+    def tell(self) -> None:
+        """NOTICEs about what is not as it was given."""
+        for count, what in (
+            (self.null, "skipped {} with a NULL"),
+            (self.unweighted, f"skipped {{}} with a weight that is not above 0 and at most {MOST_WEIGHT:,}"),
+            (self.empty, "skipped {} without any text"),
+            (self.too_long, f"skipped {{}} whose completion alone takes more than {self.max_length} tokens"),
+            (self.cut, f"the prompts of {{}} lost their beginnings, to fit into {self.max_length} tokens"),
+            (
+                self.torn,
+                "of {} a token joins the end of the prompt and the beginning of the completion: begin completions with"
+                " a space, and end no prompt with one",
+            ),
+        ):
+            if count:
+                db.notice(what.format("1 pair" if count == 1 else f"{count:,} pairs"))
+
+
+def _common(some: list[int], others: list[int]) -> int:
+    """How many ids they have in common at their beginnings."""
+    if others[: len(some)] == some:
+        return len(some)
+    return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), len(others))
+
+
+def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number."""
+    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size)
+    room = MANY_TOKENS
+    progress = host.Progress("tokenizing the source", "pairs")
+    for n, pair in enumerate(pairs):
+        found.add(*pair)
+        progress.at(n)
+        host.check_interrupts()
+        if found.count > room:
+            room = 2 * found.count
+            host.require_memory(8 * room, f"pairs of more than {found.count} tokens")  # in parts, and as one
+    found.tell()
+    if not found.parts:
+        raise InvalidParameter(
+            "the source has no pair to learn from", hint="A pair is a prompt and a completion that fit into max_length."
+        )
+    ids, sizes = np.concatenate(found.parts), np.asarray(found.sizes)
+    found.parts.clear()
+    places = Places(np.cumsum(sizes) - sizes, sizes - 1, np.asarray(found.ignored), np.asarray(found.weights))
+    return store(ids, places, model, cut)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.progress', $pg_gpt2_source$"""What a run tells its caller while it is running."""
 
@@ -21936,7 +22342,7 @@ from ...errors import FeatureNotSupported, InconsistentData
 from ...fast import slices
 from ...tensor import FLOAT32, PART, to_bytes
 from ...training.options import Hyperparameters
-from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import store, weights
 from ..storage.checksum import Checksum
@@ -21987,17 +22393,17 @@ class Learner:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
+    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[Batch], list[int]]:
         """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
 
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        found = []
+        found: list[Batch] = []
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
             host.check_interrupts()
-        for count, length in {tokens.shape for tokens, _ in found}:
+        for count, length in {batch.tokens.shape for batch in found}:
             self._require_memory(count, length, dropout_p)
         return found, [row.digest for row in rows]
 
@@ -22226,14 +22632,17 @@ def mean_loss(
     batch_size: int,
     chunk: int | None = None,
 ) -> tuple[float, int]:
-    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    """Weighted mean cross entropy and number of the tokens that count of rows of llm_dataset, without dropout."""
     chunk = resources.attention_chunk() if chunk is None else chunk
     total, count = 0.0, 0
+    weights: float = 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
-            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
-            total, count = total + loss, count + n
-    return total / count, count
+        for batch in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, weight = evaluate(params, config, batch, chunk=chunk)
+            total, weights, count = total + loss, weights + weight, count + batch.counted()
+    if not count:
+        raise nothing_counts()
+    return total / weights, count
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
 
@@ -23720,6 +24129,7 @@ activations in a pool, both allocated once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23727,7 +24137,7 @@ from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
 from ..core.op import Sink, is_fast
-from ..core.ops import CHUNK
+from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
@@ -23737,8 +24147,25 @@ from ..fast.tape import Audit, Tape
 from ..op_checks import check_p
 from . import optim
 
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
 MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
+
+
+class Batch(NamedTuple):
+    """A micro-batch: tokens [B, T], targets [B, T] of which IGNORED ones carry no loss, and a weight for each row; None = 1."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weight: np.ndarray | None = None  # [B]
+
+    def counted(self) -> int:
+        """Number of targets that carry loss."""
+        return int(np.size(self.targets) - np.count_nonzero(np.equal(self.targets, IGNORED)))
+
+    def total(self) -> int | float:
+        """Sum of their weights."""
+        if self.weight is None:
+            return self.counted()
+        return float((np.not_equal(self.targets, IGNORED).sum(axis=1) * self.weight).sum())
 
 
 class Diverged(PgGpt2Error):
@@ -23749,7 +24176,7 @@ class Diverged(PgGpt2Error):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
+    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens that counted."""
 
     loss: float
     grad_norm: float
@@ -23820,7 +24247,7 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> StepResult:
-        """One update from micro-batches, all tokens counting alike.
+        """One update from micro-batches: each target counts with the weight of its row, in whatever micro-batch it is.
 
         An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
         """
@@ -23852,26 +24279,30 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> tuple[float, int]:
-        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
+        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens)."""
         check_p(dropout_p)
+        batches = [Batch(*batch) for batch in batches]
         if not batches:
             raise InvalidParameter(
                 "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
             )
         for sink in self._sinks.values():
             sink.filled = False
-        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
+        n_tokens, total = sum(batch.counted() for batch in batches), sum(batch.total() for batch in batches)
+        if not n_tokens:
+            raise nothing_counts()
         loss = 0.0
         with buffers.reusing(self._pool):
-            for part, (tokens, targets) in enumerate(batches):
+            for part, batch in enumerate(batches):
                 host.check_interrupts()
+                tokens, targets, weight = batch
                 if np.shape(tokens) != self._shape:
                     self._pool.clear()  # else every length that the data have would keep buffers of its own
                     self._shape = np.shape(tokens)
-                weight = np.size(targets) / n_tokens
+                share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 if not (is_fast() or keep or audit):
-                    loss += weight * self._plain_gradients(tokens, targets, drop, weight)
+                    loss += share * self._plain_gradients(batch, drop, share)
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
@@ -23879,16 +24310,18 @@ class Trainer:
                 }
                 x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
-                    value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
-                loss += weight * float(value.data)  # type: ignore[arg-type]
+                    attrs = gpt2.loss_attributes(targets, weight)
+                    value = tape.finish("lm_head_loss", x, handles["wte"], seed=share, **attrs)
+                loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
-    def _plain_gradients(self, tokens: np.ndarray, targets: np.ndarray, drop: gpt2.Dropout, weight: float) -> float:
-        """The loss; its gradients times `weight` are added to the sinks, by the tape of `core`."""
+    def _plain_gradients(self, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
+        """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
         tape = PlainTape()
         handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
-        loss = gpt2.loss(tape, handles, tokens, targets, self.config, drop=drop, chunk=self.chunk)
-        tape.backward(loss, weight)
+        tokens, targets, weight = batch
+        loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
+        tape.backward(loss, share)
         for name, handle in handles.items():
             sink = self._sinks[self.tied.get(name, name)]
             if handle.grad is not None:
@@ -23924,11 +24357,20 @@ class Trainer:
 
 
 def evaluate(
-    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
-) -> tuple[float, int]:
-    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
-    n_tokens = int(np.size(targets))
-    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
+    params: Mapping[str, np.ndarray], config: GPT2Config, batch: Batch, *, chunk: int = CHUNK
+) -> tuple[float, float]:
+    """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
+    tokens, targets, weight = batch
+    return float(
+        gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
+    ) * batch.total(), batch.total()
+
+
+def nothing_counts() -> InvalidParameter:
+    """The error for data without a loss."""
+    return InvalidParameter(
+        f"no target of these rows carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
+    )
 
 
 def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:
@@ -23970,11 +24412,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -23987,11 +24429,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -24075,6 +24517,7 @@ CREATE TABLE llm_dataset (
     split  text NOT NULL DEFAULT 'train' CHECK (split IN ('train', 'val')),
     tokens integer[] NOT NULL CHECK (cardinality(tokens) > 0 AND array_ndims(tokens) = 1),
     target integer[] NOT NULL,
+    weight double precision NOT NULL DEFAULT 1 CHECK (weight > 0 AND weight <= 1e9),
     CHECK (cardinality(target) = cardinality(tokens))
 );
 CREATE INDEX llm_dataset_model_split ON llm_dataset (model, split, id);
@@ -24085,7 +24528,9 @@ COMMENT ON COLUMN llm_dataset.model IS
     'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
 COMMENT ON COLUMN llm_dataset.split IS 'train or val.';
 COMMENT ON COLUMN llm_dataset.tokens IS 'Token ids, at most n_positions of them.';
-COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens.';
+COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens; -100 carries no loss.';
+COMMENT ON COLUMN llm_dataset.weight IS
+    'How much each target of the row counts in the mean of the loss, beside those of other rows.';
 
 CREATE TABLE llm_bpe_vocab (
     model    text NOT NULL,
@@ -24199,14 +24644,16 @@ COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
 COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
-COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats per token.';
+COMMENT ON COLUMN llm_train_log.loss IS
+    'Mean cross entropy before the update, in nats per token: over the targets that carry loss, with their weights.';
 COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
-COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
+COMMENT ON COLUMN llm_train_log.tokens IS 'Targets in the batch that carry loss.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
 COMMENT ON COLUMN llm_train_log.batch_digest IS
-    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
+    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets, and of a weight that '
+    'is not 1.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS
     'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
@@ -24355,11 +24802,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -24377,11 +24824,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -24396,11 +24843,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -24427,11 +24874,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -24443,11 +24890,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -24458,11 +24905,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -24504,11 +24951,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -24524,11 +24971,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -24542,11 +24989,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -24572,11 +25019,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -24587,11 +25034,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -24600,11 +25047,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -24619,11 +25066,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -24636,11 +25083,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -24651,11 +25098,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -24670,11 +25117,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -24688,11 +25135,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -24703,11 +25150,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -24725,11 +25172,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -24740,11 +25187,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -24755,11 +25202,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -24788,11 +25235,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -24833,11 +25280,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -24865,11 +25312,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -24916,11 +25363,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -24942,11 +25389,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -24982,11 +25429,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.options(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -25009,11 +25456,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -25031,11 +25478,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -25079,11 +25526,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -25102,11 +25549,11 @@ SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -25127,11 +25574,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -25143,11 +25590,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -25164,11 +25611,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -25215,11 +25662,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -25240,11 +25687,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -25267,11 +25714,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -25289,11 +25736,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -25325,11 +25772,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -25348,11 +25795,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -25371,11 +25818,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -25401,11 +25848,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -25415,6 +25862,34 @@ COMMENT ON FUNCTION llm_dataset_load IS
     'written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text '
     'column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result '
     'reproducible.';
+
+CREATE FUNCTION llm_dataset_load_pairs(
+    source text,
+    model text,
+    max_length integer DEFAULT NULL,
+    split text DEFAULT 'train',
+    val_fraction double precision DEFAULT 0,
+    replace boolean DEFAULT false,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.load_pairs(globals())
+$$;
+COMMENT ON FUNCTION llm_dataset_load_pairs IS
+    'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
+    'llm_dataset: prompt, completion, end-of-text. Only completion and end-of-text carry loss (the targets of the prompt '
+    'are -100), each of their tokens with the weight of the pair. Tokens are those of prompt and completion together; a '
+    'completion best begins with a space. A prompt that is too long for max_length tokens (null = n_positions of the '
+    'model) loses its beginning. A pair is skipped that has a NULL, no text, a weight that is not above 0 and at most '
+    '1e9, or a completion too long for max_length. NOTICEs say how many were cut, and how many skipped. Returns the '
+    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load.';
 
 CREATE FUNCTION llm_loss_sent(
     model text,
@@ -25433,11 +25908,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.loss(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -25463,7 +25938,7 @@ RETURN @extschema@.llm_loss_sent(
     CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
     training, seed, audit);
 COMMENT ON FUNCTION llm_loss IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is '
+    'Mean cross entropy, in nats, of predicting targets after tokens; a target of -100 carries no loss. With training => true, dropout of dropout_p is '
     'applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While '
     'recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records '
     'nothing, tape one row per op, full the values as well. The shape parameters are checks: null, or what the model '
@@ -25479,15 +25954,15 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
-    'dropout.';
+    'dropout; tokens counts the targets that carry loss, of which each has the weight of its row in the mean.';
 
 CREATE FUNCTION llm_train_step_sent(
     model text,
@@ -25516,11 +25991,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -25592,11 +26067,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.train(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -25641,11 +26116,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -25660,11 +26135,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.options(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -25681,11 +26156,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -25830,11 +26305,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -25847,11 +26322,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -25864,11 +26339,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -25905,11 +26380,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -25920,11 +26395,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -25941,11 +26416,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -25969,11 +26444,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -25999,11 +26474,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -26023,11 +26498,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -26046,11 +26521,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -26066,11 +26541,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -26147,11 +26622,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -26176,11 +26651,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -26198,11 +26673,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -26211,11 +26686,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -26225,11 +26700,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -26238,11 +26713,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -26252,11 +26727,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -26265,11 +26740,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -26284,11 +26759,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -26304,11 +26779,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -26318,27 +26793,28 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
-    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
+    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
 
 CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
+    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
 
 CREATE FUNCTION pg_llm_dropout(
     input bytea,
@@ -26350,11 +26826,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -26372,11 +26848,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -26387,11 +26863,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -26400,11 +26876,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -26413,11 +26889,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -26435,11 +26911,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -26460,11 +26936,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -26483,11 +26959,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -26511,11 +26987,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -26526,11 +27002,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -26544,11 +27020,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -26564,11 +27040,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -26593,11 +27069,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -26616,11 +27092,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -26633,11 +27109,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -26656,11 +27132,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -26673,19 +27149,20 @@ COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
     'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
     'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
-    'int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, '
-    'start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), lm_head_loss '
+    '{target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat '
+    '{axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -26694,11 +27171,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -26711,11 +27188,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -26726,11 +27203,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -26768,11 +27245,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -26795,11 +27272,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -26814,11 +27291,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -26831,11 +27308,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -26861,11 +27338,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -26876,11 +27353,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -26891,11 +27368,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -26906,11 +27383,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -26921,11 +27398,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -26938,11 +27415,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -26970,11 +27447,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -26993,11 +27470,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -27012,11 +27489,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -27028,11 +27505,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -27091,11 +27568,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -27119,11 +27596,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -27149,11 +27626,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -27164,11 +27641,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -27179,11 +27656,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e7e86ecfe8dc @extschema@' not in GD:
+if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e7e86ecfe8dc @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -27216,6 +27693,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_prune,
     llm_log_prune,
     llm_dataset_load,
+    llm_dataset_load_pairs,
     llm_accumulate_grads,
     llm_train_step,
     llm_train_step_sent,

@@ -127,14 +127,15 @@ LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.cross_entropy@;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
-    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
+    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
 
 CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.cross_entropy_backward@;
-COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
+    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
 
 CREATE FUNCTION pg_llm_dropout(
     input bytea,

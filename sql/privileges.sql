@@ -23,6 +23,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_prune,
     llm_log_prune,
     llm_dataset_load,
+    llm_dataset_load_pairs,
     llm_accumulate_grads,
     llm_train_step,
     llm_train_step_sent,

@@ -71,6 +71,7 @@ CREATE TABLE llm_dataset (
     split  text NOT NULL DEFAULT 'train' CHECK (split IN ('train', 'val')),
     tokens integer[] NOT NULL CHECK (cardinality(tokens) > 0 AND array_ndims(tokens) = 1),
     target integer[] NOT NULL,
+    weight double precision NOT NULL DEFAULT 1 CHECK (weight > 0 AND weight <= 1e9),
     CHECK (cardinality(target) = cardinality(tokens))
 );
 CREATE INDEX llm_dataset_model_split ON llm_dataset (model, split, id);
@@ -81,7 +82,9 @@ COMMENT ON COLUMN llm_dataset.model IS
     'Model whose vocabulary the ids belong to; null = every model whose vocabulary they fit.';
 COMMENT ON COLUMN llm_dataset.split IS 'train or val.';
 COMMENT ON COLUMN llm_dataset.tokens IS 'Token ids, at most n_positions of them.';
-COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens.';
+COMMENT ON COLUMN llm_dataset.target IS 'The token that follows each of tokens; -100 carries no loss.';
+COMMENT ON COLUMN llm_dataset.weight IS
+    'How much each target of the row counts in the mean of the loss, beside those of other rows.';
 
 CREATE TABLE llm_bpe_vocab (
     model    text NOT NULL,
@@ -195,14 +198,16 @@ COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
 COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
-COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats per token.';
+COMMENT ON COLUMN llm_train_log.loss IS
+    'Mean cross entropy before the update, in nats per token: over the targets that carry loss, with their weights.';
 COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
-COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
+COMMENT ON COLUMN llm_train_log.tokens IS 'Targets in the batch that carry loss.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
 COMMENT ON COLUMN llm_train_log.batch_digest IS
-    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
+    'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets, and of a weight that '
+    'is not 1.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS
     'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '

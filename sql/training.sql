@@ -23,6 +23,28 @@ COMMENT ON FUNCTION llm_dataset_load IS
     'column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result '
     'reproducible.';
 
+CREATE FUNCTION llm_dataset_load_pairs(
+    source text,
+    model text,
+    max_length integer DEFAULT NULL,
+    split text DEFAULT 'train',
+    val_fraction double precision DEFAULT 0,
+    replace boolean DEFAULT false,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @training.load_pairs@;
+COMMENT ON FUNCTION llm_dataset_load_pairs IS
+    'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
+    'llm_dataset: prompt, completion, end-of-text. Only completion and end-of-text carry loss (the targets of the prompt '
+    'are -100), each of their tokens with the weight of the pair. Tokens are those of prompt and completion together; a '
+    'completion best begins with a space. A prompt that is too long for max_length tokens (null = n_positions of the '
+    'model) loses its beginning. A pair is skipped that has a NULL, no text, a weight that is not above 0 and at most '
+    '1e9, or a completion too long for max_length. NOTICEs say how many were cut, and how many skipped. Returns the '
+    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load.';
+
 CREATE FUNCTION llm_loss_sent(
     model text,
     tokens bytea,
@@ -64,7 +86,7 @@ RETURN @extschema@.llm_loss_sent(
     CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
     training, seed, audit);
 COMMENT ON FUNCTION llm_loss IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is '
+    'Mean cross entropy, in nats, of predicting targets after tokens; a target of -100 carries no loss. With training => true, dropout of dropout_p is '
     'applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While '
     'recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records '
     'nothing, tape one row per op, full the values as well. The shape parameters are checks: null, or what the model '
@@ -82,7 +104,7 @@ SET search_path = pg_catalog, pg_temp
 AS @training.evaluate@;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
-    'dropout.';
+    'dropout; tokens counts the targets that carry loss, of which each has the weight of its row in the mean.';
 
 CREATE FUNCTION llm_train_step_sent(
     model text,

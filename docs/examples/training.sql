@@ -2,6 +2,9 @@
 SELECT llm_dataset_load('SELECT body FROM proverb ORDER BY id', 'copy', block_size => 32, val_fraction => 0.2);
 --> 6
 
+-- llm_dataset_load_pairs
+SELECT llm_dataset_load_pairs('SELECT ''Proverb '' || id || '':'', '' '' || body FROM proverb ORDER BY id', 'copy', replace => true);
+
 -- llm_loss
 SELECT llm_loss('tiny', ids[:3], ids[2:], training => false) > 0 FROM llm_encode('Too many') AS ids;
 --> t

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
-from .options import TrainOptions
+from .options import PairOptions, TrainOptions
 from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
@@ -173,6 +173,18 @@ class AsyncPGLLMClient:
         """
         given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
         return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
+
+    async def load_pairs(
+        self, source: str, *, model: str | None = None, max_length: int | None = None, **options: Unpack[PairOptions]
+    ) -> int:
+        """Load pairs to train on, one a row of llm_dataset; the number of rows.
+
+        `source` is a query of two columns, prompt and completion, such as 'SELECT question, answer FROM faq', or of three: the
+        last is a weight. Only completions carry loss. `split`, `val_fraction` and `replace` are those of
+        llm_dataset_load_pairs; NOTICEs say what was cut or skipped.
+        """
+        given = {"source": source, "model": model or self.model, "max_length": max_length, **options}
+        return await self._value("llm_dataset_load_pairs", **given)
 
     async def train(
         self,

@@ -17,5 +17,13 @@ class DataOptions(TypedDict, total=False):
     val_fraction: float
 
 
+class PairOptions(TypedDict, total=False):
+    """The keywords of `load_pairs`."""
+
+    split: str
+    val_fraction: float
+    replace: bool
+
+
 class TrainOptions(TrainingOptions, DataOptions, total=False):
     """The keywords of `train`."""

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from .generation_options import KEYS, BeamOptions, GenerationOptions
-from .options import TrainOptions
+from .options import PairOptions, TrainOptions
 
 FIND_SCHEMA = (
     "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
@@ -29,7 +29,7 @@ def _sql_type(kind: Any) -> str:
 
 TYPES = {
     name: _sql_type(kind)
-    for options in (GenerationOptions, BeamOptions, TrainOptions)
+    for options in (GenerationOptions, BeamOptions, PairOptions, TrainOptions)
     for name, kind in get_type_hints(options).items()
     if name not in KEYS
 } | {
@@ -41,6 +41,7 @@ TYPES = {
     "layer": "int4",
     "from_start": "bool",
     "n_steps": "int4",
+    "max_length": "int4",
     "commit_every": "int4",
     "a": "float4[]",
     "b": "float4[]",

@@ -22,6 +22,7 @@ MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a c
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
 MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
+MOST_WEIGHT = 10**9  # of a row of data, or a target of a loss: sums of them stay numbers
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 MOST_SCHEMA_LEVELS = (
     32  # of a JSON schema, one within the other: it is read by calls within calls, and so is what it makes

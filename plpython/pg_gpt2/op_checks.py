@@ -11,6 +11,7 @@ import numpy as np
 from . import limits
 from .core import ops  # noqa: F401  (the ops are entered before their checks)
 from .core.op import check
+from .core.ops import IGNORED
 from .errors import InvalidParameter
 
 Shape = tuple[int, ...]
@@ -40,8 +41,8 @@ def _check_axis(op: str, axis: int, ndim: int) -> None:
         )
 
 
-def _check_ids(op: str, ids: Any, limit: int) -> int:
-    """ids must be integers in 0 .. limit - 1; how many they are."""
+def _check_ids(op: str, ids: Any, limit: int, beside: int | None = None) -> np.ndarray:
+    """ids must be integers in 0 .. limit - 1, or `beside`; they as an array."""
     array = np.asarray(ids)
     if array.ndim >= limits.MOST_DIMENSIONS:
         raise InvalidParameter(
@@ -51,16 +52,35 @@ def _check_ids(op: str, ids: Any, limit: int) -> int:
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     if array.size and not (array.min() >= 0 and array.max() < limit):
-        bad = array[(array < 0) | (array >= limit)][0]
-        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
-    return array.size
+        bad = (array < 0) | (array >= limit)
+        if beside is not None:
+            bad &= array != beside
+        if bad.any():
+            also = "" if beside is None else f", and {beside} for none"
+            raise InvalidParameter(
+                f"{op}: id {array[bad][0]} is out of range", hint=f"Valid ids are 0 to {limit - 1}{also}."
+            )
+    return array
 
 
-def _check_targets(op: str, target: Any, n_rows: int, vocab: int) -> None:
-    """There must be one class a row."""
-    count = _check_ids(op, target, vocab)
-    if count != n_rows or not n_rows:
-        raise InvalidParameter(f"{op}: {count} targets for {n_rows} rows", hint="There is one target a row.")
+def _check_targets(op: str, target: Any, weight: Any, n_rows: int, vocab: int) -> None:
+    """There must be one class a row, or IGNORED; and weights that fit them."""
+    targets = _check_ids(op, target, vocab, IGNORED)
+    if targets.size != n_rows or not n_rows:
+        raise InvalidParameter(f"{op}: {targets.size} targets for {n_rows} rows", hint="There is one target a row.")
+    if weight is None:
+        return
+    weights = np.asarray(weight, np.float64)
+    if not weights.ndim or weights.shape != targets.shape[: weights.ndim]:
+        raise misfit(
+            op, "there is one weight a target, or one a list of them", weight=weights.shape, target=targets.shape
+        )
+    if not ((weights > 0) & (weights <= limits.MOST_WEIGHT)).all():
+        bad = weights[~((weights > 0) & (weights <= limits.MOST_WEIGHT))][0]
+        raise InvalidParameter(
+            f"{op}: weight {bad} is not above 0 and at most {limits.MOST_WEIGHT:g}",
+            hint=f"The target {IGNORED} carries no loss.",
+        )
 
 
 def check_p(p: float) -> None:
@@ -167,18 +187,18 @@ def _attention(
     check_length(x.shape[-2])
 
 
-def _cross_entropy(logits: np.ndarray, *, target: Any) -> None:
+def _cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not logits.ndim:
         raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     vocab = logits.shape[-1]
     _check_row("cross_entropy", vocab)
-    _check_targets("cross_entropy", target, logits.size // max(1, vocab), vocab)
+    _check_targets("cross_entropy", target, weight, logits.size // max(1, vocab), vocab)
 
 
-def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> None:
+def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    _check_targets("lm_head_loss", target, x.size // max(1, x.shape[-1]), len(wte))
+    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), len(wte))
 
 
 def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:

@@ -44,8 +44,8 @@ def case(name: str, draw: np.random.Generator) -> Case:
         "lm_head": ([(*batch, m, k), (n, k)], {}),
         "mlp": ([(*batch, m, k), (k, n), (n,), (n, k), (k,)], {}),
         "embedding": ([(m, n)], {"ids": draw.integers(0, m, (*batch, k))}),
-        "cross_entropy": ([(*batch, m, n)], {"target": draw.integers(0, n, (*batch, m))}),
-        "lm_head_loss": ([(*batch, m, k), (n, k)], {"target": draw.integers(0, n, (*batch, m))}),
+        "cross_entropy": ([(*batch, m, n)], loss_attributes((*batch, m), n, draw)),
+        "lm_head_loss": ([(*batch, m, k), (n, k)], loss_attributes((*batch, m), n, draw)),
         "dropout": ([(*batch, m, n)], {"p": float(draw.uniform(0, 0.9)), **key}),
         "causal_attention": (
             [(*batch, t, 3 * d)],
@@ -58,6 +58,15 @@ def case(name: str, draw: np.random.Generator) -> Case:
         "mean": ([(*batch, m, n)], {"axis": (None, -1, -2)[draw.integers(3)]}),
     }
     return cases[name]
+
+
+def loss_attributes(shape: tuple[int, ...], n: int, draw: np.random.Generator) -> dict[str, Any]:
+    """Targets, of which one case in two ignores some and one in two weighs them."""
+    target = draw.integers(0, n, shape)
+    if draw.random() < 0.5:
+        target[draw.random(shape) < draw.random()] = -100
+    weight = {"weight": draw.uniform(0.1, 9, shape[: draw.integers(1, len(shape) + 1)])} if draw.random() < 0.5 else {}
+    return {"target": target} | weight
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ CASES = {
     "cross_entropy": ([(4096, 1024)], {"target": [1] * 4096}),
     "cross_entropy, wide": ([(2, 1 << 21)], {"target": [1] * 2}),
     "lm_head_loss": ([(1024, 16), (8192, 16)], {"target": [1] * 1024}),
+    "lm_head_loss, ignoring": ([(4096, 512), (512, 512)], {"target": [1, 1, 1, -100] * 1024}),
+    "lm_head_loss, weighted": ([(1024, 16), (8192, 16)], {"target": [1] * 1024, "weight": [0.5] * 1024}),
     "lm_head_loss, wide": ([(2048, 16), (65536, 16)], {"target": [1] * 2048}),
     "layernorm": ([(2, 1 << 21), (1 << 21,), (1 << 21,)], {"eps": 1e-5}),
     "transpose": ([(2048, 2048)], {}),

@@ -10,7 +10,7 @@ from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.fast import threads
 from pg_gpt2.training.batches import BatchOrder
-from pg_gpt2.training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from pg_gpt2.training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)
@@ -120,7 +120,7 @@ def test_dropout_depends_on_seed_step_and_micro_batch() -> None:
 
 def test_evaluation_is_the_loss_without_dropout() -> None:
     t = trainer()
-    total, n = evaluate(t.params, TINY, *BATCHES[0])
+    total, n = evaluate(t.params, TINY, Batch(*BATCHES[0]))
     assert total / n == pytest.approx(GOLDEN["losses"][0], rel=1e-6)
 
 

@@ -25,6 +25,17 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def some(t: int, n: int) -> np.ndarray:
+    """Targets of t rows, of which every third carries no loss."""
+    return np.where(np.arange(t) % 3 == 0, -100, np.arange(t) * 5 % n)
+
+
+def weighted(losses: torch.Tensor, target: np.ndarray) -> torch.Tensor:
+    """Their mean over what counts, row t with weight t + 1."""
+    weights = torch.from_numpy(np.where(target == -100, 0, np.arange(1, len(target) + 1)))
+    return (losses * weights).sum() / weights.sum()
+
+
 Case = tuple[list[tuple[int, ...]], dict, Callable[..., torch.Tensor]]
 CASES: dict[str, Callable[[int, int, int, int], Case]] = {
     "matmul": lambda b, t, d, n: ([(b, t, d), (d, n)], {}, torch.matmul),
@@ -65,11 +76,31 @@ CASES: dict[str, Callable[[int, int, int, int], Case]] = {
         {"target": np.arange(t) * 5 % n},
         lambda z: F.cross_entropy(z, torch.arange(t) * 5 % n),
     ),
+    "cross_entropy of some": lambda b, t, d, n: (
+        [(t, n)],
+        {"target": some(t, n)},
+        lambda z: F.cross_entropy(z, torch.from_numpy(some(t, n)), ignore_index=-100),
+    ),
+    "cross_entropy with weights": lambda b, t, d, n: (
+        [(t, n)],
+        {"target": some(t, n), "weight": np.arange(1, t + 1) / 7},
+        lambda z: weighted(F.cross_entropy(z, torch.from_numpy(some(t, n)), reduction="none"), some(t, n)),
+    ),
     "lm_head": lambda b, t, d, n: ([(t, d), (n, d)], {}, lambda x, wte: x @ wte.T),
     "lm_head_loss": lambda b, t, d, n: (
         [(t, d), (n, d)],
         {"target": np.arange(t) * 5 % n},
         lambda x, wte: F.cross_entropy(x @ wte.T, torch.arange(t) * 5 % n),
+    ),
+    "lm_head_loss of some": lambda b, t, d, n: (
+        [(t, d), (n, d)],
+        {"target": some(t, n)},
+        lambda x, wte: F.cross_entropy(x @ wte.T, torch.from_numpy(some(t, n)), ignore_index=-100),
+    ),
+    "lm_head_loss with weights": lambda b, t, d, n: (
+        [(t, d), (n, d)],
+        {"target": some(t, n), "weight": np.arange(1, t + 1) / 7},
+        lambda x, wte: weighted(F.cross_entropy(x @ wte.T, torch.from_numpy(some(t, n)), reduction="none"), some(t, n)),
     ),
     "transpose": lambda b, t, d, n: ([(b, t, d)], {}, lambda x: x.transpose(-1, -2)),
     "reshape": lambda b, t, d, n: ([(b, t, d)], {"shape": (t, -1)}, lambda x: x.reshape(t, -1)),

@@ -21,6 +21,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 SAVE_EVERY = 50  # steps
+IGNORED = -100
+Row = tuple[list[int], list[int], float]  # tokens, targets, weight
 COLUMNS = ("step", "lr", "loss", "grad_norm", "tokens", "seconds", "val_loss")
 
 
@@ -33,8 +35,8 @@ class Run:
             raise SystemExit(f"there is no run {run_id}")
         self.conn, self.run_id = conn, run_id
         self.model, self.config = found
-        if self.config["dropout_p"] or self.config["grad_accum"] != 1:
-            raise SystemExit("the twin knows neither dropout nor grad_accum")
+        if self.config["dropout_p"]:
+            raise SystemExit("the twin knows no dropout")
 
     def initial_weights(self, seed: int) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
         """Configuration and weights of llm_init_model."""
@@ -60,9 +62,9 @@ class Run:
         )
         return config, safetensors.torch.load(b"".join(chunk for (chunk,) in chunks))
 
-    def rows(self, split: str) -> dict[int, tuple[list[int], list[int]]]:
-        """Tokens and targets by id."""
-        query = "SELECT id, tokens, target FROM llm_dataset WHERE model = %s AND split = %s ORDER BY id"
+    def rows(self, split: str) -> dict[int, Row]:
+        """Tokens, targets and weight by id."""
+        query = "SELECT id, tokens, target, weight FROM llm_dataset WHERE model = %s AND split = %s ORDER BY id"
         return {row[0]: row[1:] for row in self.conn.execute(query, [self.model, split])}
 
     def step(self, step: int) -> tuple[list[int], float, bool] | None:
@@ -92,13 +94,20 @@ class Twin:
             fused=True,
         )
 
-    def loss(self, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-        """Mean cross entropy of some rows."""
-        tokens, targets = (torch.tensor([row[side] for row in rows]) for side in (0, 1))
-        logits = self.model(tokens, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    def loss(self, rows: list[Row]) -> torch.Tensor:
+        """Mean cross entropy of some rows, padded to the longest: of targets that are not -100, by the weights of the rows."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        tokens = pad([torch.tensor(row[0]) for row in rows], batch_first=True)
+        targets = pad([torch.tensor(row[1]) for row in rows], batch_first=True, padding_value=IGNORED).flatten()
+        logits = self.model(tokens, use_cache=False).logits.flatten(0, 1)
+        weights = torch.tensor([row[2] for row in rows])
+        if (weights == 1).all():
+            return torch.nn.CrossEntropyLoss(ignore_index=IGNORED)(logits, targets)
+        losses = torch.nn.CrossEntropyLoss(ignore_index=IGNORED, reduction="none")(logits, targets)
+        each = weights.repeat_interleave(tokens.shape[1]) * (targets != IGNORED)
+        return (losses * each).sum() / each.sum()
 
-    def step(self, rows: list[tuple[list[int], list[int]]], lr: float) -> tuple[float, float]:
+    def step(self, rows: list[Row], lr: float) -> tuple[float, float]:
         """One step of AdamW: the loss before it, and the norm of the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -111,7 +120,7 @@ class Twin:
         return float(loss.detach()), float(norm)
 
     @torch.no_grad()
-    def evaluate(self, rows: list[tuple[list[int], list[int]]], at_once: int = 16) -> float:
+    def evaluate(self, rows: list[Row], at_once: int = 16) -> float:
         """Mean cross entropy of many rows, which have the same length."""
         parts = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
         return sum(len(part) * float(self.loss(part)) for part in parts) / len(rows)
@@ -149,7 +158,7 @@ def train(
         began = time.perf_counter()
         loss, norm = twin.step([train_rows[id_] for id_ in batch], lr)
         seconds = time.perf_counter() - began
-        tokens = sum(len(train_rows[id_][0]) for id_ in batch)
+        tokens = sum(target != IGNORED for id_ in batch for target in train_rows[id_][1])
         val_loss = twin.evaluate(val_rows) if validates else ""
         done.append(dict(zip(COLUMNS, (step, lr, loss, norm, tokens, seconds, val_loss), strict=True)))
         if validates or step == n_steps or step % SAVE_EVERY == 0:

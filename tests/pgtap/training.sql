@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(168);
+SELECT plan(198);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -41,6 +41,31 @@ SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2}', '{1
 SELECT throws_ok($$INSERT INTO llm_dataset (split, tokens, target) VALUES ('x', '{1}', '{1}')$$, '23514', NULL, 'a split is train or val');
 SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{}', '{}')$$, '23514', NULL, 'a row has tokens');
 
+-- llm_dataset_load_pairs. What is cut and skipped, tests/server/test_pairs.py.
+CREATE TEMPORARY TABLE was AS SELECT * FROM llm_dataset;
+DELETE FROM llm_dataset;
+CREATE TEMPORARY TABLE asked AS SELECT i AS id, repeat('low ', i) || 'low' AS prompt, ' newer' AS completion, 0.5 * i AS weight FROM generate_series(1, 4) AS i;
+SELECT volatility_is('llm_dataset_load_pairs', '{text,text,integer,text,"double precision",boolean,text}'::name[], 'volatile');
+SELECT is(llm_dataset_load_pairs('SELECT prompt, completion FROM asked ORDER BY id', 't'), 4, 'a row a pair');
+SELECT is((SELECT array_agg(tokens::text ORDER BY id) FROM llm_dataset), (SELECT array_agg(llm_encode(prompt || completion, 't')::text ORDER BY id) FROM asked), 'of the tokens of both');
+SELECT is((SELECT array_agg(target[cardinality(target)] ORDER BY id) FROM llm_dataset), '{269,269,269,269}', 'an end-of-text after them');
+SELECT is((SELECT array_agg(array_remove(target, -100)::text ORDER BY id) FROM llm_dataset), (SELECT array_agg((llm_encode(completion, 't') || 269)::text ORDER BY id) FROM asked), 'loss is on completion and end-of-text');
+SELECT is((SELECT array_agg(array_position(target, -100) ORDER BY id) FROM llm_dataset), '{1,1,1,1}', 'and not on the prompt');
+SELECT is((SELECT count(*) FROM llm_dataset WHERE weight = 1), 4::bigint, 'weights are 1');
+SELECT is(llm_dataset_load_pairs('SELECT prompt, completion, weight FROM asked ORDER BY id', 't', replace => true), 4, 'or a third column');
+SELECT is((SELECT array_agg(weight ORDER BY id) FROM llm_dataset), '{0.5,1,1.5,2}', 'says them');
+SELECT is((SELECT tokens FROM llm_evaluate('t', 'train')), (SELECT 4 * (1 + cardinality(llm_encode(' newer', 't')))::bigint), 'what carries no loss is not counted');
+SELECT is(llm_dataset_load_pairs('SELECT prompt, completion FROM asked ORDER BY id', 't', (SELECT 1 + cardinality(llm_encode(' newer', 't'))), 'val', 0, true), 4, 'however short rows must be');
+SELECT is((SELECT count(DISTINCT (tokens, target)) FROM llm_dataset WHERE split = 'val'), 1::bigint, 'completions stay whole');
+SELECT throws_ok(format('SELECT llm_dataset_load_pairs(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$NULL, 't'$$, '22004'), ($$'SELECT prompt, completion FROM asked', NULL$$, '22004'), ($$'SELECT prompt, completion FROM asked', 't', 0$$, '22023'), ($$'SELECT prompt, completion FROM asked', 't', 17$$, '22023'),
+    ($$'SELECT prompt, completion FROM asked', 't', split => 'x'$$, '22023'), ($$'SELECT prompt, completion FROM asked', 't', split => NULL$$, '22004'), ($$'SELECT prompt, completion FROM asked', 't', val_fraction => 1$$, '22023'),
+    ($$'SELECT prompt, completion FROM asked', 't', replace => NULL$$, '22004'), ($$'SELECT prompt FROM asked', 't'$$, '22023'), ($$'SELECT id, prompt FROM asked', 't'$$, '22023'), ($$'SELECT prompt, completion FROM asked WHERE false', 't'$$, '22023'),
+    ($$'SELECT prompt, completion FROM nope', 't'$$, '42P01'), ($$'SELECT prompt, completion FROM asked', 'bare'$$, '55000'), ($$'SELECT prompt, completion FROM asked', 'nope'$$, '42704')) AS v (arguments, state);
+SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target, weight) VALUES ('{1}', '{2}', 0)$$, '23514', NULL, 'a weight is above 0');
+DELETE FROM llm_dataset;
+INSERT INTO llm_dataset OVERRIDING SYSTEM VALUE SELECT * FROM was;
+
 -- llm_loss.
 SELECT volatility_is('llm_loss', '{text,integer[],integer[],integer,integer,integer,integer,"double precision",boolean,bigint,text}'::name[], 'volatile');
 SELECT ok(abs(llm_loss('t', '{1,2,3}', '{2,3,4}', training => false) - ln(270)) < 0.2, 'an untrained model knows nothing: ln(vocab)');
@@ -52,6 +77,9 @@ SELECT isnt(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,
 SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', 1, 2, 8, 270, training => false), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'the shape may be repeated');
 SELECT is(llm_loss_sent('t', array_send('{1,2,3}'::integer[]), array_send('{2,3,4}'::integer[]), NULL, NULL, NULL, NULL, 0, false, NULL, NULL), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'llm_loss_sent takes the binary form of an array');
 SELECT is(llm_loss('t', NULL, '{1}'), NULL, 'null of null');
+SELECT ok(abs(llm_loss('t', '{1,2,3}', '{2,-100,4}', training => false) - (llm_loss('t', '{1}', '{2}', training => false) + llm_loss('t', '{1,2,3}', '{-100,-100,4}', training => false)) / 2) < 1e-6, 'a target of -100 carries no loss');
+SELECT is(pg_llm_cross_entropy(pg_llm_tensor('{1,2}'), -100), 0::double precision, 'nor in the kernel');
+SELECT is(pg_llm_values(pg_llm_cross_entropy_backward(pg_llm_tensor('{1,2}'), -100)), '{0,0}'::real[], 'whose gradient is 0');
 SELECT is(llm_loss('t', '{1}', NULL), NULL, 'and of null targets');
 SELECT throws_ok(format('SELECT llm_loss(%s)', arguments), state, NULL, arguments) FROM (VALUES
     ($$'t', '{}', '{}'$$, '22023'), ($$'t', '{1,2}', '{1}'$$, '22023'),

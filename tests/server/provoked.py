@@ -389,6 +389,13 @@ STATEMENTS = [
     "SELECT llm_dataset_load('VALUES (''low'')', 't', 16)",
     "SELECT llm_dataset_load('VALUES ('''')', 't', 16, pack => false)",
     "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
+    "SELECT llm_dataset_load_pairs('SELECT body, body FROM words', 't', 17)",
+    "SELECT llm_dataset_load_pairs('SELECT body FROM words', 't')",
+    "SELECT llm_dataset_load_pairs('SELECT n, body FROM words', 't')",
+    "SELECT llm_dataset_load_pairs('SELECT body, body, 1::money FROM words', 't')",
+    "SELECT llm_dataset_load_pairs('DELETE FROM words RETURNING body, body', 't')",
+    "SELECT llm_dataset_load_pairs('SELECT NULL::text, body FROM words', 't')",
+    "SELECT llm_loss('t', '{1}', '{-100}')",
     "SELECT count(*) FROM llm_export_safetensors(NULL)",
     "SELECT llm_evaluate('bare')",
     *(
@@ -484,6 +491,8 @@ STATEMENTS = [
     op("embedding", [(2, 2)], '{"ids": [7]}'),
     op("embedding", [(2, 2)], '{"ids": []}'),
     op("cross_entropy", [(2, 2)], '{"target": [0]}'),
+    op("cross_entropy", [(2, 2)], '{"target": [0, 1], "weight": [1]}'),
+    op("cross_entropy", [(2, 2)], '{"target": [0, 1], "weight": [1, 0]}'),
     op("attention", [(2, 2), (2, 2), (2,), (2, 2), (2,)], '{"n_head": 1}'),
     "SELECT llm_op('matmul', ARRAY[llm_variable(b, '{20000,1}', true), llm_variable(b, '{1,20000}', true)])"
     " FROM decode(repeat('00', 80000), 'hex') AS b",

@@ -66,6 +66,8 @@ LONG = {
     "tracing merges": "SELECT count(*) FROM words, generate_series(1, 9999) i, llm_bpe_trace(substr(letters, i, 2000), 'slow')",
     "training a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 50000, 'x')",
     "loading data": "SELECT llm_dataset_load('SELECT body FROM words', 'slow', 64)",
+    "loading pairs": "SELECT llm_dataset_load_pairs('SELECT substr(body, i, 3000), '' low'' FROM words,"
+    " generate_series(1, 99999) AS i', 'slow')",
     "training": "SELECT llm_train('slow', 100)",
     "a training step": "SELECT llm_train_step('slow', batch => ARRAY(SELECT id::integer FROM llm_dataset ORDER BY id LIMIT 64))",
     "evaluation": "SELECT * FROM llm_evaluate('slow', 'train')",

@@ -56,6 +56,7 @@ def source(dsn: str) -> str:
             "SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 262, 'm')",
             "SELECT llm_init_model('m', 2, 2, 16, 16)",
             "SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)",
+            "SELECT llm_dataset_load_pairs($$VALUES ('low', ' lower', 2.5), ('new', ' wider', 1)$$, 'm')",
             "UPDATE llm_dataset SET model = NULL",
             "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
             "SELECT llm_checkpoint_save('m', 'first')",

@@ -122,6 +122,7 @@ STATEMENTS = {
     ],
     "llm_unshare_param": ["SELECT llm_unshare_param('{m}', 'wpe')"],
     "llm_dataset_load": ["SELECT llm_dataset_load($$SELECT repeat('low ', 40)$$, '{m}', 8)"],
+    "llm_dataset_load_pairs": ["SELECT llm_dataset_load_pairs($$SELECT 'low'::text, ' lower'::text$$, '{m}')"],
     "llm_train_step": ["SELECT llm_train_step('{m}')"],
     "llm_train_step_sent": [
         "SELECT llm_train_step_sent('{m}', NULL, NULL, NULL, NULL, NULL, 0.1, 0.9, 0.999, 1e-8, 0.01, 1e-4, 0, NULL, NULL, 1, 1,"

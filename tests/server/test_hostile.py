@@ -91,6 +91,7 @@ EXAMPLES = {
     "pg_llm_load_bpe_vocab": f"path => '/etc/passwd', {NEW}",
     "pg_llm_load_bpe_merges": f"path => '/etc/passwd', {NEW}",
     "llm_dataset_load": "source => 'SELECT repeat(x, 50) FROM public.t', model => 'm', block_size => 16",
+    "llm_dataset_load_pairs": "source => 'SELECT * FROM public.t AS a CROSS JOIN public.t AS b', model => 'm'",
     "llm_loss": "model => 'm', tokens => '{1,2}', targets => '{2,3}'",
     "llm_loss_sent": "model => 'm', tokens => array_send('{1,2}'::int[]), targets => array_send('{2,3}'::int[]), n_layer => NULL,"
     " n_head => NULL, d => NULL, vocab => NULL, dropout_p => 0.1, training => true, seed => 1, audit => NULL",

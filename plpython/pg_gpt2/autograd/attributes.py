@@ -5,7 +5,7 @@ An attribute has one kind whatever op it belongs to. Which attributes an op take
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from sys import float_info
 from typing import Any
 
@@ -57,7 +57,9 @@ def parse_jsonb(text: str, what: str) -> Any:
 
 
 def _check(op: str, name: str, value: Any) -> None:
-    if name in NUMBERS:
+    if name == "weight":
+        good, kind = value is None or _is_list(value, True, _is_number), "null or a list of numbers"
+    elif name in NUMBERS:
         good, kind = _is_number(value) and -LARGEST <= value <= LARGEST, "a finite number"
     elif name in INTEGERS:
         good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
@@ -97,13 +99,13 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
 
 
-def _is_list(value: Any, nested: bool) -> bool:
-    """Integers; nested: or lists of one length of them."""
+def _is_list(value: Any, nested: bool, is_item: Callable[[Any], bool] = _is_integer) -> bool:
+    """Integers, or other items; nested: or lists of one length of them."""
     if not isinstance(value, list):
         return False
     if nested and value and all(isinstance(part, list) for part in value):
-        return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)
-    return all(map(_is_integer, value))
+        return len({len(part) for part in value}) == 1 and all(_is_list(part, nested, is_item) for part in value)
+    return all(map(is_item, value))
 
 
 def to_json(attrs: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.ops import CHUNK
+from ..core.ops import CHUNK, IGNORED
 from ..fast.attention import GROUP, MASK_PIECE, MOST_SCORES, mask_shape
 from ..fast.elementwise import BLOCK
 from ..fast.losses import group_rows
@@ -70,7 +70,10 @@ def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> in
     if name == "attention":
         return 4 * rows * shapes[3][0] + _attention((*first[:-1], shapes[1][1]), attrs)  # q, k, v, and what they give
     if name == "lm_head_loss":
-        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK
+        of_loss = (
+            2 * prod(first) if np.any(np.equal(attrs["target"], IGNORED)) else 0
+        )  # those rows, and their gradients
+        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK + of_loss
     if name in ("softmax", "layernorm", "cross_entropy"):
         return 2 * THREADS * min(prod(first), max(width, BLOCK))
     if name == "dropout":

@@ -141,11 +141,22 @@ def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **o
 
 
 def loss(
-    run: Runner, params: Params, ids: np.ndarray, targets: np.ndarray, config: GPT2Config, **options: Any
+    run: Runner,
+    params: Params,
+    ids: np.ndarray,
+    targets: np.ndarray,
+    config: GPT2Config,
+    weight: np.ndarray | None = None,
+    **options: Any,
 ) -> Handle:
-    """Mean cross entropy of targets [.., T]; options are those of `hidden`."""
+    """Mean cross entropy of targets [.., T], with a weight for each sequence; options are those of `hidden`."""
     x = hidden(run, params, ids, config, **options)
-    return run.apply("lm_head_loss", x, params["wte"], target=targets)
+    return run.apply("lm_head_loss", x, params["wte"], **loss_attributes(targets, weight))
+
+
+def loss_attributes(targets: np.ndarray, weight: np.ndarray | None) -> dict[str, Any]:
+    """Attributes of the loss: a weight only where there is one."""
+    return {"target": targets} | ({} if weight is None else {"weight": weight})
 
 
 def check_window(length: int, config: GPT2Config) -> None:

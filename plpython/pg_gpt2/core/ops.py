@@ -359,33 +359,64 @@ register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", re
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
-    """Mean over rows of logsumexp(z) - z[target]."""
-    z = rows_of(logits)
+IGNORED = -100  # a target that carries no loss, as in torch
+
+
+def counted(target: Any, weight: Any = None) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray | None]:
+    """Which rows carry loss, and of those the classes and the weights; no weights: all count alike.
+
+    `weight` has one for each target, or one for each of its leading dimensions, as for each sequence [B] of targets [B, T].
+    """
+    classes = np.asarray(target, np.int64)
+    if weight is not None:
+        weight = np.asarray(weight, np.float64)
+        weight = weight.reshape(weight.shape + (1,) * (classes.ndim - weight.ndim))
+        weight = np.broadcast_to(weight, classes.shape).reshape(-1)
+    classes = classes.reshape(-1)
+    rows = np.flatnonzero(classes != IGNORED)
+    if rows.size == classes.size:
+        return slice(None), classes, weight
+    return rows, classes[rows], None if weight is None else weight[rows]
+
+
+def cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., V] -> []
+    """Weighted mean of logsumexp(z) - z[target] over the rows that carry loss; 0 where none does."""
+    rows, classes, weight = counted(target, weight)
+    z = rows_of(logits)[rows]
+    if not len(z):
+        return np.zeros((), logits.dtype)
     top = z.max(axis=-1)
     logsumexp = np.log(np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)) + top
-    picked = z[np.arange(len(z)), np.asarray(target, np.int64).reshape(-1)]
-    return np.asarray((logsumexp - picked).mean(), logits.dtype)
+    picked = z[np.arange(len(z)), classes]
+    return np.asarray(np.average(logsumexp - picked, weights=weight), logits.dtype)
 
 
-def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
-    """dy (softmax(z) - onehot(target)) / rows."""
-    d_logits = softmax(rows_of(logits))
-    d_logits[np.arange(len(d_logits)), np.asarray(target, np.int64).reshape(-1)] -= 1.0
-    return ((d_logits * logits.dtype.type(float(dy) / len(d_logits))).reshape(logits.shape),)
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, weight: Any = None) -> Grads:
+    """dy (softmax(z) - onehot(target)) times the share of each row, 1 / rows without weights; 0 without loss."""
+    rows, classes, weight = counted(target, weight)
+    d_logits = np.zeros_like(rows_of(logits))
+    d = softmax(rows_of(logits)[rows])
+    d[np.arange(len(d)), classes] -= 1.0
+    share = float(dy) / max(1, len(d)) if weight is None else float(dy) * (weight / weight.sum())[:, None]
+    d_logits[rows] = d * np.asarray(share, logits.dtype)
+    return (d_logits.reshape(logits.shape),)
 
 
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x wte')."""
-    return cross_entropy(lm_head(x, wte), target=target)
+    return cross_entropy(lm_head(x, wte), target=target, weight=weight)
 
 
-def lm_head_loss_backward(dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray, *, target: Any) -> Grads:
+def lm_head_loss_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> Grads:
     """The gradients of both, in reverse."""
-    (d_logits,) = cross_entropy_backward(dy, None, lm_head(x, wte), target=target)
+    (d_logits,) = cross_entropy_backward(dy, None, lm_head(x, wte), target=target, weight=weight)
     return lm_head_backward(d_logits, None, x, wte)  # type: ignore[arg-type]
 
 

@@ -5,11 +5,13 @@ vocabulary is projected, exponentiated and used for both gradients by one thread
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
+from ..core.ops import counted
 from . import buffers, slices, threads
 from .activations import softmax
 from .attend import LEAST, MOST
@@ -22,34 +24,52 @@ GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
-def _targets(target: Any) -> np.ndarray:
-    """One class a row."""
-    return np.asarray(target, np.int64).reshape(-1)
-
-
-def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
-    """Mean over rows of logsumexp(z) - z[target]."""
+def cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> np.ndarray:  # [.., V] -> []
+    """Weighted mean of logsumexp(z) - z[target] over the rows that carry loss; 0 where none does."""
     rows = logits.reshape(-1, logits.shape[-1])
-    classes = _targets(target)
+    here, classes, weight = counted(target, weight)
+    if not len(classes):
+        return np.zeros((), logits.dtype)
+    targets = _of_all(here, classes, len(rows))
     losses = np.empty(len(rows))
 
     def block(r: slice) -> None:
         z = rows[r]
         top = z.max(axis=-1)
         total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
-        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), targets[r]]
 
     threads.for_rows(len(rows), block_rows(*rows.shape), block)
-    return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
+    return np.asarray(np.average(losses[here], weights=weight), logits.dtype)
 
 
-def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
-    """dlogits = dy (softmax(z) - onehot) / rows."""
+def _of_all(here: slice | np.ndarray, values: np.ndarray, n_rows: int) -> np.ndarray:
+    """What the rows `here` have, and 0 for the others."""
+    if isinstance(here, slice):
+        return values
+    found = np.zeros(n_rows, values.dtype)
+    found[here] = values
+    return found
+
+
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, weight: Any = None) -> Grads:
+    """dlogits = dy (softmax(z) - onehot) times the share of each row, 1 / rows without weights; 0 without loss."""
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
-    rows[np.arange(len(rows)), _targets(target)] -= 1.0
-    factor = logits.dtype.type(float(dy) / len(rows))
-    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+    here, classes, weight = counted(target, weight)
+    rows[np.arange(len(rows))[here], classes] -= 1.0
+    if weight is None and isinstance(here, slice):
+        factor = logits.dtype.type(float(dy) / len(rows))
+        for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+        return (dlogits,)
+    share = np.full(len(classes), 1.0) if weight is None else weight
+    factors = _of_all(here, (float(dy) * (share / share.sum())).astype(logits.dtype), len(rows))[:, None]
+
+    def block(r: slice) -> None:
+        rows[r] *= factors[r]
+        rows[r][factors[r, 0] == 0] = 0.0  # whatever the logits were
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
     return (dlogits,)
 
 
@@ -120,8 +140,8 @@ class _Group:
         logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
         return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
-    def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
-        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
+    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x, with one weight, or one a row.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
         """
@@ -143,33 +163,65 @@ class _Group:
         self._each_slice(work)
         np.add.reduce(parts, axis=0, out=dx)
         dx *= factor
-        dx -= self.wte[self.classes] * dx.dtype.type(weight)
-        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
+        each = np.asarray(weight, dx.dtype)[..., None]
+        dx -= self.wte[self.classes] * each
+        add_rows(dwte, self.classes, self.x * -each)
 
 
-def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
-    rows = x.reshape(-1, x.shape[-1])
-    classes = _targets(target)
+def _head(
+    x: np.ndarray, wte: np.ndarray, target: Any, weight: Any, dy: float | None, sink: Sink | None
+) -> tuple[np.ndarray, Grads]:
+    """The loss and, when dy is given, both gradients, in one walk over groups of the rows that carry loss."""
+    here, classes, weight = counted(target, weight)
+    with nullcontext() if isinstance(here, slice) else buffers.reusing(None):  # a pool would keep every size there is
+        loss, dx, dwte = _walk(x.reshape(-1, x.shape[-1])[here], wte, classes, weight, dy, sink)
+    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), dwte)
+
+
+def _walk(
+    rows: np.ndarray,
+    wte: np.ndarray,
+    classes: np.ndarray,
+    weight: np.ndarray | None,
+    dy: float | None,
+    sink: Sink | None,
+) -> tuple[float, np.ndarray | None, np.ndarray | None]:
+    """Loss, dx and dwte of rows that carry loss."""
+    total = len(rows) if weight is None else float(weight.sum())
     dx = dwte = None
     add = False
     if dy is not None:
-        dx = buffers.empty(x.shape, x.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
+        dx = buffers.empty(rows.shape, rows.dtype)
+        dwte, add = gradient_buffer(sink, wte.shape, rows.dtype)
     loss = 0.0
-    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))):
+    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))) if len(rows) else ():
         group = _Group(rows[r], wte, classes[r])
-        loss += float(group.losses().sum())
+        losses = group.losses()
+        loss += float((losses if weight is None else losses * weight[r]).sum())
         if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
+            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte, add)
             add = True
         del group  # or its logits would be there beside those of the next
-    return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
+    if dwte is not None and not add:
+        dwte[...] = 0.0
+    return loss / (total or 1), dx, dwte
 
 
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The gradient of all of x from that of the rows `here`."""
+    if dx is None or isinstance(here, slice):
+        return None if dx is None else dx.reshape(shape)
+    whole = buffers.empty(shape, dx.dtype)
+    whole[...] = 0.0
+    whole.reshape(-1, shape[-1])[here] = dx
+    return whole
+
+
+def lm_head_loss(
+    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+) -> np.ndarray:  # [.., D], [V, D] -> []
     """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, None, None)[0]
+    return _head(x, wte, target, weight, None, None)[0]
 
 
 def lm_head_loss_backward(
@@ -179,17 +231,24 @@ def lm_head_loss_backward(
     wte: np.ndarray,
     *,
     target: Any,
+    weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, float(dy), sinks[1])[1]
+    return _head(x, wte, target, weight, float(dy), sinks[1])[1]
 
 
 def lm_head_loss_and_grads(
-    dy: np.ndarray, x: np.ndarray, wte: np.ndarray, *, target: Any, sinks: Sequence[Sink | None] = (None, None)
+    dy: np.ndarray,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    target: Any,
+    weight: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
 ) -> tuple[np.ndarray, Grads]:
     """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, float(dy), sinks[1])
+    return _head(x, wte, target, weight, float(dy), sinks[1])
 
 
 replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)

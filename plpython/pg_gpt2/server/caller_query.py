@@ -1,7 +1,7 @@
 """A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,10 @@ FETCHED = 1 << 20  # characters that are asked for at a time, judged by those th
 FIRST, MOST = 16, 256  # rows at a time
 TEXTS = "SELECT body FROM documents"
 KEYED = "SELECT id, body FROM documents"
+PAIRS = "SELECT question, answer FROM faq"
 
 Keyed = tuple[str | None, str | None]  # key and text of a row
+Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and weight of a row
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -63,22 +65,65 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
         _require_key_and_text(columns)
-        # What has just been opened is one statement, so its parentheses are balanced: it cannot end the one around it.
-        within = source.rstrip("; \t\r\n")
-        try:
+        with _only_reading(KEYED):
             plpy.execute(
-                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR"
-                " SELECT s.key::pg_catalog.text AS key, s.text::pg_catalog.text AS text"
-                f" FROM (\n{within}\n) AS s (key, text)"
+                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
             )
-        except plpy.SPIError as error:
-            if error.sqlstate not in ("42601", "0A000"):
-                raise
-            raise InvalidParameter(
-                f"source must be a query that only reads: {error}",
-                hint=f"Example: '{KEYED}'. What INSERT, UPDATE or DELETE return goes into a table first.",
-            ) from None
     return _rows_of(name, search_path)
+
+
+def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
+    """(prompt, completion, weight) of each row of a caller's query of two or three columns, as `source_texts` reads one.
+
+    Without a third column all weights are 1. Columns go by their places: expressions without a name are all called ?column?.
+    """
+    with _search_path(search_path):
+        rows, columns = _open(source, PAIRS)
+        rows.close()
+        _require_pair(columns)
+        names = ("prompt", "completion", "weight")[: len(columns)]
+        with _only_reading(PAIRS):
+            rows = db.open_cursor(_renamed(source, names))
+        batch = rows.fetch(100)
+    while batch.nrows():
+        for row in batch:
+            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        with _search_path(search_path):
+            batch = rows.fetch(100)
+    rows.close()
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:  # as of the type money
+        raise InvalidParameter(
+            f"a weight of source is not a number: {text[:40]!r}", hint="Cast it to double precision in the query."
+        ) from None
+
+
+def _renamed(source: str, names: Sequence[str]) -> str:
+    """A query for what `source` gives, its columns as texts by other names."""
+    # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
+    within = source.rstrip("; \t\r\n")
+    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
+
+
+@contextmanager
+def _only_reading(example: str) -> Iterator[None]:
+    """22023 for a source that does not fit in another query."""
+    try:
+        yield
+    except plpy.SPIError as error:
+        if error.sqlstate not in ("42601", "0A000"):
+            raise
+        raise InvalidParameter(
+            f"source must be a query that only reads: {error}",
+            hint=f"Example: '{example}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+        ) from None
 
 
 def _rows_of(cursor: str, search_path: str) -> Iterator[Keyed]:
@@ -124,13 +169,36 @@ def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
         raise InvalidParameter(
             f"source must return two columns, key and text, not ({names})", hint=f"Example: '{KEYED}'."
         )
-    of_text = "SELECT typcategory = 'S' AS is_text, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
-    found = db.row(of_text, ["text"], str(columns[1][1])) or {}
-    if not found["is_text"]:
+    category, of_type = _type_of(columns[1])
+    if category != "S":
         raise InvalidParameter(
-            f"the second column of source, {columns[1][0]}, must be a text, not of type {found['type']}",
+            f"the second column of source, {columns[1][0]}, must be a text, not of type {of_type}",
             hint=f"The first column is a key of any type. Example: '{KEYED}'.",
         )
+
+
+def _require_pair(columns: list[tuple[str, int]]) -> None:
+    """22023 unless there are two columns of a type of texts, or a third of numbers."""
+    names = ", ".join(name for name, _ in columns)
+    if len(columns) not in (2, 3):
+        raise InvalidParameter(
+            f"source must return two columns, prompt and completion, or a third, weight, not ({names})",
+            hint=f"Example: '{PAIRS}'.",
+        )
+    for column, wanted, kind in zip(columns, "SSN", ("a text", "a text", "a number")):
+        category, of_type = _type_of(column)
+        if category != wanted:
+            raise InvalidParameter(
+                f"column {column[0]} of source must be {kind}, not of type {of_type}",
+                hint=f"The columns are prompt, completion and perhaps weight. Example: '{PAIRS}'.",
+            )
+
+
+def _type_of(column: tuple[str, int]) -> tuple[str, str]:
+    """Category and name of a column's type."""
+    of_type = "SELECT typcategory, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
+    found = db.row(of_type, ["text"], str(column[1])) or {}
+    return found["typcategory"], found["type"]
 
 
 def _open(source: str, example: str) -> tuple[Any, list[tuple[str, int]]]:

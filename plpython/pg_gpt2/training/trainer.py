@@ -7,6 +7,7 @@ activations in a pool, both allocated once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
 from ..core.op import Sink, is_fast
-from ..core.ops import CHUNK
+from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
@@ -24,8 +25,25 @@ from ..fast.tape import Audit, Tape
 from ..op_checks import check_p
 from . import optim
 
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
 MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
+
+
+class Batch(NamedTuple):
+    """A micro-batch: tokens [B, T], targets [B, T] of which IGNORED ones carry no loss, and a weight for each row; None = 1."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weight: np.ndarray | None = None  # [B]
+
+    def counted(self) -> int:
+        """Number of targets that carry loss."""
+        return int(np.size(self.targets) - np.count_nonzero(np.equal(self.targets, IGNORED)))
+
+    def total(self) -> int | float:
+        """Sum of their weights."""
+        if self.weight is None:
+            return self.counted()
+        return float((np.not_equal(self.targets, IGNORED).sum(axis=1) * self.weight).sum())
 
 
 class Diverged(PgGpt2Error):
@@ -36,7 +54,7 @@ class Diverged(PgGpt2Error):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
+    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens that counted."""
 
     loss: float
     grad_norm: float
@@ -107,7 +125,7 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> StepResult:
-        """One update from micro-batches, all tokens counting alike.
+        """One update from micro-batches: each target counts with the weight of its row, in whatever micro-batch it is.
 
         An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
         """
@@ -139,26 +157,30 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> tuple[float, int]:
-        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
+        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens)."""
         check_p(dropout_p)
+        batches = [Batch(*batch) for batch in batches]
         if not batches:
             raise InvalidParameter(
                 "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
             )
         for sink in self._sinks.values():
             sink.filled = False
-        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
+        n_tokens, total = sum(batch.counted() for batch in batches), sum(batch.total() for batch in batches)
+        if not n_tokens:
+            raise nothing_counts()
         loss = 0.0
         with buffers.reusing(self._pool):
-            for part, (tokens, targets) in enumerate(batches):
+            for part, batch in enumerate(batches):
                 host.check_interrupts()
+                tokens, targets, weight = batch
                 if np.shape(tokens) != self._shape:
                     self._pool.clear()  # else every length that the data have would keep buffers of its own
                     self._shape = np.shape(tokens)
-                weight = np.size(targets) / n_tokens
+                share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 if not (is_fast() or keep or audit):
-                    loss += weight * self._plain_gradients(tokens, targets, drop, weight)
+                    loss += share * self._plain_gradients(batch, drop, share)
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
@@ -166,16 +188,18 @@ class Trainer:
                 }
                 x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
-                    value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
-                loss += weight * float(value.data)  # type: ignore[arg-type]
+                    attrs = gpt2.loss_attributes(targets, weight)
+                    value = tape.finish("lm_head_loss", x, handles["wte"], seed=share, **attrs)
+                loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
-    def _plain_gradients(self, tokens: np.ndarray, targets: np.ndarray, drop: gpt2.Dropout, weight: float) -> float:
-        """The loss; its gradients times `weight` are added to the sinks, by the tape of `core`."""
+    def _plain_gradients(self, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
+        """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
         tape = PlainTape()
         handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
-        loss = gpt2.loss(tape, handles, tokens, targets, self.config, drop=drop, chunk=self.chunk)
-        tape.backward(loss, weight)
+        tokens, targets, weight = batch
+        loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
+        tape.backward(loss, share)
         for name, handle in handles.items():
             sink = self._sinks[self.tied.get(name, name)]
             if handle.grad is not None:
@@ -211,11 +235,20 @@ class Trainer:
 
 
 def evaluate(
-    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
-) -> tuple[float, int]:
-    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
-    n_tokens = int(np.size(targets))
-    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
+    params: Mapping[str, np.ndarray], config: GPT2Config, batch: Batch, *, chunk: int = CHUNK
+) -> tuple[float, float]:
+    """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
+    tokens, targets, weight = batch
+    return float(
+        gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
+    ) * batch.total(), batch.total()
+
+
+def nothing_counts() -> InvalidParameter:
+    """The error for data without a loss."""
+    return InvalidParameter(
+        f"no target of these rows carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
+    )
 
 
 def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:

@@ -62,3 +62,14 @@ def test_without_autocommit_training_is_the_callers_to_commit(connect, model, cl
     assert client.perplexity(TEXT) != before
     conn.rollback()
     assert client.perplexity(TEXT) == before
+
+
+def test_pairs_are_loaded_and_learned(connect, model, client_of):
+    conn = connect()
+    client = client_of(conn)
+    with conn.transaction(force_rollback=True):
+        source = "VALUES ('the', ' row', 1), ('a', ' text', 2.5), ('what', NULL, 1)"
+        assert client.load_pairs(source, max_length=8, val_fraction=0.5, replace=True) == 2
+        found = conn.execute("SELECT split, weight FROM llm_dataset WHERE model = %s ORDER BY id", [model]).fetchall()
+        assert found == [("train", 1), ("val", 2.5)]
+        client.train(2, batch_size=2, progress=False)

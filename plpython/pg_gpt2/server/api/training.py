@@ -1,4 +1,4 @@
-"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+"""llm_dataset_load, llm_dataset_load_pairs, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
 
 `given` has the parameters of a function beyond its first, under the names that they have in SQL.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from ...core import gpt2
 from ...core.config import GPT2Config
+from ...core.ops import IGNORED
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
 from ...generation.decode import check_ids, checked
@@ -19,14 +20,15 @@ from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
 from ...training.options import RunOptions, Workers, all_options, gather
+from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
-from ..caller_query import source_texts
+from ..caller_query import source_texts, weighted_pairs
 from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
-from ..training import audit, datasets, hand_steps, runs, session
+from ..training import audit, datasets, hand_steps, pairs, runs, session
 
 
 @entry
@@ -43,6 +45,35 @@ def load_dataset(
     """Texts of a query -> rows of llm_dataset; their number."""
     require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
     require_positive(block_size=block_size)
+    _check_split(split, val_fraction)
+    _check_length(model, block_size=block_size)
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+
+
+@entry
+def load_pairs(
+    source: str,
+    model: str,
+    max_length: int | None,
+    split: str,
+    val_fraction: float,
+    replace: bool,
+    source_path: str,
+) -> int:
+    """Pairs of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace)
+    if max_length is None:
+        max_length = store.config(model).n_positions
+    require_positive(max_length=max_length)
+    _check_split(split, val_fraction)
+    _check_length(model, max_length=max_length)
+    cut = datasets.Cut(max_length, split, val_fraction, replace, pack=False)
+    return pairs.add_pairs(weighted_pairs(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+
+
+def _check_split(split: str, val_fraction: float) -> None:
+    """Refuse (22023) what is no split, or leaves no row to learn from."""
     if split not in ("train", "val"):
         raise InvalidParameter(
             f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
@@ -52,14 +83,17 @@ def load_dataset(
             f"val_fraction must be at least 0 and below 1, not {val_fraction}",
             hint="0.1 keeps a tenth of the rows for validation.",
         )
+
+
+def _check_length(model: str, **given: int) -> None:
+    """Refuse (22023) rows that are longer than the model's window, by the name of the parameter that says so."""
     config = store.find_config(model)
-    if config is not None and block_size > config.n_positions:
-        raise InvalidParameter(
-            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
-            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
-        )
-    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+    for name, length in given.items():
+        if config is not None and length > config.n_positions:
+            raise InvalidParameter(
+                f'{name} {length} is more than the {config.n_positions} positions of model "{model}"',
+                hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+            )
 
 
 @entry
@@ -79,7 +113,9 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
         )
     loaded = weights.load(model)
     _check_shape(loaded.config, given)
-    for ids in (tokens, targets):
+    if not (counting := [target for target in targets if target != IGNORED]):
+        raise nothing_counts()
+    for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
     drop = None

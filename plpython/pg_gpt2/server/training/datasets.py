@@ -4,7 +4,8 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,28 +13,35 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
+from ...core.ops import IGNORED
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from ...tokenizer.bpe import Tokenizer
+from ...training.trainer import Batch
 from .. import db
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
-
 
 class Row(NamedTuple):
-    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+    """A row of llm_dataset: tokens [T], targets [T], its weight, and the first 8 bytes of the SHA-256 of all that."""
 
     tokens: np.ndarray
     targets: np.ndarray
+    weight: float
     digest: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of its targets count, with weight 1."""
+        return self.weight == 1 and self.targets.min() != IGNORED
 
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
-    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens ||"
+    f" CASE WHEN array_ndims(target) = 1 THEN array_remove(target, {IGNORED}) ELSE target END)) IS NOT TRUE)"
 )
 
 
@@ -51,28 +59,56 @@ class Cut:
     pack: bool
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where rows begin in a stream of ids, how long they are, how many targets at their beginnings carry no loss, and their
+    weights; None: none, and 1."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    ignored: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def part(self, part: slice) -> "Places":
+        """Some of the rows."""
+        ignored, weights = (None if given is None else given[part] for given in (self.ignored, self.weights))
+        return Places(self.starts[part], self.lengths[part], ignored, weights)
+
+
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
+    end_of_text(tokenizer, model)
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not store(ids, Places(starts, lengths), model, cut):
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
+        )
+    return starts.size
+
+
+def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
+    """Rows of the stream `ids` into the splits; their number."""
+    n_rows = places.starts.size
+    first_val = n_rows - round(n_rows * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if (here := places.part(part)).starts.size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, here)
+    return n_rows
+
+
+def end_of_text(tokenizer: Tokenizer, model: str) -> int:
+    """Its id; 55000 where the vocabulary has none."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
-    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
-    del parts
-    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not starts.size:
-        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
-        raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
-        )
-    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
-    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
-        if starts[part].size:
-            _make_room(model, split, cut.replace)
-            _insert(ids, model, split, starts[part], lengths[part])
-    return starts.size
+    return tokenizer.eos_token_id
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,19 +162,23 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+def _insert(ids: np.ndarray, model: str, split: str, places: Places) -> None:
     """Rows of the stream `ids`, targets shifted by one."""
-    first = 0
+    starts, lengths, first = places.starts, places.lengths, 0
+    ignored = np.zeros_like(starts) if places.ignored is None else places.ignored
+    weights = np.ones(starts.size) if places.weights is None else places.weights
     while first < starts.size:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
         rows, sizes = starts[first:last] - starts[first], lengths[first:last]
         part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
-            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
-            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
-            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target, weight)"
+            " SELECT $1, $2, $3[start + 1 : start + size],"
+            f" array_fill({IGNORED}, ARRAY[ignored]) || $3[start + ignored + 2 : start + size + 1], weight"
+            " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (start, size, ignored, weight, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]", "int4[]", "float8[]"],
             *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
+            *(ignored[first:last].tolist(), weights[first:last].tolist()),
         )
         host.check_interrupts()
         first = last
@@ -173,24 +213,30 @@ def refuse_long(model: str, config: GPT2Config, split: str) -> None:
 
 
 def digest(model: str, config: GPT2Config) -> str:
-    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part, nor do weights of 1."""
     found = hashlib.sha256()
     for row in db.cursor(
-        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target, weight"
         f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
         ["text", "int4"],
         *(model, config.vocab),
     ):
-        found.update(row["tokens"])
-        found.update(row["target"])
+        found.update(_digested(row))
         host.check_interrupts()
     return found.hexdigest()
+
+
+def _digested(row: db.Row) -> bytes:
+    """What a digest sees of a row. An array as it is sent begins with the number of its dimensions, and not like this weight."""
+    weight = b"" if row["weight"] == 1 else b"weight" + struct.pack(">d", row["weight"])
+    return row["tokens"] + row["target"] + weight
 
 
 def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
     """The rows `ids`, checked, in that order."""
     found = db.query(
-        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target, weight FROM {schema}.llm_dataset"
+        " WHERE id = ANY ($1)",
         ["int8[]"],
         np.unique(ids).tolist(),
     )
@@ -199,20 +245,37 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
         host.check_interrupts()
         tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
         _check_row(row["id"], tokens, targets, model, config)
-        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
-        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+        digest = hashlib.sha256(_digested(row)).digest()
+        by_id[row["id"]] = Row(tokens, targets, row["weight"], int.from_bytes(digest[:8], "big", signed=True))
     for row_id in ids:
         if row_id not in by_id:
             raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
     return [by_id[row_id] for row_id in ids]
 
 
-def batches(found: Iterable[Row]) -> list[Batch]:
-    """Rows as batches of equal length, in their order within a length."""
+def batches(found: Sequence[Row]) -> list[Batch]:
+    """Rows as one batch, padded to the longest; or, where all targets count alike, as one for each length.
+
+    The second is what they always were, so that what was recorded of such rows is found again, bit for bit.
+    """
+    if not all(row.is_plain for row in found):
+        return [_padded(found)]
     by_length: dict[int, list[Row]] = {}
     for row in found:
         by_length.setdefault(row.tokens.size, []).append(row)
-    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
+    return [
+        Batch(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()
+    ]
+
+
+def _padded(found: Sequence[Row]) -> Batch:
+    """Rows of any lengths. What stands behind a row's end is attended to by nothing before it, and carries no loss."""
+    shape = len(found), max(row.tokens.size for row in found)
+    tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    for i, row in enumerate(found):
+        tokens[i, : row.tokens.size], targets[i, : row.targets.size] = row.tokens, row.targets
+    weights = np.asarray([row.weight for row in found])
+    return Batch(tokens, targets, None if (weights == 1).all() else weights)
 
 
 def _ints(row_id: int, sent: bytes) -> np.ndarray:
@@ -235,8 +298,8 @@ def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
 
 def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
     _check_size(row_id, tokens.size, model, config)
-    for ids in (tokens, target):
-        if ids.min() < 0 or ids.max() >= config.vocab:
+    for ids in (tokens, target[target != IGNORED]):
+        if ids.size and (ids.min() < 0 or ids.max() >= config.vocab):
             raise InvalidParameter(
                 f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
                 hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",

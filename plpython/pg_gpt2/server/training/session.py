@@ -15,7 +15,7 @@ from ...errors import FeatureNotSupported, InconsistentData
 from ...fast import slices
 from ...tensor import FLOAT32, PART, to_bytes
 from ...training.options import Hyperparameters
-from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import store, weights
 from ..storage.checksum import Checksum
@@ -66,17 +66,17 @@ class Learner:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
+    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[Batch], list[int]]:
         """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
 
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        found = []
+        found: list[Batch] = []
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
             host.check_interrupts()
-        for count, length in {tokens.shape for tokens, _ in found}:
+        for count, length in {batch.tokens.shape for batch in found}:
             self._require_memory(count, length, dropout_p)
         return found, [row.digest for row in rows]
 
@@ -305,11 +305,14 @@ def mean_loss(
     batch_size: int,
     chunk: int | None = None,
 ) -> tuple[float, int]:
-    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    """Weighted mean cross entropy and number of the tokens that count of rows of llm_dataset, without dropout."""
     chunk = resources.attention_chunk() if chunk is None else chunk
     total, count = 0.0, 0
+    weights: float = 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
-            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
-            total, count = total + loss, count + n
-    return total / count, count
+        for batch in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, weight = evaluate(params, config, batch, chunk=chunk)
+            total, weights, count = total + loss, weights + weight, count + batch.counted()
+    if not count:
+        raise nothing_counts()
+    return total / weights, count
