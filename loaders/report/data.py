@@ -122,7 +122,7 @@ RUN = """
     FROM {llm_run} AS r
     LEFT JOIN {llm_train_progress} AS p USING (run_id)
     CROSS JOIN LATERAL (
-        SELECT count(*) AS steps, max(step) AS last_step, max(coalesce(best.step, t.step)) AS left_step,
+        SELECT count(*) AS steps, max(t.step) AS last_step, max(coalesce(best.step, t.step)) AS left_step,
             coalesce(sum(tokens), 0) AS tokens, coalesce(sum(seconds), 0) AS seconds,
             (array_agg(t.weights_digest ORDER BY t.step DESC) FILTER (
                 WHERE t.weights_digest IS NOT NULL AND t.step <= coalesce(best.step, t.step)

@@ -16,7 +16,12 @@ from .markup import Markup, tag, text
 
 HERE = Path(__file__).parent
 PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in the call
-OPTIONS = ("lr_schedule", "patience", "min_delta", "keep_best")  # keys of `options` there
+OPTIONS = {
+    "lr_schedule": "cosine",
+    "patience": None,
+    "min_delta": 0,
+    "keep_best": False,
+}  # keys of `options`, and defaults
 
 
 def render(report: Report) -> str:
@@ -212,7 +217,8 @@ def _configuration(report: Report) -> Iterator[Markup]:
 def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
     """The call of llm_train that makes such a run."""
     given = {key: value for key, value in config.items() if value is not None and key not in ("data", "n_steps")}
-    options = {key: given.pop(key) for key in OPTIONS if key in given}
+    told = {key: given.pop(key) for key in OPTIONS if key in given}
+    options = {key: value for key, value in told.items() if value != OPTIONS[key]}
     arguments = [f"{PARAMETERS.get(key, key)} => {json.dumps(value)}" for key, value in given.items()]
     if options:
         arguments.append(f"options => '{json.dumps(options)}'")
