@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ... import host
 from ...errors import InsufficientPrivilege, UndefinedObject
 from ...tensor import FLOAT32
 from ...training.early import Evaluations
@@ -36,8 +37,8 @@ class InMemory:
     """A copy of weights, moments and step counts."""
 
     def __init__(self, learner: Learner) -> None:
-        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
-        self._trainer = learner.trainer
+        self._learner, self._trainer = learner, learner.trainer
+        self._require_memory()
         self._steps: dict[str, int] = {}
         self._kept: list[dict[str, np.ndarray]] = []
 
@@ -46,22 +47,29 @@ class InMemory:
         trainer = self._trainer
         self._steps = dict(trainer.steps)
         if not self._kept:
-            self._kept = [{name: np.empty_like(arrays[name]) for name in trainer.m} for arrays in _state(self._trainer)]
+            self._require_memory()  # steps have taken theirs since
+            self._kept = [{name: np.empty_like(arrays[name]) for name in trainer.m} for arrays in _state(trainer)]
         for kept, arrays in zip(self._kept, _state(trainer)):
             for name, array in kept.items():
                 np.copyto(array, arrays[name])
+                host.check_interrupts()
 
     def put_back(self) -> bool:
         """Copy it back."""
         for kept, arrays in zip(self._kept, _state(self._trainer)):
             for name, array in kept.items():
                 np.copyto(arrays[name], array)
+                host.check_interrupts()
         self._trainer.steps.update(self._steps)
         return True
 
     def forget(self) -> None:
         """Let the copy go."""
         self._kept.clear()
+
+    def _require_memory(self) -> None:
+        learner = self._learner
+        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
 
 
 class InCheckpoint:
@@ -94,6 +102,7 @@ class InCheckpoint:
             rows = slice(part.token_id, part.token_id + part.shape[0])
             array[rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
             trainer.steps[name] = part.step
+            host.check_interrupts()
         return True
 
     def forget(self) -> None:
