@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 cd95ab26db2f @extschema@'] = importer['import_package'](sources, 'pg_gpt2 cd95ab26db2f @extschema@', '@extschema@')
+    GD['pg_gpt2 bb833ae531b1 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 bb833ae531b1 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -15422,7 +15422,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import RunOptions, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Workers, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -15612,13 +15612,14 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunP
     """The plan of a run that a call's parameters and options describe, checked, and its threads."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, workers = gather(given, session.Settings, RunOptions, Workers)
+    settings, run, course, workers = gather(given, session.Settings, RunOptions, Course, Workers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
-    return runs.RunPlan(settings, n_steps, **asdict(run)), workers
+    course.require_sense(settings, run)
+    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -18764,11 +18765,16 @@ def sweep() -> None:
 
 
 def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
-    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
+    those with the best weights of a run that may go on, which are the run's."""
+    of_users = (
+        "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
+        " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
+    )
     rows = db.query(
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
-        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users}"
+        f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users} ORDER BY id DESC LIMIT $2)",
         ["text", "int4", "int4"],
         *(model, keep_last, keep_every),
     )
@@ -20933,6 +20939,175 @@ class Auditor:
             )
         self._kept.clear()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.best', $pg_gpt2_source$"""Where the state of a run's best evaluation is kept until the run ends.
+
+A run in one transaction keeps it in memory. One that commits keeps it in a checkpoint, which is committed with the step and
+entered in llm_run: whatever ends the session, the best weights are in the database, beside those of the last commit.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from ... import host
+from ...errors import InsufficientPrivilege, UndefinedObject
+from ...tensor import FLOAT32
+from ...training.early import Evaluations
+from ...training.trainer import Trainer
+from .. import db, resources
+from ..storage import checkpoints
+from ..storage.checkpoint_files import KINDS
+from .session import Learner
+
+
+class Best(Protocol):
+    """The kept state."""
+
+    def keep(self) -> None:
+        """The model as it is now, in place of what was kept before."""
+
+    def put_back(self) -> bool:
+        """The model in memory as it was kept; false when that is gone."""
+
+    def forget(self) -> None:
+        """The run has ended: nothing is kept any more."""
+
+
+class InMemory:
+    """A copy of weights, moments and step counts."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner, self._trainer = learner, learner.trainer
+        self._require_memory()
+        self._steps: dict[str, int] = {}
+        self._kept: list[dict[str, np.ndarray]] = []
+
+    def keep(self) -> None:
+        """Copy the state; from the second time on into the arrays of the first."""
+        trainer = self._trainer
+        self._steps = dict(trainer.steps)
+        if not self._kept:
+            self._require_memory()  # steps have taken theirs since
+            self._kept = [{name: np.empty_like(arrays[name]) for name in trainer.m} for arrays in _state(trainer)]
+        for kept, arrays in zip(self._kept, _state(trainer)):
+            for name, array in kept.items():
+                np.copyto(array, arrays[name])
+                host.check_interrupts()
+
+    def put_back(self) -> bool:
+        """Copy it back."""
+        for kept, arrays in zip(self._kept, _state(self._trainer)):
+            for name, array in kept.items():
+                np.copyto(arrays[name], array)
+                host.check_interrupts()
+        self._trainer.steps.update(self._steps)
+        return True
+
+    def forget(self) -> None:
+        """Let the copy go."""
+        self._kept.clear()
+
+    def _require_memory(self) -> None:
+        learner = self._learner
+        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
+
+
+class InCheckpoint:
+    """A checkpoint of the model, called "best of run N", whose id llm_run has. The caller has just written the rows."""
+
+    def __init__(self, learner: Learner, run_id: int) -> None:
+        _require_rights()
+        self._learner, self._run_id = learner, run_id
+
+    def keep(self) -> None:
+        """Save the rows of the model as the checkpoint."""
+        # First the old one: dropping takes the stronger lock (sql/checkpoints.sql), and two runs that went from the weaker to
+        # that would wait for each other.
+        self.forget()
+        self._enter(checkpoints.save(self._learner.model, f"best of run {self._run_id}"))
+
+    def put_back(self) -> bool:
+        """Read it, each block compared with its digest."""
+        trainer, found = self._learner.trainer, entered(self._run_id)
+        try:
+            saved = checkpoints.find(found or 0, lock=True)
+        except UndefinedObject:  # dropped by hand
+            return False
+        for arrays in (trainer.m, trainer.v):  # null where there was no step yet
+            for array in arrays.values():
+                array.fill(0)
+        for kind, part, data in checkpoints.blocks(saved):
+            name = trainer.tied.get(part.name, part.name)
+            array = _state(trainer)[KINDS.index(kind)][name]
+            rows = slice(part.token_id, part.token_id + part.shape[0])
+            array[rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
+            trainer.steps[name] = part.step
+            host.check_interrupts()
+        return True
+
+    def forget(self) -> None:
+        """Drop it."""
+        found = entered(self._run_id)
+        if found is not None:
+            self._enter(None)
+            checkpoints.drop([found])
+
+    def _enter(self, checkpoint_id: int | None) -> None:
+        db.run(
+            "UPDATE {schema}.llm_run SET best_checkpoint = $2 WHERE run_id = $1",
+            ["int8", "int4"],
+            *(self._run_id, checkpoint_id),
+        )
+
+
+def put_back(best: Best, evaluations: Evaluations, run_id: int, done: int) -> None:
+    """The weights of the best evaluation in place of those of the last step, `done`; a NOTICE says which the run leaves."""
+    step = evaluations.best_step
+    if step is None:
+        return
+    lowest = f"its validation loss, {evaluations.best_loss:.3f}, is the lowest"
+    if step == done:
+        db.notice(f"run {run_id} leaves the weights of its last step: {lowest}")
+    elif best.put_back():
+        db.notice(f"run {run_id} leaves the weights of step {step}: {lowest}")
+    else:
+        db.notice(
+            f"run {run_id} leaves the weights of its last step: the checkpoint of its best, step {step}, was dropped"
+        )
+
+
+def told(run_id: int) -> str:
+    """The end of a NOTICE about a run that has not ended: where its best weights are."""
+    found = entered(run_id)
+    return "" if found is None else f"; checkpoint {found} has its best weights so far"
+
+
+def entered(run_id: int) -> int | None:
+    """The id of the checkpoint that llm_run has for the best evaluation of a run."""
+    row = db.row("SELECT best_checkpoint FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id)
+    return (row or {"best_checkpoint": None})["best_checkpoint"]
+
+
+def _state(trainer: Trainer) -> tuple[Mapping[str, np.ndarray], ...]:
+    """Weights, first and second moments, in the order of KINDS."""
+    return trainer.params, trainer.m, trainer.v
+
+
+def _require_rights() -> None:
+    """Refuse (42501) a caller who may train and not save checkpoints, before hours of training end in that."""
+    row = db.row(
+        "SELECT bool_and(has_table_privilege(name, 'INSERT') AND has_table_privilege(name, 'DELETE')) AS held"
+        " FROM unnest($1) AS name",
+        ["text[]"],
+        [db.qualified(name) for name in ("llm_checkpoint", "llm_checkpoint_part", "llm_checkpoint_blob")],
+    )
+    if not (row or {})["held"]:
+        raise InsufficientPrivilege(
+            "keep_best of llm_train_run keeps the best weights in a checkpoint, and this role may not save checkpoints",
+            hint="llm_grant_usage(role, 'admin') allows it; llm_train keeps them in memory.",
+        )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
 
 A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
@@ -21275,6 +21450,41 @@ def _processor() -> str | None:
     except OSError:
         return None
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.evaluated', $pg_gpt2_source$"""The rows that a run is evaluated on, where that decides about its end: they must be there, and stay what they are."""
+
+import hashlib
+
+import numpy as np
+
+from ... import host
+from ...errors import InvalidParameter, WrongState
+from ...training.options import Course
+from . import datasets
+from .session import Learner
+
+ROWS = 64  # at a time
+
+
+def row_ids(learner: Learner, course: Course) -> np.ndarray:
+    """Ids of the rows of the split val; where there are none, what needs them is to blame (22023)."""
+    try:
+        return datasets.row_ids(learner.model, learner.config, "val")
+    except WrongState as error:
+        if not course.evaluates:
+            raise
+        name = "keep_best" if course.patience is None else "patience"
+        raise InvalidParameter(f"{name} needs evaluations, and {error.message}", hint=error.hint) from None
+
+
+def data(learner: Learner, ids: np.ndarray) -> dict[str, object]:
+    """Number and digest of these rows, for llm_run.config."""
+    found = hashlib.sha256()
+    for start in range(0, len(ids), ROWS):
+        for row in datasets.rows(ids[start : start + ROWS].tolist(), learner.model, learner.config):
+            found.update(row.digest.to_bytes(8, "big", signed=True))
+        host.check_interrupts()
+    return {"val_rows": len(ids), "val_digest": found.hexdigest()}
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
 
 The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
@@ -21489,12 +21699,17 @@ class Progress:
         self.tokens = 0
         self.began = time.perf_counter()
 
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+    def show(
+        self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
+    ) -> None:
+        """After a step; `is_best`: its evaluation is the best so far, which matters to the run."""
         self.tokens += tokens
         due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
         if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            validation = (
+                "" if val_loss is None else f", validation loss {val_loss:.3f}{', the best so far' if is_best else ''}"
+            )
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()
 $pg_gpt2_source$);
@@ -21517,12 +21732,13 @@ from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...fast import threads
 from ...tensor import FLOAT32
+from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
-from . import runs
+from . import run_log, runs
 from .session import Learner, Settings
 
 
@@ -21539,11 +21755,26 @@ class Record:
     weights_digest: str | None
     environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
     last: int  # number of the last step logged
+    status: str
+    evaluations: Evaluations  # as they are logged
 
     @property
     def start(self) -> int:
         """Number of the step before the first."""
         return 0 if self.plan else self.first_step
+
+    @property
+    def left(self) -> int:
+        """Number of the step whose weights the run left."""
+        ended = self.plan and self.plan.course.keep_best and self.status in ("finished", "early")
+        return (ended and self.evaluations.best_step) or self.last
+
+    @property
+    def status_by_log(self) -> str:
+        """The status that the log gives a run with patience."""
+        if self.plan is None or self.plan.course.patience is None or self.status not in ("finished", "early"):
+            return self.status
+        return "finished" if self.last == self.plan.n_steps else "early" if self.evaluations.exhausted else "running"
 
     def number(self, model_step: int) -> int:
         """Number in the log of the step that was the model's `model_step`-th."""
@@ -21569,7 +21800,7 @@ class Record:
     def find(cls, run_id: int) -> "Record":
         """The record of the run `run_id`. An unknown run is refused (42704), and so is one that cannot be done again (55000)."""
         row = db.row(
-            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
+            "SELECT model, config, status, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
             " FROM {schema}.llm_run AS r WHERE run_id = $1",
             ["int8"],
@@ -21612,9 +21843,12 @@ class Record:
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
                 raise ValueError
+        evaluations = plan.evaluations() if plan else Evaluations()
+        for step, loss in run_log.validation(run_id):
+            evaluations.add(step, loss)
         record = cls(
             *(run_id, row["model"], plan, data, tied, row["first_step"]),
-            *(row["weights_digest"], environments, row["last"]),
+            *(row["weights_digest"], environments, row["last"], row["status"], evaluations),
         )
         if not all(type(number) is int for number in whole) or record.chunk <= 0:
             raise ValueError
@@ -21792,6 +22026,16 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
         ),
     )
     return (row or {})["run_id"]
+
+
+def validation(run_id: int) -> list[tuple[int, float]]:
+    """(step, loss on the split val) of each evaluation of a run that is logged, in order."""
+    rows = db.query(
+        "SELECT step, val_loss FROM {schema}.llm_train_log WHERE run_id = $1 AND val_loss IS NOT NULL ORDER BY step",
+        ["int8"],
+        run_id,
+    )
+    return [(row["step"], row["val_loss"]) for row in rows]
 
 
 @dataclass
@@ -21973,6 +22217,8 @@ class _Replay:
                 yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
         for saved in self.saved.get(step, ()):
             yield from self._checkpoint(step, saved)
+        if step == self.record.left:
+            yield from self._model(step)
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:
         """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
@@ -22069,13 +22315,19 @@ class _Replay:
                     yield Difference(step, f"{place}, {kind}", recorded and recorded.hex(), digest)
             host.check_interrupts()
 
-    def end(self, step: int) -> Iterator[Difference]:
-        """The model's weights now, where they are those after this step."""
+    def _model(self, step: int) -> Iterator[Difference]:
+        """The model's weights now, where they are those that the run left, which it had after this step."""
         record = self.record
-        now = step == record.last and store.last_step(record.model) == record.model_step(step)
-        if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
+        now = self.report.exact and store.last_step(record.model) == record.model_step(step)
+        if now and checkpoints.last_run(record.model) == record.run_id:
             self.report.notes.append("llm_param compared")
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+
+    def end(self, step: int) -> Iterator[Difference]:
+        """Whether the run was right to end here."""
+        status, by_log = self.record.status, self.record.status_by_log
+        if step == self.record.last and status != by_log:
+            yield Difference(step, "status", status, by_log)
 
     def tell(self, other: list[str]) -> None:
         """A note for the reader of the result."""
@@ -22091,13 +22343,14 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
-run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
+run goes on where its last commit left it, and ends with the bits of an uninterrupted one. The same holds for what its
+evaluations decide: they are in the log.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -22105,11 +22358,14 @@ import numpy as np
 from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
+from ...training.early import Evaluations
 from ...training.optim import run_lr
+from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
-from . import datasets, environment, run_log
+from . import datasets, environment, evaluated, run_log
 from .audit import Auditor
+from .best import Best, InCheckpoint, InMemory, put_back, told
 from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
@@ -22133,7 +22389,8 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
+    """What a run is to do. `log_every` and `audit` change what is reported, not what is learned; so does `eval_every`, unless
+    evaluations decide about the end."""
 
     settings: Settings
     n_steps: int
@@ -22142,22 +22399,33 @@ class RunPlan:
     eval_every: int | None
     log_every: int | None
     audit: str = "tape"
+    course: Course = field(default_factory=Course)
 
     @classmethod
     def of(cls, config: dict) -> "RunPlan":
         """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
-        return cls(settings_of(config), *numbers, None, None, "none")
+        return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
 
     def lr(self, step: int) -> float:
         """Learning rate of step 1 .. n_steps."""
         settings = self.settings
-        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+        schedule = self.course.lr_schedule
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr, schedule)
+
+    def evaluations(self) -> Evaluations:
+        """Those of a run that has made none yet."""
+        return Evaluations(self.course.patience, self.course.min_delta)
 
 
 def settings_of(config: dict) -> Settings:
     """The settings that were recorded."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+def course_of(config: dict) -> Course:
+    """The same for its course; what a run of before these options does not say is as it was then."""
+    return Course(**{name: config[name] for name in Course.options() if name in config})
 
 
 class Run:
@@ -22169,11 +22437,15 @@ class Run:
         self._audit = Auditor(session.model, plan.audit)
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
-        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
         for split in ("train", "val") if plan.eval_every else ("train",):
             datasets.refuse_long(session.model, session.config, split)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
+        if plan.course.evaluates and self._val_rows is not None:
+            self.data |= evaluated.data(session, self._val_rows)
+        self.evaluations = plan.evaluations()
+        self._best: Best | None = None
         self._progress = Progress(plan.n_steps, plan.log_every)
         self.done = 0
         self._log = run_log.Log(0, session.model)
@@ -22187,27 +22459,31 @@ class Run:
         """Insert the run as a new one."""
         session, plan = self.session, self.plan
         self._log.run_id = run_log.new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+        self._keep_best()
 
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
-            ["text", "jsonb"],
+            ["text", "jsonb", "jsonb"],
             self.session.model,
             json.dumps(self._config()),
+            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
         )
         if row is None:
             return False
         done = row["step"] or 0
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
-            what = "weights" if row["same"] else "parameters or data"
-            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
+            what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+            db.notice(
+                f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
+            )
             db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
@@ -22220,16 +22496,29 @@ class Run:
             row["chunk"] or self.session.trainer.chunk
         )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
+        for step, loss in run_log.validation(self.run_id):
+            self.evaluations.add(step, loss)
+        self._keep_best()
         return True
+
+    def _keep_best(self) -> None:
+        if self.plan.course.keep_best:
+            self._best = InCheckpoint(self.session, self.run_id) if self._commits else InMemory(self.session)
 
     def _config(self) -> dict[str, object]:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
+        course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
+        return asdict(plan.settings) | numbers | course | {"data": self.data} | tied_in(self.session)
 
-    def step(self) -> None:
-        """The next step."""
+    @property
+    def over(self) -> bool:
+        """Whether there is no further step."""
+        return self.done >= self.plan.n_steps or self.evaluations.exhausted
+
+    def step(self) -> bool:
+        """The next step; whether its weights are to be kept, as the best so far of a run that goes on."""
         plan, session, step = self.plan, self.session, self.done + 1
         began = time.perf_counter()
         ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
@@ -22239,10 +22528,12 @@ class Run:
         self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
+        is_best = val_loss is not None and self.evaluations.add(step, val_loss)
         self._log.add(step, lr, result, seconds, ids, digests, val_loss)
-        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
+        self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
         self.done = step
         host.check_interrupts()
+        return is_best and self._best is not None and not self.over
 
     def _evaluate(self, step: int) -> float | None:
         every, n_steps = self.plan.eval_every, self.plan.n_steps
@@ -22250,12 +22541,34 @@ class Run:
             return None
         return validate(self.session, self._val_rows, self.plan.batch_size)
 
+    def keep(self) -> None:
+        """Keep the weights of now as the best so far; in a run that commits, those that `commit_point` has just written."""
+        if self._best is not None:
+            self._best.keep()
+
+    def end(self) -> None:
+        """Write what the run leaves, and say why it ended and what that is."""
+        early = self.done < self.plan.n_steps
+        if early:
+            count = self.evaluations.without_gain
+            db.notice(
+                f"run {self.run_id} ends early after step {self.done}:"
+                f" {count} evaluation{'s' * (count > 1)} in a row without gain (patience)"
+            )
+        self.commit_point("early" if early else "finished")
+
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
+        digest = self.session.digest()  # of the last step, whatever the run then leaves
+        ended = status in ("finished", "early")
+        if ended and self._best is not None:
+            put_back(self._best, self.evaluations, self.run_id, self.done)
         began = time.perf_counter()
         self.session.write()
         self._audit.write()
-        self._log.write(time.perf_counter() - began, self.session.digest())
+        self._log.write(time.perf_counter() - began, digest)
+        if ended and self._best is not None:
+            self._best.forget()
         db.run(
             "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
             " WHERE run_id = $1",
@@ -22295,34 +22608,39 @@ def train(session: Session, plan: RunPlan) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan)
     run.begin()
-    while run.done < plan.n_steps:
-        run.step()
-    run.commit_point("finished")
+    while not run.over:
+        if run.step():
+            run.keep()
+    run.end()
     return run.run_id
 
 
 def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
-    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
+    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
+    with each evaluation whose weights are kept as the best so far."""
     run = Run(session, plan, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
     committed = looked = time.monotonic()
-    while run.done < plan.n_steps:
-        run.step()
+    while not run.over:
+        best = run.step()
         now = time.monotonic()
-        if now - looked >= STOP_EVERY:
+        if best or (run.done % commit_every == 0 and now - committed >= flush_seconds and not run.over):
+            run.commit_point()
+            if best:
+                run.keep()
+            db.commit()
+            committed = time.monotonic()
+        if now - looked >= STOP_EVERY and not run.over:
             looked = now
             if run.stop_requested():
                 run.commit_point("stopped")
                 db.commit()
-                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
+                ended = f"run {run.run_id} stopped after step {run.done}; the same call goes on with it"
+                db.notice(f"{ended}{told(run.run_id)}")
                 return
-        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
-            run.commit_point()
-            db.commit()
-            committed = time.monotonic()
-    run.commit_point("finished")
+    run.end()
     db.commit()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
@@ -23849,6 +24167,43 @@ class BatchOrder:
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
         return self._order
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.early', $pg_gpt2_source$"""Which evaluation of a run is the best, and whether the run should end: transformers' EarlyStoppingCallback.
+
+A loss is a gain when it is lower than the lowest before by more than `min_delta`. What is best is simply the lowest, the first of
+equals: a loss that is lower by less becomes the one to compare with, and counts as no gain.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass
+class Evaluations:
+    """The evaluations of a run so far. `patience` None: it is never exhausted."""
+
+    patience: int | None = None
+    min_delta: float = 0.0
+    best_loss: float = inf
+    best_step: int | None = None  # None: before the first, and while every loss was NaN or infinite
+    count: int = 0
+    without_gain: int = 0  # evaluations since the last gain
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take the loss after `step`; whether it is the best so far. A NaN is neither that nor a gain."""
+        lower = loss < self.best_loss
+        # The first is no step back from anything, whatever it is. Infinity - infinity is NaN, and then lower is false.
+        gain = self.count == 0 or (lower and abs(loss - self.best_loss) > self.min_delta)
+        self.count += 1
+        self.without_gain = 0 if gain else self.without_gain + 1
+        if lower:
+            self.best_loss, self.best_step = loss, step
+        return lower
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        return self.patience is not None and self.without_gain >= self.patience
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""The optimizer of a run: AdamW, clipping, schedule, their domains checked; by `fast` or, where that is off, by `core`."""
 
 from collections.abc import Mapping, Sequence
@@ -23922,11 +24277,23 @@ def clip_scale(norm: float, clip: float | None) -> float:
     return plain.clip_scale(norm, clip)
 
 
-def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Learning rate of step 1 .. n of a run: `lr_schedule` with the warm-up cut to n / 10; lr_max when n is 1."""
+def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0, schedule: str = "cosine") -> float:
+    """Learning rate of step 1 .. n of a run, with the warm-up cut to n / 10; lr_max when n is 1.
+
+    With min_lr 0 it is lr_max times what transformers' get_cosine_, get_linear_ and get_constant_schedule_with_warmup give
+    for the same step. These count the first step 0 and so never reach the end, which is here the last step.
+    """
     if n_steps == 1:
         return lr_max
-    return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
+    warmup = min(warmup, n_steps // 10)
+    if schedule == "cosine":
+        return lr_schedule(step, warmup, n_steps, lr_max, min_lr)
+    if step < warmup:
+        return lr_max * step / warmup
+    if schedule == "constant":
+        return lr_max
+    left = max(0.0, (n_steps - step) / (n_steps - warmup))
+    return min_lr + (lr_max - min_lr) * left
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.options', $pg_gpt2_source$"""What a training may ask for: every option declared once (pg_gpt2/options.py says what follows from that).
 
@@ -23938,7 +24305,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import InvalidParameter
 from ..options import (
+    FLAG,
     INTEGER,
     NUMBER,
     TEXT,
@@ -23956,6 +24325,7 @@ from ..options import (
 )
 
 AUDIT_LEVELS = ("none", "tape", "full")
+SCHEDULES = ("cosine", "linear", "constant")
 _HINT = "Leave it out to get its default."
 
 
@@ -24009,7 +24379,7 @@ class Hyperparameters(Declared):
         at_least(0),
         key="learning_rate",
         hint=_HINT,
-        meaning="The learning rate after warm-up, from where it falls by half a cosine.",
+        meaning="The learning rate after warm-up, from where it falls as lr_schedule says.",
     )
     warmup: int = option(
         2000,
@@ -24024,7 +24394,7 @@ class Hyperparameters(Declared):
         NUMBER,
         at_least(0),
         hint=_HINT,
-        meaning="The learning rate at the end.",
+        meaning="The learning rate at the end, where lr_schedule lets it fall.",
     )
     grad_clip: float | None = option(
         None,
@@ -24088,6 +24458,65 @@ class RunOptions(Declared):
 
 
 @dataclass(frozen=True)
+class Course(Declared):
+    """How a run goes and ends: keys of `options` alone, which no function has parameters for."""
+
+    lr_schedule: str = option(
+        "cosine",
+        TEXT,
+        one_of(*SCHEDULES),
+        hint="cosine and linear fall to min_lr, constant stays.",
+        meaning="How the learning rate falls from the end of warm-up to min_lr at the last step: by half a cosine, in a"
+        " straight line, or not at all.",
+    )
+    patience: int | None = option(
+        None,
+        INTEGER,
+        at_least(1),
+        hint="3 ends a run at the third evaluation in a row without gain.",
+        meaning="After so many evaluations in a row without gain the run ends, with status early; null: it never does.",
+    )
+    min_delta: float = option(
+        0.0,
+        NUMBER,
+        at_least(0),
+        hint="0 takes whatever is lower for a gain.",
+        meaning="By more than this the validation loss must be below the lowest before for patience to count it as a gain.",
+    )
+    keep_best: bool = option(
+        False,
+        FLAG,
+        hint="true leaves the weights of the best evaluation.",
+        meaning="At the end the model has the weights, with the optimizer's state, of the evaluation with the lowest loss,"
+        " not those of the last step.",
+    )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether evaluations decide what the run leaves."""
+        return self.patience is not None or self.keep_best
+
+    def require_sense(self, settings: Hyperparameters, run: RunOptions) -> None:
+        """Refuse (22023) what has no meaning without another option, or beside it."""
+        if self.evaluates and not run.eval_every:
+            name = "keep_best" if self.patience is None else "patience"
+            raise InvalidParameter(
+                f"{name} needs evaluations, and eval_every is {'null' if run.eval_every is None else 0}",
+                hint="eval_every => 100 measures the loss on the split val every 100 steps.",
+            )
+        if self.min_delta and self.patience is None:
+            raise InvalidParameter(
+                f"min_delta {self.min_delta:g} has no effect without patience",
+                hint='Example: options => \'{"patience": 3, "min_delta": 0.01}\'; keep_best takes the lowest loss in any case.',
+            )
+        if self.lr_schedule == "constant" and settings.min_lr:
+            raise InvalidParameter(
+                f"min_lr {settings.min_lr:g} has no effect with lr_schedule constant",
+                hint="cosine and linear fall to min_lr; a constant learning rate stays at lr_max.",
+            )
+
+
+@dataclass(frozen=True)
 class Workers(Declared):
     """Threads, which change no result."""
 
@@ -24109,7 +24538,7 @@ class Workers(Declared):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    yield from (Hyperparameters.options() | RunOptions.options() | Workers.options()).values()
+    yield from (Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options()).values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
@@ -24412,11 +24841,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -24429,11 +24858,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -24581,7 +25010,7 @@ CREATE TABLE llm_run (
     model           text NOT NULL,
     config          jsonb NOT NULL,
     seed            bigint NOT NULL,
-    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'finished', 'manual')),
+    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'early', 'finished', 'manual')),
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
@@ -24589,6 +25018,7 @@ CREATE TABLE llm_run (
     environment     jsonb NOT NULL,
     resumed         jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
+    best_checkpoint integer,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
@@ -24603,7 +25033,8 @@ COMMENT ON COLUMN llm_run.config IS
     'llm_train_log.config says it step by step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
 COMMENT ON COLUMN llm_run.status IS
-    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
+    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, early (ended by patience), '
+    'finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'Number of AdamW updates that the model had had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
@@ -24615,6 +25046,9 @@ COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
+COMMENT ON COLUMN llm_run.best_checkpoint IS
+    'The checkpoint with the best weights so far of a run of llm_train_run with keep_best; null once it has ended, and '
+    'the model has them. Of an abandoned run it stays until it is dropped.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
 
@@ -24802,11 +25236,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -24824,11 +25258,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -24843,11 +25277,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -24874,11 +25308,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -24890,11 +25324,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -24905,11 +25339,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -24951,11 +25385,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -24971,11 +25405,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -24989,11 +25423,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -25019,11 +25453,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -25034,11 +25468,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -25047,11 +25481,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -25066,11 +25500,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -25083,11 +25517,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -25098,11 +25532,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -25117,11 +25551,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -25135,11 +25569,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -25150,11 +25584,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -25172,11 +25606,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -25187,11 +25621,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -25202,11 +25636,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -25235,11 +25669,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -25280,11 +25714,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -25312,11 +25746,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -25363,11 +25797,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -25389,11 +25823,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -25429,11 +25863,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.options(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -25456,11 +25890,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -25478,11 +25912,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -25526,11 +25960,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -25549,11 +25983,11 @@ SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -25574,11 +26008,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -25590,11 +26024,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -25611,11 +26045,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -25662,11 +26096,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -25687,11 +26121,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -25714,11 +26148,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -25736,11 +26170,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -25772,11 +26206,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -25795,11 +26229,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -25818,11 +26252,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -25848,11 +26282,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -25876,11 +26310,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -25908,11 +26342,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.loss(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -25954,11 +26388,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -25991,11 +26425,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -26067,23 +26501,25 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
     'under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that '
     'depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to '
-    'min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
+    'min_lr by half a cosine, or as the key lr_schedule of options says. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
     'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
-    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them: '
-    'llm_training_options lists them. Long runs: CALL llm_train_run.';
+    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
+    'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
+    'without gain; keep_best, which leaves the weights of the best evaluation. llm_training_options lists them. Long '
+    'runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -26116,30 +26552,31 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
     'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. If it is '
     'cut short, the steps since the last commit are lost; the same call then goes on with the run, and it ends with '
     'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
-    'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
-    'llm_train_step.';
+    'that session, or waits with wait => true. With keep_best each evaluation that is the best so far is committed, as '
+    'a checkpoint of the model, which llm_run names in best_checkpoint; the next replaces it, and the end of the run '
+    'removes it. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_training_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.options(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -26156,11 +26593,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -26305,11 +26742,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -26322,11 +26759,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -26339,11 +26776,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -26380,11 +26817,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -26395,15 +26832,16 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
-    'returns how many. Checkpoints in files are neither counted nor removed.';
+    'returns how many. Neither counted nor removed are checkpoints in files, and the one with the best weights of a '
+    'run that has not ended (llm_run.best_checkpoint).';
 
 CREATE FUNCTION llm_checkpoint_diff(a integer, b integer DEFAULT NULL)
 RETURNS TABLE (
@@ -26416,11 +26854,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -26444,11 +26882,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -26474,11 +26912,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -26498,11 +26936,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -26521,11 +26959,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -26541,11 +26979,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -26622,11 +27060,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -26651,11 +27089,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -26673,11 +27111,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -26686,11 +27124,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -26700,11 +27138,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -26713,11 +27151,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -26727,11 +27165,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -26740,11 +27178,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -26759,11 +27197,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -26779,11 +27217,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -26793,11 +27231,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -26807,11 +27245,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -26826,11 +27264,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -26848,11 +27286,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -26863,11 +27301,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -26876,11 +27314,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -26889,11 +27327,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -26911,11 +27349,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -26936,11 +27374,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -26959,11 +27397,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -26987,11 +27425,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -27002,11 +27440,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -27020,11 +27458,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -27040,11 +27478,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -27069,11 +27507,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -27092,11 +27530,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -27109,11 +27547,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -27132,11 +27570,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -27158,11 +27596,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -27171,11 +27609,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -27188,11 +27626,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -27203,11 +27641,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -27245,11 +27683,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -27272,11 +27710,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -27291,11 +27729,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -27308,11 +27746,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27338,11 +27776,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -27353,11 +27791,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -27368,11 +27806,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -27383,11 +27821,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -27398,11 +27836,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -27415,11 +27853,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -27447,11 +27885,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -27470,11 +27908,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -27489,11 +27927,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -27505,11 +27943,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -27568,11 +28006,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -27596,11 +28034,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -27626,11 +28064,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -27641,11 +28079,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -27656,11 +28094,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 cd95ab26db2f @extschema@' not in GD:
+if 'pg_gpt2 bb833ae531b1 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 cd95ab26db2f @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 bb833ae531b1 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

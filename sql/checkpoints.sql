@@ -176,7 +176,8 @@ SET search_path = pg_catalog, pg_temp
 AS @checkpoints.prune@;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
-    'returns how many. Checkpoints in files are neither counted nor removed.';
+    'returns how many. Neither counted nor removed are checkpoints in files, and the one with the best weights of a '
+    'run that has not ended (llm_run.best_checkpoint).';
 
 CREATE FUNCTION llm_checkpoint_diff(a integer, b integer DEFAULT NULL)
 RETURNS TABLE (

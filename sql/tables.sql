@@ -135,7 +135,7 @@ CREATE TABLE llm_run (
     model           text NOT NULL,
     config          jsonb NOT NULL,
     seed            bigint NOT NULL,
-    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'finished', 'manual')),
+    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'early', 'finished', 'manual')),
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
@@ -143,6 +143,7 @@ CREATE TABLE llm_run (
     environment     jsonb NOT NULL,
     resumed         jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
+    best_checkpoint integer,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
@@ -157,7 +158,8 @@ COMMENT ON COLUMN llm_run.config IS
     'llm_train_log.config says it step by step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
 COMMENT ON COLUMN llm_run.status IS
-    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
+    'running (or interrupted), stopped by llm_train_stop, abandoned for another run, early (ended by patience), '
+    'finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'Number of AdamW updates that the model had had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
@@ -169,6 +171,9 @@ COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
+COMMENT ON COLUMN llm_run.best_checkpoint IS
+    'The checkpoint with the best weights so far of a run of llm_train_run with keep_best; null once it has ended, and '
+    'the model has them. Of an abandoned run it stays until it is dropped.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
 

@@ -207,13 +207,15 @@ COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
     'under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that '
     'depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to '
-    'min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
+    'min_lr by half a cosine, or as the key lr_schedule of options says. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
     'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
-    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them: '
-    'llm_training_options lists them. Long runs: CALL llm_train_run.';
+    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
+    'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
+    'without gain; keep_best, which leaves the weights of the best evaluation. llm_training_options lists them. Long '
+    'runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -251,8 +253,9 @@ COMMENT ON PROCEDURE llm_train_run IS
     'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. If it is '
     'cut short, the steps since the last commit are lost; the same call then goes on with the run, and it ends with '
     'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
-    'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
-    'llm_train_step.';
+    'that session, or waits with wait => true. With keep_best each evaluation that is the best so far is committed, as '
+    'a checkpoint of the model, which llm_run names in best_checkpoint; the next replaces it, and the end of the run '
+    'removes it. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_training_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)

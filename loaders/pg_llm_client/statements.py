@@ -11,6 +11,7 @@ from psycopg import sql
 
 from .generation_options import KEYS, BeamOptions, GenerationOptions
 from .options import PairOptions, TrainOptions
+from .training_options import TRAINING_KEYS
 
 FIND_SCHEMA = (
     "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
@@ -31,7 +32,7 @@ TYPES = {
     name: _sql_type(kind)
     for options in (GenerationOptions, BeamOptions, PairOptions, TrainOptions)
     for name, kind in get_type_hints(options).items()
-    if name not in KEYS
+    if name not in (*KEYS, *TRAINING_KEYS)
 } | {
     "options": "jsonb",
     "schema": "jsonb",
@@ -77,7 +78,7 @@ class Statements:
 
     def ended_run(self, model: str | None) -> Statement:
         """The run_id of the model's run that ended last."""
-        query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'stopped')"
+        query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'early', 'stopped')"
         latest = " ORDER BY finished_at DESC NULLS LAST LIMIT 1"
         return sql.SQL(query + latest).format(sql.SQL(self._name("llm_run"))), {"model": model}
 

@@ -1,5 +1,6 @@
 """What `train` hands on to which function, and the progress bar that the NOTICEs of llm_train drive."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import psycopg
 from tqdm import tqdm
 
 from .options import DataOptions, TrainOptions
-from .training_options import TrainingOptions
+from .training_options import TRAINING_KEYS, TrainingOptions
 
 STEP = re.compile(r"step (\d+)/\d+: (.*)")
 
@@ -22,6 +23,8 @@ def split(options: TrainOptions, commit_every: int | None) -> tuple[dict[str, An
     for name in options.keys() - TrainOptions.__annotations__.keys():
         raise TypeError(f"train() got an unexpected keyword argument '{name}'")
     training = {name: value for name, value in options.items() if name in TrainingOptions.__annotations__}
+    if others := {name: training.pop(name) for name in TRAINING_KEYS if name in training}:
+        training["options"] = json.dumps(others)
     if options.get("source") is None:
         return {}, training
     if commit_every is not None:

@@ -25,5 +25,18 @@ class TrainingOptions(TypedDict, total=False):
     eval_every: Annotated[int | None, None]
     log_every: Annotated[int | None, None]
     audit: Annotated[str, "tape"]
+    lr_schedule: Annotated[str, "cosine"]
+    patience: Annotated[int | None, None]
+    min_delta: Annotated[float, 0.0]
+    keep_best: Annotated[bool, False]
     grad_workers: Annotated[int, 1]
     prune_workers: Annotated[int, 1]
+
+
+# Those that are no parameters of llm_train: keys of its `options`.
+TRAINING_KEYS = (
+    "lr_schedule",
+    "patience",
+    "min_delta",
+    "keep_best",
+)

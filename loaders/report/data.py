@@ -31,6 +31,7 @@ class Run:
     finished_at: datetime | None
     steps: int
     last_step: int | None
+    left_step: int | None  # whose weights it left
     tokens: int
     seconds: float
     last_digest: str | None
@@ -121,10 +122,18 @@ RUN = """
     FROM {llm_run} AS r
     LEFT JOIN {llm_train_progress} AS p USING (run_id)
     CROSS JOIN LATERAL (
-        SELECT count(*) AS steps, max(step) AS last_step, coalesce(sum(tokens), 0) AS tokens,
-            coalesce(sum(seconds), 0) AS seconds,
-            (array_agg(t.weights_digest ORDER BY step DESC) FILTER (WHERE t.weights_digest IS NOT NULL))[1] AS last_digest
-        FROM {llm_train_log} AS t WHERE t.run_id = r.run_id
+        SELECT count(*) AS steps, max(t.step) AS last_step, max(coalesce(best.step, t.step)) AS left_step,
+            coalesce(sum(tokens), 0) AS tokens, coalesce(sum(seconds), 0) AS seconds,
+            (array_agg(t.weights_digest ORDER BY t.step DESC) FILTER (
+                WHERE t.weights_digest IS NOT NULL AND t.step <= coalesce(best.step, t.step)
+            ))[1] AS last_digest
+        FROM {llm_train_log} AS t
+        LEFT JOIN (
+            SELECT v.step FROM {llm_train_log} AS v WHERE v.run_id = r.run_id AND v.val_loss < 'Infinity'
+                AND r.status IN ('finished', 'early') AND r.config ->> 'keep_best' = 'true'
+            ORDER BY v.val_loss, v.step LIMIT 1
+        ) AS best ON true
+        WHERE t.run_id = r.run_id
     ) AS l
     WHERE r.run_id = %s
 """

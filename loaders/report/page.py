@@ -16,6 +16,12 @@ from .markup import Markup, tag, text
 
 HERE = Path(__file__).parent
 PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in the call
+OPTIONS = {
+    "lr_schedule": "cosine",
+    "patience": None,
+    "min_delta": 0,
+    "keep_best": False,
+}  # keys of `options`, and defaults
 
 
 def render(report: Report) -> str:
@@ -136,7 +142,7 @@ def _samples(report: Report) -> Iterator[Markup]:
         yield tag("p", f"The model has no {missing}.", class_="muted")
         return
     how = f"Temperature {sampling.temperature:g}, seed {sampling.seed}, up to {sampling.max_tokens} tokens."
-    later = (model.step or 0) - run.first_step - (run.last_step or 0)
+    later = (model.step or 0) - run.first_step - (run.left_step or 0)
     if run.status != "manual" and later:
         how += f" By the model as it is now, which is not as this run left it ({abs(later):,} steps "
         how += "later)." if later > 0 else "earlier)."
@@ -210,8 +216,12 @@ def _configuration(report: Report) -> Iterator[Markup]:
 
 def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
     """The call of llm_train that makes such a run."""
-    given = {PARAMETERS.get(key, key): value for key, value in config.items() if key not in ("data", "n_steps")}
-    arguments = [f"{key} => {json.dumps(value)}" for key, value in given.items() if value is not None]
+    given = {key: value for key, value in config.items() if value is not None and key not in ("data", "n_steps")}
+    told = {key: given.pop(key) for key in OPTIONS if key in given}
+    options = {key: value for key, value in told.items() if value != OPTIONS[key]}
+    arguments = [f"{PARAMETERS.get(key, key)} => {json.dumps(value)}" for key, value in given.items()]
+    if options:
+        arguments.append(f"options => '{json.dumps(options)}'")
     lines = [", ".join(arguments[place : place + 4]) for place in range(0, len(arguments), 4)]
     name = "'" + model.replace("'", "''") + "'"
     return "SELECT llm_train(" + ",\n                 ".join([f"{name}, {n_steps}", *lines]) + ");"

@@ -97,6 +97,17 @@ def test_schedule_of_a_run() -> None:
     assert optim.run_lr(1, 5, 2000, 0.3) < 0.3  # no room for a warm-up
 
 
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_other_schedules_of_a_run(schedule: str) -> None:
+    min_lr = 0.1 if schedule == "linear" else 0.0
+    rates = [optim.run_lr(step, 100, 2000, 1.0, min_lr, schedule) for step in range(1, 101)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    expected = 1 - np.arange(91) / 100 if schedule == "linear" else np.ones(91)
+    np.testing.assert_allclose(rates[9:], expected)
+    assert rates[-1] == (0.1 if schedule == "linear" else 1.0)
+    assert optim.run_lr(1, 1, 2000, 0.3, min_lr, schedule) == 0.3
+
+
 def test_schedule_without_decay_room() -> None:
     assert optim.lr_schedule(7, 7, 7, 1.0) == 0.0
     assert optim.lr_schedule(3, 7, 7, 0.7) == pytest.approx(0.3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
 from pg_gpt2.options import Option, manual
-from pg_gpt2.training.options import Hyperparameters, RunOptions, Workers, all_options, gather
+from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Workers, all_options, gather
 
 SQL = (Path(__file__).resolve().parents[2] / "sql" / "training.sql").read_text(encoding="utf-8")
 SAID = {"NULL": None, "false": False, "true": True}
@@ -34,7 +34,8 @@ def test_sql_has_the_types_and_defaults_that_are_declared(name: str) -> None:
         for parameter, (kind, default) in parameters(name).items()
         if parameter not in (*OTHERS, *OF_THE_PROCEDURE)
     }
-    assert of_sql == {one.name: (one.kind.name, one.default) for one in all_options()}
+    keys = {one.name for one in Course.options().values()}  # of options alone
+    assert of_sql == {one.name: (one.kind.name, one.default) for one in all_options() if one.name not in keys}
     assert list(parameters(name))[-1] == "options"
 
 
@@ -45,25 +46,26 @@ def test_sql_has_the_types_and_defaults_of_a_step_by_hand_too_but_for_the_warm_u
     assert {name: of_sql[name][1] for name in expected} == expected
 
 
-def asked(options: object, **given: object) -> tuple[Hyperparameters, RunOptions, Workers]:
+def asked(options: object, **given: object) -> tuple[Hyperparameters, RunOptions, Course, Workers]:
     defaults = {one.name: one.default for one in all_options()}
-    settings, run, workers = gather(
+    settings, run, course, workers = gather(
         {**defaults, "n_layer": None, **given, "options": None if options is None else json.dumps(options)},
         Hyperparameters,
         RunOptions,
+        Course,
         Workers,
     )
-    return settings, run, workers
+    return settings, run, course, workers
 
 
 def test_defaults_are_good_values() -> None:
-    assert asked(None) == asked({}) == (Hyperparameters(), RunOptions(), Workers())
+    assert asked(None) == asked({}) == (Hyperparameters(), RunOptions(), Course(), Workers())
     for one in all_options():
         assert one.check(one.default) == one.default
 
 
 def test_keys_of_hugging_face_set_parameters() -> None:
-    settings, run, _ = asked(
+    settings, run, _, _ = asked(
         {
             "adam_beta1": 0.8,
             "adam_beta2": 0.9,
@@ -113,6 +115,14 @@ def test_every_parameter_is_a_key_and_the_manual_has_each_once() -> None:
         ("eval_steps", -1),
         ("logging_steps", -1),
         ("audit", "some"),
+        ("lr_schedule", "Linear"),
+        ("lr_schedule", 1),
+        ("patience", 0),
+        ("patience", 2.5),
+        ("min_delta", -1e-9),
+        ("min_delta", "0"),
+        ("keep_best", "true"),
+        ("keep_best", 1),
         ("grad_workers", 0),
         ("prune_workers", 0),
     ],
@@ -157,3 +167,30 @@ def test_one_option_under_two_names_or_beside_a_parameter_must_agree() -> None:
         asked({"weight_decay": 0.2, "wd": 0.3})
     with pytest.raises(InvalidParameter, match=r"^wd is 0\.3, and options say weight_decay 0\.2$"):
         asked({"weight_decay": 0.2}, wd=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patience": 1}, "patience needs evaluations, and eval_every is null"),
+        ({"keep_best": True, "eval_every": 0}, "keep_best needs evaluations, and eval_every is 0"),
+        ({"min_delta": 0.1, "eval_every": 1, "keep_best": True}, "min_delta 0.1 has no effect without patience"),
+        ({"min_lr": 0.1, "lr_schedule": "constant"}, "min_lr 0.1 has no effect with lr_schedule constant"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_by_name(options: dict, message: str) -> None:
+    settings, run, course, _ = asked(options)
+    with pytest.raises(InvalidParameter, match=f"^{message}$") as error:
+        course.require_sense(settings, run)
+    assert error.value.hint
+
+
+def test_what_has_a_meaning_is_taken() -> None:
+    for options in (
+        {},
+        {"patience": 2, "min_delta": 0.5, "keep_best": True, "eval_steps": 7},
+        {"keep_best": True, "eval_every": 1, "lr_schedule": "linear", "min_lr": 0.1},
+        {"lr_schedule": "constant", "min_delta": 0},
+    ):
+        settings, run, course, _ = asked(options)
+        course.require_sense(settings, run)

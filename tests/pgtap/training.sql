@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(198);
+SELECT plan(208);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -154,16 +154,32 @@ SELECT volatility_is('llm_training_options_declared', '{}'::name[], 'volatile');
 SELECT columns_are('llm_training_options', '{name,type,default_value,domain,meaning}');
 SELECT set_has('SELECT name, type, default_value FROM llm_training_options', $$VALUES
     ('dropout_p', 'number', '0.1'), ('adam_beta1', 'number', '0.9'), ('weight_decay', 'number', '0.01'), ('learning_rate', 'number', '0.00025'), ('warmup_steps', 'integer', '2000'),
-    ('max_grad_norm', 'number', NULL), ('gradient_accumulation_steps', 'integer', '1'), ('eval_steps', 'integer', NULL), ('audit', 'text', '"tape"')$$, 'the manual of training');
+    ('max_grad_norm', 'number', NULL), ('gradient_accumulation_steps', 'integer', '1'), ('eval_steps', 'integer', NULL), ('audit', 'text', '"tape"'),
+    ('lr_schedule', 'text', '"cosine"'), ('patience', 'integer', NULL), ('min_delta', 'number', '0.0'), ('keep_best', 'true or false', 'false')$$, 'the manual of training');
 SELECT is((SELECT count(*) FROM llm_training_options WHERE meaning = '' OR domain = ''), 0::bigint, 'with a meaning and a domain each');
 CREATE TEMPORARY TABLE optional AS SELECT llm_train('t', 2, min_lr => 0.001, options => '{"learning_rate": 0.01, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-7, "weight_decay": 0.1,
     "warmup_steps": 1, "max_grad_norm": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "dropout_p": 0, "seed": 7, "audit": "none", "logging_steps": 0, "eval_steps": 1}') AS id;
 SELECT is((SELECT config - '{n_steps,data,attention_chunk,tied}'::text[] FROM llm_run JOIN optional ON id = run_id), '{"lr_max": 0.01, "beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "weight_decay": 0.1,
-    "warmup": 1, "grad_clip": 1.0, "batch_size": 2, "grad_accum": 2, "dropout_p": 0.0, "seed": 7, "min_lr": 0.001}'::jsonb, 'options set parameters, under the names of Hugging Face');
+    "warmup": 1, "grad_clip": 1.0, "batch_size": 2, "grad_accum": 2, "dropout_p": 0.0, "seed": 7, "min_lr": 0.001, "lr_schedule": "cosine", "patience": null, "min_delta": 0.0,
+    "keep_best": false, "eval_every": null}'::jsonb, 'options set parameters, under the names of Hugging Face');
 SELECT is((SELECT count(val_loss) FROM llm_train_log JOIN optional ON id = run_id), 2::bigint, 'those of the log, too');
 SELECT throws_ok(format('SELECT llm_train(''t'', 1, %s)', arguments), state, NULL, 'options: ' || arguments) FROM (VALUES
     ($$options => '{"adam_beta3": 1}'$$, '22023'), ($$options => '[]'$$, '22023'), ($$options => '{"learning_rate": "1"}'$$, '22023'), ($$options => '{"learning_rate": -1}'$$, '22023'),
     ($$options => '{"learning_rate": null}'$$, '22004'), ($$lr_max => 0.1, options => '{"learning_rate": 0.2}'$$, '22023'), ($$options => '{"wd": 0.2, "weight_decay": 0.1}'$$, '22023')) AS v (arguments, state);
+
+-- The end of a run.
+SELECT has_column('llm_run', 'best_checkpoint', 'llm_run says where best weights are');
+CREATE TEMPORARY TABLE ended AS SELECT llm_train('t', 40, eval_every => 1, options => '{"patience": 2, "min_delta": 1000, "keep_best": true, "lr_schedule": "linear"}') AS id;
+SELECT results_eq($$SELECT status, n_steps, best_checkpoint FROM llm_run JOIN ended ON id = run_id$$, $$VALUES ('early', 40, NULL::integer)$$, 'patience ends a run early');
+SELECT is((SELECT max(step) FROM llm_train_log JOIN ended ON id = run_id), 3::bigint, 'after so many evaluations without gain');
+SELECT is((SELECT step FROM llm_models WHERE model = 't'), (SELECT first_step + (SELECT step FROM llm_train_log l WHERE l.run_id = r.run_id ORDER BY val_loss, step LIMIT 1) FROM llm_run r JOIN ended ON id = run_id), 'keep_best leaves the best evaluation');
+SELECT is((SELECT config - '{n_steps,data}'::text[] @> '{"patience": 2, "min_delta": 1000, "keep_best": true, "lr_schedule": "linear", "eval_every": 1}' FROM llm_run JOIN ended ON id = run_id), true, 'llm_run records what decided');
+SELECT is((SELECT status FROM llm_train_progress JOIN ended ON id = run_id), 'early', 'llm_train_progress says early');
+SELECT throws_ok(format('SELECT llm_train(''t'', 1, %s)', arguments), '22023', message, 'refused: ' || message) FROM (VALUES
+    ($$options => '{"patience": 1}'$$, 'pg_gpt2: patience needs evaluations, and eval_every is null'),
+    ($$options => '{"keep_best": true, "eval_steps": 0}'$$, 'pg_gpt2: keep_best needs evaluations, and eval_every is 0'),
+    ($$options => '{"min_delta": 0.5}'$$, 'pg_gpt2: min_delta 0.5 has no effect without patience'),
+    ($$min_lr => 0.5, options => '{"lr_schedule": "constant"}'$$, 'pg_gpt2: min_lr 0.5 has no effect with lr_schedule constant')) AS v (arguments, message);
 
 -- llm_train_run and llm_train_stop.
 SELECT throws_ok($$CALL llm_train_run('t', 1)$$, '2D000', NULL, 'llm_train_run commits, so not in a transaction');

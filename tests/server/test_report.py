@@ -152,6 +152,26 @@ def test_the_statement_does_the_run_again(dsn, run_id, module_conn):
         assert log(module_conn, again, "step, loss") == log(module_conn, run_id, "step, loss")
 
 
+def test_the_statement_of_a_run_that_ended_early_does_it_again_and_its_samples_are_of_the_best(
+    dsn, run_id, module_conn
+):
+    options = '{"keep_best": true, "patience": 1, "min_delta": 1000, "lr_schedule": "linear"}'
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("SELECT llm_checkpoint_load(%s, 1)", [NAME])
+        call = "SELECT llm_train(%s, 30, lr_max => 0.01, eval_every => 10, options => %s)"
+        (early,) = module_conn.execute(call, [NAME, options]).fetchone()
+        page = Page(render(read(Database(module_conn), early, Sampling())))
+        assert "early" in page.text
+        assert "not as this run left it" not in page.text
+        statement = next(part for part in page.texts if part.startswith("SELECT llm_train("))
+        module_conn.execute("SELECT llm_checkpoint_load(%s, 1)", [NAME])
+        (again,) = module_conn.execute(statement).fetchone()
+        assert log(module_conn, again, "step, loss") == log(module_conn, early, "step, loss")
+        state = "SELECT status, config FROM llm_run WHERE run_id = %s"
+        assert module_conn.execute(state, [again]).fetchone() == module_conn.execute(state, [early]).fetchone()
+    assert "options =>" not in Page(report(dsn, run_id)).text
+
+
 @pytest.fixture
 def made_up(conn):
     """Makes a run of a model without vocabulary, of n steps with the given loss and status."""
@@ -192,7 +212,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap(dsn, made_up, n, loss):
     assert "The model has no vocabulary" in page.text
 
 
-@pytest.mark.parametrize("status", ["manual", "running", "stopped", "abandoned"])
+@pytest.mark.parametrize("status", ["manual", "running", "stopped", "abandoned", "early"])
 @pytest.mark.parametrize("n", [0, 3])
 def test_any_status_and_no_step(dsn, made_up, status, n):
     page = Page(report(dsn, made_up(n, status=status)))

@@ -71,8 +71,20 @@ def clip_scale(norm: float, clip: float | None) -> float:
     return plain.clip_scale(norm, clip)
 
 
-def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Learning rate of step 1 .. n of a run: `lr_schedule` with the warm-up cut to n / 10; lr_max when n is 1."""
+def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0, schedule: str = "cosine") -> float:
+    """Learning rate of step 1 .. n of a run, with the warm-up cut to n / 10; lr_max when n is 1.
+
+    With min_lr 0 it is lr_max times what transformers' get_cosine_, get_linear_ and get_constant_schedule_with_warmup give
+    for the same step. These count the first step 0 and so never reach the end, which is here the last step.
+    """
     if n_steps == 1:
         return lr_max
-    return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
+    warmup = min(warmup, n_steps // 10)
+    if schedule == "cosine":
+        return lr_schedule(step, warmup, n_steps, lr_max, min_lr)
+    if step < warmup:
+        return lr_max * step / warmup
+    if schedule == "constant":
+        return lr_max
+    left = max(0.0, (n_steps - step) / (n_steps - warmup))
+    return min_lr + (lr_max - min_lr) * left

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import InvalidParameter
 from ..options import (
+    FLAG,
     INTEGER,
     NUMBER,
     TEXT,
@@ -26,6 +28,7 @@ from ..options import (
 )
 
 AUDIT_LEVELS = ("none", "tape", "full")
+SCHEDULES = ("cosine", "linear", "constant")
 _HINT = "Leave it out to get its default."
 
 
@@ -79,7 +82,7 @@ class Hyperparameters(Declared):
         at_least(0),
         key="learning_rate",
         hint=_HINT,
-        meaning="The learning rate after warm-up, from where it falls by half a cosine.",
+        meaning="The learning rate after warm-up, from where it falls as lr_schedule says.",
     )
     warmup: int = option(
         2000,
@@ -94,7 +97,7 @@ class Hyperparameters(Declared):
         NUMBER,
         at_least(0),
         hint=_HINT,
-        meaning="The learning rate at the end.",
+        meaning="The learning rate at the end, where lr_schedule lets it fall.",
     )
     grad_clip: float | None = option(
         None,
@@ -158,6 +161,65 @@ class RunOptions(Declared):
 
 
 @dataclass(frozen=True)
+class Course(Declared):
+    """How a run goes and ends: keys of `options` alone, which no function has parameters for."""
+
+    lr_schedule: str = option(
+        "cosine",
+        TEXT,
+        one_of(*SCHEDULES),
+        hint="cosine and linear fall to min_lr, constant stays.",
+        meaning="How the learning rate falls from the end of warm-up to min_lr at the last step: by half a cosine, in a"
+        " straight line, or not at all.",
+    )
+    patience: int | None = option(
+        None,
+        INTEGER,
+        at_least(1),
+        hint="3 ends a run at the third evaluation in a row without gain.",
+        meaning="After so many evaluations in a row without gain the run ends, with status early; null: it never does.",
+    )
+    min_delta: float = option(
+        0.0,
+        NUMBER,
+        at_least(0),
+        hint="0 takes whatever is lower for a gain.",
+        meaning="By more than this the validation loss must be below the lowest before for patience to count it as a gain.",
+    )
+    keep_best: bool = option(
+        False,
+        FLAG,
+        hint="true leaves the weights of the best evaluation.",
+        meaning="At the end the model has the weights, with the optimizer's state, of the evaluation with the lowest loss,"
+        " not those of the last step.",
+    )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether evaluations decide what the run leaves."""
+        return self.patience is not None or self.keep_best
+
+    def require_sense(self, settings: Hyperparameters, run: RunOptions) -> None:
+        """Refuse (22023) what has no meaning without another option, or beside it."""
+        if self.evaluates and not run.eval_every:
+            name = "keep_best" if self.patience is None else "patience"
+            raise InvalidParameter(
+                f"{name} needs evaluations, and eval_every is {'null' if run.eval_every is None else 0}",
+                hint="eval_every => 100 measures the loss on the split val every 100 steps.",
+            )
+        if self.min_delta and self.patience is None:
+            raise InvalidParameter(
+                f"min_delta {self.min_delta:g} has no effect without patience",
+                hint='Example: options => \'{"patience": 3, "min_delta": 0.01}\'; keep_best takes the lowest loss in any case.',
+            )
+        if self.lr_schedule == "constant" and settings.min_lr:
+            raise InvalidParameter(
+                f"min_lr {settings.min_lr:g} has no effect with lr_schedule constant",
+                hint="cosine and linear fall to min_lr; a constant learning rate stays at lr_max.",
+            )
+
+
+@dataclass(frozen=True)
 class Workers(Declared):
     """Threads, which change no result."""
 
@@ -179,7 +241,7 @@ class Workers(Declared):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    yield from (Hyperparameters.options() | RunOptions.options() | Workers.options()).values()
+    yield from (Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options()).values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:

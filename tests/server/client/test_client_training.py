@@ -2,7 +2,7 @@
 
 import psycopg
 import pytest
-from pg_llm_client.training_options import TrainingOptions
+from pg_llm_client.training_options import TRAINING_KEYS, TrainingOptions
 
 from tests.server.client.models import TEXT, make_model
 
@@ -29,7 +29,7 @@ def test_train_follows_the_notices_and_returns_the_run(connect, model, client_of
 def test_train_takes_every_option_of_llm_train(conn, client):
     (names,) = conn.execute("SELECT proargnames FROM pg_proc WHERE proname = 'llm_train'").fetchone()
     others = {"model", "n_steps", "n_layer", "n_head", "d", "vocab", "options"}
-    assert set(names) - others == set(TrainingOptions.__annotations__)
+    assert set(names) - others == set(TrainingOptions.__annotations__) - set(TRAINING_KEYS)
     options = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "wd": 0.1, "lr_max": 1e-5, "warmup": 1, "grad_clip": 1.0}
     options |= {"dropout_p": 0.0, "min_lr": 1e-6, "seed": 2**40}
     others = {"batch_size": 2, "grad_accum": 2, "eval_every": 0, "log_every": 1, "grad_workers": 1, "prune_workers": 1}
@@ -39,6 +39,20 @@ def test_train_takes_every_option_of_llm_train(conn, client):
     options["weight_decay"] = options.pop("wd")
     assert {name: config[name] for name in options} == options
     assert (config["batch_size"], config["grad_accum"], config["n_steps"]) == (2, 2, 2)
+
+
+def test_train_takes_the_keys_of_options_as_keywords(new_database, connect, client_of):
+    conn = connect(new_database())
+    make_model(conn)
+    conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 2 = 0")
+    client = client_of(conn)
+    keys = {"lr_schedule": "linear", "patience": 1, "min_delta": 100.0, "keep_best": True}
+    assert set(keys) == set(TRAINING_KEYS)
+    for commits in ({}, {"commit_every": 1}):
+        run = client.train(9, batch_size=2, eval_every=1, progress=False, **keys, **commits)
+        config, status = conn.execute("SELECT config, status FROM llm_run WHERE run_id = %s", [run]).fetchone()
+        assert status == "early"
+        assert {name: config[name] for name in keys} == keys
 
 
 def test_train_that_commits_as_it_goes(new_database, connect, client_of):

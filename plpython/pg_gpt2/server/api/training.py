@@ -19,7 +19,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import RunOptions, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Workers, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -209,13 +209,14 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunP
     """The plan of a run that a call's parameters and options describe, checked, and its threads."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, workers = gather(given, session.Settings, RunOptions, Workers)
+    settings, run, course, workers = gather(given, session.Settings, RunOptions, Course, Workers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
-    return runs.RunPlan(settings, n_steps, **asdict(run)), workers
+    course.require_sense(settings, run)
+    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:

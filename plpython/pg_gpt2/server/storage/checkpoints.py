@@ -359,11 +359,16 @@ def sweep() -> None:
 
 
 def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
-    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
+    those with the best weights of a run that may go on, which are the run's."""
+    of_users = (
+        "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
+        " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
+    )
     rows = db.query(
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
-        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users}"
+        f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users} ORDER BY id DESC LIMIT $2)",
         ["text", "int4", "int4"],
         *(model, keep_last, keep_every),
     )

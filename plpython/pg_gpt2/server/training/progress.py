@@ -16,11 +16,16 @@ class Progress:
         self.tokens = 0
         self.began = time.perf_counter()
 
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+    def show(
+        self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
+    ) -> None:
+        """After a step; `is_best`: its evaluation is the best so far, which matters to the run."""
         self.tokens += tokens
         due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
         if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            validation = (
+                "" if val_loss is None else f", validation loss {val_loss:.3f}{', the best so far' if is_best else ''}"
+            )
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()

@@ -17,12 +17,13 @@ from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...fast import threads
 from ...tensor import FLOAT32
+from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
-from . import runs
+from . import run_log, runs
 from .session import Learner, Settings
 
 
@@ -39,11 +40,26 @@ class Record:
     weights_digest: str | None
     environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
     last: int  # number of the last step logged
+    status: str
+    evaluations: Evaluations  # as they are logged
 
     @property
     def start(self) -> int:
         """Number of the step before the first."""
         return 0 if self.plan else self.first_step
+
+    @property
+    def left(self) -> int:
+        """Number of the step whose weights the run left."""
+        ended = self.plan and self.plan.course.keep_best and self.status in ("finished", "early")
+        return (ended and self.evaluations.best_step) or self.last
+
+    @property
+    def status_by_log(self) -> str:
+        """The status that the log gives a run with patience."""
+        if self.plan is None or self.plan.course.patience is None or self.status not in ("finished", "early"):
+            return self.status
+        return "finished" if self.last == self.plan.n_steps else "early" if self.evaluations.exhausted else "running"
 
     def number(self, model_step: int) -> int:
         """Number in the log of the step that was the model's `model_step`-th."""
@@ -69,7 +85,7 @@ class Record:
     def find(cls, run_id: int) -> "Record":
         """The record of the run `run_id`. An unknown run is refused (42704), and so is one that cannot be done again (55000)."""
         row = db.row(
-            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
+            "SELECT model, config, status, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
             " FROM {schema}.llm_run AS r WHERE run_id = $1",
             ["int8"],
@@ -112,9 +128,12 @@ class Record:
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
                 raise ValueError
+        evaluations = plan.evaluations() if plan else Evaluations()
+        for step, loss in run_log.validation(run_id):
+            evaluations.add(step, loss)
         record = cls(
             *(run_id, row["model"], plan, data, tied, row["first_step"]),
-            *(row["weights_digest"], environments, row["last"]),
+            *(row["weights_digest"], environments, row["last"], row["status"], evaluations),
         )
         if not all(type(number) is int for number in whole) or record.chunk <= 0:
             raise ValueError

@@ -39,6 +39,16 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
     return (row or {})["run_id"]
 
 
+def validation(run_id: int) -> list[tuple[int, float]]:
+    """(step, loss on the split val) of each evaluation of a run that is logged, in order."""
+    rows = db.query(
+        "SELECT step, val_loss FROM {schema}.llm_train_log WHERE run_id = $1 AND val_loss IS NOT NULL ORDER BY step",
+        ["int8"],
+        run_id,
+    )
+    return [(row["step"], row["val_loss"]) for row in rows]
+
+
 @dataclass
 class Log:
     """Rows for llm_train_log, written by one statement."""

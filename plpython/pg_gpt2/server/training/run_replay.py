@@ -128,6 +128,8 @@ class _Replay:
                 yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
         for saved in self.saved.get(step, ()):
             yield from self._checkpoint(step, saved)
+        if step == self.record.left:
+            yield from self._model(step)
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:
         """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
@@ -224,13 +226,19 @@ class _Replay:
                     yield Difference(step, f"{place}, {kind}", recorded and recorded.hex(), digest)
             host.check_interrupts()
 
-    def end(self, step: int) -> Iterator[Difference]:
-        """The model's weights now, where they are those after this step."""
+    def _model(self, step: int) -> Iterator[Difference]:
+        """The model's weights now, where they are those that the run left, which it had after this step."""
         record = self.record
-        now = step == record.last and store.last_step(record.model) == record.model_step(step)
-        if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
+        now = self.report.exact and store.last_step(record.model) == record.model_step(step)
+        if now and checkpoints.last_run(record.model) == record.run_id:
             self.report.notes.append("llm_param compared")
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+
+    def end(self, step: int) -> Iterator[Difference]:
+        """Whether the run was right to end here."""
+        status, by_log = self.record.status, self.record.status_by_log
+        if step == self.record.last and status != by_log:
+            yield Difference(step, "status", status, by_log)
 
     def tell(self, other: list[str]) -> None:
         """A note for the reader of the result."""

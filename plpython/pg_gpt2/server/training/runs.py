@@ -1,13 +1,14 @@
 """Training runs: the loop over steps, and the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
-run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
+run goes on where its last commit left it, and ends with the bits of an uninterrupted one. The same holds for what its
+evaluations decide: they are in the log.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -15,11 +16,14 @@ import numpy as np
 from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
+from ...training.early import Evaluations
 from ...training.optim import run_lr
+from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
-from . import datasets, environment, run_log
+from . import datasets, environment, evaluated, run_log
 from .audit import Auditor
+from .best import Best, InCheckpoint, InMemory, put_back, told
 from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
@@ -43,7 +47,8 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
+    """What a run is to do. `log_every` and `audit` change what is reported, not what is learned; so does `eval_every`, unless
+    evaluations decide about the end."""
 
     settings: Settings
     n_steps: int
@@ -52,22 +57,33 @@ class RunPlan:
     eval_every: int | None
     log_every: int | None
     audit: str = "tape"
+    course: Course = field(default_factory=Course)
 
     @classmethod
     def of(cls, config: dict) -> "RunPlan":
         """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
-        return cls(settings_of(config), *numbers, None, None, "none")
+        return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
 
     def lr(self, step: int) -> float:
         """Learning rate of step 1 .. n_steps."""
         settings = self.settings
-        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+        schedule = self.course.lr_schedule
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr, schedule)
+
+    def evaluations(self) -> Evaluations:
+        """Those of a run that has made none yet."""
+        return Evaluations(self.course.patience, self.course.min_delta)
 
 
 def settings_of(config: dict) -> Settings:
     """The settings that were recorded."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+def course_of(config: dict) -> Course:
+    """The same for its course; what a run of before these options does not say is as it was then."""
+    return Course(**{name: config[name] for name in Course.options() if name in config})
 
 
 class Run:
@@ -79,11 +95,15 @@ class Run:
         self._audit = Auditor(session.model, plan.audit)
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
-        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
         for split in ("train", "val") if plan.eval_every else ("train",):
             datasets.refuse_long(session.model, session.config, split)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
+        if plan.course.evaluates and self._val_rows is not None:
+            self.data |= evaluated.data(session, self._val_rows)
+        self.evaluations = plan.evaluations()
+        self._best: Best | None = None
         self._progress = Progress(plan.n_steps, plan.log_every)
         self.done = 0
         self._log = run_log.Log(0, session.model)
@@ -97,27 +117,31 @@ class Run:
         """Insert the run as a new one."""
         session, plan = self.session, self.plan
         self._log.run_id = run_log.new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+        self._keep_best()
 
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
-            ["text", "jsonb"],
+            ["text", "jsonb", "jsonb"],
             self.session.model,
             json.dumps(self._config()),
+            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
         )
         if row is None:
             return False
         done = row["step"] or 0
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
-            what = "weights" if row["same"] else "parameters or data"
-            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
+            what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+            db.notice(
+                f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
+            )
             db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
@@ -130,16 +154,29 @@ class Run:
             row["chunk"] or self.session.trainer.chunk
         )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
+        for step, loss in run_log.validation(self.run_id):
+            self.evaluations.add(step, loss)
+        self._keep_best()
         return True
+
+    def _keep_best(self) -> None:
+        if self.plan.course.keep_best:
+            self._best = InCheckpoint(self.session, self.run_id) if self._commits else InMemory(self.session)
 
     def _config(self) -> dict[str, object]:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
+        course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
+        return asdict(plan.settings) | numbers | course | {"data": self.data} | tied_in(self.session)
 
-    def step(self) -> None:
-        """The next step."""
+    @property
+    def over(self) -> bool:
+        """Whether there is no further step."""
+        return self.done >= self.plan.n_steps or self.evaluations.exhausted
+
+    def step(self) -> bool:
+        """The next step; whether its weights are to be kept, as the best so far of a run that goes on."""
         plan, session, step = self.plan, self.session, self.done + 1
         began = time.perf_counter()
         ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
@@ -149,10 +186,12 @@ class Run:
         self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
+        is_best = val_loss is not None and self.evaluations.add(step, val_loss)
         self._log.add(step, lr, result, seconds, ids, digests, val_loss)
-        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
+        self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
         self.done = step
         host.check_interrupts()
+        return is_best and self._best is not None and not self.over
 
     def _evaluate(self, step: int) -> float | None:
         every, n_steps = self.plan.eval_every, self.plan.n_steps
@@ -160,12 +199,34 @@ class Run:
             return None
         return validate(self.session, self._val_rows, self.plan.batch_size)
 
+    def keep(self) -> None:
+        """Keep the weights of now as the best so far; in a run that commits, those that `commit_point` has just written."""
+        if self._best is not None:
+            self._best.keep()
+
+    def end(self) -> None:
+        """Write what the run leaves, and say why it ended and what that is."""
+        early = self.done < self.plan.n_steps
+        if early:
+            count = self.evaluations.without_gain
+            db.notice(
+                f"run {self.run_id} ends early after step {self.done}:"
+                f" {count} evaluation{'s' * (count > 1)} in a row without gain (patience)"
+            )
+        self.commit_point("early" if early else "finished")
+
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
+        digest = self.session.digest()  # of the last step, whatever the run then leaves
+        ended = status in ("finished", "early")
+        if ended and self._best is not None:
+            put_back(self._best, self.evaluations, self.run_id, self.done)
         began = time.perf_counter()
         self.session.write()
         self._audit.write()
-        self._log.write(time.perf_counter() - began, self.session.digest())
+        self._log.write(time.perf_counter() - began, digest)
+        if ended and self._best is not None:
+            self._best.forget()
         db.run(
             "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
             " WHERE run_id = $1",
@@ -205,32 +266,37 @@ def train(session: Session, plan: RunPlan) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan)
     run.begin()
-    while run.done < plan.n_steps:
-        run.step()
-    run.commit_point("finished")
+    while not run.over:
+        if run.step():
+            run.keep()
+    run.end()
     return run.run_id
 
 
 def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
-    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
+    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
+    with each evaluation whose weights are kept as the best so far."""
     run = Run(session, plan, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
     committed = looked = time.monotonic()
-    while run.done < plan.n_steps:
-        run.step()
+    while not run.over:
+        best = run.step()
         now = time.monotonic()
-        if now - looked >= STOP_EVERY:
+        if best or (run.done % commit_every == 0 and now - committed >= flush_seconds and not run.over):
+            run.commit_point()
+            if best:
+                run.keep()
+            db.commit()
+            committed = time.monotonic()
+        if now - looked >= STOP_EVERY and not run.over:
             looked = now
             if run.stop_requested():
                 run.commit_point("stopped")
                 db.commit()
-                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
+                ended = f"run {run.run_id} stopped after step {run.done}; the same call goes on with it"
+                db.notice(f"{ended}{told(run.run_id)}")
                 return
-        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
-            run.commit_point()
-            db.commit()
-            committed = time.monotonic()
-    run.commit_point("finished")
+    run.end()
     db.commit()
