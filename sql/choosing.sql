@@ -19,8 +19,9 @@ AS @choosing.choose@;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
     'tokens, and its probability among the choices. Prompt and choice are encoded together; blanks at the prompt''s end '
-    'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize (SQL has a word of its own like that: write "normalize" => ...) says what is compared: '
-    'none, log-probabilities; tokens, their mean over a choice''s tokens; bytes, divided by the bytes of the choice '
+    'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize says what is compared '
+    '(it is a keyword of SQL: by name, write "normalize" => ''bytes''): none, log-probabilities; tokens, their mean over '
+    'a choice''s tokens; bytes, divided by the bytes of the choice '
     '(acc_norm); prior, minus what the choice has at the beginning of a text, for choices that are likely anywhere. '
     'probability is the softmax of that, and of equal choices the first comes first. The prompt is processed once, and '
     'what choices begin with in common, too. A prompt that does not fit the window beside a choice loses its beginning.';

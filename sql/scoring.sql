@@ -37,12 +37,24 @@ COMMENT ON FUNCTION llm_text_embedding IS
 
 -- In SQL, since PL/Python must not run in a parallel plan; so the error about lengths is one that the server raises with this
 -- SQLSTATE, and with a text of ours in it. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
+-- A parallel worker can run no statement in PL/Python, so this one does not load the package.
+CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer)
+RETURNS double precision
+LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+error = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})(
+    f'the arrays have different numbers of elements, {count_a} and {count_b}')
+error.sqlstate, error.hint = '22023', 'Compare embeddings of one model: they have d_model numbers each.'
+raise error
+$$;
+COMMENT ON FUNCTION llm_cosine_sent IS 'What llm_cosine calls: the error for arrays of so many numbers, which differ.';
+
 CREATE FUNCTION llm_cosine(a real[], b real[])
 RETURNS double precision
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
-    WHEN cardinality(a) <> cardinality(b) THEN length(pg_catalog.normalize('', format(
-        'llm_cosine takes arrays of equal length, not of %s and %s numbers', cardinality(a), cardinality(b))))
+    WHEN cardinality(a) <> cardinality(b) THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b))
     WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
         SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
         FROM (

@@ -4,13 +4,13 @@ SELECT llm_generate_json('Practice makes ', '{"enum": ["perfect", "money"]}', te
 --> "perfect"|number
 
 -- llm_json_schema
-CREATE TABLE saying (
+CREATE TABLE remark (
     id integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY, mood text NOT NULL CHECK (mood IN ('glad', 'sad')), words integer
 );
-SELECT llm_json_schema('saying') #>> '{properties, mood}' AS mood, llm_json_schema('saying') #>> '{$comment}' AS comment;
+SELECT llm_json_schema('remark') #>> '{properties, mood}' AS mood, llm_json_schema('remark') #>> '{$comment}' AS comment;
 --> {"enum": ["glad", "sad"]}|Left out: id (identity).
-INSERT INTO saying (mood, words)
+INSERT INTO remark (mood, words)
 SELECT mood, words
-FROM jsonb_populate_record(NULL::saying, llm_generate_json('All is well', llm_json_schema('saying'), seed => 1))
+FROM jsonb_populate_record(NULL::remark, llm_generate_json('All is well', llm_json_schema('remark'), seed => 1))
 RETURNING mood IN ('glad', 'sad') AS fits;
 --> t

@@ -51,6 +51,7 @@ EXAMPLES = {
     "llm_perplexity_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
     "llm_embedding_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
     "llm_cosine": "a => '{1,2}', b => '{3,4}'",
+    "llm_cosine_sent": "count_a => 1, count_b => 2",
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
     " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
@@ -181,8 +182,8 @@ PARAMETERS = """
 REFUSED = {
     *("pg_llm_import_safetensors", "pg_llm_import_npz", "pg_llm_export_safetensors", "pg_llm_export_npz"),
     "llm_checkpoint_attach",
+    "llm_cosine_sent",
 }
-IN_SQL = {"llm_cosine"}  # has no hints
 REFUSED |= {"pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"}  # /etc/passwd is none, and /no/such not there
 
 
@@ -239,7 +240,7 @@ def unexplained(
         except psycopg.errors.UndefinedFunction:
             raise  # the test itself is wrong
         except psycopg.Error as error:
-            if error.sqlstate in (None, "XX000") or not (error.diag.message_hint or function in IN_SQL):
+            if error.sqlstate in (None, "XX000") or not error.diag.message_hint:
                 found.append(f"{replaced}: {error.sqlstate} {error.diag.message_primary}")
     return found
 

@@ -101,6 +101,20 @@ def test_a_stream_goes_on_as_it_began_whatever_comes_between(conn):
     assert found == plain
 
 
+def test_a_call_within_a_call_leaves_the_outer_one_as_it_was(conn):
+    query = (
+        "SELECT array_agg(perplexity) FROM llm_perplexity_rows($$SELECT i, 'low lower slow' || %s"
+        " FROM generate_series(1, 999) AS i$$, 'm')"
+    )
+    alone, within = query % "''", query % "left(pg_llm_gelu('\\x0000803f'::bytea)::text, 0)"
+    fast = conn.execute(alone).fetchall()
+    assert conn.execute(within).fetchall() == fast
+    conn.execute("SET pg_gpt2.fast = off")
+    plain = conn.execute(alone).fetchall()
+    assert plain != fast
+    assert conn.execute(within).fetchall() == plain
+
+
 def test_it_is_for_the_owner(conn):
     conn.execute("CREATE ROLE reader_along; SELECT llm_grant_usage('reader_along', 'admin')")
     conn.execute("SET ROLE reader_along; SET pg_gpt2.fast = off")

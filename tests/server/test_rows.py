@@ -376,3 +376,13 @@ def test_rows_stream_in_bounded_memory(connect, function, form):
     (count,) = session.execute(call.format(200_000)).fetchone()
     assert count == 200_000
     assert anonymous(session) - before < 16 << 10
+
+
+def test_vectors_are_compared_in_parallel_workers_and_refused_there(connect):
+    conn = connect()
+    name = "debug_parallel_query" if conn.info.server_version >= 160000 else "force_parallel_mode"
+    conn.execute(f"SET {name} = on")
+    assert conn.execute("SELECT llm_cosine('{1,2}', '{2,4}')").fetchone() == (1.0,)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="different numbers of elements, 2 and 3") as caught:
+        conn.execute("SELECT llm_cosine(ARRAY[i, 1]::real[], '{1,2,3}') FROM generate_series(1, 3) AS i").fetchall()
+    assert caught.value.diag.message_hint

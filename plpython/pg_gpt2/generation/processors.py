@@ -209,8 +209,8 @@ def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarr
 
 
 def constrain(scores: np.ndarray, history: History) -> np.ndarray:
-    """Exclude what the constraint does not allow. It comes last, since suppress_tokens, which has no score left to change, might
-    as well come before it; transformers' prefix_allowed_tokens_fn does not."""
+    """Exclude what the constraint does not allow, as transformers' prefix_allowed_tokens_fn; that comes before suppress_tokens,
+    but as both only exclude, their order does not matter."""
     if history.walk is None:
         return scores
     allowed = history.walk.allowed

@@ -129,11 +129,11 @@ def _columns(relation: int) -> list[db.Row]:
     )
 
 
-def _checks(where: str, oid: int) -> list[tuple[str, str, list[int]]]:
+def _checks(column: str, oid: int) -> list[tuple[str, str, list[int]]]:
     """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain."""
     rows = db.query(
         f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
-        f" WHERE {where} = $1 AND contype = 'c' ORDER BY conname",
+        f" WHERE {column} = $1 AND contype = 'c' ORDER BY conname",
         ["oid"],
         oid,
     )

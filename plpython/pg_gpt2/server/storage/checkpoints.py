@@ -358,17 +358,19 @@ def sweep() -> None:
     db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
 
 
+OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on
+    "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
+    " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
+)
+
+
 def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
     """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
     those with the best weights of a run that may go on, which are the run's."""
-    of_users = (
-        "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
-        " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
-    )
     rows = db.query(
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users}"
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS}"
         f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {of_users} ORDER BY id DESC LIMIT $2)",
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS} ORDER BY id DESC LIMIT $2)",
         ["text", "int4", "int4"],
         *(model, keep_last, keep_every),
     )
