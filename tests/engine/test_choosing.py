@@ -424,3 +424,26 @@ def test_encoding_many_choices_looks_for_an_interrupt(monkeypatch: pytest.Monkey
     monkeypatch.setattr(host, "check_interrupts", lambda: looks.append(None))
     choices_of([f"low {n}" for n in range(20_000)])
     assert len(looks) > 20
+
+
+def test_longer_questions_take_no_more_room_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of short texts that are made larger for long ones give up others."""
+    config = GPT2Config(n_layer=1, n_head=1, d_model=8, n_positions=1024, vocab=50)
+    weights = layout.lay_out(dict(random_params(config)), config)
+    rng = random.Random(1)
+
+    def questions(length: int) -> list[Question]:
+        trie = Trie([[1], [2]])
+        return [Question([rng.randrange(50) for _ in range(length)], trie) for _ in range(64)]
+
+    asked, rooms = Slots(weights, config), []
+    answer = asked._answer
+
+    def noted() -> list[np.ndarray]:
+        rooms.append(asked._positions())
+        return answer()
+
+    monkeypatch.setattr(asked, "_answer", noted)
+    asked.answer(questions(10))
+    assert len(asked.answer(questions(900))) == 64
+    assert max(rooms) <= slots.MOST_POSITIONS

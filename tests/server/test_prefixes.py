@@ -181,6 +181,19 @@ def test_a_role_that_may_not_see_the_model_any_more_learns_nothing(session, read
     assert answers(session) == before
 
 
+def test_what_one_role_has_read_tells_another_nothing(session, reader):
+    """Guesses at a prompt of somebody else, as of a function with its owner's rights, save no tokens."""
+    session.execute(CALLS["next token"], [INSTRUCTIONS])
+    session.execute(f"SET ROLE {reader}")
+    assert used(session) == (0, 0, 0)
+    session.execute(CALLS["next token"], [INSTRUCTIONS + "low"])
+    assert used(session)[1] == 0
+    session.execute(CALLS["next token"], [INSTRUCTIONS + "lower"])
+    assert used(session)[1] > 0
+    session.execute("RESET ROLE")
+    assert used(session)[1] == 0
+
+
 def test_a_role_that_sees_other_rows_of_a_model_reads_for_itself(session, reader):
     """Policies may show each role weights of its own under one name: what others read is of another version."""
     before = answers(session)

@@ -55,3 +55,28 @@ def test_cursors_of_the_caller_are_left_alone(mine):
     mine.execute(TRAIN, ["SELECT body FROM documents", "mine"])
     assert mine.execute("FETCH ALL FROM zzz").fetchall() == [(1,), (2,), (3,)]
     assert mine.execute("SELECT array_agg(name) FROM pg_cursors").fetchone() == (["zzz"],)
+
+
+CALLS_WITH_A_PATH = [
+    "SELECT * FROM llm_perplexity_rows($$SELECT 1, 'low'::pg_catalog.text$$, 'm', source_path => {path})",
+    "SELECT llm_dataset_load_pairs($$SELECT 'low'::pg_catalog.text, 'low'::pg_catalog.text$$, 'm', source_path => {path})",
+]
+
+
+def test_names_of_the_callers_path_do_not_reach_our_statements(connect):
+    """A statement of ours is kept for the session: one that is prepared under the caller's path would go on using its types and
+    functions, with the rights of whoever calls next."""
+    conn = connect()
+    conn.execute("SELECT llm_train_bpe($$SELECT 'low lower'$$, 258, 'm'), llm_init_model('m', 1, 1, 8, 16)")
+    for call in CALLS_WITH_A_PATH:
+        conn = connect()
+        conn.execute(
+            "CREATE SCHEMA hers;"
+            " CREATE FUNCTION hers.evil(pg_catalog.text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN RAISE 'evil ran'; END$$;"
+            " CREATE DOMAIN hers.text AS pg_catalog.text CHECK (hers.evil(VALUE));"
+            " CREATE VIEW hers.pg_type AS SELECT * FROM pg_catalog.pg_type WHERE hers.evil(typname::pg_catalog.text);"
+        )
+        conn = connect()
+        conn.execute(call.format(path="'hers, pg_catalog'"))
+        conn.execute("DROP SCHEMA hers CASCADE")
+        conn.execute(call.format(path="'public'"))

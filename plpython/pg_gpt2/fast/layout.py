@@ -54,6 +54,12 @@ class DecoderWeights(dict[str, Any]):
         self.identity = identity
         self.prepared: dict[int, Any] = {}
 
+    def with_identity(self, identity: Hashable) -> "DecoderWeights":
+        """The same weights under another identity."""
+        twin = DecoderWeights(self, identity)
+        twin.prepared = self.prepared
+        return twin
+
 
 class KeptTensors(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""

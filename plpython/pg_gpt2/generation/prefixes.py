@@ -16,8 +16,8 @@ it is dropped. **Nothing here changes a bit.** Where a row's company does not ma
 Elsewhere it is whole passes of WHOLE rows, at whose multiples all passes over a text end, with or without this.
 
 A text belongs to `DecoderWeights.identity`: name, version of the visible rows and configuration, computed under the caller's
-rights at every call. So a changed, rolled back or hidden model finds nothing; without an identity nothing is kept. How many bytes
-may be kept, `host` says. Least recently used ones go first.
+rights at every call, and the role. So a changed, rolled back or hidden model finds nothing, nor does another role; without an
+identity nothing is kept. How many bytes may be kept, `host` says. Least recently used ones go first.
 """
 
 from array import array
@@ -29,6 +29,7 @@ import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
+from ..errors import OutOfMemory
 from ..fast.layout import DecoderWeights
 from .decode import WHOLE, Decoder, Ids, feed_together, kind_of_cache, read_together
 
@@ -290,6 +291,10 @@ def _keep(decoder: Decoder, length: int, own: bool) -> None:
         decoder.rewind(length)
     else:
         session.fit(room - small)
+        try:
+            host.require_memory(small, "a text that is kept")
+        except OutOfMemory:
+            return
         copy = Decoder(decoder.params, decoder.config, fitting)
         decoder.copy_to(copy, fitting)
         decoder = copy

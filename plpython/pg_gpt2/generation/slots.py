@@ -131,7 +131,7 @@ class Slots:
     def _new_slot(self, ids: np.ndarray) -> _Slot | None:
         """One more slot, where there may be one more and there is memory for it; the first begins as an earlier call ended."""
         room = len(ids) if not self._slots else _rounded(len(ids))
-        if self._slots and sum(slot.decoder.cache.room for slot in self._slots) + room > MOST_POSITIONS:
+        if self._slots and self._positions() + room > MOST_POSITIONS:
             return None
         if len(self._slots) >= self._most:
             return None
@@ -151,13 +151,22 @@ class Slots:
         return slot
 
     def _make_room(self, slot: _Slot, length: int) -> None:
-        """See that the slot has room for so many positions."""
-        if slot.decoder.cache.room < length:
-            room = _rounded(length)
-            self._require(room)
-            larger = Decoder(self._params, self._config, room)
-            slot.decoder.copy_to(larger, slot.decoder.length)
-            slot.decoder = larger
+        """See that the slot has room for so many positions; where that makes too many, others are given up."""
+        if slot.decoder.cache.room >= length:
+            return
+        room = _rounded(length)
+        for other in [other for other in self._slots if other.is_free and other is not slot]:
+            if self._positions() - slot.decoder.cache.room + room <= MOST_POSITIONS:
+                break
+            self._slots.remove(other)
+        self._require(room)
+        larger = Decoder(self._params, self._config, room)
+        slot.decoder.copy_to(larger, slot.decoder.length)
+        slot.decoder = larger
+
+    def _positions(self) -> int:
+        """For how many positions there is room in all slots."""
+        return sum(slot.decoder.cache.room for slot in self._slots)
 
     def _require(self, room: int) -> None:
         wanted = bytes_of_several(self._params, self._config, [room])

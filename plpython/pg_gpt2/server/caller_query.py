@@ -64,11 +64,10 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
     with _search_path(search_path):
         rows, columns = _open(source, KEYED)
         rows.close()
-        _require_key_and_text(columns)
-        with _only_reading(KEYED):
-            plpy.execute(
-                f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
-            )
+    _require_key_and_text(columns)
+    declaration = f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
+    with _search_path(search_path), _only_reading(KEYED):
+        plpy.execute(declaration)
     return _rows_of(name, search_path)
 
 
@@ -80,10 +79,11 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
     with _search_path(search_path):
         rows, columns = _open(source, PAIRS)
         rows.close()
-        _require_pair(columns)
-        names = ("prompt", "completion", "weight")[: len(columns)]
+    _require_pair(columns)
+    query = _renamed(source, ("prompt", "completion", "weight")[: len(columns)])
+    with _search_path(search_path):
         with _only_reading(PAIRS):
-            rows = db.open_cursor(_renamed(source, names))
+            rows = db.open_cursor(query)
         batch = rows.fetch(100)
     while batch.nrows():
         for row in batch:
@@ -195,9 +195,9 @@ def _require_pair(columns: list[tuple[str, int]]) -> None:
 
 
 def _type_of(column: tuple[str, int]) -> tuple[str, str]:
-    """Category and name of a column's type."""
-    of_type = "SELECT typcategory, format_type(oid, NULL) AS type FROM pg_type WHERE oid = $1::oid"
-    found = db.row(of_type, ["text"], str(column[1])) or {}
+    """Category and name of a column's type. Not under the caller's path: a statement of ours is kept for the session."""
+    of_type = "SELECT typcategory, pg_catalog.format_type(oid, NULL) AS type FROM pg_catalog.pg_type WHERE oid = $1"
+    found = db.row(of_type, ["pg_catalog.oid"], column[1]) or {}
     return found["typcategory"], found["type"]
 
 

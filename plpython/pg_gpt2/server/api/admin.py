@@ -19,10 +19,12 @@ def doctor() -> list[Finding]:
 @entry
 def cache_status() -> list[tuple[Any, ...]]:
     """Rows (kind, model, version, bytes, shared, entries, tokens_saved), of what the caller may see: another role may have filled
-    the caches."""
+    the caches. What texts began with is shown to the role that gave them only."""
+    role = (db.row("SELECT current_user AS role") or {})["role"]
     rows: list[tuple[Any, ...]] = [
         ("prefix", *used.identity[:2], used.nbytes, False, used.entries, used.saved)
         for used in prefixes.session.usage()
+        if used.identity.role == role
     ]
     rows += [
         ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()

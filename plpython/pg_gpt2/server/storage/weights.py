@@ -57,11 +57,12 @@ class Model:
 
 
 class Identity(NamedTuple):
-    """Which weights a model has: what was computed with them holds as long as this."""
+    """Which weights a model has, and for whom: what was computed with them holds as long as this, and is the role's own."""
 
     name: str
     version: str
     config: GPT2Config
+    role: str
 
 
 class Kept(Protocol):
@@ -139,18 +140,23 @@ def size(model: Model) -> int:
 
 def version_of(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return _version_and_role(model)[0]
+
+
+def _version_and_role(model: str) -> tuple[str, str]:
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version, current_user AS role"
+        f" FROM {store.resolved()} AS p",
         ["text"],
         model,
     )
-    return (row or {})["version"] or NO_ROWS
+    return (row or {})["version"] or NO_ROWS, (row or {})["role"]
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
-    version = version_of(name)
+    version, role = _version_and_role(name)
     if version == NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
     wanted = store.config(name)
@@ -159,7 +165,10 @@ def load(model: str | None) -> Model:
     if found is None or found.config != wanted:
         cache.make_room(name, _loading(wanted), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
-        found.decoder_weights.identity = Identity(name, found.version, wanted)
+        cache.put(found)
+    mine = Identity(name, found.version, wanted, role)
+    if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
+        found = replace(found, decoder_weights=found.decoder_weights.with_identity(mine))
         cache.put(found)
     if is_fast():
         return found
