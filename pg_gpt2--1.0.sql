@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 c7bc9bf9d327 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 c7bc9bf9d327 @extschema@', '@extschema@')
+    GD['pg_gpt2 36a53afb85c5 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 36a53afb85c5 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -7622,7 +7622,10 @@ class Choices:
             if text is None:
                 raise NullNotAllowed(f"choice {place} is null", hint="Leave nulls out: array_remove(choices, null).")
             if not text:
-                raise InvalidParameter(f"choice {place} is empty", hint="Leave it out: array_remove(choices, '').")
+                raise InvalidParameter(
+                    f"choice {place} is empty",
+                    hint="Leave it out: array_remove(choices, ''), or in a query WHERE body <> ''.",
+                )
         self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         self.sizes = np.array(sizes, np.int64)  # in bytes
@@ -8006,7 +8009,9 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
     if found is None:
         node = GRAMMARS[option](value)
         if node is grammar.NOTHING:
-            raise InvalidParameter(f"no text fits {option}", hint="Ask for something that can be said.")
+            raise InvalidParameter(
+                f"no text fits {option}", hint="No text can match it: look for parts that contradict each other."
+            )
         found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
     while len(kept) >= MOST:
         del kept[next(iter(kept))]  # the one that was used least recently
@@ -8074,9 +8079,10 @@ class Constraint:
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
         if not self.fits(self.start, max_tokens):
+            needed = self.tokens_to_end(self.start)
             raise InvalidParameter(
-                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {self.tokens_to_end(self.start)}",
-                hint="Give more: a constrained text is never cut off.",
+                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {needed}",
+                hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
         return Walk(self, max_tokens)
 
@@ -8718,7 +8724,8 @@ def _require_short(value: Decimal) -> None:
     assert isinstance(exponent, int)  # JSON has neither infinities nor NaN
     if max(len(digits), len(digits) + exponent, -exponent) > MOST_BOUND_DIGITS:
         raise LimitExceeded(
-            f"a bound of a number has more than {MOST_BOUND_DIGITS} digits", hint="Take a rounder one, or none."
+            f"a bound of a number has more than {MOST_BOUND_DIGITS} digits",
+            hint="Use a number with fewer digits, or none.",
         )
 
 
@@ -8862,9 +8869,9 @@ BYTES = 20_000  # of memory, that a schema within the schema takes
 INSTEAD = {
     "oneOf": "anyOf says the same where no value fits two of the schemas.",
     "allOf": "Put the keywords of all into one schema.",
-    "prefixItems": "An object with a property for each place can be had.",
-    "multipleOf": "An integer, or an enum of the numbers, can be had.",
-    "nullable": 'JSON schema has "type": ["string", "null"].',
+    "prefixItems": "Use an object with one property per position.",
+    "multipleOf": "Use type integer with bounds, or list the allowed numbers in an enum.",
+    "nullable": 'Write "type": ["string", "null"] instead.',
 }
 
 
@@ -8925,7 +8932,7 @@ class _Reader:
         for key in said:
             if key not in SUPPORTED:
                 raise _unsupported(
-                    where, f'keyword "{key[:60]}"', INSTEAD.get(key, f"There are {', '.join(SUPPORTED)}.")
+                    where, f'keyword "{key[:60]}"', INSTEAD.get(key, f"Supported: {', '.join(SUPPORTED)}.")
                 )
         if "$ref" in said:
             _require_alone("$ref", said, where)
@@ -8941,7 +8948,9 @@ class _Reader:
     def reference(self, pointer: Any, where: str, level: int) -> Node:
         """What `$ref` stands for: a place in the same schema."""
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
-            raise _unsupported(where, f"$ref {_shown(pointer)}", 'One within the schema can be had: "#/$defs/name".')
+            raise _unsupported(
+                where, f"$ref {_shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
+            )
         if pointer in self.references:
             if (found := self.references[pointer]) is not None:
                 return found
@@ -8981,7 +8990,7 @@ class _Reader:
         if "items" not in said:
             raise _wrong(where, "an array needs items", 'Example: {"type": "array", "items": {"type": "string"}}.')
         if isinstance(said["items"], list):
-            raise _unsupported(where, "a list of items", "One schema for all items can be had.")
+            raise _unsupported(where, "a list of items", "Give one schema for all items.")
         item = self.node(said["items"], f"{where}/items", level + 1)
         more = repeat(seq(text(", "), item), max(0, least - 1), None if most is None else most - 1)
         content = either(seq(item, more), EMPTY if least == 0 else NOTHING)
@@ -8997,7 +9006,7 @@ class _Reader:
             raise _unsupported(where, '"additionalProperties" other than false', hint)
         required = _list(said.get("required", []), where, "required", least=0)
         if missing := [name for name in required if not isinstance(name, str) or name not in properties]:
-            raise _wrong(where, f"required has {_shown(missing[0])}, and properties have not", _PROPERTIES)
+            raise _wrong(where, f"required lists {_shown(missing[0])}, which is not in properties", _PROPERTIES)
         found = {}
         for name, schema in properties.items():
             value = self.node(schema, f"{where}/properties/{name[:60]}", level + 1)
@@ -9036,7 +9045,7 @@ def _values(said: Mapping[str, Any], where: str) -> Node:
     others = [key for key in said if key not in ("enum", "const", "type")]
     if others:
         hint = "List the values that fit all keywords, and leave the other keywords out."
-        raise _unsupported(where, f'"{others[0]}" beside enum or const', hint)
+        raise _unsupported(where, f'"{others[0]}" together with enum or const', hint)
     values = _list(said["enum"], where, "enum") if "enum" in said else [said["const"]]
     texts = dict.fromkeys(json_text(value, where) for value in values if _is_of(value, said, where))
     if "enum" in said and "const" in said:
@@ -9060,7 +9069,7 @@ def _is_of(value: Any, said: Mapping[str, Any], where: str) -> bool:
 def json_text(value: Any, where: str, level: int = 0, most: int = MOST_SCHEMA_LEVELS) -> str:
     """A value of at most so many levels as json.dumps has it, but for numbers, which stay as they were written."""
     if level > most:
-        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Take a flatter one.")
+        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Nest it less deeply.")
     if isinstance(value, Mapping):
         items = (f"{_written_name(key, where)}: {json_text(one, where, level + 1, most)}" for key, one in value.items())
         return "{" + ", ".join(items) + "}"
@@ -9086,10 +9095,10 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
     if "format" in said:
         name = said["format"]
         if "pattern" in said:
-            raise _unsupported(where, '"format" beside "pattern"', "Say one of the two.")
+            raise _unsupported(where, '"format" together with "pattern"', "Say one of the two.")
         found = of_format(name) if isinstance(name, str) else None
         if found is None:
-            raise _unsupported(where, f"format {_shown(name)}", f"There are {', '.join(FORMATS)}.")
+            raise _unsupported(where, f"format {_shown(name)}", f"Supported: {', '.join(FORMATS)}.")
         node = found
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
@@ -9123,7 +9132,9 @@ def _exact(value: float) -> Decimal:
     try:
         return Decimal(value.text if isinstance(value, Written) else repr(value))
     except InvalidOperation:
-        raise LimitExceeded(f"{_shown(value)} is too large or too small a number", hint="Take a rounder one.") from None
+        raise LimitExceeded(
+            f"{_shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
+        ) from None
 
 
 # --- what keywords may say --------------------------------------------------------------------------------------------------
@@ -9139,7 +9150,7 @@ def _types(said: Mapping[str, Any], where: str) -> list[str]:
     found = said["type"] if isinstance(said["type"], list) else [said["type"]]
     for kind in found:
         if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise _wrong(where, f"type has no value {_shown(kind)}", f"There are {', '.join(KEYWORDS)}.")
+            raise _wrong(where, f"type has no value {_shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
     return _list(found, where, "type")
 
 
@@ -9161,19 +9172,21 @@ def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
 def _require_alone(keyword: str, said: Iterable[str], where: str) -> None:
     for other in said:
         if other != keyword:
-            raise _unsupported(where, f'"{other}" beside {keyword}', f"Put it into the schemas of {keyword}.")
+            raise _unsupported(where, f'"{other}" together with {keyword}', f"Put it into the schemas of {keyword}.")
 
 
 def _unsupported(where: str, what: str, hint: str) -> FeatureNotSupported:
-    return FeatureNotSupported(f"{what} of the JSON schema at {where} is not supported", hint=hint)
+    return FeatureNotSupported(f"JSON schema at {where}: {what} is not supported", hint=hint)
 
 
 def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
-    return InvalidParameter(f"the JSON schema at {where}: {what}", hint=hint)
+    return InvalidParameter(f"JSON schema at {where}: {what}", hint=hint)
 
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:
-    return _unsupported(where, f"$ref {_shown(pointer)} to itself", "Write out as many levels as are wanted.")
+    return _unsupported(
+        where, f"$ref {_shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
+    )
 
 
 def _shown(value: Any) -> str:
@@ -9387,7 +9400,7 @@ class _Cutter:
         self.cuts += 1
         if self.cuts > MOST_CUTS or level > MOST_LEVELS:
             raise FeatureNotSupported(
-                "minLength or maxLength beside this pattern is too much: several parts of it vary in length",
+                "minLength or maxLength together with this pattern is too much: several parts of it vary in length",
                 hint="Say the lengths in the pattern, such as ^[a-z]{1,20}$.",
             )
         low, high = self.length(node)
@@ -13838,6 +13851,10 @@ from ..storage import weights
 from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
+TOO_LONG = (  # a NOTICE about one prompt, and about several
+    "1 prompt did not fit the {window}-token window together with a choice; its beginning was dropped",
+    "{count:,} prompts did not fit the {window}-token window together with a choice; their beginnings were dropped",
+)
 
 Texts = list[str | None]
 
@@ -13883,7 +13900,7 @@ def choose_rows(
 
 
 def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
-    progress, report = host.Progress("choosing", "rows"), Report()
+    progress, report = host.Progress("choosing", "rows"), Report(TOO_LONG)
     for done, (key, scores) in enumerate(chooser.choose_each(rows, report.failed), 1):
         if scores is None:
             yield key, None, None
@@ -14977,6 +14994,10 @@ MOST_TOGETHER = (
 FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
 MOST_EMPTY = 8  # times as many rows, where most of them have no text
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
+LONGER = (  # a NOTICE about one prompt, and about several
+    "1 prompt is longer than the {window}-token window; only its end was used",
+    "{count:,} prompts are longer than the {window}-token window; only their ends were used",
+)
 
 
 class Row(NamedTuple):
@@ -14988,27 +15009,27 @@ class Row(NamedTuple):
 
 
 class Report:
-    """What a NOTICE tells at the end: which rows have no result, for reasons of their own, and how many prompts were cut."""
+    """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
+    words `about_cut` for one and for several."""
 
-    def __init__(self) -> None:
+    def __init__(self, about_cut: tuple[str, str] = LONGER) -> None:
         self.cut = 0
+        self._about_cut = about_cut
         self._failed, self._first = 0, ""
 
     def failed(self, key: str | None, error: InvalidParameter) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
-        self._first = self._first or f"{'NULL' if key is None else key}: {error.message}"
+        self._first = self._first or f"key {'NULL' if key is None else key}: {error.message}"
 
     def tell(self, window: int) -> None:
         """NOTICEs, where there is something to tell."""
-        if self._failed:
-            db.notice(f"{_counted(self._failed, 'row')} no result; the first is that with the key {self._first}")
+        if self._failed == 1:
+            db.notice(f"1 row has no result ({self._first})")
+        elif self._failed:
+            db.notice(f"{self._failed:,} rows have no result; first: {self._first}")
         if self.cut:
-            db.notice(f"{_counted(self.cut, 'prompt')} more than {window} tokens, the model's window; its end was used")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"1 {what} has" if number == 1 else f"{number:,} {what}s have"
+            db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
 
 def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:
@@ -16114,7 +16135,7 @@ def _only_reading(example: str) -> Iterator[None]:
             raise
         raise InvalidParameter(
             f"source must be a query that only reads: {error}",
-            hint=f"Example: '{example}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+            hint=f"Example: '{example}'. Store the RETURNING rows in a table first, and select from that.",
         ) from None
 
 
@@ -21677,8 +21698,8 @@ class _Encoded:
             (self.cut, f"the prompts of {{}} lost their beginnings, to fit into {self.max_length} tokens"),
             (
                 self.torn,
-                "of {} a token joins the end of the prompt and the beginning of the completion: begin completions with"
-                " a space, and end no prompt with one",
+                "in {} a token spans the boundary between prompt and completion: begin completions with a space, and end"
+                " no prompt with one",
             ),
         ):
             if count:
@@ -24874,11 +24895,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -24891,11 +24912,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -25269,11 +25290,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -25291,11 +25312,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -25310,11 +25331,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -25341,11 +25362,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -25357,11 +25378,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -25372,11 +25393,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -25418,11 +25439,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -25438,11 +25459,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -25456,11 +25477,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -25486,11 +25507,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -25501,11 +25522,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -25514,11 +25535,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -25533,11 +25554,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -25550,11 +25571,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -25565,11 +25586,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -25584,11 +25605,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -25602,11 +25623,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -25617,11 +25638,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -25639,11 +25660,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -25654,11 +25675,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -25669,11 +25690,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -25702,11 +25723,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -25717,8 +25738,8 @@ COMMENT ON FUNCTION llm_generate IS
     'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
     'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
     'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
-    'it. options takes more, among it choices or a regex that the text must be, and also the parameters under '
-    'Hugging Face''s names: llm_generation_options lists them.';
+    'it. options takes more, including choices, a regex or a json_schema that the text must satisfy, and also the '
+    'parameters under Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -25747,11 +25768,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -25779,11 +25800,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -25830,11 +25851,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -25856,11 +25877,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -25896,11 +25917,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -25923,11 +25944,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -25945,11 +25966,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -25993,11 +26014,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -26016,11 +26037,11 @@ SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -26041,11 +26062,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -26057,11 +26078,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -26078,11 +26099,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -26141,20 +26162,20 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
     'tokens, and its probability among the choices. Prompt and choice are encoded together; blanks at the prompt''s end '
     'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize says what is compared '
-    '(it is a keyword of SQL: by name, write "normalize" => ''bytes''): none, log-probabilities; tokens, their mean over '
-    'a choice''s tokens; bytes, divided by the bytes of the choice '
-    '(acc_norm); prior, minus what the choice has at the beginning of a text, for choices that are likely anywhere. '
-    'probability is the softmax of that, and of equal choices the first comes first. The prompt is processed once, and '
+    '(it is a keyword of SQL: by name, write "normalize" => ''bytes''): none, the log-probability; tokens or bytes, that '
+    'divided by the choice''s number of tokens or bytes (acc_norm); prior, that minus its log-probability at the beginning '
+    'of a text, for choices that are likely anywhere. probability is the softmax of what is compared, and of equal choices '
+    'the first comes first. The prompt is processed once, and '
     'what choices begin with in common, too. A prompt that does not fit the window beside a choice loses its beginning.';
 
 CREATE FUNCTION llm_classify(
@@ -26167,11 +26188,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -26194,11 +26215,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -26216,17 +26237,18 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
     'common, such as instructions, is processed once, and prompts share passes of the model. source is a query of two '
     'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
-    'in its order; for a null prompt choice and probability are null.';
+    'in its order; for a null prompt choice and probability are null, and so they are for one that the model cannot answer: '
+    'a NOTICE at the end counts these.';
 
 -- sql/rows.sql
 
@@ -26252,18 +26274,18 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
     'one after another. source is a query of two columns, a key of any type and a prompt, and runs with the caller''s '
     'rights and search_path (source_path). Rows come in its order; row p draws by seed + p - 1, and with n samples for '
     'each prompt (options => ''{"n": 3}'') its sample i by seed + (p - 1) n + i - 1. A null prompt gives a null text, and '
-    'so does one that cannot be continued, which a NOTICE tells; of one that is too long the end is used.';
+    'so does one that cannot be continued: a NOTICE at the end counts these. Of one that is too long the end is used.';
 
 CREATE FUNCTION llm_perplexity_rows(
     source text,
@@ -26275,17 +26297,18 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
     'texts share a pass of the model, which is faster than one after another. source is a query of two columns, a key of '
     'any type and a text, and runs with the caller''s rights and search_path (source_path). Rows come in its order; the '
-    'perplexity of a null or too short text is null.';
+    'perplexity of a null or too short text is null, and so is that of one that the model cannot read: a NOTICE at the '
+    'end counts these.';
 
 CREATE FUNCTION llm_embedding_rows(
     source text,
@@ -26298,17 +26321,17 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
     'which is faster than one after another. source is a query of two columns, a key of any type and a text, and runs '
     'with the caller''s rights and search_path (source_path). Rows come in its order; the embedding of a null or empty '
-    'text is null.';
+    'text is null, and so is that of one that the model cannot read: a NOTICE at the end counts these.';
 
 -- sql/training.sql
 
@@ -26328,11 +26351,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -26356,11 +26379,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -26388,11 +26411,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -26434,11 +26457,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -26471,11 +26494,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -26547,11 +26570,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.train(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -26598,11 +26621,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -26618,11 +26641,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.options(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -26639,11 +26662,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -26788,11 +26811,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -26805,11 +26828,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -26822,11 +26845,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -26863,11 +26886,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -26878,11 +26901,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -26900,11 +26923,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -26928,11 +26951,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -26958,11 +26981,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -26982,11 +27005,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -27005,11 +27028,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -27025,11 +27048,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -27106,11 +27129,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -27135,11 +27158,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -27157,11 +27180,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -27170,11 +27193,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -27184,11 +27207,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -27197,11 +27220,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -27211,11 +27234,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -27224,11 +27247,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -27243,11 +27266,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -27263,11 +27286,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -27277,11 +27300,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -27291,11 +27314,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -27310,11 +27333,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -27332,11 +27355,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -27347,11 +27370,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -27360,11 +27383,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -27373,11 +27396,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -27395,11 +27418,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -27420,11 +27443,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -27443,11 +27466,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -27471,11 +27494,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -27486,11 +27509,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -27504,11 +27527,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -27524,11 +27547,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -27553,11 +27576,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -27576,11 +27599,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -27593,11 +27616,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -27616,11 +27639,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -27642,11 +27665,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -27655,11 +27678,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -27672,11 +27695,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -27687,11 +27710,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -27729,11 +27752,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -27756,11 +27779,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -27775,11 +27798,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -27792,11 +27815,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27822,11 +27845,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -27837,11 +27860,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -27852,11 +27875,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -27867,11 +27890,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -27882,11 +27905,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -27899,11 +27922,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -27931,11 +27954,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -27954,11 +27977,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -27973,11 +27996,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -27989,11 +28012,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -28052,11 +28075,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -28080,11 +28103,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -28110,11 +28133,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -28125,11 +28148,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -28140,11 +28163,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c7bc9bf9d327 @extschema@' not in GD:
+if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 c7bc9bf9d327 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

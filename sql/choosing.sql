@@ -20,10 +20,10 @@ COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
     'tokens, and its probability among the choices. Prompt and choice are encoded together; blanks at the prompt''s end '
     'belong to the choice, as in lm-evaluation-harness, whose loglikelihood this is. normalize says what is compared '
-    '(it is a keyword of SQL: by name, write "normalize" => ''bytes''): none, log-probabilities; tokens, their mean over '
-    'a choice''s tokens; bytes, divided by the bytes of the choice '
-    '(acc_norm); prior, minus what the choice has at the beginning of a text, for choices that are likely anywhere. '
-    'probability is the softmax of that, and of equal choices the first comes first. The prompt is processed once, and '
+    '(it is a keyword of SQL: by name, write "normalize" => ''bytes''): none, the log-probability; tokens or bytes, that '
+    'divided by the choice''s number of tokens or bytes (acc_norm); prior, that minus its log-probability at the beginning '
+    'of a text, for choices that are likely anywhere. probability is the softmax of what is compared, and of equal choices '
+    'the first comes first. The prompt is processed once, and '
     'what choices begin with in common, too. A prompt that does not fit the window beside a choice loses its beginning.';
 
 CREATE FUNCTION llm_classify(
@@ -77,4 +77,5 @@ COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
     'common, such as instructions, is processed once, and prompts share passes of the model. source is a query of two '
     'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
-    'in its order; for a null prompt choice and probability are null.';
+    'in its order; for a null prompt choice and probability are null, and so they are for one that the model cannot answer: '
+    'a NOTICE at the end counts these.';

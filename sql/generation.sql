@@ -28,8 +28,8 @@ COMMENT ON FUNCTION llm_generate IS
     'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
     'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
     'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
-    'it. options takes more, among it choices or a regex that the text must be, and also the parameters under '
-    'Hugging Face''s names: llm_generation_options lists them.';
+    'it. options takes more, including choices, a regex or a json_schema that the text must satisfy, and also the '
+    'parameters under Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,

@@ -25,7 +25,7 @@ COMMENT ON FUNCTION llm_generate_rows IS
     'one after another. source is a query of two columns, a key of any type and a prompt, and runs with the caller''s '
     'rights and search_path (source_path). Rows come in its order; row p draws by seed + p - 1, and with n samples for '
     'each prompt (options => ''{"n": 3}'') its sample i by seed + (p - 1) n + i - 1. A null prompt gives a null text, and '
-    'so does one that cannot be continued, which a NOTICE tells; of one that is too long the end is used.';
+    'so does one that cannot be continued: a NOTICE at the end counts these. Of one that is too long the end is used.';
 
 CREATE FUNCTION llm_perplexity_rows(
     source text,
@@ -41,7 +41,8 @@ COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
     'texts share a pass of the model, which is faster than one after another. source is a query of two columns, a key of '
     'any type and a text, and runs with the caller''s rights and search_path (source_path). Rows come in its order; the '
-    'perplexity of a null or too short text is null.';
+    'perplexity of a null or too short text is null, and so is that of one that the model cannot read: a NOTICE at the '
+    'end counts these.';
 
 CREATE FUNCTION llm_embedding_rows(
     source text,
@@ -58,4 +59,4 @@ COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
     'which is faster than one after another. source is a query of two columns, a key of any type and a text, and runs '
     'with the caller''s rights and search_path (source_path). Rows come in its order; the embedding of a null or empty '
-    'text is null.';
+    'text is null, and so is that of one that the model cannot read: a NOTICE at the end counts these.';

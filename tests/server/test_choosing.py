@@ -197,9 +197,9 @@ def test_a_prompt_that_cannot_be_answered_is_told_and_ends_nothing(connect) -> N
     query = "SELECT * FROM llm_choose_rows('VALUES (7, $$l$$), (8, $$lo$$), (9, $$lo$$)', '{w}', 'none', 'm')"
     assert rows(conn, query) == [("7", "w", 1.0), ("8", None, None), ("9", None, None)]
     assert len(told) == 1
-    assert "2 rows have no result; the first is that with the key 8: choice 'w' has no token of its own" in (
-        told[0] or ""
-    )
+    assert (told[0] or "").startswith("2 rows have no result; first: key 8: choice 'w' has no token of its own")
+    rows(conn, "SELECT * FROM llm_choose_rows('VALUES (8, $$lo$$)', '{w}', 'none', 'm')")
+    assert (told[1] or "").startswith("1 row has no result (key 8: choice 'w' has no token of its own")
 
 
 def test_a_prompt_too_long_for_the_window_is_told(connect) -> None:
@@ -209,6 +209,25 @@ def test_a_prompt_too_long_for_the_window_is_told(connect) -> None:
     assert len(rows(conn, f"SELECT * FROM llm_choose(repeat('low ', 300), '{LABELS}', 'none', 'm')")) == 5
     assert told
     assert "the prompt is too long for the model's window" in (told[0] or "")
+    told.clear()
+    # with a choice, of prompts that are shorter than the window as well
+    rows(
+        conn, "SELECT * FROM llm_choose_rows('SELECT 1, repeat($$low $$, 255)', '{\" low low low low\"}', 'none', 'm')"
+    )
+    rows(
+        conn,
+        f"SELECT * FROM llm_choose_rows('SELECT i, repeat($$low $$, 300) FROM generate_series(1, 2) i', '{LABELS}', 'none', 'm')",
+    )
+    assert told == [
+        "1 prompt did not fit the 256-token window together with a choice; its beginning was dropped",
+        "2 prompts did not fit the 256-token window together with a choice; their beginnings were dropped",
+    ]
+
+
+def test_the_hint_about_an_empty_choice_is_for_queries_too(connect) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="choice 2 is empty") as caught:
+        rows(connect(), "SELECT * FROM llm_choose_from('the', 'VALUES ($$low$$), ($$$$)', 'none', 'm')")
+    assert "or in a query WHERE" in (caught.value.diag.message_hint or "")
 
 
 def test_memory_is_asked_for_before_it_is_taken(connect) -> None:

@@ -80,7 +80,7 @@ def test_a_pair_that_cannot_be_a_row_is_skipped_and_told_of(conn, said):
         "skipped 5 pairs with a weight that is not above 0 and at most 1,000,000,000",
         "skipped 1 pair without any text",
         "skipped 1 pair whose completion alone takes more than 16 tokens",
-        "of 1 pair a token joins the end of the prompt and the beginning of the completion: begin completions with a space,"
+        "in 1 pair a token spans the boundary between prompt and completion: begin completions with a space,"
         " and end no prompt with one",
     ]
     assert conn.execute("SELECT array_agg(weight ORDER BY id) FROM llm_dataset").fetchone()[0] == [1, 2]

@@ -118,8 +118,8 @@ def test_a_statement_does_not_die_of_one_row(session):
     source = "VALUES ('good', 'xyz'), ('bad', 'lower'), ('bad too', 'lowest'), ('long', repeat('xyz', 9))"
     rows = session.execute("SELECT key, text IS NULL FROM llm_generate_rows(%s, 3, model_name => 'little')", [source])
     assert rows.fetchall() == [("good", False), ("bad", True), ("bad too", True), ("long", False)]
-    assert re.fullmatch(r"2 rows have no result; the first is that with the key bad: token id \d+ .*", notices[0])
-    assert notices[1] == "1 prompt has more than 16 tokens, the model's window; its end was used"
+    assert re.fullmatch(r"2 rows have no result; first: key bad: token id \d+ .*", notices[0])
+    assert notices[1] == "1 prompt is longer than the 16-token window; only its end was used"
     for function in ("llm_perplexity_rows", "llm_embedding_rows"):
         found = session.execute(f"SELECT * FROM {function}(%s, model_name => 'little')", [source]).fetchall()
         assert [row[1] is None for row in found] == [False, True, True, False]
@@ -130,7 +130,7 @@ def test_a_statement_does_not_die_of_one_row(session):
         [every],
     )
     assert rows.fetchall() == [("1", None, 1), ("1", None, 2)]
-    assert notices[-1].startswith("2 rows have no result; the first is that with the key 1: the options exclude every")
+    assert notices[-1].startswith("2 rows have no result; first: key 1: the options exclude every")
     session.execute("SELECT llm_drop_model('little')")
 
 

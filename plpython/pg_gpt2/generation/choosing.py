@@ -84,7 +84,10 @@ class Choices:
             if text is None:
                 raise NullNotAllowed(f"choice {place} is null", hint="Leave nulls out: array_remove(choices, null).")
             if not text:
-                raise InvalidParameter(f"choice {place} is empty", hint="Leave it out: array_remove(choices, '').")
+                raise InvalidParameter(
+                    f"choice {place} is empty",
+                    hint="Leave it out: array_remove(choices, ''), or in a query WHERE body <> ''.",
+                )
         self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         self.sizes = np.array(sizes, np.int64)  # in bytes

@@ -122,7 +122,7 @@ def _only_reading(example: str) -> Iterator[None]:
             raise
         raise InvalidParameter(
             f"source must be a query that only reads: {error}",
-            hint=f"Example: '{example}'. What INSERT, UPDATE or DELETE return goes into a table first.",
+            hint=f"Example: '{example}'. Store the RETURNING rows in a table first, and select from that.",
         ) from None
 
 

@@ -29,7 +29,9 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
     if found is None:
         node = GRAMMARS[option](value)
         if node is grammar.NOTHING:
-            raise InvalidParameter(f"no text fits {option}", hint="Ask for something that can be said.")
+            raise InvalidParameter(
+                f"no text fits {option}", hint="No text can match it: look for parts that contradict each other."
+            )
         found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
     while len(kept) >= MOST:
         del kept[next(iter(kept))]  # the one that was used least recently

@@ -51,9 +51,10 @@ class Constraint:
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
         if not self.fits(self.start, max_tokens):
+            needed = self.tokens_to_end(self.start)
             raise InvalidParameter(
-                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {self.tokens_to_end(self.start)}",
-                hint="Give more: a constrained text is never cut off.",
+                f"max_tokens is {max_tokens}, and a complete text within the constraint needs {needed}",
+                hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
         return Walk(self, max_tokens)
 

@@ -54,7 +54,8 @@ def _require_short(value: Decimal) -> None:
     assert isinstance(exponent, int)  # JSON has neither infinities nor NaN
     if max(len(digits), len(digits) + exponent, -exponent) > MOST_BOUND_DIGITS:
         raise LimitExceeded(
-            f"a bound of a number has more than {MOST_BOUND_DIGITS} digits", hint="Take a rounder one, or none."
+            f"a bound of a number has more than {MOST_BOUND_DIGITS} digits",
+            hint="Use a number with fewer digits, or none.",
         )
 
 

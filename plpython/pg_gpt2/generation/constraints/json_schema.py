@@ -43,9 +43,9 @@ BYTES = 20_000  # of memory, that a schema within the schema takes
 INSTEAD = {
     "oneOf": "anyOf says the same where no value fits two of the schemas.",
     "allOf": "Put the keywords of all into one schema.",
-    "prefixItems": "An object with a property for each place can be had.",
-    "multipleOf": "An integer, or an enum of the numbers, can be had.",
-    "nullable": 'JSON schema has "type": ["string", "null"].',
+    "prefixItems": "Use an object with one property per position.",
+    "multipleOf": "Use type integer with bounds, or list the allowed numbers in an enum.",
+    "nullable": 'Write "type": ["string", "null"] instead.',
 }
 
 
@@ -106,7 +106,7 @@ class _Reader:
         for key in said:
             if key not in SUPPORTED:
                 raise _unsupported(
-                    where, f'keyword "{key[:60]}"', INSTEAD.get(key, f"There are {', '.join(SUPPORTED)}.")
+                    where, f'keyword "{key[:60]}"', INSTEAD.get(key, f"Supported: {', '.join(SUPPORTED)}.")
                 )
         if "$ref" in said:
             _require_alone("$ref", said, where)
@@ -122,7 +122,9 @@ class _Reader:
     def reference(self, pointer: Any, where: str, level: int) -> Node:
         """What `$ref` stands for: a place in the same schema."""
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
-            raise _unsupported(where, f"$ref {_shown(pointer)}", 'One within the schema can be had: "#/$defs/name".')
+            raise _unsupported(
+                where, f"$ref {_shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
+            )
         if pointer in self.references:
             if (found := self.references[pointer]) is not None:
                 return found
@@ -162,7 +164,7 @@ class _Reader:
         if "items" not in said:
             raise _wrong(where, "an array needs items", 'Example: {"type": "array", "items": {"type": "string"}}.')
         if isinstance(said["items"], list):
-            raise _unsupported(where, "a list of items", "One schema for all items can be had.")
+            raise _unsupported(where, "a list of items", "Give one schema for all items.")
         item = self.node(said["items"], f"{where}/items", level + 1)
         more = repeat(seq(text(", "), item), max(0, least - 1), None if most is None else most - 1)
         content = either(seq(item, more), EMPTY if least == 0 else NOTHING)
@@ -178,7 +180,7 @@ class _Reader:
             raise _unsupported(where, '"additionalProperties" other than false', hint)
         required = _list(said.get("required", []), where, "required", least=0)
         if missing := [name for name in required if not isinstance(name, str) or name not in properties]:
-            raise _wrong(where, f"required has {_shown(missing[0])}, and properties have not", _PROPERTIES)
+            raise _wrong(where, f"required lists {_shown(missing[0])}, which is not in properties", _PROPERTIES)
         found = {}
         for name, schema in properties.items():
             value = self.node(schema, f"{where}/properties/{name[:60]}", level + 1)
@@ -217,7 +219,7 @@ def _values(said: Mapping[str, Any], where: str) -> Node:
     others = [key for key in said if key not in ("enum", "const", "type")]
     if others:
         hint = "List the values that fit all keywords, and leave the other keywords out."
-        raise _unsupported(where, f'"{others[0]}" beside enum or const', hint)
+        raise _unsupported(where, f'"{others[0]}" together with enum or const', hint)
     values = _list(said["enum"], where, "enum") if "enum" in said else [said["const"]]
     texts = dict.fromkeys(json_text(value, where) for value in values if _is_of(value, said, where))
     if "enum" in said and "const" in said:
@@ -241,7 +243,7 @@ def _is_of(value: Any, said: Mapping[str, Any], where: str) -> bool:
 def json_text(value: Any, where: str, level: int = 0, most: int = MOST_SCHEMA_LEVELS) -> str:
     """A value of at most so many levels as json.dumps has it, but for numbers, which stay as they were written."""
     if level > most:
-        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Take a flatter one.")
+        raise LimitExceeded(f"the JSON schema at {where} has more than {most} levels", hint="Nest it less deeply.")
     if isinstance(value, Mapping):
         items = (f"{_written_name(key, where)}: {json_text(one, where, level + 1, most)}" for key, one in value.items())
         return "{" + ", ".join(items) + "}"
@@ -267,10 +269,10 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
     if "format" in said:
         name = said["format"]
         if "pattern" in said:
-            raise _unsupported(where, '"format" beside "pattern"', "Say one of the two.")
+            raise _unsupported(where, '"format" together with "pattern"', "Say one of the two.")
         found = of_format(name) if isinstance(name, str) else None
         if found is None:
-            raise _unsupported(where, f"format {_shown(name)}", f"There are {', '.join(FORMATS)}.")
+            raise _unsupported(where, f"format {_shown(name)}", f"Supported: {', '.join(FORMATS)}.")
         node = found
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
@@ -304,7 +306,9 @@ def _exact(value: float) -> Decimal:
     try:
         return Decimal(value.text if isinstance(value, Written) else repr(value))
     except InvalidOperation:
-        raise LimitExceeded(f"{_shown(value)} is too large or too small a number", hint="Take a rounder one.") from None
+        raise LimitExceeded(
+            f"{_shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
+        ) from None
 
 
 # --- what keywords may say --------------------------------------------------------------------------------------------------
@@ -320,7 +324,7 @@ def _types(said: Mapping[str, Any], where: str) -> list[str]:
     found = said["type"] if isinstance(said["type"], list) else [said["type"]]
     for kind in found:
         if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise _wrong(where, f"type has no value {_shown(kind)}", f"There are {', '.join(KEYWORDS)}.")
+            raise _wrong(where, f"type has no value {_shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
     return _list(found, where, "type")
 
 
@@ -342,19 +346,21 @@ def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
 def _require_alone(keyword: str, said: Iterable[str], where: str) -> None:
     for other in said:
         if other != keyword:
-            raise _unsupported(where, f'"{other}" beside {keyword}', f"Put it into the schemas of {keyword}.")
+            raise _unsupported(where, f'"{other}" together with {keyword}', f"Put it into the schemas of {keyword}.")
 
 
 def _unsupported(where: str, what: str, hint: str) -> FeatureNotSupported:
-    return FeatureNotSupported(f"{what} of the JSON schema at {where} is not supported", hint=hint)
+    return FeatureNotSupported(f"JSON schema at {where}: {what} is not supported", hint=hint)
 
 
 def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
-    return InvalidParameter(f"the JSON schema at {where}: {what}", hint=hint)
+    return InvalidParameter(f"JSON schema at {where}: {what}", hint=hint)
 
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:
-    return _unsupported(where, f"$ref {_shown(pointer)} to itself", "Write out as many levels as are wanted.")
+    return _unsupported(
+        where, f"$ref {_shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
+    )
 
 
 def _shown(value: Any) -> str:

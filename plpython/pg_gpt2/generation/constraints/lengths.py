@@ -87,7 +87,7 @@ class _Cutter:
         self.cuts += 1
         if self.cuts > MOST_CUTS or level > MOST_LEVELS:
             raise FeatureNotSupported(
-                "minLength or maxLength beside this pattern is too much: several parts of it vary in length",
+                "minLength or maxLength together with this pattern is too much: several parts of it vary in length",
                 hint="Say the lengths in the pattern, such as ^[a-z]{1,20}$.",
             )
         low, high = self.length(node)

@@ -15,6 +15,10 @@ from ..storage import weights
 from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
+TOO_LONG = (  # a NOTICE about one prompt, and about several
+    "1 prompt did not fit the {window}-token window together with a choice; its beginning was dropped",
+    "{count:,} prompts did not fit the {window}-token window together with a choice; their beginnings were dropped",
+)
 
 Texts = list[str | None]
 
@@ -60,7 +64,7 @@ def choose_rows(
 
 
 def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator[Any]:
-    progress, report = host.Progress("choosing", "rows"), Report()
+    progress, report = host.Progress("choosing", "rows"), Report(TOO_LONG)
     for done, (key, scores) in enumerate(chooser.choose_each(rows, report.failed), 1):
         if scores is None:
             yield key, None, None

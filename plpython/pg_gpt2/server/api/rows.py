@@ -25,6 +25,10 @@ MOST_TOGETHER = (
 FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
 MOST_EMPTY = 8  # times as many rows, where most of them have no text
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
+LONGER = (  # a NOTICE about one prompt, and about several
+    "1 prompt is longer than the {window}-token window; only its end was used",
+    "{count:,} prompts are longer than the {window}-token window; only their ends were used",
+)
 
 
 class Row(NamedTuple):
@@ -36,27 +40,27 @@ class Row(NamedTuple):
 
 
 class Report:
-    """What a NOTICE tells at the end: which rows have no result, for reasons of their own, and how many prompts were cut."""
+    """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
+    words `about_cut` for one and for several."""
 
-    def __init__(self) -> None:
+    def __init__(self, about_cut: tuple[str, str] = LONGER) -> None:
         self.cut = 0
+        self._about_cut = about_cut
         self._failed, self._first = 0, ""
 
     def failed(self, key: str | None, error: InvalidParameter) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
-        self._first = self._first or f"{'NULL' if key is None else key}: {error.message}"
+        self._first = self._first or f"key {'NULL' if key is None else key}: {error.message}"
 
     def tell(self, window: int) -> None:
         """NOTICEs, where there is something to tell."""
-        if self._failed:
-            db.notice(f"{_counted(self._failed, 'row')} no result; the first is that with the key {self._first}")
+        if self._failed == 1:
+            db.notice(f"1 row has no result ({self._first})")
+        elif self._failed:
+            db.notice(f"{self._failed:,} rows have no result; first: {self._first}")
         if self.cut:
-            db.notice(f"{_counted(self.cut, 'prompt')} more than {window} tokens, the model's window; its end was used")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"1 {what} has" if number == 1 else f"{number:,} {what}s have"
+            db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
 
 def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:

@@ -73,8 +73,8 @@ class _Encoded:
             (self.cut, f"the prompts of {{}} lost their beginnings, to fit into {self.max_length} tokens"),
             (
                 self.torn,
-                "of {} a token joins the end of the prompt and the beginning of the completion: begin completions with"
-                " a space, and end no prompt with one",
+                "in {} a token spans the boundary between prompt and completion: begin completions with a space, and end"
+                " no prompt with one",
             ),
         ):
             if count:
