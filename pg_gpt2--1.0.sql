@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 36a53afb85c5 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 36a53afb85c5 @extschema@', '@extschema@')
+    GD['pg_gpt2 3ce1491d17fd @extschema@'] = importer['import_package'](sources, 'pg_gpt2 3ce1491d17fd @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -16363,11 +16363,15 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.check_expressions'
 or by OR where all say which values there are. The rest is not understood, and it says so.
 """
 
+import math
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from ..limits import MOST_BOUND_DIGITS
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)
@@ -16672,25 +16676,68 @@ class _Reader:
             node = node[1]
         if node[0] not in ("text", "number", "boolean"):
             raise _NotUnderstoodError
-        value = node[1]
-        numeric = self.kind in _NUMBERS or (casts and casts[-1] in _NUMBERS)
-        if isinstance(value, str) and numeric:
-            if not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-                raise _NotUnderstoodError
-            value = Decimal(value)
-        if isinstance(value, Decimal) and value != value.to_integral_value() and _WHOLE & {*casts}:
-            raise _NotUnderstoodError
-        return value
+        if node[0] == "boolean":
+            return _within_family(node[1], casts, {"boolean"})
+        if node[0] == "text" and self.kind not in _NUMBERS and not (casts and casts[-1] in _NUMBERS):
+            return _within_family(node[1], casts, {self.kind, *_TEXTS} - {"character"})
+        return _number(_within_family(node[1], casts, _NUMBERS), casts[::-1])
 
     def array(self, node: Node) -> list[Node]:
-        """The members of an array of constants."""
-        while node[0] == "cast":
+        """The members of an array of constants, each converted as the array is."""
+        if node[0] == "cast":
             _, node, to = node
             if not to.endswith("[]") or to[:-3] not in (_TEXTS | _NUMBERS) - {"character", *_WHOLE}:
                 raise _NotUnderstoodError
+            return [("cast", item, to[:-3]) for item in self.array(node)]
         if node[0] != "array":
             raise _NotUnderstoodError
         return node[1]
+
+
+def _within_family(value: Any, casts: list[str], family: set[str]) -> Any:
+    """A value that is converted to types of a family only, and so stays what it is."""
+    if not family.issuperset(casts):
+        raise _NotUnderstoodError
+    return value
+
+
+def _number(said: str | Decimal, casts: list[str]) -> Decimal:
+    """A number after its conversions, the first one first."""
+    if isinstance(said, str) and not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d{1,5})?", said):
+        raise _NotUnderstoodError
+    value = _short(Decimal(said))
+    inexact = False
+    for to in casts:
+        if to in _WHOLE and value != value.to_integral_value():  # it is rounded
+            raise _NotUnderstoodError
+        if to == "numeric" and inexact:  # 6 or 15 digits are kept
+            raise _NotUnderstoodError
+        if to == "real":
+            value = _short(_as_real(value))
+        inexact = to in ("real", "double precision")
+    return value
+
+
+def _short(value: Decimal) -> Decimal:
+    """A number that a schema can have as a bound; others are of thousands of digits at worst."""
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # it is finite
+    if max(len(digits), len(digits) + exponent, -exponent) > MOST_BOUND_DIGITS:
+        raise _NotUnderstoodError
+    return value
+
+
+def _as_real(value: Decimal) -> Decimal:
+    """The real that is nearest to a number, with all its digits. Not understood where a double is too coarse to say which."""
+    near = float(value)
+    around = (math.nextafter(near, -math.inf), near, math.nextafter(near, math.inf))
+    try:
+        found = {struct.unpack("f", struct.pack("f", one))[0] for one in around}
+    except OverflowError:
+        raise _NotUnderstoodError from None
+    if len(found) > 1:
+        raise _NotUnderstoodError
+    return Decimal(found.pop())
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""Statements, settings, notices, commits and cancels: what goes to the server goes through here.
 
@@ -17589,7 +17636,7 @@ null. $comment says what was left out, and which constraints the schema does not
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
@@ -17597,7 +17644,7 @@ import numpy as np
 
 from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
 from ..generation.constraints.json_schema import grammar, json_text
-from ..limits import MOST_BOUND_DIGITS
+from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ..options import Written
 from . import db
 from .check_expressions import Conditions, conditions
@@ -17635,6 +17682,31 @@ class _Base:
     checks: list[tuple[str, str]]  # (name, expression) of its domains
 
 
+class _Size:
+    """How large a schema is while it is made: `with` it each schema within the schema is."""
+
+    def __init__(self, relation: str) -> None:
+        self.relation = relation
+        self.count = self.level = 0
+        self.rows: dict[int, tuple[Schema, list[str], int]] = {}  # rows within it that were made, and their counts
+
+    def __enter__(self) -> None:
+        self.level += 1
+        self.add(1)
+
+    def __exit__(self, *_: object) -> None:
+        self.level -= 1
+
+    def add(self, count: int) -> None:
+        self.count += count
+        if self.level > MOST_SCHEMA_LEVELS or self.count > MOST_SUBSCHEMAS:
+            raise LimitExceeded(
+                f"the schema of {self.relation} has more than {MOST_SCHEMA_LEVELS} levels or {MOST_SUBSCHEMAS} columns"
+                " with those of the rows within it",
+                hint="Make a view or a type of fewer columns.",
+            )
+
+
 def schema_of(relation: str) -> str:
     """The schema as JSON. 42704 where there is no such relation, 22023 where it has no rows of its own, 0A000 for a column that
     must be given and cannot be described."""
@@ -17656,6 +17728,7 @@ def schema_of(relation: str) -> str:
 def _relation(found: db.Row) -> Schema:
     checks = _checks("conrelid", found["oid"])
     properties: Schema = {}
+    size = _Size(found["name"])
     out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
     for column in _columns(found["oid"]):
         if column["filled"]:
@@ -17663,7 +17736,8 @@ def _relation(found: db.Row) -> Schema:
             continue
         own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
         try:
-            schema, more = _column(column, own, found["name"])
+            with size:
+                schema, more = _column(column, own, found["name"], size)
         except _NoSchemaError as error:
             if column["attnotnull"] or error.args[1]:
                 raise _cannot(column, found["name"], error.args[0]) from None
@@ -17738,7 +17812,9 @@ def _other_constraints(relation: int) -> Iterator[str]:
 # --- a column ---------------------------------------------------------------------------------------------------------------
 
 
-def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tuple[Schema | None, list[str]]:
+def _column(
+    column: db.Row, checks: list[tuple[str, str]], relation: str, size: _Size
+) -> tuple[Schema | None, list[str]]:
     """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
     base = _base(column["atttypid"], column["atttypmod"])
     if base.has_default:
@@ -17746,7 +17822,7 @@ def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tup
     wanted, unheld = _conditions(base, checks, column["attname"])
     not_null = column["attnotnull"] or base.not_null or wanted.not_null
     try:
-        schema, more = _type(base, wanted)
+        schema, more = _type(base, wanted, size)
     except _NoSchemaError as error:
         raise _NoSchemaError(error.args[0], not_null) from None
     if not_null and schema.get("enum") == []:
@@ -17789,8 +17865,10 @@ def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tupl
     for subject, some in (("VALUE", base.checks), (column, checks)):
         for name, expression in some:
             one = conditions(expression, subject, base.name)
-            if one.values is not None and not _is_listed(base):
-                one = Conditions(complete=False, not_null=one.not_null)
+            if one.values is not None and not (
+                _is_listed(base) and all(_fits(value, base.name) for value in one.values)
+            ):
+                one = replace(one, values=None, complete=False)
             if not one.complete:
                 unheld.append(f"CHECK {name}")
             found.add(one)
@@ -17803,10 +17881,17 @@ def _is_listed(base: _Base) -> bool:
     return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of a constraint is one of a type that schemas list."""
+    if kind == "numeric" or kind in _INTEGERS or kind in _FLOATS:
+        return isinstance(value, Decimal)
+    return isinstance(value, bool if kind == "boolean" else str)
+
+
 # --- types ------------------------------------------------------------------------------------------------------------------
 
 
-def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[str]]:
     """The schema of the values of a type that are wanted, and what it does not hold."""
     row, name = base.row, base.name
     if name in _INTEGERS or name in _FLOATS or name == "numeric":
@@ -17823,22 +17908,29 @@ def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     if row["typcategory"] == "A" and row["typelem"] and row["typlen"] == -1 and name not in ("int2vector", "oidvector"):
         inner = _base(row["typelem"], base.modifier)
         conditions_of_items, unheld = _conditions(inner, [], "")
-        items, more = _type(inner, conditions_of_items)
+        with size:
+            items, more = _type(inner, conditions_of_items, size)
         if items.get("enum") == []:
             return {"type": "array", "maxItems": 0}, unheld + more
         return {"type": "array", "items": items}, unheld + more
     if row["typtype"] == "c":
-        return _composite(row["typrelid"], name)
+        return _composite(row["typrelid"], name, size)
     raise _NoSchemaError(name)
 
 
-def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
+def _composite(relation: int, name: str, size: _Size) -> tuple[Schema, list[str]]:
     """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
+    if relation in size.rows:
+        made, unheld, count = size.rows[relation]
+        size.add(count)
+        return made, unheld
+    before = size.count
     properties: Schema = {}
     out, unheld = [], []
     for column in _columns(relation):
         try:
-            schema, more = _column(column, [], name)
+            with size:
+                schema, more = _column(column, [], name, size)
         except _NoSchemaError as error:
             if error.args[1]:
                 raise _cannot(column, name, error.args[0]) from None
@@ -17847,7 +17939,9 @@ def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
         if schema is not None:
             properties[column["attname"]] = schema
         unheld += more
-    return _object(properties) | _comment(out, []), unheld
+    made = _object(properties) | _comment(out, [])
+    size.rows[relation] = made, unheld, size.count - before
+    return made, unheld
 
 
 def _labels(type_id: int) -> list[str]:
@@ -17898,7 +17992,7 @@ def _matches(value: str, pattern: str) -> bool:
 def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     low, high, scale = _range(base)
     if wanted.values is not None:
-        good = [v for v in wanted.values if isinstance(v, Decimal) and _is_stored(v, base.name, scale)]
+        good = [v for v in wanted.values if _is_stored(v, base.name, scale)]
         return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
@@ -24895,11 +24989,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -24912,11 +25006,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -25290,11 +25384,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -25312,11 +25406,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -25331,11 +25425,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -25362,11 +25456,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -25378,11 +25472,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -25393,11 +25487,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -25439,11 +25533,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -25459,11 +25553,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -25477,11 +25571,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -25507,11 +25601,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -25522,11 +25616,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -25535,11 +25629,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -25554,11 +25648,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -25571,11 +25665,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -25586,11 +25680,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -25605,11 +25699,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -25623,11 +25717,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -25638,11 +25732,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -25660,11 +25754,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -25675,11 +25769,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -25690,11 +25784,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -25723,11 +25817,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -25768,11 +25862,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -25800,11 +25894,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -25851,11 +25945,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -25877,11 +25971,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -25917,11 +26011,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -25944,11 +26038,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -25966,11 +26060,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -26014,11 +26108,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -26036,12 +26130,13 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
+SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -26062,11 +26157,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -26078,11 +26173,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -26099,11 +26194,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -26162,11 +26257,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -26188,11 +26283,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -26215,11 +26310,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -26237,11 +26332,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -26274,11 +26369,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -26297,11 +26392,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -26321,11 +26416,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -26351,11 +26446,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -26379,11 +26474,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -26411,11 +26506,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -26457,11 +26552,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -26494,11 +26589,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -26570,11 +26665,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -26621,11 +26716,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -26641,11 +26736,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.options(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -26662,11 +26757,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -26811,11 +26906,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -26828,11 +26923,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -26845,11 +26940,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -26886,11 +26981,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -26901,11 +26996,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -26923,11 +27018,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -26951,11 +27046,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -26981,11 +27076,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -27005,11 +27100,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -27028,11 +27123,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -27048,11 +27143,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -27129,11 +27224,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -27158,11 +27253,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -27180,11 +27275,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -27193,11 +27288,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -27207,11 +27302,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -27220,11 +27315,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -27234,11 +27329,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -27247,11 +27342,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -27266,11 +27361,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -27286,11 +27381,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -27300,11 +27395,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -27314,11 +27409,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -27333,11 +27428,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -27355,11 +27450,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -27370,11 +27465,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -27383,11 +27478,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -27396,11 +27491,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -27418,11 +27513,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -27443,11 +27538,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -27466,11 +27561,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -27494,11 +27589,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -27509,11 +27604,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -27527,11 +27622,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -27547,11 +27642,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -27576,11 +27671,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -27599,11 +27694,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -27616,11 +27711,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -27639,11 +27734,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -27665,11 +27760,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -27678,11 +27773,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -27695,11 +27790,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -27710,11 +27805,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -27752,11 +27847,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -27779,11 +27874,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -27798,11 +27893,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -27815,11 +27910,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27845,11 +27940,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -27860,11 +27955,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -27875,11 +27970,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -27890,11 +27985,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -27905,11 +28000,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -27922,11 +28017,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -27954,11 +28049,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -27977,11 +28072,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -27996,11 +28091,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -28012,11 +28107,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -28075,11 +28170,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -28103,11 +28198,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -28133,11 +28228,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -28148,11 +28243,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -28163,11 +28258,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 36a53afb85c5 @extschema@' not in GD:
+if 'pg_gpt2 3ce1491d17fd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 36a53afb85c5 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 3ce1491d17fd @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

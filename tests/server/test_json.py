@@ -242,6 +242,81 @@ def test_what_is_left_out_and_not_held_is_said(module_conn):
         )
 
 
+def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("CREATE TABLE t0 (a int); CREATE TABLE w0 (a int); CREATE TABLE d0 (a int)")
+        for n in range(1, 15):
+            module_conn.execute(f"CREATE TABLE t{n} (a t{n - 1}, b t{n - 1})")
+        for n in range(1, 6):
+            module_conn.execute(f"CREATE TABLE w{n} ({', '.join(f'c{c} w{n - 1}[]' for c in range(10))})")
+        for n in range(1, 100):
+            module_conn.execute(f"CREATE TABLE d{n} (a d{n - 1})")
+        began = time.monotonic()
+        for name in ("t14", "w5", "d99"):
+            with (
+                pytest.raises(psycopg.errors.ProgramLimitExceeded, match="the rows within it") as caught,
+                module_conn.transaction(),
+            ):
+                one(module_conn, f"SELECT llm_json_schema('{name}')")
+            assert caught.value.diag.message_hint
+        assert time.monotonic() - began < 3
+        assert one(module_conn, "SELECT llm_json_schema('w2')")["required"] == [f"c{c}" for c in range(10)]
+
+
+TOO_LARGE = "1" + "0" * 5000
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "expected", "is_held"),
+    [
+        # a constant of another family is no value of the type
+        ("text", "x = 5::text", {"type": "string"}, False),
+        ("text", "x = true::text", {"type": "string"}, False),
+        ("text", "x IN (5::text, 'a')", {"type": "string"}, False),
+        ("text", "x = ANY (ARRAY[1, 2]::text[])", {"type": "string"}, False),
+        ("text", "x = ('0.5'::real)::text", {"type": "string"}, False),
+        ("text", "x = 5::text AND x <> ''", {"type": "string", "minLength": 1}, False),
+        ("integer", "x = true::integer", {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}, False),
+        ("boolean", "x = 1::boolean", {"type": "boolean"}, False),
+        ("boolean", "x = 't'::text::boolean", {"type": "boolean"}, False),
+        ("date", "x = '2024-12-31 12:00'::timestamp", {"type": "string", "format": "date"}, False),
+        # numbers of too many digits
+        ("numeric", "x < 1e5000", {"type": "number"}, False),
+        ("numeric", f"x < {TOO_LARGE}", {"type": "number"}, False),
+        ("numeric", "x > 0 AND x < 1e5000", {"type": "number", "exclusiveMinimum": 0}, False),
+        ("numeric", "x IN (1, 1e5000)", {"type": "number"}, False),
+        ("numeric", "x > 1e-5000", {"type": "number"}, False),
+        ("integer", "x < 1e4000", {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}, False),
+        ("smallint", "x > -1e4000", {"type": "integer", "minimum": -(2**15), "maximum": 2**15 - 1}, False),
+        ("numeric(10, 2)", "x = 1e4000", {"type": "number", "minimum": -99999999.99, "maximum": 99999999.99}, False),
+        ("numeric(10, 2)", "x < 1e4000", {"type": "number", "minimum": -99999999.99, "maximum": 99999999.99}, False),
+        ("double precision", "x < 1e300", {"type": "number"}, False),
+        ("real", "x = 1e-300", {"type": "number"}, False),
+        # reals
+        ("double precision", "x > '0.1'::real", {"type": "number", "minimum": 0.100000001490117}, True),
+        ("double precision", "x <= 0.1::real", {"type": "number", "maximum": 0.100000001490116}, True),
+        ("double precision", "x > '0.5'::real", {"type": "number", "exclusiveMinimum": 0.5}, True),
+        ("double precision", "x = '0.1'::real", {"enum": [0.10000000149011612]}, True),
+        ("real", "x IN (0.5::real, '0.1'::real)", {"enum": [0.5, 0.10000000149011612]}, True),
+        ("real", "x = ANY (ARRAY[0.5, 0.1]::real[])", {"enum": [0.5, 0.10000000149011612]}, True),
+        ("numeric", "x < '0.1'::real::numeric", {"type": "number"}, False),
+        ("double precision", "x > '1e-30'::real", {"type": "number"}, False),
+    ],
+)
+def test_constants_of_checks_are_what_the_server_takes_them_for(module_conn, kind, check, expected, is_held):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(f"CREATE TABLE t (x {kind}, CONSTRAINT c CHECK ({check}))")
+        schema = one(module_conn, "SELECT llm_json_schema('t')")
+        assert schema["properties"]["x"] == {"anyOf": [expected, {"type": "null"}]}
+        assert schema.get("$comment") == (None if is_held else "Not held: CHECK c.")
+        for seed in range(3 if is_held else 0):
+            said = generated(module_conn, schema, seed)
+            module_conn.execute("INSERT INTO t SELECT * FROM jsonb_populate_record(NULL::t, %s)", [said])
+        for value in expected.get("enum", []):  # all of them fulfil the check, and not by a null
+            said = one(module_conn, "SELECT %s::text", json.dumps({"x": value}))
+            module_conn.execute("INSERT INTO t SELECT * FROM jsonb_populate_record(NULL::t, %s)", [said])
+
+
 def test_views_and_types_have_rows_and_other_relations_have_none(module_conn):
     with module_conn.transaction(force_rollback=True):
         module_conn.execute("CREATE VIEW seen AS SELECT 1 AS n, 'x'::varchar(3) AS v; CREATE SEQUENCE counted")
@@ -257,10 +332,13 @@ def test_views_and_types_have_rows_and_other_relations_have_none(module_conn):
 def test_settings_of_the_session_do_not_change_a_schema(module_conn):
     with module_conn.transaction(force_rollback=True):
         module_conn.execute(
-            "CREATE TABLE t (d date CHECK (d IN ('2024-12-31')), p text CHECK (p ~ '^\\d$'), s text CHECK (s = 'a\\b'))"
+            "CREATE TABLE t (d date CHECK (d IN ('2024-12-31')), p text CHECK (p ~ '^\\d$'), s text CHECK (s = 'a\\b'),"
+            " f float CHECK (f = '0.12345678901234567'))"
         )
         expected = one(module_conn, "SELECT llm_json_schema('t')")
-        module_conn.execute("SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off")
+        module_conn.execute(
+            "SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off; SET LOCAL extra_float_digits = -9"
+        )
         assert one(module_conn, "SELECT llm_json_schema('t')") == expected
         assert expected["properties"]["d"]["anyOf"][0] == {"enum": ["2024-12-31"]}
         assert expected["properties"]["s"]["anyOf"][0] == {"enum": ["a\\b"]}

@@ -4,11 +4,15 @@
 or by OR where all say which values there are. The rest is not understood, and it says so.
 """
 
+import math
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from ..limits import MOST_BOUND_DIGITS
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)
@@ -313,22 +317,65 @@ class _Reader:
             node = node[1]
         if node[0] not in ("text", "number", "boolean"):
             raise _NotUnderstoodError
-        value = node[1]
-        numeric = self.kind in _NUMBERS or (casts and casts[-1] in _NUMBERS)
-        if isinstance(value, str) and numeric:
-            if not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-                raise _NotUnderstoodError
-            value = Decimal(value)
-        if isinstance(value, Decimal) and value != value.to_integral_value() and _WHOLE & {*casts}:
-            raise _NotUnderstoodError
-        return value
+        if node[0] == "boolean":
+            return _within_family(node[1], casts, {"boolean"})
+        if node[0] == "text" and self.kind not in _NUMBERS and not (casts and casts[-1] in _NUMBERS):
+            return _within_family(node[1], casts, {self.kind, *_TEXTS} - {"character"})
+        return _number(_within_family(node[1], casts, _NUMBERS), casts[::-1])
 
     def array(self, node: Node) -> list[Node]:
-        """The members of an array of constants."""
-        while node[0] == "cast":
+        """The members of an array of constants, each converted as the array is."""
+        if node[0] == "cast":
             _, node, to = node
             if not to.endswith("[]") or to[:-3] not in (_TEXTS | _NUMBERS) - {"character", *_WHOLE}:
                 raise _NotUnderstoodError
+            return [("cast", item, to[:-3]) for item in self.array(node)]
         if node[0] != "array":
             raise _NotUnderstoodError
         return node[1]
+
+
+def _within_family(value: Any, casts: list[str], family: set[str]) -> Any:
+    """A value that is converted to types of a family only, and so stays what it is."""
+    if not family.issuperset(casts):
+        raise _NotUnderstoodError
+    return value
+
+
+def _number(said: str | Decimal, casts: list[str]) -> Decimal:
+    """A number after its conversions, the first one first."""
+    if isinstance(said, str) and not re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d{1,5})?", said):
+        raise _NotUnderstoodError
+    value = _short(Decimal(said))
+    inexact = False
+    for to in casts:
+        if to in _WHOLE and value != value.to_integral_value():  # it is rounded
+            raise _NotUnderstoodError
+        if to == "numeric" and inexact:  # 6 or 15 digits are kept
+            raise _NotUnderstoodError
+        if to == "real":
+            value = _short(_as_real(value))
+        inexact = to in ("real", "double precision")
+    return value
+
+
+def _short(value: Decimal) -> Decimal:
+    """A number that a schema can have as a bound; others are of thousands of digits at worst."""
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # it is finite
+    if max(len(digits), len(digits) + exponent, -exponent) > MOST_BOUND_DIGITS:
+        raise _NotUnderstoodError
+    return value
+
+
+def _as_real(value: Decimal) -> Decimal:
+    """The real that is nearest to a number, with all its digits. Not understood where a double is too coarse to say which."""
+    near = float(value)
+    around = (math.nextafter(near, -math.inf), near, math.nextafter(near, math.inf))
+    try:
+        found = {struct.unpack("f", struct.pack("f", one))[0] for one in around}
+    except OverflowError:
+        raise _NotUnderstoodError from None
+    if len(found) > 1:
+        raise _NotUnderstoodError
+    return Decimal(found.pop())

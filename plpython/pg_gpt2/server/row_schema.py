@@ -6,7 +6,7 @@ null. $comment says what was left out, and which constraints the schema does not
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
 from ..generation.constraints.json_schema import grammar, json_text
-from ..limits import MOST_BOUND_DIGITS
+from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ..options import Written
 from . import db
 from .check_expressions import Conditions, conditions
@@ -52,6 +52,31 @@ class _Base:
     checks: list[tuple[str, str]]  # (name, expression) of its domains
 
 
+class _Size:
+    """How large a schema is while it is made: `with` it each schema within the schema is."""
+
+    def __init__(self, relation: str) -> None:
+        self.relation = relation
+        self.count = self.level = 0
+        self.rows: dict[int, tuple[Schema, list[str], int]] = {}  # rows within it that were made, and their counts
+
+    def __enter__(self) -> None:
+        self.level += 1
+        self.add(1)
+
+    def __exit__(self, *_: object) -> None:
+        self.level -= 1
+
+    def add(self, count: int) -> None:
+        self.count += count
+        if self.level > MOST_SCHEMA_LEVELS or self.count > MOST_SUBSCHEMAS:
+            raise LimitExceeded(
+                f"the schema of {self.relation} has more than {MOST_SCHEMA_LEVELS} levels or {MOST_SUBSCHEMAS} columns"
+                " with those of the rows within it",
+                hint="Make a view or a type of fewer columns.",
+            )
+
+
 def schema_of(relation: str) -> str:
     """The schema as JSON. 42704 where there is no such relation, 22023 where it has no rows of its own, 0A000 for a column that
     must be given and cannot be described."""
@@ -73,6 +98,7 @@ def schema_of(relation: str) -> str:
 def _relation(found: db.Row) -> Schema:
     checks = _checks("conrelid", found["oid"])
     properties: Schema = {}
+    size = _Size(found["name"])
     out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
     for column in _columns(found["oid"]):
         if column["filled"]:
@@ -80,7 +106,8 @@ def _relation(found: db.Row) -> Schema:
             continue
         own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
         try:
-            schema, more = _column(column, own, found["name"])
+            with size:
+                schema, more = _column(column, own, found["name"], size)
         except _NoSchemaError as error:
             if column["attnotnull"] or error.args[1]:
                 raise _cannot(column, found["name"], error.args[0]) from None
@@ -155,7 +182,9 @@ def _other_constraints(relation: int) -> Iterator[str]:
 # --- a column ---------------------------------------------------------------------------------------------------------------
 
 
-def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tuple[Schema | None, list[str]]:
+def _column(
+    column: db.Row, checks: list[tuple[str, str]], relation: str, size: _Size
+) -> tuple[Schema | None, list[str]]:
     """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
     base = _base(column["atttypid"], column["atttypmod"])
     if base.has_default:
@@ -163,7 +192,7 @@ def _column(column: db.Row, checks: list[tuple[str, str]], relation: str) -> tup
     wanted, unheld = _conditions(base, checks, column["attname"])
     not_null = column["attnotnull"] or base.not_null or wanted.not_null
     try:
-        schema, more = _type(base, wanted)
+        schema, more = _type(base, wanted, size)
     except _NoSchemaError as error:
         raise _NoSchemaError(error.args[0], not_null) from None
     if not_null and schema.get("enum") == []:
@@ -206,8 +235,10 @@ def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tupl
     for subject, some in (("VALUE", base.checks), (column, checks)):
         for name, expression in some:
             one = conditions(expression, subject, base.name)
-            if one.values is not None and not _is_listed(base):
-                one = Conditions(complete=False, not_null=one.not_null)
+            if one.values is not None and not (
+                _is_listed(base) and all(_fits(value, base.name) for value in one.values)
+            ):
+                one = replace(one, values=None, complete=False)
             if not one.complete:
                 unheld.append(f"CHECK {name}")
             found.add(one)
@@ -220,10 +251,17 @@ def _is_listed(base: _Base) -> bool:
     return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of a constraint is one of a type that schemas list."""
+    if kind == "numeric" or kind in _INTEGERS or kind in _FLOATS:
+        return isinstance(value, Decimal)
+    return isinstance(value, bool if kind == "boolean" else str)
+
+
 # --- types ------------------------------------------------------------------------------------------------------------------
 
 
-def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
+def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[str]]:
     """The schema of the values of a type that are wanted, and what it does not hold."""
     row, name = base.row, base.name
     if name in _INTEGERS or name in _FLOATS or name == "numeric":
@@ -240,22 +278,29 @@ def _type(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     if row["typcategory"] == "A" and row["typelem"] and row["typlen"] == -1 and name not in ("int2vector", "oidvector"):
         inner = _base(row["typelem"], base.modifier)
         conditions_of_items, unheld = _conditions(inner, [], "")
-        items, more = _type(inner, conditions_of_items)
+        with size:
+            items, more = _type(inner, conditions_of_items, size)
         if items.get("enum") == []:
             return {"type": "array", "maxItems": 0}, unheld + more
         return {"type": "array", "items": items}, unheld + more
     if row["typtype"] == "c":
-        return _composite(row["typrelid"], name)
+        return _composite(row["typrelid"], name, size)
     raise _NoSchemaError(name)
 
 
-def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
+def _composite(relation: int, name: str, size: _Size) -> tuple[Schema, list[str]]:
     """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
+    if relation in size.rows:
+        made, unheld, count = size.rows[relation]
+        size.add(count)
+        return made, unheld
+    before = size.count
     properties: Schema = {}
     out, unheld = [], []
     for column in _columns(relation):
         try:
-            schema, more = _column(column, [], name)
+            with size:
+                schema, more = _column(column, [], name, size)
         except _NoSchemaError as error:
             if error.args[1]:
                 raise _cannot(column, name, error.args[0]) from None
@@ -264,7 +309,9 @@ def _composite(relation: int, name: str) -> tuple[Schema, list[str]]:
         if schema is not None:
             properties[column["attname"]] = schema
         unheld += more
-    return _object(properties) | _comment(out, []), unheld
+    made = _object(properties) | _comment(out, [])
+    size.rows[relation] = made, unheld, size.count - before
+    return made, unheld
 
 
 def _labels(type_id: int) -> list[str]:
@@ -315,7 +362,7 @@ def _matches(value: str, pattern: str) -> bool:
 def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     low, high, scale = _range(base)
     if wanted.values is not None:
-        good = [v for v in wanted.values if isinstance(v, Decimal) and _is_stored(v, base.name, scale)]
+        good = [v for v in wanted.values if _is_stored(v, base.name, scale)]
         return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
