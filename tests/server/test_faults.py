@@ -349,4 +349,5 @@ def test_after_a_vacuum_a_hundred_commits_do_not_grow_the_tables(new_database):
         assert one(conn, "SELECT max(step) FROM llm_param WHERE model = 'm'") == 400
         # Pages that an index gave up are taken again one VACUUM later.
         assert reached[1]["llm_param"] < 1.05 * reached[0]["llm_param"]
-        assert {t: size for t, size in reached[3].items() if size > 1.01 * reached[2][t]} == {}
+        page = 8192  # each run is a row of llm_run that stays, some of which begin a page
+        assert {t: size for t, size in reached[3].items() if size > 1.01 * reached[2][t] + page} == {}
