@@ -35,7 +35,7 @@ VALUES = (
 )
 # Without AVX-512 texts that share a pass have other last digits than one alone.
 WRONG = """
-    SELECT q.* FROM question AS q, LATERAL (SELECT
+    SELECT q.* FROM live_question AS q, LATERAL (SELECT
         llm_classify(body || E'\\nThe problem is with the ', ARRAY['backup', 'index', 'privileges', 'replication'],
                      model_name => 'postgresql-docs') AS topic,
         llm_perplexity(body, 'postgresql-docs') AS perplexity,
@@ -54,7 +54,7 @@ AUDIT = """
     CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN INSERT INTO public.written VALUES (NEW.id, NEW.body); RETURN NULL; END $$;
     CREATE TRIGGER audit AFTER INSERT ON question_queue FOR EACH ROW EXECUTE FUNCTION enter();
-    CREATE TRIGGER audit AFTER UPDATE OF perplexity ON question FOR EACH ROW EXECUTE FUNCTION write();
+    CREATE TRIGGER audit AFTER UPDATE OF perplexity ON live_question FOR EACH ROW EXECUTE FUNCTION write();
 """
 Database = Callable[[], str]
 
@@ -139,7 +139,7 @@ def prepare(dsn: str) -> None:
         with psycopg.connect(prepared, autocommit=True) as other:
             other.execute("SELECT llm_train_bpe(%s, 300, %s)", [f"SELECT '{' '.join(WORDS)}'", MODEL])
             other.execute("SELECT llm_init_model(%s, 2, 2, 32, 32, seed => 1)", [MODEL])
-        pasted(prepared, shown("CREATE TABLE question ("), shown("CREATE TABLE question_queue"))
+        pasted(prepared, shown("CREATE TABLE live_question ("), shown("CREATE TABLE question_queue"))
         pasted(prepared, shown("CREATE TYPE question_value"), shown("CREATE PROCEDURE question_fill"))
         pasted(prepared, shown("CREATE VIEW question_backlog"), shown("CREATE ROLE filler"))
         conn.execute("CREATE DATABASE mine TEMPLATE prepared")
@@ -227,7 +227,7 @@ class Writer(threading.Thread):
         time.sleep(self.random.uniform(0, 0.02))
         if len(self.known) < 5 or self.random.random() < 0.3:
             texts = [self.text() for _ in range(self.random.choice([1, 1, 5]))]
-            query = "INSERT INTO question (body) SELECT unnest(%s::text[]) RETURNING id, body"
+            query = "INSERT INTO live_question (body) SELECT unnest(%s::text[]) RETURNING id, body"
             self.known.update({id_: {body} for id_, body in conn.execute(query, [texts])})
             return
         changes: dict[int, str | None] = {
@@ -239,7 +239,7 @@ class Writer(threading.Thread):
         self.known |= {id_: before[id_] | {body} for id_, body in changes.items()}
         with conn.transaction(force_rollback=(back := self.random.random() < 0.1)):
             for id_, body in changes.items():
-                statement = "DELETE FROM question" if body is None else "UPDATE question SET body = %(body)s"
+                statement = "DELETE FROM live_question" if body is None else "UPDATE live_question SET body = %(body)s"
                 done = conn.execute(f"{statement} WHERE id = %(id)s", {"body": body, "id": id_})
                 after[id_] = {body if done.rowcount else None}
         self.known |= before if back else after
@@ -264,7 +264,7 @@ def check(conn: psycopg.Connection, writers: list[Writer]) -> None:
     """When the queue is empty, everything is as the writers left it, filled from its text, and no work was done twice."""
     eventually(lambda: one(conn, "SELECT waiting + failed FROM question_backlog") == 0, 60)
     assert [writer.problems for writer in writers if writer.problems] == []
-    found = dict(conn.execute("SELECT id, body FROM question").fetchall())
+    found = dict(conn.execute("SELECT id, body FROM live_question").fetchall())
     known = {id_: bodies for writer in writers for id_, bodies in writer.known.items()}
     assert {id_: found.get(id_) for id_ in known if found.get(id_) not in known[id_]} == {}
     assert conn.execute(WRONG).fetchall() == []
@@ -326,8 +326,8 @@ def kill_backend(dsn: str, query: str) -> bool:
 
 def test_pg_cron_runs_the_worker_and_goes_on_after_kill_9(server: Server) -> None:
     """Its job begins every minute, and stays for most of it."""
-    done = "SELECT count(*) FROM question WHERE perplexity IS NOT NULL"
-    add = "INSERT INTO question (body) SELECT 'How does the planner choose number ' || n FROM generate_series(1, 500) AS n"
+    done = "SELECT count(*) FROM live_question WHERE perplexity IS NOT NULL"
+    add = "INSERT INTO live_question (body) SELECT 'How does the planner choose number ' || n FROM generate_series(1, 500) AS n"
     running = "SELECT job_pid FROM cron.job_run_details WHERE status = 'running' ORDER BY runid DESC LIMIT 1"
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(add)
@@ -345,25 +345,25 @@ def test_pg_cron_runs_the_worker_and_goes_on_after_kill_9(server: Server) -> Non
 
 def filled(server: Server) -> object:
     with psycopg.connect(server.dsn, autocommit=True) as conn:
-        return one(conn, "SELECT count(*) FROM question WHERE perplexity IS NOT NULL")
+        return one(conn, "SELECT count(*) FROM live_question WHERE perplexity IS NOT NULL")
 
 
 # --- one worker -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_copy_of_100_000_rows_is_queued_by_one_statement(conn: psycopg.Connection) -> None:
-    with conn.cursor().copy("COPY question (body) FROM STDIN") as copy:
+    with conn.cursor().copy("COPY live_question (body) FROM STDIN") as copy:
         for number in range(100_000):
             copy.write_row([f"text {number}"])
     assert one(conn, "SELECT count(DISTINCT question) FROM question_queue") == 100_000
     assert one(conn, "SELECT count(DISTINCT xmin::text) FROM question_queue") == 1
     conn.execute(
         VALUES + "LANGUAGE sql AS"
-        " $$SELECT id, body, 'index', 1::float8, '{1}'::real[], 1::bigint FROM question WHERE id = ANY (ids)$$"
+        " $$SELECT id, body, 'index', 1::float8, '{1}'::real[], 1::bigint FROM live_question WHERE id = ANY (ids)$$"
     )
     began = time.monotonic()
     conn.execute("CALL question_fill(batch => 1000)")
-    assert one(conn, "SELECT count(*) FROM question WHERE perplexity = 1") == 100_000
+    assert one(conn, "SELECT count(*) FROM live_question WHERE perplexity = 1") == 100_000
     assert time.monotonic() - began < 60, "the queue is slow"
 
 
@@ -374,7 +374,7 @@ def slowed(conn: psycopg.Connection, seconds: float) -> None:
         {VALUES} LANGUAGE plpgsql AS $$
         BEGIN
             RETURN QUERY SELECT id, body, 'index', length(body)::float8, '{{1}}'::real[], 1::bigint
-                FROM question WHERE id = ANY (ids);
+                FROM live_question WHERE id = ANY (ids);
             PERFORM pg_sleep({seconds} * cardinality(ids));
         END
         $$
@@ -404,28 +404,28 @@ def working(dsn: str, conn: psycopg.Connection, call: str = "CALL question_fill(
 
 def test_a_writer_never_waits_for_the_model_and_its_later_text_wins(dsn: str, conn: psycopg.Connection) -> None:
     slowed(conn, 0.2)
-    conn.execute("INSERT INTO question (body) SELECT 'text ' || n FROM generate_series(1, 5) AS n")
+    conn.execute("INSERT INTO live_question (body) SELECT 'text ' || n FROM generate_series(1, 5) AS n")
     conn.execute("SET lock_timeout = '100ms'")
     with working(dsn, conn):
-        conn.execute("UPDATE question SET body = 'later' WHERE id < 4")
-        conn.execute("DELETE FROM question WHERE id = 5")
-    found = conn.execute("SELECT id, body, perplexity FROM question ORDER BY id").fetchall()
+        conn.execute("UPDATE live_question SET body = 'later' WHERE id < 4")
+        conn.execute("DELETE FROM live_question WHERE id = 5")
+    found = conn.execute("SELECT id, body, perplexity FROM live_question ORDER BY id").fetchall()
     assert found == [(1, "later", 5), (2, "later", 5), (3, "later", 5), (4, "text 4", 6)]
     assert one(conn, "SELECT count(*) FROM question_queue") == 0
 
 
 def test_the_worker_waits_for_no_writer(dsn: str, conn: psycopg.Connection) -> None:
     """A row that is locked is put off without counting as a failure; others are filled."""
-    conn.execute("INSERT INTO question (body) SELECT 'text ' || n FROM generate_series(1, 5) AS n")
+    conn.execute("INSERT INTO live_question (body) SELECT 'text ' || n FROM generate_series(1, 5) AS n")
     with psycopg.connect(dsn) as writer:
-        writer.execute("UPDATE question SET body = 'open' WHERE id = 3")
+        writer.execute("UPDATE live_question SET body = 'open' WHERE id = 3")
         conn.execute("SET statement_timeout = '20s'")
         conn.execute("CALL question_fill()")
-        assert conn.execute("SELECT id FROM question WHERE perplexity IS NULL").fetchall() == [(3,)]
+        assert conn.execute("SELECT id FROM live_question WHERE perplexity IS NULL").fetchall() == [(3,)]
         assert conn.execute("SELECT question, tries FROM question_queue").fetchall() == [(3, 0)]
         assert one(conn, "SELECT not_before > now() FROM question_queue")
     conn.execute("CALL question_fill()")
-    assert one(conn, "SELECT perplexity IS NOT NULL FROM question WHERE id = 3")
+    assert one(conn, "SELECT perplexity IS NOT NULL FROM live_question WHERE id = 3")
     conn.execute("UPDATE question_queue SET not_before = now()")
     conn.execute("CALL question_fill()")
     assert one(conn, "SELECT count(*) FROM question_queue") == 0
@@ -434,13 +434,13 @@ def test_the_worker_waits_for_no_writer(dsn: str, conn: psycopg.Connection) -> N
 
 def test_a_row_that_fails_is_tried_five_times_and_blocks_no_other(conn: psycopg.Connection) -> None:
     conn.execute(
-        "INSERT INTO question (body) SELECT CASE n WHEN 4 THEN repeat('a', 17000000) ELSE 'text' END"
+        "INSERT INTO live_question (body) SELECT CASE n WHEN 4 THEN repeat('a', 17000000) ELSE 'text' END"
         " FROM generate_series(1, 50) AS n"
     )
     tries = 0
     while tries < 5:
         conn.execute("CALL question_fill()")
-        assert conn.execute("SELECT id FROM question WHERE perplexity IS NULL").fetchall() == [(4,)]
+        assert conn.execute("SELECT id FROM live_question WHERE perplexity IS NULL").fetchall() == [(4,)]
         row = conn.execute("SELECT question, tries, error, not_before - now() FROM question_queue").fetchone()
         assert row is not None
         assert (row[0], row[1] > tries, "too long" in row[2]) == (4, True, True)
@@ -454,7 +454,7 @@ def test_a_row_that_fails_is_tried_five_times_and_blocks_no_other(conn: psycopg.
 
 def test_a_cancel_ends_the_worker_and_counts_against_no_row(conn: psycopg.Connection) -> None:
     slowed(conn, 1)
-    conn.execute("INSERT INTO question (body) VALUES ('a'), ('b')")
+    conn.execute("INSERT INTO live_question (body) VALUES ('a'), ('b')")
     conn.execute("SET statement_timeout = '300ms'")
     with pytest.raises(errors.QueryCanceled):
         conn.execute("CALL question_fill(1)")
@@ -464,46 +464,46 @@ def test_a_cancel_ends_the_worker_and_counts_against_no_row(conn: psycopg.Connec
 
 def test_what_can_wait_does_not_delay_new_rows(dsn: str, conn: psycopg.Connection) -> None:
     slowed(conn, 0.1)
-    conn.execute("ALTER TABLE question DISABLE TRIGGER USER")
-    conn.execute("INSERT INTO question (body) SELECT 'old' FROM generate_series(1, 20)")
-    conn.execute("ALTER TABLE question ENABLE TRIGGER USER")
+    conn.execute("ALTER TABLE live_question DISABLE TRIGGER USER")
+    conn.execute("INSERT INTO live_question (body) SELECT 'old' FROM generate_series(1, 20)")
+    conn.execute("ALTER TABLE live_question ENABLE TRIGGER USER")
     conn.execute(shown("INSERT INTO question_queue"))
     assert one(conn, "SELECT count(*) FROM question_queue WHERE priority = 1") == 20
     with working(dsn, conn, "CALL question_fill(batch => 2)"):
-        conn.execute("INSERT INTO question (body) VALUES ('new')")
-        eventually(lambda: one(conn, "SELECT perplexity IS NOT NULL FROM question WHERE body = 'new'"), 10)
-        assert one(conn, "SELECT count(*) FROM question WHERE perplexity IS NULL") > 5
+        conn.execute("INSERT INTO live_question (body) VALUES ('new')")
+        eventually(lambda: one(conn, "SELECT perplexity IS NOT NULL FROM live_question WHERE body = 'new'"), 10)
+        assert one(conn, "SELECT count(*) FROM live_question WHERE perplexity IS NULL") > 5
 
 
 def test_after_training_the_rows_are_queued_once_more(conn: psycopg.Connection) -> None:
-    conn.execute("INSERT INTO question (body) SELECT 'How does the planner choose' FROM generate_series(1, 3)")
+    conn.execute("INSERT INTO live_question (body) SELECT 'How does the planner choose' FROM generate_series(1, 3)")
     conn.execute("CALL question_fill()")
     conn.execute(shown("INSERT INTO question_queue"))
     assert one(conn, "SELECT count(*) FROM question_queue") == 0
-    before = one(conn, "SELECT min(perplexity) FROM question")
+    before = one(conn, "SELECT min(perplexity) FROM live_question")
     conn.execute("SELECT llm_dataset_load($$SELECT 'How does the planner choose'$$, %s, 4)", [MODEL])
     conn.execute("SELECT llm_train(%s, 3, lr_max => 0.01, log_every => 0)", [MODEL])
     conn.execute(shown("INSERT INTO question_queue"))
     assert one(conn, "SELECT count(*) FROM question_queue") == 3
     conn.execute("CALL question_fill()")
-    assert one(conn, "SELECT max(perplexity) FROM question") < before
-    assert conn.execute("SELECT DISTINCT model_step FROM question").fetchall() == [(3,)]
+    assert one(conn, "SELECT max(perplexity) FROM live_question") < before
+    assert conn.execute("SELECT DISTINCT model_step FROM live_question").fetchall() == [(3,)]
 
 
 def test_writers_need_no_right_to_the_queue_and_the_worker_only_those_of_the_page(conn: psycopg.Connection) -> None:
     conn.execute("CREATE ROLE writer")
-    conn.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON question TO writer")
+    conn.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON live_question TO writer")
     conn.execute("SET ROLE writer")
-    conn.execute("INSERT INTO question (body) VALUES ('first'), ('second')")
-    conn.execute("UPDATE question SET body = 'third' WHERE body = 'first'")
+    conn.execute("INSERT INTO live_question (body) VALUES ('first'), ('second')")
+    conn.execute("UPDATE live_question SET body = 'third' WHERE body = 'first'")
     with pytest.raises(errors.InsufficientPrivilege):
         conn.execute("SELECT * FROM question_queue")
     conn.execute("SET ROLE filler")
     conn.execute("CALL question_fill()")
     with pytest.raises(errors.InsufficientPrivilege):
-        conn.execute("UPDATE question SET body = 'fourth'")
+        conn.execute("UPDATE live_question SET body = 'fourth'")
     conn.execute("RESET ROLE")
-    assert conn.execute("SELECT count(*), count(perplexity) FROM question").fetchone() == (2, 2)
+    assert conn.execute("SELECT count(*), count(perplexity) FROM live_question").fetchone() == (2, 2)
     conn.execute("DROP OWNED BY writer")
     conn.execute("DROP ROLE writer")
 
@@ -511,18 +511,18 @@ def test_writers_need_no_right_to_the_queue_and_the_worker_only_those_of_the_pag
 def test_a_restore_brings_values_and_queue_back_and_computes_nothing(
     dsn: str, conn: psycopg.Connection, database: Database
 ) -> None:
-    conn.execute("INSERT INTO question (body) VALUES ('filled')")
+    conn.execute("INSERT INTO live_question (body) VALUES ('filled')")
     conn.execute("CALL question_fill()")
-    conn.execute("INSERT INTO question (body) VALUES ('waits')")
+    conn.execute("INSERT INTO live_question (body) VALUES ('waits')")
     pg_dump = Path(psql.program()).with_name("pg_dump")
-    tables = [f"--table=question{part}" for part in ("", "_queue")]
+    tables = [f"--table={table}" for table in ("live_question", "question_queue")]
     dump = subprocess.run(
         [pg_dump, "-d", dsn, "--clean", *tables], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     with psycopg.connect(dsn, autocommit=True) as other:
         other.execute("SELECT llm_drop_model(%s)", [MODEL])
     pasted(dsn, "DROP VIEW question_backlog;", dump)
-    assert conn.execute("SELECT body, perplexity IS NOT NULL FROM question ORDER BY id").fetchall() == [
+    assert conn.execute("SELECT body, perplexity IS NOT NULL FROM live_question ORDER BY id").fetchall() == [
         ("filled", True),
         ("waits", False),
     ]
