@@ -264,6 +264,8 @@ STATEMENTS = [
     "SELECT llm_json_schema(4294967295)",
     "CREATE TABLE photo (data bytea NOT NULL); SELECT llm_json_schema('photo')",
     "CREATE TABLE never (n integer NOT NULL CHECK (n = 1.5)); SELECT llm_json_schema('never')",
+    "CREATE TABLE nested_0 (a integer); DO $$BEGIN FOR n IN 1..40 LOOP"
+    " EXECUTE format('CREATE TABLE nested_%s (a nested_%s)', n, n - 1); END LOOP; END$$; SELECT llm_json_schema('nested_40')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
     "SELECT llm_generate_tokens(array_fill(1, '{1048577}'), model_name => 'bare')",

@@ -259,7 +259,7 @@ def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):
             ):
                 one(module_conn, f"SELECT llm_json_schema('{name}')")
             assert caught.value.diag.message_hint
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # without a bound the first of them takes hours
         assert one(module_conn, "SELECT llm_json_schema('w2')")["required"] == [f"c{c}" for c in range(10)]
 
 
