@@ -26291,7 +26291,7 @@ return GD['pg_gpt2 3ce1491d17fd @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
-    'llm_choose_rows is several times as fast.';
+    'there is llm_choose_rows, where short prompts share passes of the model.';
 
 CREATE FUNCTION llm_choose_from(
     prompt text,

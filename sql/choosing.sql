@@ -38,7 +38,7 @@ SET search_path = pg_catalog, pg_temp
 AS @choosing.classify@;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
-    'llm_choose_rows is several times as fast.';
+    'there is llm_choose_rows, where short prompts share passes of the model.';
 
 CREATE FUNCTION llm_choose_from(
     prompt text,
