@@ -40,6 +40,7 @@ def finding(conn):
 # --- memory -----------------------------------------------------------------------------------------------------------------
 
 LARGE = {
+    "samples": "SELECT llm_generate_batch(array_fill(NULL::text, '{100000}'), 1, model_name => 'm', options => '{\"n\": 1024}')",
     "the weights": "SELECT llm_logits('{1}', 'large')",
     "a new model": "SELECT llm_init_model('x', 12, 12, 768, 1024, 50257)",
     "training": "SELECT llm_train('large', 1)",

@@ -35,6 +35,7 @@ from ..tape import recording
 MAX_BYTEA = (1 << 30) - (1 << 16)
 MOST_TEXTS = 512  # that are begun before the first of them is given
 MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
+BYTES_A_ROW = 200  # of memory, for a row of a result beside its text
 
 
 @entry
@@ -191,6 +192,7 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
     if not prompts:
         return []
     job = TextsJob(given)
+    resources.require_memory(BYTES_A_ROW * len(prompts) * job.n, f"{job.n} texts for each of {len(prompts)} prompts")
     ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
     rows: list[tuple[int, str | None, int]] = [
         (n, None, sample) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
