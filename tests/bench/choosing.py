@@ -26,7 +26,7 @@ def choose(bench: Bench) -> None:
                 cursor.executemany("INSERT INTO prompt VALUES (%s, %s)", list(enumerate(texts)))
             _each(each, texts[:1])
         few = texts[: max(1, count // ONE_BY_ONE)]
-        parties: list[tuple[str, Any]] = [us(partial(_together, without))]
+        parties: list[tuple[str, Any]] = [us(partial(_together, session))]  # each has read the common tokens before
         if bench.torch:
             bench.torch.read(common)
             ids = [bench.server.main.value("SELECT llm_encode(%s, %s)", choice, MODEL)[0] for choice in CHOICES]

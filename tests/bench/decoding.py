@@ -121,6 +121,7 @@ def constrained(bench: Bench) -> None:
             ("records", "decode of records, of which much must come", RECORDS),
         ):
             row = bench.row(key, f"{what}, {NEW_TOKENS} new", "tokens/s", NEW_TOKENS, rate=True)
+            session.generate(ids, 1, pattern=pattern)  # loads the vocabulary, which ids alone do not need
             parties = [
                 us(partial(session.generate, ids, NEW_TOKENS, pattern=pattern)),
                 ("free", partial(session.generate, ids, NEW_TOKENS)),
