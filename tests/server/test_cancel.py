@@ -209,12 +209,17 @@ def test_a_set_that_is_cancelled_between_its_rows_ends_nothing_else(connect, mod
     """A cursor that is open then is closed twice, and one time in two hundred that was the end of the server."""
     module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 32, 32, 270)")
     conn = connect()
+    export = "SELECT string_agg(c, '') FROM generate_series(1, 10) AS i, llm_export_safetensors('tiny' || left(i::text, 0)) AS c"
+    conn.execute(export)
+    began = time.monotonic()
+    conn.execute(export)
+    usual = time.monotonic() - began
     cancelled = 0
     for n in range(400):
-        timer = threading.Timer(0.001 + n % 20 / 1000, conn.cancel)
+        timer = threading.Timer(usual * (n % 20) / 20, conn.cancel)
         timer.start()
         try:
-            conn.execute("SELECT string_agg(c, '') FROM llm_export_safetensors('tiny') AS c")
+            conn.execute(export)
         except psycopg.errors.QueryCanceled:
             cancelled += 1
         finally:

@@ -144,6 +144,8 @@ def test_a_cancelled_call_changes_nothing(session):
         session.execute(f"SET statement_timeout = {milliseconds}")
         with contextlib.suppress(psycopg.errors.QueryCanceled):
             assert session.execute(query, [INSTRUCTIONS]).fetchone() == expected
+        with contextlib.suppress(psycopg.errors.QueryCanceled):  # where the time was up as the call ended
+            session.execute("SELECT")
         session.execute("RESET statement_timeout")
         assert session.execute(query, [INSTRUCTIONS]).fetchone() == expected
 

@@ -5,7 +5,7 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
@@ -14,8 +14,47 @@ LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """Matrices of rank r beside some of a model that stays as it is: y = x W + b + (alpha / r) (x A) B.
+
+    `targets` are linear layers of a block, which all blocks adapt. Reference: Hu et al. 2021, "LoRA".
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attn.c_attn",)
+    dropout_p: float = 0.0  # of x on its way to A, in training
+
+    def __post_init__(self) -> None:
+        if type(self.r) is not int or not 0 < self.r < 1 << 31:
+            raise InvalidParameter(
+                f"r must be a positive integer, not {self.r!r}", hint="LoRA uses 1 to 64; 8 is usual."
+            )
+        if not isfinite(self.alpha):
+            raise InvalidParameter(f"alpha must be finite, not {self.alpha}", hint="16 is usual, twice an r of 8.")
+        unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise InvalidParameter(
+                f"targets {list(self.targets)} are not different linear layers of a block",
+                hint=f"Give some of {', '.join(LINEAR_LAYERS)}.",
+            )
+        if not 0 <= self.dropout_p < 1:
+            raise InvalidParameter(
+                f"dropout_p must be at least 0 and below 1, not {self.dropout_p}", hint="0 is usual."
+            )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of the two matrices."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
 class GPT2Config:
-    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`."""
+    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`.
+
+    With an `adapter`, the tensors are those of its base and two more for each matrix that it adapts.
+    """
 
     n_layer: int
     n_head: int
@@ -23,6 +62,7 @@ class GPT2Config:
     n_positions: int
     vocab: int
     eos_token_id: int | None = None
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
@@ -59,12 +99,33 @@ class GPT2Config:
         shapes: dict[str, tuple[int, ...]] = {"wte": (self.vocab, d), "wpe": (self.n_positions, d)}
         for i in range(self.n_layer):
             shapes |= {f"h.{i}.{name}": shape for name, shape in block_shapes(d).items()}
-        return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+        return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)} | self.adapter_shapes()
+
+    def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what an adapter has besides its base, A [in, r] and B [r, out] for each matrix; {} without one."""
+        if self.adapter is None:
+            return {}
+        found: dict[str, tuple[int, ...]] = {}
+        for i in range(self.n_layer):
+            for target in self.adapter.targets:
+                rows, columns = block_shapes(self.d_model)[f"{target}.weight"]
+                found[f"h.{i}.{target}.lora_A"] = (rows, self.adapter.r)
+                found[f"h.{i}.{target}.lora_B"] = (self.adapter.r, columns)
+        return found
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the tensors that training changes: an adapter's own, else all."""
+        return self.adapter_shapes() or self.param_shapes()
 
     def n_params(self) -> int:
         """Number of scalars; the output projection is tied to `wte` and not counted twice."""
         block = sum(prod(shape) for shape in block_shapes(self.d_model).values())
-        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block
+        own = sum(prod(shape) for shape in self.adapter_shapes().values())
+        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block + own
+
+    def n_trained(self) -> int:
+        """Number of scalars that training changes."""
+        return sum(prod(shape) for shape in self.trained_shapes().values())
 
 
 def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
@@ -84,6 +145,8 @@ def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
         "mlp.c_proj.bias": (d,),
     }
 
+
+LINEAR_LAYERS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 # The published sizes; sql/models.sql enters them, and dropping a model that took the place of one brings it back.
 PRESETS = {

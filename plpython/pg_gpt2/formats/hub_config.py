@@ -52,7 +52,7 @@ def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Con
                 f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
                 hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
             )
-    sizes = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
+    sizes: dict[str, Any] = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
     if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
         raise InconsistentData(
             f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",

@@ -65,7 +65,7 @@ def init_model(
     resources.release_memory()
 
 
-def _given(name: str, value: int | None, model: str) -> int:
+def _given(name: str, value: int | None, model: str) -> Any:
     if value is None:
         source = "vocabulary" if name == "vocab" else "configuration"
         raise NullNotAllowed(
