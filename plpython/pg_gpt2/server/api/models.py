@@ -110,22 +110,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
             source,
             target,
         )
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
-        ["text", "text"],
-        source,
-        target,
-    )
+    vocabularies.copy(source, target)
 
 
 TABLES = (
