@@ -21,6 +21,7 @@ def create(model: str, base: str, r: int, alpha: float, targets: list[str], drop
     store.lock(base, model)
     config = replace(adapters.require_base(base), adapter=adapter)  # as it is now that nobody can change it
     adapters.require_new(model)
+    vocabularies.require_none(model)
     largest = max(4 * prod(shape) for shape in config.adapter_shapes().values())
     resources.require_memory(largest + store.writing_bytes(4 * config.n_trained()), f'making adapter "{model}"')
     adapters.register(model, base, config, seed)
