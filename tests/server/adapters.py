@@ -17,8 +17,8 @@ STATE = """
 """
 
 
-@pytest.fixture
-def models(sql: Sql) -> Iterator[None]:
+@pytest.fixture(name="models")
+def base_and_adapters(sql: Sql) -> Iterator[None]:
     """`base`, its adapters `a` and `b`, and rows to learn from."""
     sql("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 262, 'base')")
     sql("SELECT llm_init_model('base', 2, 2, 16, 16, seed => 1)")

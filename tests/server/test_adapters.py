@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from tests.server.adapters import GENERATE, LOGITS, PLACES, STATE, make, models, outside, train  # noqa: F401
+from tests.server.adapters import GENERATE, LOGITS, PLACES, STATE, base_and_adapters, make, outside, train  # noqa: F401
 
 SAME = [
     "SELECT llm_generate('low', 8, model_name => '{m}', seed => 1)",

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import rows
 
-from tests.server.adapters import GENERATE, LOGITS, PLACES, STATE, make, models, outside, train  # noqa: F401
+from tests.server.adapters import GENERATE, LOGITS, PLACES, STATE, base_and_adapters, make, outside, train  # noqa: F401
 
 STEP = "SELECT llm_train_step('a', lr_max => 0.05, warmup => 0, seed => 3)"
 RUN = (
