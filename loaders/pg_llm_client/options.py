@@ -1,5 +1,5 @@
-"""The keywords of the client's `train` and of what precedes it; the declared options of training and generation are in training_options.py and
-generation_options.py.
+"""The keywords of the client's `train` and of what precedes it; the declared options of training and generation are in
+training_options.py and generation_options.py.
 
 A keyword that is left out is not sent: the server has the same default. statements.py says which type of SQL each has.
 """

@@ -115,9 +115,13 @@ def test_it_follows_the_blocks_of_its_base(sql, models):
         " SELECT model, name, 100, '{162,16}', substr(data, 100 * 64 + 1) FROM llm_param WHERE model = 'other' AND name = 'wte'"
     )
     sql(
-        "UPDATE llm_param SET shape = '{100,16}', data = substr(data, 1, 6400) WHERE (model, name, token_id) = ('other', 'wte', 0)"
+        "UPDATE llm_param SET shape = '{100,16}', data = substr(data, 1, 6400)"
+        " WHERE (model, name, token_id) = ('other', 'wte', 0)"
     )
-    blocks = "SELECT array_agg(target_token_id ORDER BY target_token_id) FROM llm_param_share WHERE target_model = 'a' AND target_name = 'wte'"
+    blocks = (
+        "SELECT array_agg(target_token_id ORDER BY target_token_id) FROM llm_param_share"
+        " WHERE target_model = 'a' AND target_name = 'wte'"
+    )
     original = sql(LOGITS, "a")
     with pytest.raises(psycopg.Error, match='"a"') as caught:
         sql("SELECT llm_share_param('other', 'wte', NULL, 'base')")

@@ -171,15 +171,14 @@ def test_gradients_by_hand_are_those_of_the_adapter(sql, conn, models):
         assert {"matmul", "addmm"} <= set(ops)
         sql("SELECT llm_backprop(model => 'a')")
         named = sql("""
-            SELECT array_agg(DISTINCT m.name ORDER BY m.name) FROM llm_tensor_map AS m JOIN llm_tensor_rt AS t ON t.id = m.tensor_id
+            SELECT array_agg(DISTINCT m.name ORDER BY m.name)
+            FROM llm_tensor_map AS m JOIN llm_tensor_rt AS t ON t.id = m.tensor_id
             WHERE m.tape_id = llm_tape_id() AND t.tape_id = m.tape_id AND t.grad IS NOT NULL
         """)
         own = sql("SELECT array_agg(name ORDER BY name) FROM llm_param WHERE model = 'a'")
         assert named == own
-        checked = conn.execute(
-            "SELECT bool_and(ok) FROM llm_gradcheck((SELECT max(output) FROM llm_tape WHERE tape_id = llm_tape_id()))"
-        )
-        assert checked.fetchone() == (True,)
+        last = sql("SELECT max(output) FROM llm_tape WHERE tape_id = llm_tape_id()")
+        assert sql("SELECT bool_and(ok) FROM llm_gradcheck(%s)", last) is True
         places = sql(PLACES, "a")
         assert sql("SELECT llm_accumulate_grads('a')") == 8
         assert sql(PLACES, "a") == places
@@ -188,9 +187,8 @@ def test_gradients_by_hand_are_those_of_the_adapter(sql, conn, models):
 
 def test_a_tensor_of_the_base_that_is_mapped_by_hand_gets_no_gradient(sql, conn, models):
     with conn.transaction():
-        sql(
-            "SELECT pg_llm_autograd_map_param('a', 'ln_f.bias', 0, (SELECT data FROM llm_param WHERE (model, name) = ('base', 'ln_f.bias')))"
-        )
+        data = sql("SELECT data FROM llm_param WHERE (model, name) = ('base', 'ln_f.bias')")
+        sql("SELECT pg_llm_autograd_map_param('a', 'ln_f.bias', 0, %s)", data)
         sql("SET LOCAL pg_gpt2.autograd = on")
         sql("SELECT llm_loss('a', '{1,2,3}', '{2,3,4}', training => false)")
         sql("SELECT llm_backprop(model => 'a')")
