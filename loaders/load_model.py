@@ -51,6 +51,8 @@ def default_name(source: str) -> str:
 def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
     """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
     hub = HubModel(source)
+    if (base := database.base_of(model)) is not None:
+        raise LoaderError(f'model "{model}" is an adapter of "{base}", which a model does not replace; drop it first')
     if replace:
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
     elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():

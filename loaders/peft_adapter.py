@@ -37,13 +37,14 @@ VARIANTS = {
     "alora_invocation_tokens": "it adapts only what follows certain tokens",
 }
 # Fields that do not: about its origin and training, or of use to others only.
-IMMATERIAL = frozenset(
-    """auto_mapping base_model_name_or_path revision inference_mode task_type peft_version fan_in_fan_out megatron_core
-    qalora_group_size runtime_config ensure_weight_tying velora_config eva_config corda_config loftq_config lora_ga_config""".split()
+IMMATERIAL = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config"),
+    *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
 )
-READ = frozenset(
-    """peft_type r lora_alpha lora_dropout use_rslora target_modules exclude_modules layers_to_transform layers_pattern
-    rank_pattern alpha_pattern bias init_lora_weights""".split()
+READ = (
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"),
 )
 # How A and B began. Others, such as PiSSA, take something out of the base's weights.
 INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -62,7 +63,7 @@ class LoraConfig:
         if begun not in INITIALIZATIONS:
             self._refuse("init_lora_weights", begun, "that changed the base's weights when the adapter was made")
         for name, value in fields.items():
-            if name not in READ | IMMATERIAL and value not in (None, False, [], {}):
+            if name not in READ + IMMATERIAL and value not in (None, False, [], {}):
                 self._refuse(name, value, VARIANTS.get(name, "what it stands for is not known here"))
 
     def _refuse(self, name: str, value: Any, why: str) -> None:
@@ -190,6 +191,10 @@ class PeftAdapter:
         for name in shapes:
             if name not in self.tensors:
                 raise LoaderError(f"tensor {peft_name(name)} is missing")
+
+    def n_bytes(self) -> int:
+        """Bytes of all weights in float32."""
+        return sum(4 * math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of one tensor, in our orientation, in the blocks that llm_param stores."""

@@ -86,7 +86,8 @@ LOADED = {
     },
     "rank-stabilized": {"target_modules": ["c_attn"], "r": 6, "lora_alpha": 5, "use_rslora": True},
     "patterns that change all": {
-        **{"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_attn": 4, r"h\.\d+\.mlp.c_fc": 4}},
+        "target_modules": ["c_attn", "c_fc"],
+        "rank_pattern": {"c_attn": 4, r"h\.\d+\.mlp.c_fc": 4},
         "alpha_pattern": {"c_.*": 3},
     },
     "gaussian": {"target_modules": ["c_attn"], "init_lora_weights": "gaussian"},
@@ -179,10 +180,12 @@ REFUSED = {
     r"leaves out h\.0\.attn\.c_attn": {"target_modules": ["c_attn"], "layers_to_transform": 1},
     r"leaves out h\.0\.mlp\.c_fc": {"target_modules": ["c_attn", "h.1.mlp.c_fc"]},
     r"r = 8 for h\.0\.attn\.c_attn and 4 for h\.0\.mlp\.c_fc": {
-        **{"target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": 4}},
+        "target_modules": ["c_attn", "c_fc"],
+        "rank_pattern": {"c_fc": 4},
     },
     r"lora_alpha = 8 for h\.0\.attn\.c_attn and 16 for h\.1\.attn\.c_attn": {
-        **{"target_modules": ["c_attn"], "alpha_pattern": {"h.1.attn.c_attn": 16}},
+        "target_modules": ["c_attn"],
+        "alpha_pattern": {"h.1.attn.c_attn": 16},
     },
 }
 
