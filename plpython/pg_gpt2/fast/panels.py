@@ -16,6 +16,7 @@ from . import buffers, slices, threads
 Call = Callable[[], object]
 
 WIDTH = 64
+NARROWEST = 4  # columns; kernels for widths that are no multiple of it do not treat all rows alike
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
@@ -36,12 +37,17 @@ class Panels:
         self.data, self.shape, self.dtype = data, shape, data.dtype
 
     @classmethod
-    def of(cls, w: np.ndarray) -> "Panels":
+    def of(cls, w: np.ndarray, width: int = WIDTH) -> "Panels":
         """The panels of w [K, N]."""
-        data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
+        data = np.zeros(stored_shape(w.shape, width), w.dtype)
+        for rows, panel in zip(slices.pieces(w.shape[1], width), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
+
+    @property
+    def width(self) -> int:
+        """Columns of all panels, those beyond the weights' included."""
+        return self.data.shape[0] * self.data.shape[2]
 
     @property
     def ndim(self) -> int:
@@ -84,10 +90,15 @@ class Table(Panels):
         return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
 
 
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def stored_shape(shape: tuple[int, ...], width: int = WIDTH) -> tuple[int, int, int]:
     """Shape of the panels of weights [K, N]."""
     k, n = shape
-    return -(-n // WIDTH), k, WIDTH
+    return -(-n // width), k, width
+
+
+def narrow_width(n: int) -> int:
+    """Width of the panels of weights that have only n columns: not more than they need."""
+    return min(WIDTH, -(-n // NARROWEST) * NARROWEST)
 
 
 def room(m: int) -> int:
@@ -100,7 +111,7 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
     m, n = len(x), w.shape[1]
     if len(x) < room(m):
         x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    out = buffers.empty((len(x), w.width), x.dtype)
     bind(x, w, out, bias)()
     return out[:m, :n]
 
@@ -230,10 +241,21 @@ def are_usable(depths: Sequence[int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _is_usable(k: int) -> bool:
+def keep_rows_alone(k: int, width: int) -> bool:
+    """Whether panels of weights of this depth, and of this width each, give a row the same bits in any company."""
+    x, w = _trial(k // _parts(k), width)
+    panels = Panels.of(w, width)
+    return _rows_are_alone(lambda x: product(x, panels), x)
+
+
+def _trial(k: int, n: int) -> tuple[np.ndarray, np.ndarray]:  # [2 ROWS, k], [k, n]
     random = np.random.Generator(np.random.Philox(1))
-    x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    return random.standard_normal((2 * ROWS, k), np.float32), random.standard_normal((k, n), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _is_usable(k: int) -> bool:
+    x, w = _trial(k, 8 * WIDTH)
     panels = Panels.of(w)
     if not _rows_are_alone(lambda x: product(x, panels), x):
         return False

@@ -27,7 +27,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         if used.identity.role == role
     ]
     rows += [
-        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
+        ("weights", m.name, m.version, m.nbytes, m.shared, None, None) for m in weights.cache.models.values()
     ]
     if state := weights.cache.state:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))

@@ -6,8 +6,9 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -17,9 +18,9 @@ from ... import host
 from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
-from ...fast import layout
+from ...fast import layout, slices
 from ...generation import prefixes
-from ...tensor import FLOAT32
+from ...tensor import FLOAT32, PART
 from .. import db, resources
 from . import store, weight_file
 
@@ -27,6 +28,7 @@ from . import store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
 READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -35,13 +37,25 @@ Params = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; its arrays are read-only."""
+    """A model at one version; its arrays are read-only. An adapter has those of its base, as that is held, and its own."""
 
     name: str
     config: GPT2Config
     version: str
     decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+    base: "Model | None" = None  # of an adapter
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of its weights, without those of a base."""
+        return sum(self.decoder_weights[name].nbytes for name in self.config.trained_shapes())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        params = self.params
+        return digest_of(params[name] for name in self.config.param_shapes())
 
     @property
     def params(self) -> layout.CheckpointTensors:
@@ -63,6 +77,14 @@ class Identity(NamedTuple):
     version: str
     config: GPT2Config
     role: str
+
+
+class Versions(NamedTuple):
+    """Of the visible rows of a model, of those of its base among them, and that base; a model that is no adapter has none."""
+
+    whole: str
+    base_version: str = NO_ROWS
+    base: str | None = None
 
 
 class Kept(Protocol):
@@ -92,12 +114,16 @@ class _Cache:
         found = self.models.get(name)
         if found is None or found.version != version:
             return None
-        self.models.move_to_end(name)
+        for used in (name, found.base and found.base.name):  # a base is younger than its adapters, and so outlives them
+            if used in self.models:
+                self.models.move_to_end(used)
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
         """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
         self.models.pop(name, None)
+        for adapter in [model.name for model in self.models.values() if model.base and model.base.name == name]:
+            del self.models[adapter]
         prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
@@ -110,7 +136,7 @@ class _Cache:
     def bytes(self) -> int:
         """Bytes that only this session holds."""
         state = 0 if self.state is None else self.state.nbytes
-        return state + sum(size(model) for model in self.models.values() if not model.shared)
+        return state + sum(model.nbytes for model in self.models.values() if not model.shared)
 
     def clear(self) -> None:
         """Give up everything."""
@@ -133,38 +159,49 @@ def prefix_room() -> int:
     return resources.prefix_room(cache.bytes())
 
 
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.decoder_weights.values())
-
-
 def version_of(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _version_and_role(model)[0]
+    return versions_of(model, store.find_config(model)).whole
 
 
-def _version_and_role(model: str) -> tuple[str, str]:
+def versions_of(model: str, config: GPT2Config | None) -> Versions:
+    """The versions of the visible rows of `model`, whose configuration is known."""
+    return _versions_and_role(model, config)[0]
+
+
+def _versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
+    digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
+    rows = f"FROM {store.resolved()} AS p"
+    if config is None or config.adapter is None:
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role {rows}", ["text"], model)
+        return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version, current_user AS role"
-        f" FROM {store.resolved()} AS p",
+        f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
+        f" (SELECT base FROM {{schema}}.llm_adapter WHERE model = $1) AS base {rows}",
         ["text"],
         model,
     )
-    return (row or {})["version"] or NO_ROWS, (row or {})["role"]
+    theirs, own, role, base = (row or {}).values()
+    return Versions(_together(theirs or NO_ROWS, own or NO_ROWS), theirs or NO_ROWS, base), role
+
+
+def _together(base: str, own: str) -> str:
+    """The version of an adapter: that of no rows where neither has any."""
+    return NO_ROWS if base == own == NO_ROWS else hashlib.md5(f"{base} {own}".encode()).hexdigest()
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
-    version, role = _version_and_role(name)
-    if version == NO_ROWS and model is None and (only := store.only_model()):
+    known = store.find_config(name)
+    versions, role = _versions_and_role(name, known)
+    if versions.whole == NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
-    wanted = store.config(name)
+    wanted = known or store.config(name)
     resources.apply_settings()
-    found = cache.get(name, version)
+    found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
-        cache.make_room(name, _loading(wanted), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        found = _load_adapter(name, wanted, versions) if wanted.adapter else _load(Rows(name), name, wanted, versions.whole)
         cache.put(found)
     mine = Identity(name, found.version, wanted, role)
     if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
@@ -175,13 +212,50 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def _load_private(name: str, wanted: GPT2Config) -> Model:
+class Rows(NamedTuple):
+    """Where the rows of a model are read: those of `model`, or a part of them; a base, as one of its adapters sees it."""
+
+    model: str
+    part: str = WHOLE
+
+
+def load_base(adapter: str, config: GPT2Config, versions: Versions) -> Model:
+    """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
+    caller needs to see nothing else of it."""
+    base, wanted = str(versions.base), replace(config, adapter=None)
+    found = cache.get(base, versions.base_version)
+    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+        found = _load(Rows(adapter, BASE), base, wanted, versions.base_version)
+        cache.put(found)
+    return found
+
+
+def _load_adapter(name: str, wanted: GPT2Config, versions: Versions) -> Model:
+    """Base and own tensors of an adapter, of one snapshot."""
+    while True:
+        base = load_base(name, wanted, versions)
+        own = 4 * wanted.n_trained()
+        cache.make_room(name, own + _reading(own), resources.memory_limit())
+        version, params = _read_params(Rows(name, OWN), name, wanted.trained_shapes())
+        whole = _together(base.version, version)
+        versions = versions_of(name, wanted)  # others where a change was committed between the statements that read
+        if whole == versions.whole:
+            return Model(name, wanted, whole, base.decoder_weights.with_adapter(params), base=base)
+
+
+def _load(rows: Rows, name: str, wanted: GPT2Config, version: str) -> Model:
+    """A model that is no adapter, from the file that sessions share or in this session's own memory."""
+    cache.make_room(name, _loading(wanted), resources.memory_limit())
+    return _load_shared(rows, name, wanted, version) or _load_private(rows, name, wanted)
+
+
+def _load_private(rows: Rows, name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    version, params = _read_params(name, wanted)
+    version, params = _read_params(rows, name, wanted.param_shapes())
     return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+def _load_shared(rows: Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
     A transaction that has written may see rows that are nobody else's business yet.
@@ -192,7 +266,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     stored = file.attach()
     if stored is None:
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
@@ -210,16 +284,18 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+def _build(
+    file: weight_file.WeightFile, rows: Rows, name: str, wanted: GPT2Config, version: str
+) -> Params | None:
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
-    rows = db.query(
+    models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
-    if rows:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
+    if models:  # the caller sees all there are
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
+    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -240,52 +316,56 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
-def _largest(wanted: GPT2Config) -> int:
+def _largest(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Bytes of the largest tensor."""
-    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
+    return max(4 * prod(shape) for shape in shapes.values())
 
 
 def _loading(wanted: GPT2Config) -> int:
     """Bytes that making a model's arrays takes, themselves included."""
-    return 4 * wanted.n_params() + _largest(wanted) + _reading(wanted)
+    size = 4 * wanted.n_params()
+    return size + _largest(wanted.param_shapes()) + _reading(size)
 
 
-def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading the rows takes, besides the arrays that are made of them."""
-    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
+def _reading(size: int) -> int:
+    """Bytes that reading rows of `size` takes, besides the arrays that are made of them."""
+    return READING * min(size, store.BLOCK_BYTES)
 
 
-def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(rows: Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model in the layout of the file, one at a time."""
-    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
+    shapes = wanted.param_shapes()
+    resources.require_memory(2 * _largest(shapes) + _reading(4 * wanted.n_params()), f'reading model "{name}"')
     params: Params = {}
     stored = layout.KeptTensors(params, wanted)
-    for tensor, array in _tensors(name, wanted, digest):
+    for tensor, array in _tensors(rows, name, shapes, digest):
         params[tensor] = array
         del array
         yield tensor, stored[tensor]
         params.clear()
 
 
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights."""
-    resources.require_memory(_loading(wanted), f'model "{name}"')
+def _read_params(rows: Rows, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Params]:
+    """Version and tensors."""
+    size = sum(4 * prod(shape) for shape in shapes.values())
+    resources.require_memory(size + _largest(shapes) + _reading(size), f'model "{name}"')
     digest = hashlib.md5()
-    params = dict(_tensors(name, wanted, digest))
-    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
+    params = dict(_tensors(rows, name, shapes, digest))
+    return digest.hexdigest(), {name: params[name] for name in shapes}
 
 
-def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    rows: Rows, name: str, shapes: Mapping[str, tuple[int, ...]], digest: Any
+) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
+    found = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
+        f" FROM {store.resolved()} AS p WHERE {rows.part} ORDER BY p.name, p.token_id",
         ["text"],
-        name,
+        rows.model,
     )
     assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
+    for count, row in enumerate(found):
         digest.update((("\n" if count else "") + row["version"]).encode())
         if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
             yield row["name"], assembly.params.pop(row["name"])
@@ -293,10 +373,21 @@ def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, 
     assembly.check()
 
 
+def digest_of(tensors: Iterable[np.ndarray]) -> str:
+    """SHA-256 of tensors, one after the other."""
+    found = hashlib.sha256()
+    for array in tensors:
+        values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
+        for part in slices.pieces(values.size, PART):
+            found.update(values[part].data)
+            host.check_interrupts()
+    return found.hexdigest()
+
+
 class Assembly:
     """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
 
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.model = model
         self.shapes = shapes
         self.params: Params = {}
