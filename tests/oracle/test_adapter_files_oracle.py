@@ -1,10 +1,12 @@
 """Adapters as files against PEFT: directories that it writes mean here what they mean to it, and it opens those that we write."""
 
 import json
+import os
 import random
 from collections import Counter
 
 import numpy as np
+import psycopg
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
@@ -15,7 +17,8 @@ from pg_gpt2.core.config import Adapter
 from pg_gpt2.core.config import GPT2Config as Config
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from loaders.common import LoaderError
+from loaders import load_adapter, load_model, save_adapter
+from loaders.common import Database, LoaderError
 from loaders.hub_model import HubModel
 from loaders.peft_adapter import OTHER_LAYERS, LoraConfig, PeftAdapter, _modules, write_peft
 
@@ -244,3 +247,62 @@ def test_peft_opens_what_we_write(adapter, tmp_path):
     np.testing.assert_array_equal(logits(by_name), logits(model.eval()))
     model.save_pretrained(tmp_path / "again")
     assert PeftAdapter(tmp_path / "again", BASE).adapter == adapter
+
+
+@pytest.fixture
+def conn():
+    """The throw-away cluster of `make test-oracle`, with the model of these tests as base."""
+    if "PG_GPT2_TEST_DSN" not in os.environ:
+        pytest.skip("needs a server: make test-oracle")
+    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+        yield conn
+        conn.rollback()
+
+
+def server_logits(conn, model):
+    (data,) = conn.execute("SELECT llm_logits(%s::int[], %s)", [IDS, model]).fetchone()
+    return np.frombuffer(data, "<f4").reshape(len(IDS), 300)
+
+
+def load_base(conn, directory):
+    new_model().save_pretrained(directory)
+    load_model.load_model(Database(conn), directory, "base of peft")
+
+
+@pytest.mark.parametrize("options", LOADED.values(), ids=LOADED.keys())
+def test_what_peft_writes_computes_the_same_here(conn, options, tmp_path):
+    load_base(conn, tmp_path / "base")
+    model = adapted(**options)
+    model.save_pretrained(tmp_path / "adapter")
+    load_adapter.load_adapter(Database(conn), tmp_path / "adapter", "base of peft", "from peft")
+    expected = logits(model)
+    assert np.abs(expected - logits(new_model())).max() > 100 * LOGITS_TOLERANCE
+    np.testing.assert_allclose(server_logits(conn, "from peft"), expected, atol=LOGITS_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("r", "alpha", "targets"),
+    [
+        (8, 16, ["attn.c_attn"]),
+        (1, 2.5, ["mlp.c_fc", "attn.c_proj"]),
+        (5, 1, ["mlp.c_proj"]),
+        (64, -3, ["attn.c_attn"]),
+    ],
+)
+def test_what_we_write_computes_the_same_in_peft(conn, r, alpha, targets, tmp_path):
+    """As trained here: an adapter that llm_adapter_create made, whose B is not zero any more."""
+    load_base(conn, tmp_path / "base")
+    conn.execute("SELECT llm_adapter_create('ours', 'base of peft', %s, %s, %s, 0.1, 3)", [r, alpha, targets])
+    rows = conn.execute("SELECT name, shape FROM llm_param WHERE model = 'ours' AND name LIKE '%.lora_B'").fetchall()
+    rng = np.random.default_rng(2)
+    for name, shape in rows:
+        values = rng.standard_normal(shape).astype(np.float32) / 4
+        conn.execute("UPDATE llm_param SET data = %s WHERE model = 'ours' AND name = %s", [values.tobytes(), name])
+    save_adapter.save_adapter(Database(conn), "ours", tmp_path / "saved", base=str(tmp_path / "base"))
+    model = PeftModel.from_pretrained(new_model(), tmp_path / "saved").eval()
+    expected = logits(model)
+    assert np.abs(expected - logits(new_model())).max() > 100 * LOGITS_TOLERANCE
+    np.testing.assert_allclose(server_logits(conn, "ours"), expected, atol=LOGITS_TOLERANCE, rtol=0)
+    model.save_pretrained(tmp_path / "back")
+    load_adapter.load_adapter(Database(conn), tmp_path / "back", "base of peft", "back")
+    np.testing.assert_array_equal(server_logits(conn, "back"), server_logits(conn, "ours"))
