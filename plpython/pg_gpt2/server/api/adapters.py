@@ -8,7 +8,7 @@ from ...core.config import Adapter
 from ...errors import require
 from .. import resources, vocabularies
 from ..entry import entry
-from ..storage import adapters, store, weights
+from ..storage import adapters, store
 
 
 @entry

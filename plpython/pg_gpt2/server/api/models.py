@@ -97,13 +97,14 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    store.lock(target, *adapters.bases(source))
-    store.require_no_weights(target)
-    base = None if config.adapter is None else adapters.base_of(source)
-    if base is not None:
-        adapters.require_base(base)  # not of a model that is being dropped
+    base = adapters.base_of(source)
+    if base is None:
+        store.lock(target)
+        store.require_no_weights(target)
+    else:
+        store.lock(base, target)
         adapters.require_new(target)
-        adapters.register(target, base, config if saved is None else saved.config)
+        adapters.register(target, base, config)
     if saved is not None:
         checkpoints.restore(saved, target)
     else:
@@ -130,6 +131,7 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     store.lock(model)
+    adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = adapters.forget(model)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...core.config import GPT2Config
-from ...errors import DuplicateObject, FeatureNotSupported, WrongState
+from ...core.config import Adapter, GPT2Config
+from ...errors import DuplicateObject, FeatureNotSupported, StillUsed, WrongState
 from .. import db
 from . import store
 
@@ -18,7 +18,7 @@ from . import store
 def base_of(model: str) -> str | None:
     """The model that `model` adapts; None where it is no adapter."""
     row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
-    return row and row["base"]
+    return row["base"] if row else None
 
 
 def refuse(model: str, what: str) -> None:
@@ -51,7 +51,7 @@ def require_new(model: str) -> None:
         raise DuplicateObject(f'model "{model}" already exists', hint="Choose another name.")
 
 
-def register(model: str, base: str, config: GPT2Config, seed: int | None) -> None:
+def register(model: str, base: str, config: GPT2Config, seed: int | None = None) -> None:
     """Enter a model without weights as an adapter of `base`, whose tensors are then its own. The caller has both locks."""
     adapter = config.adapter
     if adapter is None:
@@ -64,6 +64,15 @@ def register(model: str, base: str, config: GPT2Config, seed: int | None) -> Non
         *(model, base, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p, seed),
     )
     _share(base, [model])
+
+
+def change(model: str, adapter: Adapter) -> None:
+    """Another rank, scale, targets or dropout for an adapter, whose own tensors are being replaced."""
+    db.run(
+        "UPDATE {schema}.llm_adapter SET (r, alpha, targets, dropout_p) = ($2, $3, $4, $5) WHERE model = $1",
+        ["text", "int4", "float8", "text[]", "float8"],
+        *(model, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p),
+    )
 
 
 def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -97,6 +106,20 @@ def _share(base: str, adapters: list[str]) -> None:
         base,
         adapters,
     )
+
+
+def refuse_if_base(model: str) -> None:
+    """Refuse (2BP01) to drop a model that has adapters; the error names them."""
+    row = db.row(
+        "SELECT string_agg(format('\"%s\"', model), ', ' ORDER BY model) AS names FROM {schema}.llm_adapter WHERE base = $1",
+        ["text"],
+        model,
+    )
+    if row and row["names"]:
+        raise StillUsed(
+            f'"{model}" is the base of {row["names"]}',
+            hint="Drop its adapters first; llm_adapter_merge(adapter, target) makes a model that needs no base.",
+        )
 
 
 def forget(model: str) -> int:

@@ -37,9 +37,11 @@ def resolved(model: str = "$1") -> str:
 IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
 
 
-def trained(config: GPT2Config, model: str = "$1") -> str:
+def trained(config: GPT2Config | None, model: str = "$1") -> str:
     """As `resolved`, of the tensors that training changes: of an adapter its own."""
-    return resolved(model) if config.adapter is None else f"(SELECT p.* FROM {resolved(model)} AS p WHERE p.name {IS_OWN})"
+    if config is None or config.adapter is None:
+        return resolved(model)
+    return f"(SELECT p.* FROM {resolved(model)} AS p WHERE p.name {IS_OWN})"
 
 
 _told: set[str] = set()  # models of which this session knows that they are meant where none is named
@@ -54,8 +56,8 @@ def model_name(model: str | None) -> str:
 
 def only_model(tell: bool = True) -> str | None:
     """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
-    one that has weights, where there is one; adapters of a model do not count beside it. The session is told once, unless `tell` is
-    false."""
+    one that has weights, where there is one; beside a model its adapters do not count. The session is told once, unless `tell`
+    is false."""
     if db.setting("model") is not None:
         return None
     row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)

@@ -6,33 +6,21 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ... import host
 from ...core.config import GPT2Config
 from ...core.op import is_fast
-from ...errors import InconsistentData
-from ...fast import layout, slices
+from ...fast import layout
 from ...generation import prefixes
-from ...tensor import FLOAT32, PART
 from .. import db, resources
-from . import store, weight_file
+from . import reading, store, weight_file
 
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
-WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
-READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
-
-Params = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class Model:
     def digest(self) -> str:
         """SHA-256 of all weights, tensors in the order of the configuration."""
         params = self.params
-        return digest_of(params[name] for name in self.config.param_shapes())
+        return reading.digest_of(params[name] for name in self.config.param_shapes())
 
     @property
     def params(self) -> layout.CheckpointTensors:
@@ -77,14 +65,6 @@ class Identity(NamedTuple):
     version: str
     config: GPT2Config
     role: str
-
-
-class Versions(NamedTuple):
-    """Of the visible rows of a model, of those of its base among them, and that base; a model that is no adapter has none."""
-
-    whole: str
-    base_version: str = NO_ROWS
-    base: str | None = None
 
 
 class Kept(Protocol):
@@ -114,13 +94,12 @@ class _Cache:
         found = self.models.get(name)
         if found is None or found.version != version:
             return None
-        for used in (name, found.base and found.base.name):  # a base is younger than its adapters, and so outlives them
-            if used in self.models:
-                self.models.move_to_end(used)
+        self.put(found)
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
+        """Give up an older version of `name` with its adapters, and others until `wanted` bytes fit into `room`; texts that were
+        read first."""
         self.models.pop(name, None)
         for adapter in [model.name for model in self.models.values() if model.base and model.base.name == name]:
             del self.models[adapter]
@@ -131,7 +110,11 @@ class _Cache:
             self.models.popitem(last=False)
 
     def put(self, model: Model) -> None:
+        """Keep a model, as the one used last; but a base stays younger than its adapters, and so outlives them."""
         self.models[model.name] = model
+        self.models.move_to_end(model.name)
+        if model.base is not None and model.base.name in self.models:
+            self.models.move_to_end(model.base.name)
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
@@ -159,49 +142,21 @@ def prefix_room() -> int:
     return resources.prefix_room(cache.bytes())
 
 
-def version_of(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return versions_of(model, store.find_config(model)).whole
-
-
-def versions_of(model: str, config: GPT2Config | None) -> Versions:
-    """The versions of the visible rows of `model`, whose configuration is known."""
-    return _versions_and_role(model, config)[0]
-
-
-def _versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
-    digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
-    rows = f"FROM {store.resolved()} AS p"
-    if config is None or config.adapter is None:
-        row = db.row(f"SELECT {digest}) AS version, current_user AS role {rows}", ["text"], model)
-        return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
-    row = db.row(
-        f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
-        f" (SELECT base FROM {{schema}}.llm_adapter WHERE model = $1) AS base {rows}",
-        ["text"],
-        model,
-    )
-    theirs, own, role, base = (row or {}).values()
-    return Versions(_together(theirs or NO_ROWS, own or NO_ROWS), theirs or NO_ROWS, base), role
-
-
-def _together(base: str, own: str) -> str:
-    """The version of an adapter: that of no rows where neither has any."""
-    return NO_ROWS if base == own == NO_ROWS else hashlib.md5(f"{base} {own}".encode()).hexdigest()
-
-
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
     known = store.find_config(name)
-    versions, role = _versions_and_role(name, known)
-    if versions.whole == NO_ROWS and model is None and (only := store.only_model()):
+    versions, role = reading.versions_and_role(name, known)
+    if versions.whole == reading.NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
     wanted = known or store.config(name)
     resources.apply_settings()
     found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
-        found = _load_adapter(name, wanted, versions) if wanted.adapter else _load(Rows(name), name, wanted, versions.whole)
+        if wanted.adapter is None:
+            found = _load(reading.Rows(name), name, wanted, versions.whole)
+        else:
+            found = _load_adapter(name, wanted, versions)
         cache.put(found)
     mine = Identity(name, found.version, wanted, role)
     if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
@@ -212,50 +167,52 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-class Rows(NamedTuple):
-    """Where the rows of a model are read: those of `model`, or a part of them; a base, as one of its adapters sees it."""
+def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+    """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
+    while True:
+        base = _load_base(adapter, config, versions)
+        if base.version == versions.base_version:
+            return base, versions
+        versions = reading.versions_of(adapter, config)
 
-    model: str
-    part: str = WHOLE
 
-
-def load_base(adapter: str, config: GPT2Config, versions: Versions) -> Model:
+def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
     """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
     caller needs to see nothing else of it."""
     base, wanted = str(versions.base), replace(config, adapter=None)
     found = cache.get(base, versions.base_version)
     if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
-        found = _load(Rows(adapter, BASE), base, wanted, versions.base_version)
+        found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
         cache.put(found)
     return found
 
 
-def _load_adapter(name: str, wanted: GPT2Config, versions: Versions) -> Model:
+def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
     """Base and own tensors of an adapter, of one snapshot."""
     while True:
-        base = load_base(name, wanted, versions)
+        base, versions = base_of(name, wanted, versions)
         own = 4 * wanted.n_trained()
-        cache.make_room(name, own + _reading(own), resources.memory_limit())
-        version, params = _read_params(Rows(name, OWN), name, wanted.trained_shapes())
-        whole = _together(base.version, version)
-        versions = versions_of(name, wanted)  # others where a change was committed between the statements that read
+        cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
+        version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())
+        whole = reading.together(base.version, version)
+        versions = reading.versions_of(name, wanted)  # others where a change was committed between these statements
         if whole == versions.whole:
             return Model(name, wanted, whole, base.decoder_weights.with_adapter(params), base=base)
 
 
-def _load(rows: Rows, name: str, wanted: GPT2Config, version: str) -> Model:
+def _load(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model:
     """A model that is no adapter, from the file that sessions share or in this session's own memory."""
     cache.make_room(name, _loading(wanted), resources.memory_limit())
     return _load_shared(rows, name, wanted, version) or _load_private(rows, name, wanted)
 
 
-def _load_private(rows: Rows, name: str, wanted: GPT2Config) -> Model:
+def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    version, params = _read_params(rows, name, wanted.param_shapes())
+    version, params = reading.read_params(rows, name, wanted.param_shapes())
     return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
-def _load_shared(rows: Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
+def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
     A transaction that has written may see rows that are nobody else's business yet.
@@ -285,8 +242,8 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
 
 
 def _build(
-    file: weight_file.WeightFile, rows: Rows, name: str, wanted: GPT2Config, version: str
-) -> Params | None:
+    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
+) -> reading.Params | None:
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
     models = db.query(
@@ -316,118 +273,21 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
-def _largest(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of the largest tensor."""
-    return max(4 * prod(shape) for shape in shapes.values())
-
-
 def _loading(wanted: GPT2Config) -> int:
     """Bytes that making a model's arrays takes, themselves included."""
     size = 4 * wanted.n_params()
-    return size + _largest(wanted.param_shapes()) + _reading(size)
+    return size + reading.largest(wanted.param_shapes()) + reading.reading_bytes(size)
 
 
-def _reading(size: int) -> int:
-    """Bytes that reading rows of `size` takes, besides the arrays that are made of them."""
-    return READING * min(size, store.BLOCK_BYTES)
-
-
-def _stored(rows: Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(rows: reading.Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model in the layout of the file, one at a time."""
     shapes = wanted.param_shapes()
-    resources.require_memory(2 * _largest(shapes) + _reading(4 * wanted.n_params()), f'reading model "{name}"')
-    params: Params = {}
+    needed = 2 * reading.largest(shapes) + reading.reading_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'reading model "{name}"')
+    params: reading.Params = {}
     stored = layout.KeptTensors(params, wanted)
-    for tensor, array in _tensors(rows, name, shapes, digest):
+    for tensor, array in reading.tensors(rows, name, shapes, digest):
         params[tensor] = array
         del array
         yield tensor, stored[tensor]
         params.clear()
-
-
-def _read_params(rows: Rows, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Params]:
-    """Version and tensors."""
-    size = sum(4 * prod(shape) for shape in shapes.values())
-    resources.require_memory(size + _largest(shapes) + _reading(size), f'model "{name}"')
-    digest = hashlib.md5()
-    params = dict(_tensors(rows, name, shapes, digest))
-    return digest.hexdigest(), {name: params[name] for name in shapes}
-
-
-def _tensors(
-    rows: Rows, name: str, shapes: Mapping[str, tuple[int, ...]], digest: Any
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
-    found = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p WHERE {rows.part} ORDER BY p.name, p.token_id",
-        ["text"],
-        rows.model,
-    )
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(found):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
-            yield row["name"], assembly.params.pop(row["name"])
-        host.check_interrupts()
-    assembly.check()
-
-
-def digest_of(tensors: Iterable[np.ndarray]) -> str:
-    """SHA-256 of tensors, one after the other."""
-    found = hashlib.sha256()
-    for array in tensors:
-        values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-        for part in slices.pieces(values.size, PART):
-            found.update(values[part].data)
-            host.check_interrupts()
-    return found.hexdigest()
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
-        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
-            )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
-        return self._rows[name] == wanted[0]
-
-    def finish(self) -> Params:
-        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
-        self.check()
-        return {name: self.params[name] for name in self.shapes}
-
-    def check(self) -> None:
-        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
-        if not self._rows:
-            raise store.no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
