@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -61,7 +61,7 @@ class DecoderWeights(dict[str, Any]):
         super().__init__(tensors)
         self.identity = identity
         self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
-        self.prepared: dict[Hashable, Any] = {}
+        self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
         """The same weights under another identity."""

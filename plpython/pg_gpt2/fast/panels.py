@@ -25,6 +25,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -71,9 +72,9 @@ class Table(Panels):
     __slots__ = ()
 
     @classmethod
-    def of(cls, table: np.ndarray) -> "Table":
+    def of(cls, table: np.ndarray, width: int = WIDTH) -> "Table":
         """The panels of a table [V, D]."""
-        return cls(Panels.of(table.T).data, table.shape)
+        return cls(Panels.of(table.T, width).data, table.shape)
 
     @property
     def T(self) -> Panels:
@@ -109,17 +110,34 @@ def room(m: int) -> int:
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
     m, n = len(x), w.shape[1]
-    if len(x) < room(m):
-        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
+    x = _with_room(x)
     out = buffers.empty((len(x), w.width), x.dtype)
     bind(x, w, out, bias)()
     return out[:m, :n]
 
 
+def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
+    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
+    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+
+    def some(rows: slice) -> None:
+        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
+        product = buffers.scratch("added", (len(left), w.width), x.dtype)
+        bind(left, w, product)()
+        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+
+    threads.for_rows(len(c), ADDED_ROWS, some)
+    return out
+
+
+def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
+    return x if len(x) == room(len(x)) else np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
+
+
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
 ) -> Call:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, w.width].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
@@ -199,19 +217,51 @@ def _columns(panels: slice) -> slice:
 
 def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
-    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    count, _, width = panels.shape
+    stack = _in_parts(panels, len(terms))
+    return [partial(np.matmul, rows, stack, out=results) for rows, results in _row_groups(x, terms, count, width)]
+
+
+def _in_parts(panels: np.ndarray, parts: int) -> np.ndarray:  # [P, K, w] -> [parts, P, 1, K / parts, w]
+    count, _, width = panels.shape
+    return panels.reshape(count, parts, 1, -1, width).swapaxes(0, 1)
+
+
+def _row_groups(
+    x: np.ndarray, terms: np.ndarray, count: int, width: int
+) -> list[tuple[np.ndarray, np.ndarray]]:  # of [parts, 1, G, rows, K / parts], [parts, P, G, rows, w]
+    """x [m, K] and terms [parts, m, P w] in groups of ROWS rows, as many as there are; and what remains as one more."""
+    m, parts = len(x), len(terms)
     x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Call] = []
-    if whole:
-        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
-        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
-    if m > whole:
-        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
-    return calls
+    return [
+        (
+            x[some].reshape(-1, rows, *x.shape[1:]).transpose(2, 0, 1, 3)[:, None],
+            terms[:, some].reshape(parts, -1, rows, count, width).transpose(0, 3, 1, 2, 4),
+        )
+        for some, rows in ((slice(0, whole), ROWS), (slice(whole, m), m - whole))
+        if some.stop > some.start
+    ]
+
+
+def bind_late(x: np.ndarray, out: np.ndarray, like: Panels) -> Callable[[Panels], None]:
+    """A call that sets out[:, :N] = x @ w, for whatever x [room, K], a few rows, then holds and whatever w [K, N] it is given.
+
+    `like` is one such w.
+    """
+    count, k, width = like.data.shape
+    parts = _parts(k)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    groups = _row_groups(x, terms, count, width)
+
+    def call(w: Panels) -> None:
+        stack = _in_parts(w.data, parts)
+        for rows, results in groups:
+            np.matmul(rows, stack, out=results)
+        if parts > 1:
+            np.add.reduce(terms, axis=0, out=out)
+
+    return call
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:
