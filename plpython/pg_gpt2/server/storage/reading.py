@@ -30,7 +30,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Versions(NamedTuple):
-    """Of the visible rows of a model, of those of its base among them, and that base; a model that is no adapter has none."""
+    """Of the visible rows of a model, of those of its base among them, and that base, where it has any of them; a model that is no
+    adapter has none."""
 
     whole: str
     base_version: str = NO_ROWS
@@ -50,19 +51,21 @@ def versions_of(model: str, config: GPT2Config | None) -> Versions:
 
 def versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
     digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
-    rows = f"FROM {store.resolved()} AS p"
+    rows = f"{store.resolved()} AS p"
     if config is None or config.adapter is None:
-        row = db.row(f"SELECT {digest}) AS version, current_user AS role {rows}", ["text"], model)
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {rows}", ["text"], model)
         return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
     row = db.row(
         f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
-        f" (SELECT base FROM {{schema}}.llm_adapter WHERE model = $1) AS base {rows}",
+        " CASE WHEN bool_or(p.source_model = a.base) THEN a.base END AS base"
+        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {rows} ON true WHERE a.model = $1 GROUP BY a.base",
         ["text"],
         model,
     )
-    theirs, own, role, base = (row or {}).values()
-    theirs, own = theirs or NO_ROWS, own or NO_ROWS
-    return Versions(together(theirs, own), theirs, own, base), role
+    if row is None:  # dropped since we read its configuration
+        raise store.unknown(model)
+    theirs, own = row["theirs"] or NO_ROWS, row["own"] or NO_ROWS
+    return Versions(together(theirs, own), theirs, own, row["base"]), row["role"]
 
 
 def together(base: str, own: str) -> str:

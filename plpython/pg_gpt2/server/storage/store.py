@@ -102,11 +102,16 @@ def config(model: str) -> GPT2Config:
     """The configuration of `model`; 42704 when there is none."""
     found = find_config(model)
     if found is None:
-        raise UndefinedObject(
-            f'model "{model}" does not exist',
-            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
-        )
+        raise unknown(model)
     return found
+
+
+def unknown(model: str) -> UndefinedObject:
+    """The error for a model that is not there, or that the caller does not see."""
+    return UndefinedObject(
+        f'model "{model}" does not exist',
+        hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+    )
 
 
 def find_config(model: str) -> GPT2Config | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.config import GPT2Config
 from ...core.op import is_fast
+from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
 from .. import db, resources
@@ -179,7 +180,12 @@ def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tup
 def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
     """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
     caller needs to see nothing else of it."""
-    base, wanted = str(versions.base), replace(config, adapter=None)
+    base, wanted = versions.base, replace(config, adapter=None)
+    if base is None:  # else any rows could be made to pass for those of a base that the caller does not see
+        raise InconsistentData(
+            f'adapter "{adapter}" finds no row of its base in llm_param',
+            hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
+        )
     found = cache.get(base, versions.base_version)
     if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
         found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
