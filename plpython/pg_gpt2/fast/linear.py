@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, slices, threads
+from . import buffers, panels, slices, threads, unpack
 from .activations import gelu, gelu_backward
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
@@ -20,8 +20,10 @@ from .products import as_rows, column_sums, gradient_buffer, least_pieces, produ
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b; leading dimensions broadcast."""
+def matmul(a: np.ndarray, b: np.ndarray | Panels) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast. Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[1])
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     return _stacked(a, b)
@@ -65,9 +67,12 @@ replace("matmul", matmul, matmul_backward)
 
 
 def addmm(
-    c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+    c: np.ndarray, a: np.ndarray, b: np.ndarray | Panels, *, factor: float = 1.0
 ) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
-    """c + factor (a @ b); exactly c where the product is 0. The factor goes into a, which is the smaller for a low rank."""
+    """c + factor (a @ b); exactly c where the product is 0. The factor goes into a, which is the smaller for a low rank.
+    Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.added(as_rows(c), as_rows(scale(a, factor=factor)), b).reshape(c.shape)
     y = buffers.empty(c.shape, c.dtype)
     copy_into(y, c)
     run_all(product_tasks(as_rows(scale(a, factor=factor)), b, as_rows(y), accumulate=True))
@@ -128,7 +133,7 @@ def _input_tasks(
 ) -> Sequence[Callable[[], object]]:
     """Tasks that together set dx = dy @ w'."""
     if isinstance(w, Panels):
-        return panels.tasks_with_transpose(dy, w, dx)
+        return unpack.tasks_with_transpose(dy, w, dx)
     return product_tasks(dy, w.T, dx, paired=paired)
 
 
