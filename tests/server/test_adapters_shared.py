@@ -18,8 +18,7 @@ def big(module_conn: psycopg.Connection) -> Path:
     module_conn.execute("SELECT llm_init_model('big', 2, 4, 256, 64, 4096)")
     module_conn.execute("SELECT llm_adapter_create('x' || i, 'big', seed => i) FROM generate_series(0, 4) AS i")
     module_conn.execute(
-        "UPDATE llm_param SET data = (SELECT p.data FROM llm_param AS p WHERE p.model = 'x1' AND p.name = 'h.0.attn.c_attn.lora_A')"
-        " || (SELECT substr(p.data, 1, 16384) FROM llm_param AS p WHERE p.model = 'x0' AND p.name = 'h.1.attn.c_attn.lora_B')"
+        "UPDATE llm_param SET data = pg_llm_tensor(array_fill(0.01, shape))"
         " WHERE model = 'x0' AND name = 'h.0.attn.c_attn.lora_B'"
     )
     (place,) = module_conn.execute("SHOW data_directory").fetchone()
@@ -36,7 +35,7 @@ def test_an_adapter_maps_the_file_of_its_base(connect, big):
     one(conn, "SELECT llm_cache_clear()")
     assert one(conn, LOGITS, "x0") != one(other, LOGITS, "big")
     status = conn.execute(NUMBERS).fetchall()
-    assert status[0][1] == "big" and status[0][3] is True
+    assert (status[0][1], status[0][3]) == ("big", True)
     assert status[1] == ("weights", "x0", OWN, False)
     assert one(other, "SELECT shared FROM llm_cache_status() WHERE model = 'big' AND kind = 'weights'") is True
     assert len([path for path in big.iterdir() if path.stat().st_size > 1 << 20]) == 1
@@ -88,7 +87,8 @@ TENANT = """
 """
 WITHOUT_TENANT = """
     RESET ROLE;
-    DROP POLICY own ON llm_model_config; DROP POLICY own ON llm_adapter; DROP POLICY own ON llm_param; DROP POLICY base ON llm_param;
+    DROP POLICY own ON llm_model_config; DROP POLICY own ON llm_adapter; DROP POLICY own ON llm_param;
+    DROP POLICY base ON llm_param;
     DROP POLICY own ON llm_param_share;
     ALTER TABLE llm_model_config DISABLE ROW LEVEL SECURITY;
     ALTER TABLE llm_adapter DISABLE ROW LEVEL SECURITY;
