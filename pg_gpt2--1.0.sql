@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 858d69654ac4 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 858d69654ac4 @extschema@', '@extschema@')
+    GD['pg_gpt2 519be935f5f7 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 519be935f5f7 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1195,8 +1195,10 @@ Names are those of the Hugging Face checkpoints without `transformer.`; linear w
 Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import isfinite, prod
+from typing import Any
 
 from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
@@ -1278,6 +1280,23 @@ class GPT2Config:
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
                 hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, as an object of JSON; `adapter` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
+        """Back from `to_json`. ValueError, TypeError, KeyError or InvalidParameter where it is not what that gives."""
+        given = dict(fields)
+        own = given.pop("adapter", None)
+        if own is None:
+            return cls(**given)
+        try:
+            alpha, dropout_p = float(own["alpha"]), float(own["dropout_p"])
+        except OverflowError:
+            raise ValueError("alpha or dropout_p") from None
+        return cls(**given, adapter=Adapter(own["r"], alpha, tuple(own["targets"]), dropout_p))
 
     @property
     def d_head(self) -> int:
@@ -1367,7 +1386,7 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from . import rng
-from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .config import LAYER_NORM_EPS, LINEAR_LAYERS, Adapter, GPT2Config, block_shapes
 from .ops import CHUNK
 from .tape import Handle, Runner
 
@@ -1378,6 +1397,9 @@ Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
+ADAPTER_SITES = (
+    1 << 31
+)  # from here on, dropout of what goes to an adapter: one site for each linear layer of each block
 
 
 def run_in_turn(calls: list[Callable[[], object]]) -> None:
@@ -1395,9 +1417,10 @@ class Dropout:
     step: int = 0
     part: int = 0
 
-    def at(self, site: int) -> dict[str, Any]:
-        """Attributes of the op at that site: 0 is the embedding, then three for each layer."""
-        return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+    def at(self, site: int, p: float | None = None) -> dict[str, Any]:
+        """Attributes of the op at that site: 0 is the embedding, then three for each layer; `p` where it is another."""
+        address = {"seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+        return {"p": self.p if p is None else p, **address}
 
 
 @dataclass(frozen=True)
@@ -1424,25 +1447,52 @@ class Pass:
         attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
         return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
+    def to_adapter(self, run: Runner, x: Handle, p: float, layer: int, target: str) -> Handle:
+        """What an adapter's A is given of x: in training, x after a dropout of its own."""
+        if self.drop is None or not p:
+            return x
+        site = ADAPTER_SITES + len(LINEAR_LAYERS) * layer + LINEAR_LAYERS.index(target)
+        return run.apply("dropout", x, **self.drop.at(site, p))
+
 
 def block(
-    run: Runner, p: Params, x: Handle, *, n_head: int, eps: float = LAYER_NORM_EPS, layer: int = 0, how: Pass = Pass()
+    run: Runner,
+    p: Params,
+    x: Handle,
+    *,
+    n_head: int,
+    eps: float = LAYER_NORM_EPS,
+    layer: int = 0,
+    adapter: Adapter | None = None,
+    how: Pass = Pass(),
 ) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
     """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
     site = 1 + 3 * layer
+    linear = partial(_linear, run, p, adapter=adapter, layer=layer, how=how)
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
-    qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
+    qkv = linear("attn.c_attn", normed)
     mixed = how.attention(run, qkv, n_head, layer, site)
     if how.keep is not None:
         x = how.keep(x)
-    y = run.apply("linear", mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    y = linear("attn.c_proj", mixed)
     x = run.apply("add", x, how.dropped(run, y, site + 1))
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
-    hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
+    hidden = linear("mlp.c_fc", normed)
     active = run.apply("gelu", hidden)
-    y = run.apply("linear", active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    y = linear("mlp.c_proj", active)
     return run.apply("add", x, how.dropped(run, y, site + 2))
+
+
+def _linear(
+    run: Runner, p: Params, name: str, x: Handle, *, adapter: Adapter | None, layer: int, how: Pass
+) -> Handle:  # [.., m] -> [.., n]
+    """x W + b; where an adapter has this layer among its targets, + (alpha / r) (x A) B."""
+    if adapter is None or name not in adapter.targets:
+        return run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    low = run.apply("matmul", how.to_adapter(run, x, adapter.dropout_p, layer, name), p[f"{name}.lora_A"])
+    y = run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    return run.apply("addmm", y, low, p[f"{name}.lora_B"], factor=adapter.scale)
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
@@ -1459,7 +1509,8 @@ def blocks(
     last = config.n_layer - 1
     for i in range(config.n_layer):
         here = how if i == last or how.keep is None else replace(how, keep=None)
-        x = block(run, layer_params(params, i), x, n_head=config.n_head, layer=i, how=here)
+        p = layer_params(params, i, config.adapter)
+        x = block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=here)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
 
 
@@ -1472,14 +1523,15 @@ def hidden(
     return blocks(run, params, asked.dropped(run, embed(run, params, ids, position=position), 0), config, asked)
 
 
-def layer_params(params: Params, layer: int) -> dict[str, Handle]:
-    """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[full] for name, full in _block_names(layer)}
+def layer_params(params: Params, layer: int, adapter: Adapter | None = None) -> dict[str, Handle]:
+    """The twelve parameters of a block, and those of its adapter, by their names without `h.{layer}.`."""
+    return {name: params[full] for name, full in _block_names(layer, adapter and adapter.targets)}
 
 
 @lru_cache(maxsize=256)
-def _block_names(layer: int) -> list[tuple[str, str]]:
-    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
+def _block_names(layer: int, targets: tuple[str, ...] | None) -> list[tuple[str, str]]:
+    own = [f"{target}.{matrix}" for target in targets or () for matrix in ("lora_A", "lora_B")]
+    return [(name, f"h.{layer}.{name}") for name in (*block_shapes(1), *own)]
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
@@ -1526,12 +1578,12 @@ def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn
 
 
 def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's.
 
     Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
     functions that make them, in any order.
     """
-    for index, (name, shape) in enumerate(config.param_shapes().items()):
+    for index, (name, shape) in enumerate(replace(config, adapter=None).param_shapes().items()):
         tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
@@ -1542,6 +1594,21 @@ def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_tur
             )
         elif name.endswith("weight"):
             tensor[:] = 1.0
+        yield name, tensor
+    yield from init_adapter(config, seed)
+
+
+def init_adapter(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of an adapter's tensors: A [in, r] uniform within 1 / sqrt(in) of 0, B zero, as PEFT has them.
+
+    Draws depend on (seed, index of the tensor) only.
+    """
+    for index, (name, shape) in enumerate(config.adapter_shapes().items()):
+        tensor = np.zeros(shape, np.float32)
+        if name.endswith("lora_A"):
+            np.random.Generator(rng.philox(seed, rng.ADAPTER, site=index)).random(out=tensor, dtype=np.float32)
+            tensor -= 0.5
+            tensor *= 2 / sqrt(shape[0])
         yield name, tensor
 
 
@@ -1857,6 +1924,24 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 
 
 register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor a b."""
+    return c + (a @ b) * c.dtype.type(factor)
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy b', db = factor a' dy."""
+    k = dy.dtype.type(factor)
+    return dy, (dy @ b.T) * k, (rows_of(a).T @ rows_of(dy)) * k
+
+
+register("addmm", addmm, addmm_backward, "c a b", reads=(1, 2))
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
@@ -2239,7 +2324,7 @@ counter (tick, row, site, step): masks are the same bits for any number of threa
 import numpy as np
 
 WORD = (1 << 64) - 1
-DROPOUT, INIT, ORDER = 1, 2, 3  # purposes: the second key word keeps their streams apart
+DROPOUT, INIT, ORDER, ADAPTER = 1, 2, 3, 4  # purposes: the second key word keeps their streams apart
 VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
 
 
@@ -2460,6 +2545,12 @@ class WrongState(PgGpt2Error):
     """The object exists but cannot do this now, such as a model without weights."""
 
     sqlstate = "55000"
+
+
+class StillUsed(PgGpt2Error):
+    """What other models are made of cannot go away under them."""
+
+    sqlstate = "2BP01"
 
 
 class LockNotAvailable(PgGpt2Error):
@@ -4256,16 +4347,18 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+An adapter's weights are those of its base, the very same arrays, and its own beside them; what is kept in a file is the base's.
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -4283,12 +4376,17 @@ def in_panels(config: GPT2Config) -> bool:
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what is kept for each tensor."""
-    shapes = config.param_shapes()
+    """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
+    shapes = base_of(config).param_shapes()
     if in_panels(config):
         shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
         shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
     return shapes
+
+
+def base_of(config: GPT2Config) -> GPT2Config:
+    """The configuration of an adapter's base; of another model, its own."""
+    return replace(config, adapter=None)
 
 
 def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
@@ -4302,18 +4400,45 @@ class DecoderWeights(dict[str, Any]):
     """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes.
 
     `identity` says which weights these are: the same for those that are equal, of whatever object; None where nobody knows.
+    With `exact`, all matrices lie in panels, hence a row's results have the same bits whatever rows share its pass.
     """
 
     def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
         self.identity = identity
-        self.prepared: dict[int, Any] = {}
+        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
+        self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
         """The same weights under another identity."""
-        twin = DecoderWeights(self, identity)
-        twin.prepared = self.prepared
-        return twin
+        return DecoderWeights(self, identity)._preparing_like(self)
+
+    def with_adapter(self, own: Mapping[str, np.ndarray]) -> "DecoderWeights":
+        """The weights of an adapter of this model, whose own tensors are `own`; its identity is nobody's yet.
+
+        The other tensors are these very objects; so is what is prepared, which holds nothing of an adapter's own.
+        """
+        widths = {name: _width(name, array) for name, array in own.items()}
+        if self.exact and (use_panels or all(panels.keep_rows_alone(len(own[name]), widths[name]) for name in own)):
+            kept: dict[str, Any] = {name: Panels.of(array, widths[name]) for name, array in own.items()}
+        else:
+            kept = {name: _read_only(array) for name, array in own.items()}
+        return DecoderWeights({**self, **kept})._preparing_like(self)
+
+    def _preparing_like(self, other: "DecoderWeights") -> "DecoderWeights":
+        self.prepared = other.prepared
+        return self
+
+
+def _width(name: str, array: np.ndarray) -> int:
+    """Of the panels of an adapter's A [in, r] or B [r, out]."""
+    return panels.narrow_width(array.shape[1]) if name.endswith("lora_A") else panels.WIDTH
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class KeptTensors(Mapping[str, np.ndarray]):
@@ -4358,8 +4483,8 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
 
 
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
-    """The parameters for a `Decoder`, from what is kept for them."""
-    shapes = config.param_shapes()
+    """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
+    shapes = base_of(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
         kind = _kind(name, shapes[name])
@@ -4372,11 +4497,14 @@ def lay_out(params: dict[str, np.ndarray], config: GPT2Config) -> DecoderWeights
     """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
     stored = KeptTensors(params, config)
     kept = {}
-    for name in list(params):
+    for name in stored:
         kept[name] = stored[name]
         kept[name].flags.writeable = False
         del params[name]
-    return decoder_weights(kept, config)
+    base = decoder_weights(kept, config)
+    if config.adapter is None:
+        return base
+    return base.with_adapter({name: params.pop(name) for name in config.adapter_shapes()})
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
 
@@ -4393,15 +4521,17 @@ import numpy as np
 from ..core.op import Grads, Sink, replace
 from . import buffers, panels, slices, threads
 from .activations import gelu, gelu_backward
-from .elementwise import contiguous, unbroadcast
+from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
 
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b; leading dimensions broadcast."""
+def matmul(a: np.ndarray, b: np.ndarray | Panels) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast. Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[1])
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     return _stacked(a, b)
@@ -4442,6 +4572,35 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 
 
 replace("matmul", matmul, matmul_backward)
+
+
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray | Panels, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor (a @ b); exactly c where the product is 0. The factor goes into a, which is the smaller for a low rank.
+    Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.added(as_rows(c), as_rows(scale(a, factor=factor)), b).reshape(c.shape)
+    y = buffers.empty(c.shape, c.dtype)
+    copy_into(y, c)
+    run_all(product_tasks(as_rows(scale(a, factor=factor)), b, as_rows(y), accumulate=True))
+    return y
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy @ b', db = factor a' @ dy."""
+    rows, scaled = as_rows(dy), as_rows(scale(a, factor=factor))
+    da, db = np.empty(a.shape, dy.dtype), np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, b.T, as_rows(da), paired=True),
+        product_tasks(scaled.T, rows, db, paired=True),
+    )
+    return dy, scale(da, factor=factor), db
+
+
+replace("addmm", addmm, addmm_backward)
 
 
 def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
@@ -4930,6 +5089,7 @@ from . import buffers, slices, threads
 Call = Callable[[], object]
 
 WIDTH = 64
+NARROWEST = 4  # columns; kernels for widths that are no multiple of it do not treat all rows alike
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
@@ -4938,6 +5098,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -4950,12 +5111,17 @@ class Panels:
         self.data, self.shape, self.dtype = data, shape, data.dtype
 
     @classmethod
-    def of(cls, w: np.ndarray) -> "Panels":
+    def of(cls, w: np.ndarray, width: int = WIDTH) -> "Panels":
         """The panels of w [K, N]."""
-        data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
+        data = np.zeros(stored_shape(w.shape, width), w.dtype)
+        for rows, panel in zip(slices.pieces(w.shape[1], width), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
+
+    @property
+    def width(self) -> int:
+        """Columns of all panels, those beyond the weights' included."""
+        return self.data.shape[0] * self.data.shape[2]
 
     @property
     def ndim(self) -> int:
@@ -4979,9 +5145,9 @@ class Table(Panels):
     __slots__ = ()
 
     @classmethod
-    def of(cls, table: np.ndarray) -> "Table":
+    def of(cls, table: np.ndarray, width: int = WIDTH) -> "Table":
         """The panels of a table [V, D]."""
-        return cls(Panels.of(table.T).data, table.shape)
+        return cls(Panels.of(table.T, width).data, table.shape)
 
     @property
     def T(self) -> Panels:
@@ -4998,10 +5164,15 @@ class Table(Panels):
         return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
 
 
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def stored_shape(shape: tuple[int, ...], width: int = WIDTH) -> tuple[int, int, int]:
     """Shape of the panels of weights [K, N]."""
     k, n = shape
-    return -(-n // WIDTH), k, WIDTH
+    return -(-n // width), k, width
+
+
+def narrow_width(n: int) -> int:
+    """Width of the panels of weights that have only n columns: not more than they need."""
+    return min(WIDTH, -(-n // NARROWEST) * NARROWEST)
 
 
 def room(m: int) -> int:
@@ -5012,17 +5183,34 @@ def room(m: int) -> int:
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
     m, n = len(x), w.shape[1]
-    if len(x) < room(m):
-        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    x = _with_room(x)
+    out = buffers.empty((len(x), w.width), x.dtype)
     bind(x, w, out, bias)()
     return out[:m, :n]
+
+
+def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
+    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
+    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+
+    def some(rows: slice) -> None:
+        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
+        product = buffers.scratch("added", (len(left), w.width), x.dtype)
+        bind(left, w, product)()
+        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+
+    threads.for_rows(len(c), ADDED_ROWS, some)
+    return out
+
+
+def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
+    return x if len(x) == room(len(x)) else np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
 
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
 ) -> Call:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, w.width].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
@@ -5102,19 +5290,51 @@ def _columns(panels: slice) -> slice:
 
 def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
-    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    count, _, width = panels.shape
+    stack = _in_parts(panels, len(terms))
+    return [partial(np.matmul, rows, stack, out=results) for rows, results in _row_groups(x, terms, count, width)]
+
+
+def _in_parts(panels: np.ndarray, parts: int) -> np.ndarray:  # [P, K, w] -> [parts, P, 1, K / parts, w]
+    count, _, width = panels.shape
+    return panels.reshape(count, parts, 1, -1, width).swapaxes(0, 1)
+
+
+def _row_groups(
+    x: np.ndarray, terms: np.ndarray, count: int, width: int
+) -> list[tuple[np.ndarray, np.ndarray]]:  # of [parts, 1, G, rows, K / parts], [parts, P, G, rows, w]
+    """x [m, K] and terms [parts, m, P w] in groups of ROWS rows, as many as there are; and what remains as one more."""
+    m, parts = len(x), len(terms)
     x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Call] = []
-    if whole:
-        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
-        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
-    if m > whole:
-        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
-    return calls
+    return [
+        (
+            x[some].reshape(-1, rows, *x.shape[1:]).transpose(2, 0, 1, 3)[:, None],
+            terms[:, some].reshape(parts, -1, rows, count, width).transpose(0, 3, 1, 2, 4),
+        )
+        for some, rows in ((slice(0, whole), ROWS), (slice(whole, m), m - whole))
+        if some.stop > some.start
+    ]
+
+
+def bind_late(x: np.ndarray, out: np.ndarray, like: Panels) -> Callable[[Panels], None]:
+    """A call that sets out[:, :N] = x @ w, for whatever x [room, K], a few rows, then holds and whatever w [K, N] it is given.
+
+    `like` is one such w.
+    """
+    count, k, width = like.data.shape
+    parts = _parts(k)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    groups = _row_groups(x, terms, count, width)
+
+    def call(w: Panels) -> None:
+        stack = _in_parts(w.data, parts)
+        for rows, results in groups:
+            np.matmul(rows, stack, out=results)
+        if parts > 1:
+            np.add.reduce(terms, axis=0, out=out)
+
+    return call
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:
@@ -5144,10 +5364,21 @@ def are_usable(depths: Sequence[int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _is_usable(k: int) -> bool:
+def keep_rows_alone(k: int, width: int) -> bool:
+    """Whether panels of weights of this depth, and of this width each, give a row the same bits in any company."""
+    x, w = _trial(k // _parts(k), width)
+    panels = Panels.of(w, width)
+    return _rows_are_alone(lambda x: product(x, panels), x)
+
+
+def _trial(k: int, n: int) -> tuple[np.ndarray, np.ndarray]:  # [2 ROWS, k], [k, n]
     random = np.random.Generator(np.random.Philox(1))
-    x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    return random.standard_normal((2 * ROWS, k), np.float32), random.standard_normal((k, n), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _is_usable(k: int) -> bool:
+    x, w = _trial(k, 8 * WIDTH)
     panels = Panels.of(w)
     if not _rows_are_alone(lambda x: product(x, panels), x):
         return False
@@ -5188,6 +5419,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.prepared', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
 
 A `PreparedPass` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+What an adapter has of its own is looked up in every pass: one plan serves all adapters of a base that have the same form.
 """
 
 import weakref
@@ -5206,10 +5438,12 @@ from .activations import gelu_into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
-from .products import product_tasks
+from .products import product, product_tasks
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
+MOST_PREPARED = (
+    256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
+)
 
 Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
 
@@ -5230,6 +5464,13 @@ class _Product(NamedTuple):
     b: np.ndarray
 
 
+class _Own(NamedTuple):
+    """In the place of a tensor of an adapter: that of its name, which another adapter has as well, `like` this one."""
+
+    name: str
+    like: Panels | np.ndarray
+
+
 class PreparedPass:
     """The blocks of a model and ln_f, for passes over m rows."""
 
@@ -5237,21 +5478,22 @@ class PreparedPass:
         self._m = m
         self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
-        self._attention = _Attention()
+        self._given = _Given()
         x = self._new(config.d_model)
         self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, gpt2.Pass(attend=self._bind_attention)).data
+        known = {**params, **{name: _Own(name, params[name]) for name in config.adapter_shapes()}}
+        self._y = gpt2.blocks(self, known, x, config, gpt2.Pass(attend=self._bind_attention)).data
         self._bind_products(params["wte"])
 
-    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+    def __call__(self, params: DecoderWeights, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
         self._x[...] = x
-        self._attention.attend = attend
+        self._given.params, self._given.attend = params, attend
         try:
             for call in self._calls:
                 call()
         finally:
-            del self._attention.attend
+            del self._given.params, self._given.attend
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
@@ -5276,6 +5518,31 @@ class PreparedPass:
             self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
         return y
 
+    def _matmul(self, x: Rows, a: _Own) -> Rows:
+        y = self._new(a.like.shape[1])
+        if isinstance(a.like, Panels):
+            self._multiply_in_panels(x, a.name, a.like, y)
+        else:
+            self._calls.append(partial(self._given.multiply, partial(product, x.data, out=y.data), a.name))
+        return y
+
+    def _addmm(self, c: Rows, a: Rows, b: _Own, *, factor: float) -> Rows:
+        scaled, y = self._new(a.data.shape[1]), self._new(c.data.shape[1])
+        self._calls.append(partial(np.multiply, a.data, FLOAT32.type(factor), out=scaled.data))
+        if isinstance(b.like, Panels):
+            self._multiply_in_panels(scaled, b.name, b.like, y)
+            self._calls.append(partial(np.add, y.data, c.data, out=y.data))
+        else:
+            self._calls.append(partial(np.copyto, y.data, c.data))
+            self._calls.append(
+                partial(self._given.multiply, partial(product, scaled.data, out=y.data, accumulate=True), b.name)
+            )
+        return y
+
+    def _multiply_in_panels(self, x: Rows, name: str, like: Panels, y: Rows) -> None:
+        times = panels.bind_late(x.buffer[:, : like.shape[0]], y.buffer[:, : like.width], like)
+        self._calls.append(partial(self._given.multiply, times, name))
+
     def _bind_products(self, wte: np.ndarray | Table) -> None:
         """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
         following = wte.T if isinstance(wte, Table) else None
@@ -5297,7 +5564,7 @@ class PreparedPass:
 
     def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
         y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data))
         return y
 
     def _new(self, n: int) -> Rows:
@@ -5314,23 +5581,30 @@ class PreparedPass:
         return value
 
 
-class _Attention:
-    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+class _Given:
+    """What a pass is given for attention, and of an adapter; apart from the plan, which would otherwise hold itself, and the
+    weights, in memory."""
 
-    attend: Attend  # there during a pass
+    params: DecoderWeights  # there during a pass
+    attend: Attend
 
-    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        """Attention of a layer."""
         host.check_interrupts()
         self.attend(layer, qkv, out)
 
+    def multiply(self, times: Callable[[Any], object], name: str) -> None:
+        """A product with a tensor of the adapter."""
+        times(self.params[name])
+
 
 def prepared_pass(params: DecoderWeights, config: GPT2Config, m: int) -> PreparedPass:
-    """The model's plan for m rows; it stays with the weights."""
-    found = params.prepared.get(m)
+    """The model's plan for m rows; it stays with the weights, those of a base where this is an adapter."""
+    found = params.prepared.get((m, config.adapter))
     if found is None:
-        if sum(params.prepared) + m > MOST_PREPARED:
+        if sum(rows for rows, _ in params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
-        found = params.prepared[m] = PreparedPass(params, config, m)
+        found = params.prepared[m, config.adapter] = PreparedPass(params, config, m)
     return found
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
@@ -5340,6 +5614,7 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -5354,11 +5629,11 @@ LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a 
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: Any) -> np.ndarray:
     """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
     if out is None:
         out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    run_all(product_tasks(a, b, out, **options))
     return out
 
 
@@ -6029,7 +6304,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
-FIELDS = tuple(field.name for field in fields(GPT2Config))
+FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -6167,19 +6442,21 @@ class Checkpoint:
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
-        """Refuse (22000) a file that has not exactly the tensors of `config`, each in its shape; the error names the tensor."""
-        expected = config.param_shapes()
+        """Refuse (22000) a file that has not exactly the tensors of `config`, of an adapter its own, each in its shape; the error
+        names the tensor."""
+        expected = config.trained_shapes()
         for name, shape in expected.items():
             if name not in self._names:
+                what = "A model" if config.adapter is None else "An adapter"
                 raise InconsistentData(
                     f"tensor {name} is missing from the file",
-                    hint=f"A model with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
                 )
             self._check_shape(name, shape)
-        if LM_HEAD in self._names:
+        if LM_HEAD in self._names and "wte" in expected:
             self._check_shape(LM_HEAD, expected["wte"])
         for name in self._names:
-            if name not in expected and name != LM_HEAD:
+            if name not in expected and (name != LM_HEAD or config.adapter is not None):
                 raise InconsistentData(
                     f"tensor {name} in the file is not part of this model",
                     hint="Compare n_layer in llm_model_config with the file.",
@@ -7636,6 +7913,7 @@ class Scores(NamedTuple):
     logprobs: np.ndarray
     tokens: np.ndarray  # how many each has
     normalized: np.ndarray
+    per_character: np.ndarray  # log-probability of a character: what acc_norm of lm-evaluation-harness compares
     cut: int  # tokens of the prompt's beginning that the window had no room for, before the longest of them
 
     def best(self) -> int:
@@ -7692,6 +7970,8 @@ class Choices:
         self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         self.sizes = np.array(sizes, np.int64)  # in bytes
+        self.characters = np.array([len(text) for text in self.texts], np.int64)
+        self.priors: dict[str, np.ndarray] = {}  # log-probabilities at the beginning of a text, after blanks
         host.require_memory(BYTES_A_TEXT * len(sizes) + BYTES_A_BYTE * sum(sizes), f"{len(sizes)} choices")
         self._tokenizer, self._config, self._model, self._start = tokenizer, config, model, start
         self._ending: tuple[str, str] | None = None
@@ -7769,7 +8049,8 @@ class Choices:
 class Chooser:
     """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
 
-    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices, normalize: str) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices | None, normalize: str) -> None:
+        """`choices`: those of all prompts; None where each prompt comes with its own."""
         if normalize not in NORMALIZATIONS:
             raise InvalidParameter(
                 f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
@@ -7777,9 +8058,8 @@ class Chooser:
                 " that choices have at the beginning of a text.",
             )
         self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
-        self._priors: dict[str, np.ndarray] = {}  # by blanks
-        if normalize == "prior":
-            self._prior("")
+        if normalize == "prior" and choices is not None:
+            self._prior(choices, "")
 
     def choose(self, prompt: str) -> Scores:
         """The scores after one prompt."""
@@ -7792,47 +8072,53 @@ class Chooser:
     ) -> Iterator[tuple[Key, Scores | None]]:
         """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
         to `refused` with its error, and gets None; without `refused` the error is raised."""
+        return self.choose_each_among(((key, prompt, self._choices) for key, prompt in prompts), refused)
+
+    def choose_each_among(
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None = None
+    ) -> Iterator[tuple[Key, Scores | None]]:
+        """The same where each prompt comes with its choices; None where they are."""
         slots = Slots(self._params, self.config)
-        for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
-            yield key, self._scores(prompt, asked, found) if asked is not None else None
+        for (key, prompt, choices, asked), found in slots.answers(self._asked(prompts, refused)):
+            yield key, None if asked is None or choices is None else self._scores(prompt, choices, asked, found)
         slots.give()
 
     def _asked(
-        self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None
-    ) -> Iterator[tuple[tuple[Key, str, Asked | None], list[Question]]]:
-        for key, prompt in prompts:
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None
+    ) -> Iterator[tuple[tuple[Key, str, Choices | None, Asked | None], list[Question]]]:
+        for key, prompt, choices in prompts:
             asked = None
             try:
-                asked = None if prompt is None else self._choices.asked(prompt)
+                asked = None if prompt is None or choices is None else choices.asked(prompt)
             except InvalidParameter as error:
                 if refused is None:
                     raise
                 refused(key, error)
-            yield (key, prompt or "", asked), [] if asked is None else asked.questions
+            yield (key, prompt or "", choices, asked), [] if asked is None else asked.questions
 
-    def _scores(self, prompt: str, asked: Asked, found: list[np.ndarray]) -> Scores:
+    def _scores(self, prompt: str, choices: Choices, asked: Asked, found: list[np.ndarray]) -> Scores:
         """Log-probabilities beside what is made of them."""
-        logprobs = np.empty(len(self._choices))
+        logprobs = np.empty(len(choices))
         for numbers, some in zip(asked.numbers, found):
             logprobs[numbers] = some
         values = logprobs
         if self._normalize == "tokens":
             values = logprobs / asked.counts
         elif self._normalize == "bytes":
-            values = logprobs / self._choices.sizes
+            values = logprobs / choices.sizes
         elif self._normalize == "prior":
-            values = logprobs - self._prior(prompt)
-        return Scores(logprobs, asked.counts, values, asked.cut)
+            values = logprobs - self._prior(choices, prompt)
+        return Scores(logprobs, asked.counts, values, logprobs / choices.characters, asked.cut)
 
-    def _prior(self, prompt: str) -> np.ndarray:
+    def _prior(self, choices: Choices, prompt: str) -> np.ndarray:
         """Log-probabilities of the choices at the beginning of a text."""
         blanks = prompt[len(prompt.rstrip()) :]
-        if blanks not in self._priors:
-            if len(self._priors) >= MOST_PRIORS:
-                self._priors.clear()
-            question = self._choices.unconditional(blanks)
-            (self._priors[blanks],) = Slots(self._params, self.config).answer([question])
-        return self._priors[blanks]
+        if blanks not in choices.priors:
+            if len(choices.priors) >= MOST_PRIORS:
+                choices.priors.clear()
+            question = choices.unconditional(blanks)
+            (choices.priors[blanks],) = Slots(self._params, self.config).answer([question])
+        return choices.priors[blanks]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints', $pg_gpt2_source$"""What a text must look like: grammars, and the tokens that keep a text within one."""
 $pg_gpt2_source$);
@@ -10047,7 +10333,6 @@ from ..fast import buffers, prepared, slices, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from ..fast.layout import DecoderWeights
 from ..fast.ops import lookup
-from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
@@ -10287,7 +10572,7 @@ def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence
 
 def is_exact(params: DecoderWeights) -> bool:
     """Whether a row's results have the same bits whatever rows share its pass."""
-    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+    return params.exact
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
@@ -10307,7 +10592,7 @@ def _hidden(
     if ids.size <= prepared.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return prepared.prepared_pass(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
+        return prepared.prepared_pass(params, config, ids.size)(params, x.reshape(ids.size, -1), attend)[wanted]
 
     count = len(np.arange(ids.size)[wanted])
 
@@ -11008,7 +11293,8 @@ def states(
         ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
         x = gpt2.embed(run, params, ids, position=places)
         for i in range(depth):
-            x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i, how=how)
+            p = gpt2.layer_params(params, i, config.adapter)
+            x = gpt2.block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=how)
         if depth == config.n_layer:
             x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
         return as_rows(x)
@@ -12469,6 +12755,69 @@ def _checked(stops: Sequence[str]) -> Sequence[str]:
         )
     return stops
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.tally', $pg_gpt2_source$"""How often the choices of a model are the answers that were expected, and which it takes for which.
+
+Accuracies are those of lm-evaluation-harness for a task of multiple choice: acc, or what stands in its place where something else
+is compared, and acc_norm. What has no result, and an answer that is none of the choices, is not right.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from .. import host
+from .choosing import Scores
+
+BYTES_A_PAIR, BYTES_A_CHARACTER = 400, 4  # of memory, at most, for an answer and what was chosen in its place
+FIRST_ASKED = 1 << 20  # bytes: for less, memory is not asked for
+
+
+class Tally:
+    """Counts of answers that were expected and texts that were chosen."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._right = self._right_by_character = 0
+        self._pairs: Counter[tuple[str, str | None]] = Counter()
+        self._held, self._asked = 0, FIRST_ASKED
+
+    def add(self, expected: str, texts: Sequence[str | None], scores: Scores | None) -> None:
+        """An answer, what there was to choose from, and its scores; None where there are none."""
+        self.n += 1
+        chosen = None
+        if scores is not None:
+            chosen = texts[scores.best()]
+            self._right += chosen == expected
+            self._right_by_character += texts[int(scores.per_character.argmax())] == expected
+        pair = expected, chosen
+        if pair not in self._pairs:
+            self._hold(BYTES_A_PAIR + BYTES_A_CHARACTER * sum(len(text or "") for text in pair))
+        self._pairs[pair] += 1
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of answers that were chosen; None of none."""
+        return self._right / self.n if self.n else None
+
+    @property
+    def accuracy_by_character(self) -> float | None:
+        """The same where log-probabilities of a character are compared."""
+        return self._right_by_character / self.n if self.n else None
+
+    def confusion(self) -> Iterator[tuple[str, str | None, int]]:
+        """(expected, chosen, n), in order; chosen is None, and last, where there was no result."""
+        for (expected, chosen), n in sorted(self._pairs.items(), key=lambda item: (item[0][0], _last(item[0][1]))):
+            yield expected, chosen, n
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._asked:
+            self._asked = 2 * self._held
+            host.require_memory(self._asked, f"{len(self._pairs):,} pairs of expected and chosen")
+
+
+def _last(text: str | None) -> tuple[bool, str]:
+    return text is None, text or ""
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
 The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
@@ -12506,6 +12855,7 @@ class Tracer:
     def __init__(self, params: Params, n_head: int) -> None:
         self.steps: list[Step] = []
         self._names = {id(array): name for name, array in params.items()}
+        self._known = frozenset(params)
         self._n_head = n_head
         self._layer: int | None = None
 
@@ -12522,8 +12872,9 @@ class Tracer:
             self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
         if name == "causal_attention":
             self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
-        self._keep(name, self._name(name, parameter), y)
-        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
+        short = self._name(name, parameter)
+        self._keep(name, short, y)
+        if short == "attn.c_attn":
             for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
                 self._keep("slice", f"attn.{part}", heads[0])
         return y
@@ -12533,12 +12884,19 @@ class Tracer:
         if op == "lm_head":
             return "logits"
         if parameter is not None:
-            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
+            return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
             return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
+
+    def _name_by(self, parameter: str) -> str:
+        """That of the layer, for its result; with an adapter the terms of that have names of their own, as in PEFT."""
+        layer, _, part = parameter.rpartition(".")
+        if part == "weight" and f"{layer}.lora_A" in self._known:
+            return f"{layer}.base_layer"
+        return layer if part in ("weight", "lora_B") else parameter
 
     def _keep(self, op: str, name: str, data: np.ndarray) -> None:
         full = name if self._layer is None else f"h.{self._layer}.{name}"
@@ -12917,6 +13275,11 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> None:
     _check_broadcast("matmul", "leading dimensions broadcast", a.shape, b.shape, matrix=2)
 
 
+def _addmm(c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0) -> None:
+    if b.ndim != 2 or not a.ndim or a.shape[-1] != b.shape[0] or c.shape != (*a.shape[:-1], b.shape[1]):
+        raise misfit("addmm", "c is [.., n], a is [.., k], b is [k, n]", c=c.shape, a=a.shape, b=b.shape)
+
+
 def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
     if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
         raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
@@ -13047,6 +13410,7 @@ def _reduction(op: str) -> Any:
 check("add", _binary("add"))
 check("mul", _binary("mul"))
 check("matmul", _matmul)
+check("addmm", _addmm)
 check("linear", _linear)
 check("mlp", _mlp)
 check("lm_head", _lm_head)
@@ -13376,6 +13740,60 @@ def __getattr__(name: str) -> ModuleType:
         raise AttributeError(name)
     return importlib.import_module(f"{__name__}.{name}")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.adapters', $pg_gpt2_source$"""llm_adapter_create, llm_adapter_merge: arguments from SQL, checked."""
+
+from dataclasses import replace
+from math import prod
+
+from ...core import gpt2
+from ...core.config import Adapter
+from ...errors import WrongState, require
+from .. import resources, vocabularies
+from ..entry import entry
+from ..storage import adapters, store, weights
+
+
+@entry
+def create(model: str, base: str, r: int, alpha: float, targets: list[str], dropout_p: float, seed: int) -> None:
+    """A new adapter, which at first computes what its base does."""
+    store.require_name(model)
+    require(base=base, r=r, alpha=alpha, targets=targets, dropout_p=dropout_p, seed=seed)
+    adapter = Adapter(r, alpha, tuple(targets), dropout_p)
+    adapters.require_base(base)
+    store.lock(base, model)
+    config = replace(adapters.require_base(base), adapter=adapter)  # as it is now that nobody can change it
+    adapters.require_new(model)
+    vocabularies.require_none(model)
+    largest = max(4 * prod(shape) for shape in config.adapter_shapes().values())
+    resources.require_memory(largest + store.writing_bytes(4 * config.n_trained()), f'making adapter "{model}"')
+    adapters.register(model, base, config, seed)
+    adapters.insert(model, gpt2.init_adapter(config, seed))
+    resources.release_memory()
+
+
+@entry
+def merge(model: str, target: str) -> None:
+    """An ordinary model of an adapter and its base."""
+    require(model=model)
+    store.require_name(target, "target")
+    base = adapters.base_of(model)
+    if base is None:
+        store.config(model)
+        raise WrongState(
+            f'"{model}" is no adapter, and so there is nothing to merge', hint="llm_copy_model copies a model."
+        )
+    store.lock(target)
+    store.require_no_weights(target)
+    loaded = weights.load(model)
+    config = replace(loaded.config, adapter=None)
+    largest = max(4 * prod(shape) for shape in config.param_shapes().values())
+    needed = 2 * largest + store.writing_bytes(4 * config.n_params())
+    resources.require_memory(needed, f'merging "{model}" into "{target}"')
+    store.register(target, config)
+    adapters.insert(target, gpt2.merged(loaded.params, loaded.config))
+    vocabularies.copy(base, target)
+    resources.release_memory()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
 from typing import Any
@@ -13404,9 +13822,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         for used in prefixes.session.usage()
         if used.identity.role == role
     ]
-    rows += [
-        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
-    ]
+    rows += [("weights", m.name, m.version, m.nbytes, m.shared, None, None) for m in weights.cache.models.values()]
     if state := weights.cache.state:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
     known = store.known([model for _, model, *_ in rows])
@@ -13758,7 +14174,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="Leave shape out to take the parameter's.",
         )
     recorder = Recorder(room=1)
-    handle = recorder.leaf(array, True).id
+    handle = recorder.leaf(array, _is_trained(model, name)).id
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
@@ -13767,6 +14183,12 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         *(own_tape(), model, name, token_id, handle),
     )
     return handle
+
+
+def _is_trained(model: str, name: str) -> bool:
+    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
+    config = store.find_config(model)
+    return config is None or config.adapter is None or name in config.adapter_shapes()
 
 
 @entry
@@ -13784,14 +14206,17 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
-    total, turn = 0, 1
-    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+    total, turn, trained = 0, 1, store.trained(store.find_config(model), "$2")
+    while updated := _accumulate(
+        model, trained, turn
+    ):  # a row shared as several tensors gets the gradient of each in its turn
         total, turn = total + updated, turn + 1
     return total
 
 
-def _accumulate(model: str, turn: int) -> int:
-    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
+def _accumulate(model: str, trained: str, turn: int) -> int:
+    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
+    rows."""
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
@@ -13802,7 +14227,7 @@ def _accumulate(model: str, turn: int) -> int:
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
         "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
         " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
         " AND new.turn = $3",
@@ -13899,15 +14324,17 @@ def history(model: str, name: str) -> list[tuple]:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.choosing', $pg_gpt2_source$"""llm_choose and its family: which of several texts follows a prompt, for one prompt or for the rows of a query."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
-from ...generation.choosing import Choices, Chooser, Scores
+from ...errors import InvalidParameter, NullNotAllowed, require
+from ...generation.choosing import SHOWN, Choices, Chooser, Scores
+from ...generation.tally import Tally
 from ...limits import MOST_IDS
 from .. import db, resources, vocabularies
-from ..caller_query import Keyed, keyed_texts, source_texts
+from ..arrays import not_one_dimension
+from ..caller_query import Keyed, Labelled, keyed_texts, labelled, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
@@ -13918,6 +14345,8 @@ TOO_LONG = (  # a NOTICE about one prompt, and about several
     "1 prompt did not fit the {window}-token window together with a choice; its beginning was dropped",
     "{count:,} prompts did not fit the {window}-token window together with a choice; their beginnings were dropped",
 )
+
+WRONG = (" and counts as wrong", " and count as wrong")
 
 Texts = list[str | None]
 
@@ -13975,6 +14404,99 @@ def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator
     report.tell(chooser.config.n_positions)
 
 
+class _Row(NamedTuple):
+    """A row of the source of an evaluation, by its number from 1."""
+
+    number: int
+    answer: str
+    texts: Texts
+
+
+@entry
+def evaluate_choices(
+    source: str, choices: Texts | None, normalize: str, model_name: str | None, source_path: str
+) -> list[tuple[float | None, float | None, int, list[tuple[str, str | None, int]]]]:
+    """One row (accuracy, accuracy_norm, n, confusion)."""
+    require(source=source, normalize=normalize, source_path=source_path)
+    model = weights.load(model_name)
+    evaluation = _Evaluation(_encoder(model), choices or None)
+    chooser = Chooser(model.decoder_weights, model.config, evaluation.choices, normalize)
+    tally = evaluation.made(chooser, labelled(source, source_path, with_choices=not choices))
+    return [(tally.accuracy, tally.accuracy_by_character, tally.n, list(tally.confusion()))]
+
+
+class _Evaluation:
+    """Prompts with the answers that are expected, put to a model. `texts`: the choices of rows that have none of their own."""
+
+    def __init__(self, encode: Callable[[Texts], Choices], texts: Texts | None) -> None:
+        self._encode, self._texts = encode, texts
+        self.choices = encode(texts) if texts else None
+        self._own: tuple[Texts, Choices] | None = None  # of the row before, since rows often have the same
+        self._report = Report(TOO_LONG, "row", WRONG)
+        self._null = self._foreign = 0
+        self._first_foreign = ""
+
+    def made(self, chooser: Chooser, rows: Iterator[Labelled]) -> Tally:
+        """Its counts; NOTICEs say what is not as it was given."""
+        tally, progress = Tally(), host.Progress("evaluating", "rows")
+        for row, scores in chooser.choose_each_among(self._asked(rows), self._refused):
+            tally.add(row.answer, row.texts, scores)
+            self._report.cut += scores is not None and scores.cut > 0
+            progress.at(tally.n)
+        self._tell(chooser.config.n_positions)
+        return tally
+
+    def _asked(self, rows: Iterator[Labelled]) -> Iterator[tuple[_Row, str | None, Choices | None]]:
+        for number, (prompt, answer, own) in enumerate(rows, 1):
+            texts = self._texts if not own and self._texts else own
+            if prompt is None or answer is None or texts is None:
+                self._null += 1
+                host.check_interrupts()
+                continue
+            row = _Row(number, answer, texts)
+            try:
+                choices = self._choices(texts)
+            except (InvalidParameter, NullNotAllowed) as error:
+                self._refused(row, error)
+                choices = None
+            else:
+                self._compare(row)
+            yield row, prompt, choices
+
+    def _choices(self, texts: Texts) -> Choices | None:
+        if texts is self._texts:
+            return self.choices
+        if self._own is None or self._own[0] != texts:
+            if not texts:
+                raise InvalidParameter("it has no choices", hint="Give it some, or the parameter choices.")
+            if isinstance(texts[0], list):
+                raise not_one_dimension("choices")
+            self._own = texts, self._encode(texts)
+        return self._own[1]
+
+    def _refused(self, row: _Row, error: InvalidParameter | NullNotAllowed) -> None:
+        self._report.failed(str(row.number), error)
+
+    def _compare(self, row: _Row) -> None:
+        """Note an answer that cannot be chosen."""
+        if row.answer not in row.texts:
+            self._foreign += 1
+            shown = row.answer if len(row.answer) <= SHOWN else f"{row.answer[:SHOWN]}..."
+            self._first_foreign = self._first_foreign or f"row {row.number}: '{shown}'"
+
+    def _tell(self, window: int) -> None:
+        if self._null:
+            db.notice(f"skipped {'1 row' if self._null == 1 else f'{self._null:,} rows'} with a NULL")
+        if self._foreign == 1:
+            db.notice(f"the answer of 1 row is none of its choices and counts as wrong ({self._first_foreign})")
+        elif self._foreign:
+            db.notice(
+                f"the answers of {self._foreign:,} rows are none of their choices and count as wrong; first:"
+                f" {self._first_foreign}"
+            )
+        self._report.tell(window)
+
+
 def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:
     """The scores of the choices after one prompt; a NOTICE where that is too long for the window."""
     scores = _chooser(choices, normalize, model_name).choose(prompt)
@@ -13986,13 +14508,17 @@ def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None)
 def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
     require(normalize=normalize)
     model = weights.load(model_name)
+    return Chooser(model.decoder_weights, model.config, _encoder(model)(choices), normalize)
+
+
+def _encoder(model: weights.Model) -> Callable[[Texts], Choices]:
+    """What makes choices of texts: tokens of the model's vocabulary."""
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
         return end_of_text(model, tokenizer, what)
 
-    found = Choices(choices, tokenizer, model.config, model.name, start)
-    return Chooser(model.decoder_weights, model.config, found, normalize)
+    return lambda texts: Choices(texts, tokenizer, model.config, model.name, start)
 
 
 def _ranked(choices: Texts, scores: Scores) -> Iterator[tuple[int, str | None, float, float, int]]:
@@ -14705,9 +15231,9 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
-from .. import db, resources
+from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import checkpoints, sharing, store, weights
+from ..storage import adapters, checkpoints, sharing, store, weights
 from ..training import audit
 
 END_OF_TEXT = "<|endoftext|>"
@@ -14794,35 +15320,27 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    store.lock(target)
-    store.require_no_weights(target)
+    base = adapters.base_of(source)
+    if base is None:
+        store.lock(target)
+        store.require_no_weights(target)
+    else:
+        store.lock(base, target)
+        adapters.require_new(target)
+        adapters.register(target, base, config)
     if saved is not None:
         checkpoints.restore(saved, target)
     else:
         store.register(target, config)
         db.run(
             "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.trained(config)} AS p",
             ["text", "text"],
             source,
             target,
         )
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
-        ["text", "text"],
-        source,
-        target,
-    )
+    if base is None:
+        vocabularies.copy(source, target)
 
 
 TABLES = (
@@ -14836,9 +15354,11 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     store.lock(model)
+    adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
-    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    dropped = adapters.forget(model)
+    dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
@@ -15042,7 +15562,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
+from ...errors import InvalidParameter, NullNotAllowed, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
@@ -15075,24 +15595,26 @@ class Row(NamedTuple):
 
 class Report:
     """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
-    words `about_cut` for one and for several."""
+    words `about_cut` for one and for several. `called`: what rows go by; `so`: what follows for those without a result."""
 
-    def __init__(self, about_cut: tuple[str, str] = LONGER) -> None:
+    def __init__(
+        self, about_cut: tuple[str, str] = LONGER, called: str = "key", so: tuple[str, str] = ("", "")
+    ) -> None:
         self.cut = 0
-        self._about_cut = about_cut
+        self._about_cut, self._called, self._so = about_cut, called, so
         self._failed, self._first = 0, ""
 
-    def failed(self, key: str | None, error: InvalidParameter) -> None:
+    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
-        self._first = self._first or f"key {'NULL' if key is None else key}: {error.message}"
+        self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
 
     def tell(self, window: int) -> None:
         """NOTICEs, where there is something to tell."""
         if self._failed == 1:
-            db.notice(f"1 row has no result ({self._first})")
+            db.notice(f"1 row has no result{self._so[0]} ({self._first})")
         elif self._failed:
-            db.notice(f"{self._failed:,} rows have no result; first: {self._first}")
+            db.notice(f"{self._failed:,} rows have no result{self._so[1]}; first: {self._first}")
         if self.cut:
             db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
@@ -15629,9 +16151,10 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
     for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
-    drop = None
-    if train and dropout_p:  # the masks of the model's next step
-        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
+    drop, adapter = None, loaded.config.adapter
+    if train and (dropout_p or (adapter and adapter.dropout_p)):  # the masks of the model's next step
+        step = store.last_step(loaded.name, loaded.config) + 1
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, step)
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
 
@@ -15759,7 +16282,6 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.transfer', $pg
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -15784,7 +16306,7 @@ from ...formats import (
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
-from ..storage import server_files, sharing, store
+from ..storage import adapters, server_files, sharing, store
 
 
 @entry
@@ -15830,13 +16352,15 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
             store.require_no_weights(model)
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-            sharing.forget(model)
-        store.register(model, config)
+            sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        if config.adapter is None:
+            store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
-        return len(config.param_shapes())
+        adapters.follow(model)
+        return len(config.trained_shapes())
 
 
 def _configuration(
@@ -15852,7 +16376,7 @@ def _configuration(
         )
     said = checkpoint.said()
     if beside is not None:
-        config = agreed(model, config, asdict(beside), "config.json")
+        config = agreed(model, config, beside.to_json(), "config.json")
     elif "n_head" not in said:
         host.notice(
             f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
@@ -15866,7 +16390,7 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
 
     def fill(file: BinaryIO) -> None:
         for chunk in _safetensors(config, stored):
@@ -15881,7 +16405,7 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
@@ -15889,7 +16413,7 @@ def export_npz_file(path: str, model: str) -> int:
 def export_safetensors(model: str) -> Iterator[bytes]:
     """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
     config = store.config(model)
-    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
+    return _safetensors(config, _Stored(model, config, _one_by_one(model, config)))
 
 
 def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
@@ -15901,14 +16425,14 @@ def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
 IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
 
-def _through_cursor(model: str) -> Iterator[db.Row]:
+def _through_cursor(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
-    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model)
 
 
-def _one_by_one(model: str) -> Iterator[db.Row]:
+def _one_by_one(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """The same by a query each, for the rows of a set, between which no cursor may be open."""
-    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+    for key in db.query(f"SELECT name, token_id FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model):
         row = db.row(
             f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
             ["text", "text", "int4"],
@@ -15919,11 +16443,11 @@ def _one_by_one(model: str) -> Iterator[db.Row]:
 
 
 class _Stored:
-    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+    """The stored tensors of a model, of an adapter its own, read once in the order of their names, from rows of one snapshot."""
 
     def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
-        self.shapes = dict(sorted(config.param_shapes().items()))
-        self._model = model
+        self.shapes = dict(sorted(config.trained_shapes().items()))
+        self._model, self._config = model, config
         self._check()
         self._tensors = groupby(rows, lambda row: row["name"])
 
@@ -15936,7 +16460,7 @@ class _Stored:
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(
                 "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
-                f" FROM {store.resolved()} AS p GROUP BY name",
+                f" FROM {store.trained(self._config)} AS p GROUP BY name",
                 ["text"],
                 self._model,
             )
@@ -16079,7 +16603,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16094,9 +16618,15 @@ FIRST, MOST = 16, 256  # rows at a time
 TEXTS = "SELECT body FROM documents"
 KEYED = "SELECT id, body FROM documents"
 PAIRS = "SELECT question, answer FROM faq"
+LABELLED = "SELECT body, topic FROM labelled"
+WITH_CHOICES = "SELECT question, answer, choices FROM quiz"
 
 Keyed = tuple[str | None, str | None]  # key and text of a row
 Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and weight of a row
+Labelled = tuple[str | None, str | None, list[str | None] | None]  # prompt, answer and choices of a row
+Kinds = dict[str, str | None]  # what columns are called, and the category of their types; None: any
+TEXT = "pg_catalog.text"
+KINDS = {"S": "a text", "N": "a number", "A": "an array of texts"}
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -16143,7 +16673,9 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
     _require_key_and_text(columns)
-    declaration = f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
+    declaration = (
+        f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, {'key': TEXT, 'text': TEXT})}"
+    )
     with _search_path(search_path), _only_reading(KEYED):
         plpy.execute(declaration)
     return _rows_of(name, search_path)
@@ -16154,18 +16686,43 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
 
     Without a third column all weights are 1. Columns go by their places: expressions without a name are all called ?column?.
     """
+    kinds: Kinds = {"prompt": "S", "completion": "S", "weight": "N"}
+    for row in _rows_of_columns(source, search_path, kinds, PAIRS):
+        yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+
+
+def labelled(source: str, search_path: str, with_choices: bool) -> Iterator[Labelled]:
+    """(prompt, answer, choices) of each row of a caller's query of three columns, or unless `with_choices` two, as
+    `weighted_pairs` reads one.
+
+    The answer is of any type, and comes as a text. Without a third column choices are None.
+    """
+    kinds: Kinds = {"prompt": "S", "answer": None, "choices": "A"}
+    example, least = (WITH_CHOICES, 3) if with_choices else (LABELLED, 2)
+    for row in _rows_of_columns(source, search_path, kinds, example, least):
+        yield row["prompt"], row["answer"], row.get("choices")
+
+
+def _rows_of_columns(
+    source: str, search_path: str, kinds: Kinds, example: str, least: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Rows of a query whose columns, all or the `least` first of them, are of these kinds, by these names.
+
+    Arrays come as lists of texts, all else as texts.
+    """
     with _search_path(search_path):
-        rows, columns = _open(source, PAIRS)
+        rows, columns = _open(source, example)
         rows.close()
-    _require_pair(columns)
-    query = _renamed(source, ("prompt", "completion", "weight")[: len(columns)])
+    _require_columns(columns, kinds, example, least)
+    types = {
+        name: db.qualified("llm_texts") if kind == "A" else TEXT for name, kind in [*kinds.items()][: len(columns)]
+    }
     with _search_path(search_path):
-        with _only_reading(PAIRS):
-            rows = db.open_cursor(query)
+        with _only_reading(example):
+            rows = db.open_cursor(_renamed(source, types))
         batch = rows.fetch(100)
     while batch.nrows():
-        for row in batch:
-            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        yield from batch
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
@@ -16182,12 +16739,12 @@ def _number(text: str | None) -> float | None:
         ) from None
 
 
-def _renamed(source: str, names: Sequence[str]) -> str:
-    """A query for what `source` gives, its columns as texts by other names."""
+def _renamed(source: str, types: Mapping[str, str]) -> str:
+    """A query for what `source` gives, its columns by other names and of other types."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
     within = source.rstrip("; \t\r\n")
-    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
+    columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
 
 
 @contextmanager
@@ -16255,20 +16812,23 @@ def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
         )
 
 
-def _require_pair(columns: list[tuple[str, int]]) -> None:
-    """22023 unless there are two columns of a type of texts, or a third of numbers."""
-    names = ", ".join(name for name, _ in columns)
-    if len(columns) not in (2, 3):
+def _require_columns(columns: list[tuple[str, int]], kinds: Kinds, example: str, least: int) -> None:
+    """22023 unless the columns, all or the `least` first, are of these kinds."""
+    *first, last = kinds
+    wanted = f"two columns, {' and '.join(first)}, or a third, {last}"
+    if least == len(kinds):
+        wanted = f"three columns, {', '.join(first)} and {last}"
+    if not least <= len(columns) <= len(kinds):
         raise InvalidParameter(
-            f"source must return two columns, prompt and completion, or a third, weight, not ({names})",
-            hint=f"Example: '{PAIRS}'.",
+            f"source must return {wanted}, not ({', '.join(name for name, _ in columns)})",
+            hint=f"Example: '{example}'{f', or give the parameter {last}' if least == len(kinds) else ''}.",
         )
-    for column, wanted, kind in zip(columns, "SSN", ("a text", "a text", "a number")):
+    for column, kind in zip(columns, kinds.values()):
         category, of_type = _type_of(column)
-        if category != wanted:
+        if kind is not None and kind != category:
             raise InvalidParameter(
-                f"column {column[0]} of source must be {kind}, not of type {of_type}",
-                hint=f"The columns are prompt, completion and perhaps weight. Example: '{PAIRS}'.",
+                f"column {column[0]} of source must be {KINDS[kind]}, not of type {of_type}",
+                hint=f"The columns are {', '.join(first)} and perhaps {last}. Example: '{example}'.",
             )
 
 
@@ -17063,7 +17623,7 @@ from .. import __version__
 from ..errors import InvalidParameter
 from ..fast import blas_library, threads
 from . import db, resources
-from .storage import store, weight_file, weights
+from .storage import reading, store, weight_file, weights
 from .tape import recording
 from .training import audit
 
@@ -17072,7 +17632,15 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
-LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
+LISTING = (
+    "llm_models",
+    "llm_param_resolved",
+    "llm_model_config",
+    "llm_param",
+    "llm_param_share",
+    "llm_adapter",
+    "llm_bpe_vocab",
+)
 SETTINGS: dict[str, Callable[[], object]] = {
     "threads": resources.wanted_threads,
     "fast": resources.wants_fast,
@@ -17186,9 +17754,9 @@ def _database() -> Iterator[Finding]:
         yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
     models = db.query(
-        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
-        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
-        " WHERE n_params > 0 ORDER BY model"
+        "SELECT m.model, base, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models AS m"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v"
+        " ON v.model = coalesce(m.base, m.model) WHERE n_params > 0 ORDER BY m.model"
     )
     if not models:
         hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
@@ -17204,7 +17772,8 @@ def _database() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
-    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    adapts = "" if row["base"] is None else f", adapter of {row['base']}"
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."
     if row["tokenizer_tokens"]:
         hint = (
@@ -17217,7 +17786,9 @@ def _model(row: db.Row) -> Finding:
 def _shared_file(model: str) -> Iterator[Finding]:
     """Whether the file that sessions share is what was written; no row without a file. Large files are verified only here."""
     config = store.find_config(model)
-    file = config and weights.file_of(model, config, weights.version_of(model))
+    if config is None or config.adapter is not None:  # an adapter is mapped as its base is
+        return
+    file = weights.file_of(model, config, reading.version_of(model))
     if file and file.is_there():
         damage = file.damage()
         hint = (
@@ -18222,17 +18793,146 @@ def _who_gives_the_right(message: str) -> str | None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.adapters', $pg_gpt2_source$"""Adapters as rows: which model each adapts, and the sharing by which it uses that model's tensors.
+
+An adapter has a row of llm_model_config, one of llm_adapter, its own tensors in llm_param, and for each block of its base a row
+of llm_param_share. What it is made of in memory is in `weights`; what it computes, in core/gpt2.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from ...core.config import Adapter, GPT2Config
+from ...errors import DuplicateObject, FeatureNotSupported, StillUsed, WrongState
+from .. import db
+from . import store
+
+
+def base_of(model: str) -> str | None:
+    """The model that `model` adapts; None where it is no adapter."""
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    return row["base"] if row else None
+
+
+def refuse(model: str, what: str) -> None:
+    """Refuse (55000) to do `what` with an adapter."""
+    base = base_of(model)
+    if base is not None:
+        raise WrongState(
+            f'"{model}" is an adapter of "{base}" and cannot {what}',
+            hint="Do it with the base, or llm_adapter_merge(model, target) makes an ordinary model of the two.",
+        )
+
+
+def require_base(base: str) -> GPT2Config:
+    """The configuration of a model that can be adapted; 42704 unknown, 0A000 itself an adapter, 55000 without weights."""
+    config = store.config(base)
+    if config.adapter is not None:
+        raise FeatureNotSupported(
+            f'"{base}" is an adapter, of which there are no adapters',
+            hint=f"SELECT llm_adapter_merge('{base}', target) makes a model of it that can be adapted.",
+        )
+    if not store.has_weights(base):
+        raise store.no_weights(base)
+    return config
+
+
+def require_new(model: str) -> None:
+    """Refuse (42710) the name of a model that is there already, with weights or without."""
+    store.require_no_weights(model)
+    if store.find_config(model) is not None:
+        raise DuplicateObject(f'model "{model}" already exists', hint="Choose another name.")
+
+
+def register(model: str, base: str, config: GPT2Config, seed: int | None = None) -> None:
+    """Enter a model without weights as an adapter of `base`, whose tensors are then its own. The caller has both locks."""
+    adapter = config.adapter
+    if adapter is None:
+        raise ValueError("no adapter")
+    store.register(model, replace(config, adapter=None))
+    db.run(
+        "INSERT INTO {schema}.llm_adapter (model, base, r, alpha, targets, dropout_p, seed)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        ["text", "text", "int4", "float8", "text[]", "float8", "int8"],
+        *(model, base, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p, seed),
+    )
+    _share(base, [model])
+
+
+def change(model: str, adapter: Adapter) -> None:
+    """Another rank, scale, targets or dropout for an adapter, whose own tensors are being replaced."""
+    db.run(
+        "UPDATE {schema}.llm_adapter SET (r, alpha, targets, dropout_p) = ($2, $3, $4, $5) WHERE model = $1",
+        ["text", "int4", "float8", "text[]", "float8"],
+        *(model, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p),
+    )
+
+
+def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Insert tensors that are in memory."""
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
+
+
+def follow(base: str) -> None:
+    """Give the adapters of a model whose rows were replaced the blocks that it has now. The caller has the model's lock."""
+    # An adapter that is being dropped is waited for: its row of llm_adapter goes first.
+    rows = db.query(
+        "SELECT model FROM {schema}.llm_adapter WHERE base = $1 ORDER BY model FOR KEY SHARE", ["text"], base
+    )
+    if not rows:
+        return
+    db.run(
+        "DELETE FROM {schema}.llm_param_share WHERE target_model IN"
+        f" (SELECT model FROM {{schema}}.llm_adapter WHERE base = $1) AND NOT target_name {store.IS_OWN}",
+        ["text"],
+        base,
+    )
+    _share(base, [row["model"] for row in rows])
+
+
+def _share(base: str, adapters: list[str]) -> None:
+    db.run(
+        "INSERT INTO {schema}.llm_param_share"
+        " SELECT source_model, source_name, source_token_id, a.model, p.name, p.token_id"
+        f" FROM {store.resolved()} AS p, {{schema}}.llm_adapter AS a WHERE a.model = ANY ($2)",
+        ["text", "text[]"],
+        base,
+        adapters,
+    )
+
+
+def refuse_if_base(model: str) -> None:
+    """Refuse (2BP01) to drop a model that has adapters; the error names them."""
+    row = db.row(
+        "SELECT string_agg(format('\"%s\"', model), ', ' ORDER BY model) AS names FROM {schema}.llm_adapter WHERE base = $1",
+        ["text"],
+        model,
+    )
+    if row and row["names"]:
+        raise StillUsed(
+            f'"{model}" is the base of {row["names"]}',
+            hint="Drop its adapters first; llm_adapter_merge(adapter, target) makes a model that needs no base.",
+        )
+
+
+def forget(model: str) -> int:
+    """`model` is no adapter any more; 1 where it was one."""
+    return db.run("DELETE FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
 
 Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
-keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
+keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused. Of an
+adapter it has the adapter's own tensors.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from typing import Any, BinaryIO
@@ -18319,8 +19019,8 @@ def sha256(data: bytes) -> bytes:
 
 
 def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
-    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
-    shapes = config.param_shapes()
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do. Of an adapter, its own."""
+    shapes = config.trained_shapes()
     rows = dict.fromkeys(shapes, 0)
     for part in parts:
         if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
@@ -18366,13 +19066,13 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
         "pg_gpt2.checkpoint": str(checkpoint_id),
         "pg_gpt2.model": model,
         "pg_gpt2.step": str(max(part.step for part in manifest)),
-        "pg_gpt2.config": json.dumps(asdict(config)),
+        "pg_gpt2.config": json.dumps(config.to_json()),
         "pg_gpt2.sha256": manifest_digest(manifest),
     }
     unusual = json.dumps(_unusual(config, manifest))
     if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
         metadata["pg_gpt2.blocks"] = unusual
-    blocks = _stored_blocks(model, manifest)
+    blocks = _stored_blocks(model, config, manifest)
 
     def fill(file: BinaryIO) -> None:
         if path.endswith(".npz"):
@@ -18391,7 +19091,7 @@ def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
 
 def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
     """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
-    step, shapes = max(part.step for part in manifest), config.param_shapes()
+    step, shapes = max(part.step for part in manifest), config.trained_shapes()
     found = {}
     for name, group in groupby(manifest, lambda part: part.name):
         parts = list(group)
@@ -18408,17 +19108,17 @@ def _moments(parts: Sequence[Part]) -> str:
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
-    shapes = sorted(config.param_shapes().items())
+    shapes = sorted(config.trained_shapes().items())
     return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
-def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
+def _stored_blocks(model: str, config: GPT2Config, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
     """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
     digests = {(part.name, part.token_id): part for part in manifest}
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
     rows = db.cursor(
         "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        f" FROM {store.trained(config)} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
         ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
         ["text"],
         model,
@@ -18449,7 +19149,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
     file = server_files.open_to_read(path)
     try:
-        most = 12 * config.n_params() + (1 << 20)
+        most = 12 * config.n_trained() + (1 << 20)
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
@@ -18468,7 +19168,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
     said = {name: metadata[name] for name in FIELDS if name in metadata}
-    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -18479,8 +19179,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
         metadata = reader.metadata
         try:
-            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not _says(metadata, config):
+            config = GPT2Config.from_json(json.loads(metadata["pg_gpt2.config"]))
+            if 4 * config.n_trained() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             if "\0" in model or not model.encode():  # which is a ValueError of half of a pair of UTF-16
@@ -18502,7 +19202,7 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
 def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
     """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
     within = {name: reader.shape(name) for name in reader.names()}
-    layout, shapes = {}, config.param_shapes()
+    layout, shapes = {}, config.trained_shapes()
     for name, shape in sorted(shapes.items()):
         moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
         layout[name] = unusual.get(name) or _usual(shape, step, moments)
@@ -18546,7 +19246,7 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
         largest = max(4 * prod(part.shape) for part in manifest)  # a statement of its own
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if largest > store.BLOCK_BYTES:
             host.require_memory(6 * largest, f"blocks of {largest} bytes")
         for batch in _batches(reader, manifest, "data", checkpoint_id):
@@ -18615,12 +19315,12 @@ sql/checkpoints.sql.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from ...core.config import GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
-from . import checkpoint_files, server_files, sharing, store
+from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -18635,7 +19335,11 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
+CONFIG = """
+    to_jsonb(c) - 'model' - 'preset' - 'init_seed' || coalesce(
+        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {schema}.llm_adapter AS a
+         WHERE a.model = c.model), '{}')
+"""
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -18671,8 +19375,8 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
         )
     try:
         manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-        config = GPT2Config(**json.loads(row["config"]))
-    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        config = GPT2Config.from_json(json.loads(row["config"]))
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
         raise InconsistentData(
             f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
             hint="The row was changed by hand; DELETE it from llm_checkpoint.",
@@ -18699,11 +19403,11 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     return [Part(**row) for row in rows]
 
 
-def current_parts(model: str) -> list[Part]:
+def current_parts(model: str, config: GPT2Config | None) -> list[Part]:
     """As `parts`, of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+        f' FROM {store.trained(config)} AS p ORDER BY name COLLATE "C", token_id',
         ["text"],
         model,
     )
@@ -18765,7 +19469,7 @@ def save(model: str, note: str) -> int:
         WITH state AS MATERIALIZED (
             SELECT name, token_id, shape, step, data, m, v,
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {store.resolved()} AS p
+            FROM {store.trained(config)} AS p
         ), new AS (
             INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
             SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
@@ -18804,7 +19508,7 @@ def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
     real = _new_path(server_files.to_write(path))
     config = store.config(model)
-    manifest = current_parts(model)
+    manifest = current_parts(model, config)
     if not manifest:
         raise store.no_weights(model)
     check_layout(model, config, manifest)
@@ -18816,7 +19520,7 @@ def save_file(model: str, note: str, path: str) -> int:
         RETURNING id
         """,
         ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
-        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        *(model, note, real, max(part.step for part in manifest), config.n_trained()),
         sum(part.nbytes() for part in manifest),
         json.dumps([part.to_json() for part in manifest]),
     )
@@ -18835,7 +19539,7 @@ def attach(path: str, model: str | None) -> int:
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
         ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
         *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
-        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        *(config.n_trained(), sum(part.nbytes() for part in manifest), json.dumps(config.to_json()), real),
         json.dumps([part.to_json() for part in manifest]),
     )
     return (row or {})["id"]
@@ -18863,15 +19567,19 @@ def go_back(model: str, checkpoint_id: int) -> Checkpoint:
 
 
 def restore(saved: Checkpoint, model: str) -> None:
-    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved. Of an
+    adapter these are its own: `model` must be an adapter of such a base."""
     if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
         raise InconsistentData(
             f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
-    sharing.forget(model)
-    if store.find_config(model) != saved.config:
+    if adapters.base_of(model) is None and saved.config.adapter is None:
+        sharing.forget(model)
         store.register(model, saved.config)
+    else:
+        sharing.forget(model, f"target_name {store.IS_OWN}")
+        _restore_adapter(saved, model)
     if saved.manifest is None:
         _restore_rows(saved, model)
     else:
@@ -18885,6 +19593,26 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
+    adapters.follow(model)
+
+
+def _restore_adapter(saved: Checkpoint, model: str) -> None:
+    """What `saved` says of the adapter `model`; 55000 where one of the two is none, 22000 where the base has another shape."""
+    now = store.config(model)
+    if now.adapter is None or saved.config.adapter is None:
+        what = "an adapter" if saved.config.adapter else "no adapter"
+        raise WrongState(
+            f'checkpoint {saved.id} is of {what}, and "{model}" is {"one" if now.adapter else "none"}',
+            hint="A checkpoint of an adapter has its own tensors only. Make it first, with the same targets:"
+            " llm_adapter_create(model, base, ...); then llm_checkpoint_load puts them there.",
+        )
+    if replace(saved.config, adapter=None, eos_token_id=None) != replace(now, adapter=None, eos_token_id=None):
+        raise InconsistentData(
+            f'checkpoint {saved.id} is of an adapter of another shape than the base of "{model}" has',
+            hint="Make an adapter of the base that it is for, and load it there.",
+        )
+    if now.adapter != saved.config.adapter:
+        adapters.change(model, saved.config.adapter)
 
 
 def _restore_rows(saved: Checkpoint, model: str) -> None:
@@ -19017,6 +19745,183 @@ class Checksum:
     def digest(self) -> bytes:
         """SIZE bytes."""
         return self._hash.digest()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.reading', $pg_gpt2_source$"""Tensors out of rows: the version of what is visible of a model, and its blocks put together.
+
+The rows of an adapter's base are read as the adapter sees them, so that who uses it needs no right to anything else.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData
+from ...fast import slices
+from ...tensor import FLOAT32, PART
+from .. import db, resources
+from . import store
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
+READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
+
+Params = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Versions(NamedTuple):
+    """Of the visible rows of a model, and of those of its base among them; and that base, where it has any of them. A model that is
+    no adapter has none."""
+
+    whole: str
+    base_version: str = NO_ROWS
+    own: str = NO_ROWS  # of the others
+    base: str | None = None
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return versions_of(model, store.find_config(model)).whole
+
+
+def versions_of(model: str, config: GPT2Config | None) -> Versions:
+    """The versions of the visible rows of `model`, whose configuration is known."""
+    return versions_and_role(model, config)[0]
+
+
+def versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
+    digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
+    rows = f"{store.resolved()} AS p"
+    if config is None or config.adapter is None:
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {rows}", ["text"], model)
+        return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
+    row = db.row(
+        f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
+        " CASE WHEN bool_or(p.source_model = a.base) THEN a.base END AS base"
+        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {rows} ON true WHERE a.model = $1 GROUP BY a.base",
+        ["text"],
+        model,
+    )
+    if row is None:  # dropped since we read its configuration
+        raise store.unknown(model)
+    theirs, own = row["theirs"] or NO_ROWS, row["own"] or NO_ROWS
+    return Versions(together(theirs, own), theirs, own, row["base"]), row["role"]
+
+
+def together(base: str, own: str) -> str:
+    """The version of an adapter: that of no rows where neither has any."""
+    return NO_ROWS if base == own == NO_ROWS else hashlib.md5(f"{base} {own}".encode()).hexdigest()
+
+
+class Rows(NamedTuple):
+    """Where the rows of a model are read: those of `model`, or a part of them; a base, as one of its adapters sees it."""
+
+    model: str
+    part: str = WHOLE
+
+
+def largest(shapes: Shapes) -> int:
+    """Bytes of the largest tensor."""
+    return max(4 * prod(shape) for shape in shapes.values())
+
+
+def reading_bytes(size: int) -> int:
+    """Bytes that reading rows of `size` takes, besides the arrays that are made of them."""
+    return READING * min(size, store.BLOCK_BYTES)
+
+
+def read_params(rows: Rows, name: str, shapes: Shapes) -> tuple[str, Params]:
+    """Version and tensors."""
+    size = sum(4 * prod(shape) for shape in shapes.values())
+    resources.require_memory(size + largest(shapes) + reading_bytes(size), f'model "{name}"')
+    digest = hashlib.md5()
+    params = dict(tensors(rows, name, shapes, digest))
+    return digest.hexdigest(), {name: params[name] for name in shapes}
+
+
+def tensors(rows: Rows, name: str, shapes: Shapes, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
+    found = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p WHERE {rows.part} ORDER BY p.name, p.token_id",
+        ["text"],
+        rows.model,
+    )
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(found):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
+            yield row["name"], assembly.params.pop(row["name"])
+        host.check_interrupts()
+    assembly.check()
+
+
+def digest_of(tensors: Iterable[np.ndarray]) -> str:
+    """SHA-256 of tensors, one after the other."""
+    found = hashlib.sha256()
+    for array in tensors:
+        values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
+        for part in slices.pieces(values.size, PART):
+            found.update(values[part].data)
+            host.check_interrupts()
+    return found.hexdigest()
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: Shapes) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
+        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+        return self._rows[name] == wanted[0]
+
+    def finish(self) -> Params:
+        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
+        self.check()
+        return {name: self.params[name] for name in self.shapes}
+
+    def check(self) -> None:
+        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
+        if not self._rows:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
 
@@ -19184,20 +20089,15 @@ def _culprit(path: str, error: OSError) -> str:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
-A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too; but an adapter
+only reads its base.
 """
 
-from ...errors import InvalidParameter, PgGpt2Error, UndefinedObject
+from ...errors import InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import store
+from . import adapters, store
 
 Block = tuple[str, str, int]  # model, name, token_id
-
-
-class StillUsed(PgGpt2Error):
-    """Rows that other models share cannot go away under them."""
-
-    sqlstate = "2BP01"
 
 
 def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
@@ -19206,7 +20106,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target)
+    store.lock(source, target, *(base for base in (adapters.base_of(source),) if base))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
@@ -19218,6 +20118,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
             ["text", "text", "int4", "text", "text", "int4"],
             *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
         )
+    adapters.follow(target)
     return len(blocks)
 
 
@@ -19242,7 +20143,10 @@ def _check_target(
     target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
 ) -> None:
     """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
-    wanted = store.config(target).param_shapes().get(name)
+    config = store.config(target)
+    wanted = config.param_shapes().get(name)
+    if wanted is not None and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     if wanted is None:
         raise UndefinedObject(
             f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
@@ -19293,13 +20197,17 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
     if row and row["users"]:
         raise StillUsed(
             f'"{model}" shares tensors with {row["users"]}',
-            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own; of an"
+            " adapter, llm_adapter_merge makes a model that needs no base.",
         )
 
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
     """Put copies in the place of shared blocks; how many."""
     store.lock(target)
+    config = store.find_config(target)
+    if config is not None and name in config.param_shapes() and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     copied = db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
         " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
@@ -19321,12 +20229,14 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         ["text", "text", "int4"],
         *(target, name, token_id),
     )
+    adapters.follow(target)
     return copied
 
 
-def forget(target: str) -> int:
-    """End all sharing by `target`, without making copies, because its weights are replaced or dropped; how many it shared."""
-    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
+def forget(target: str, which: str = "true") -> int:
+    """End all sharing by `target`, or that of tensors of which `which`, a condition in SQL, holds, without making copies, because
+    its weights are replaced or dropped; how many it shared."""
+    return db.run(f"DELETE FROM {{schema}}.llm_param_share WHERE target_model = $1 AND {which}", ["text"], target)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
 
@@ -19339,7 +20249,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import Adapter, GPT2Config
 from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
@@ -19364,6 +20274,16 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
+
+
+def trained(config: GPT2Config | None, model: str = "$1") -> str:
+    """As `resolved`, of the tensors that training changes: of an adapter its own."""
+    if config is None or config.adapter is None:
+        return resolved(model)
+    return f"(SELECT p.* FROM {resolved(model)} AS p WHERE p.name {IS_OWN})"
+
+
 _told: set[str] = set()  # models of which this session knows that they are meant where none is named
 
 RowReader = Callable[[int, int], np.ndarray]
@@ -19376,11 +20296,12 @@ def model_name(model: str | None) -> str:
 
 def only_model(tell: bool = True) -> str | None:
     """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
-    one that has weights, where there is one. The session is told once, unless `tell` is false."""
+    one that has weights, where there is one; beside a model its adapters do not count. The session is told once, unless `tell`
+    is false."""
     if db.setting("model") is not None:
         return None
     row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
-    names = _weighted(2)
+    names = _weighted(2, but=IS_BESIDE_ITS_BASE)
     if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
         return None
     if tell and names[0] not in _told:
@@ -19389,12 +20310,20 @@ def only_model(tell: bool = True) -> str | None:
     return names[0]
 
 
-def _weighted(most: int) -> list[str]:
-    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+IS_BESIDE_ITS_BASE = (
+    "EXISTS (SELECT FROM {schema}.llm_adapter AS a JOIN {schema}.llm_model_config AS b ON b.model = a.base"
+    " WHERE a.model = c.model)"
+)
+
+
+def _weighted(most: int, but: str = "false") -> list[str]:
+    """Names of at most so many models of which the caller sees weights, without those of which `but`, a condition in SQL, holds.
+    The inner ORDER BY keeps llm_param from being scanned."""
     rows = db.query(
-        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE ((SELECT true FROM {schema}.llm_param AS p"
         " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
-        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model))"
+        f" AND NOT {but} ORDER BY c.model LIMIT $1",
         ["int4"],
         most,
     )
@@ -19413,11 +20342,16 @@ def config(model: str) -> GPT2Config:
     """The configuration of `model`; 42704 when there is none."""
     found = find_config(model)
     if found is None:
-        raise UndefinedObject(
-            f'model "{model}" does not exist',
-            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
-        )
+        raise unknown(model)
     return found
+
+
+def unknown(model: str) -> UndefinedObject:
+    """The error for a model that is not there, or that the caller does not see."""
+    return UndefinedObject(
+        f'model "{model}" does not exist',
+        hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+    )
 
 
 def find_config(model: str) -> GPT2Config | None:
@@ -19427,11 +20361,18 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
     )
-    return GPT2Config(**row) if row else None
+    if row is None:
+        return None
+    r, alpha, targets, dropout_p = (row.pop(name) for name in ADAPTER_FIELDS)
+    return GPT2Config(**row, adapter=None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
+
+
+ADAPTER_FIELDS = ("r", "alpha", "targets", "dropout_p")
 
 
 def check_overrides(
@@ -19493,9 +20434,13 @@ def _holder(model: str) -> str:
 
 
 def locked_with(model: str) -> list[str]:
-    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    """`model` and those that it shares weights of, in the order in which all take their locks; but not the base of an adapter,
+    which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1"
+        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = $1))",
+        ["text"],
+        model,
     )
     return sorted({model, *(row["source_model"] for row in rows)})
 
@@ -19572,9 +20517,9 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str) -> int:
+def last_step(model: str, config: GPT2Config) -> int:
     """AdamW updates that the model has had."""
-    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
+    row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
 
 
@@ -19690,7 +20635,11 @@ class Snapshot:
     def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
         self.checkpoint = checkpoint
         self.model = model
-        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
+        found = (
+            checkpoints.current_parts(model, store.find_config(model))
+            if checkpoint is None
+            else checkpoints.parts(checkpoint)
+        )
         self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
         self._open = ExitStack()
 
@@ -19808,7 +20757,9 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: Snapshot | None = None
     found = False
-    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
+    for row in db.query(
+        EVENTS.replace("{rows}", store.trained(store.find_config(model))), ["text", "text"], model, name
+    ):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
@@ -20126,40 +21077,43 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ... import host
 from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
-from ...tensor import FLOAT32
 from .. import db, resources
-from . import store, weight_file
+from . import reading, store, weight_file
 
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
-READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
-
-Params = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; its arrays are read-only."""
+    """A model at one version; its arrays are read-only. An adapter has those of its base, as that is held, and its own."""
 
     name: str
     config: GPT2Config
     version: str
     decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+    base: "Model | None" = None  # of an adapter
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of its weights, without those of a base."""
+        return sum(self.decoder_weights[name].nbytes for name in self.config.trained_shapes())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        params = self.params
+        return reading.digest_of(params[name] for name in self.config.param_shapes())
 
     @property
     def params(self) -> layout.CheckpointTensors:
@@ -20210,12 +21164,15 @@ class _Cache:
         found = self.models.get(name)
         if found is None or found.version != version:
             return None
-        self.models.move_to_end(name)
+        self.put(found)
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
+        """Give up an older version of `name` with its adapters, and others until `wanted` bytes fit into `room`; texts that were
+        read first."""
         self.models.pop(name, None)
+        for adapter in [model.name for model in self.models.values() if model.base and model.base.name == name]:
+            del self.models[adapter]
         prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
@@ -20223,12 +21180,16 @@ class _Cache:
             self.models.popitem(last=False)
 
     def put(self, model: Model) -> None:
+        """Keep a model, as the one used last; but a base stays younger than its adapters, and so outlives them."""
         self.models[model.name] = model
+        self.models.move_to_end(model.name)
+        if model.base is not None and model.base.name in self.models:
+            self.models.move_to_end(model.base.name)
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
         state = 0 if self.state is None else self.state.nbytes
-        return state + sum(size(model) for model in self.models.values() if not model.shared)
+        return state + sum(model.nbytes for model in self.models.values() if not model.shared)
 
     def clear(self) -> None:
         """Give up everything."""
@@ -20251,38 +21212,21 @@ def prefix_room() -> int:
     return resources.prefix_room(cache.bytes())
 
 
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.decoder_weights.values())
-
-
-def version_of(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _version_and_role(model)[0]
-
-
-def _version_and_role(model: str) -> tuple[str, str]:
-    row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version, current_user AS role"
-        f" FROM {store.resolved()} AS p",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"] or NO_ROWS, (row or {})["role"]
-
-
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
-    version, role = _version_and_role(name)
-    if version == NO_ROWS and model is None and (only := store.only_model()):
+    known = store.find_config(name)
+    versions, role = reading.versions_and_role(name, known)
+    if versions.whole == reading.NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
-    wanted = store.config(name)
+    wanted = known or store.config(name)
     resources.apply_settings()
-    found = cache.get(name, version)
+    found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
-        cache.make_room(name, _loading(wanted), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        if wanted.adapter is None:
+            found = _load(reading.Rows(name), name, wanted, versions.whole)
+        else:
+            found = _load_adapter(name, wanted, versions)
         cache.put(found)
     mine = Identity(name, found.version, wanted, role)
     if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
@@ -20293,13 +21237,57 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def _load_private(name: str, wanted: GPT2Config) -> Model:
+def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+    """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
+    while True:
+        base = _load_base(adapter, config, versions)
+        if base.version == versions.base_version:
+            return base, versions
+        versions = reading.versions_of(adapter, config)
+
+
+def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
+    """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
+    caller needs to see nothing else of it."""
+    base, wanted = versions.base, replace(config, adapter=None)
+    if base is None:  # else any rows could be made to pass for those of a base that the caller does not see
+        raise InconsistentData(
+            f'adapter "{adapter}" finds no row of its base in llm_param',
+            hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
+        )
+    found = cache.get(base, versions.base_version)
+    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+        found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
+        cache.put(found)
+    return found
+
+
+def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
+    """Base and own tensors of an adapter, of one snapshot."""
+    while True:
+        base, versions = base_of(name, wanted, versions)
+        own = 4 * wanted.n_trained()
+        cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
+        version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())
+        whole = reading.together(base.version, version)
+        versions = reading.versions_of(name, wanted)  # others where a change was committed between these statements
+        if whole == versions.whole:
+            return Model(name, wanted, whole, base.decoder_weights.with_adapter(params), base=base)
+
+
+def _load(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model:
+    """A model that is no adapter, from the file that sessions share or in this session's own memory."""
+    cache.make_room(name, _loading(wanted), resources.memory_limit())
+    return _load_shared(rows, name, wanted, version) or _load_private(rows, name, wanted)
+
+
+def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    version, params = _read_params(name, wanted)
+    version, params = reading.read_params(rows, name, wanted.param_shapes())
     return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
     A transaction that has written may see rows that are nobody else's business yet.
@@ -20310,7 +21298,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     stored = file.attach()
     if stored is None:
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
@@ -20328,16 +21316,18 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+def _build(
+    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
+) -> reading.Params | None:
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
-    rows = db.query(
+    models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
-    if rows:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
+    if models:  # the caller sees all there are
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
+    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -20358,106 +21348,24 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
-def _largest(wanted: GPT2Config) -> int:
-    """Bytes of the largest tensor."""
-    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
-
-
 def _loading(wanted: GPT2Config) -> int:
     """Bytes that making a model's arrays takes, themselves included."""
-    return 4 * wanted.n_params() + _largest(wanted) + _reading(wanted)
+    size = 4 * wanted.n_params()
+    return size + reading.largest(wanted.param_shapes()) + reading.reading_bytes(size)
 
 
-def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading the rows takes, besides the arrays that are made of them."""
-    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
-
-
-def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(rows: reading.Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model in the layout of the file, one at a time."""
-    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
-    params: Params = {}
+    shapes = wanted.param_shapes()
+    needed = 2 * reading.largest(shapes) + reading.reading_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'reading model "{name}"')
+    params: reading.Params = {}
     stored = layout.KeptTensors(params, wanted)
-    for tensor, array in _tensors(name, wanted, digest):
+    for tensor, array in reading.tensors(rows, name, shapes, digest):
         params[tensor] = array
         del array
         yield tensor, stored[tensor]
         params.clear()
-
-
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights."""
-    resources.require_memory(_loading(wanted), f'model "{name}"')
-    digest = hashlib.md5()
-    params = dict(_tensors(name, wanted, digest))
-    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
-
-
-def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
-        ["text"],
-        name,
-    )
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
-            yield row["name"], assembly.params.pop(row["name"])
-        host.check_interrupts()
-    assembly.check()
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
-        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
-            )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
-        return self._rows[name] == wanted[0]
-
-    def finish(self) -> Params:
-        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
-        self.check()
-        return {name: self.params[name] for name in self.shapes}
-
-    def check(self) -> None:
-        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
-        if not self._rows:
-            raise store.no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape', $pg_gpt2_source$"""Tapes as rows of `llm_tape` and its tables."""
 $pg_gpt2_source$);
@@ -20568,13 +21476,14 @@ def on_tape(
 
 
 def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
-    """New handles for parameters, mapped to their rows of llm_param."""
+    """New handles for parameters, mapped to their rows of llm_param. Those of an adapter's base require no gradient."""
     params = model.params
     shapes = model.config.param_shapes()
     sizes = [4 * prod(shapes[name]) for name in names]
     written = min(sum(sizes), max(FLUSH_BYTES, *sizes)) if sizes else 0
     resources.require_memory(sum(sizes) + COPIES * written, f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(params[name], True) for name in names}
+    trained = model.config.trained_shapes()
+    found = {name: recorder.leaf(params[name], name in trained) for name in names}
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
@@ -21223,7 +22132,7 @@ class InMemory:
 
     def _require_memory(self) -> None:
         learner = self._learner
-        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
+        resources.require_memory(12 * learner.config.n_trained(), f'the best weights of "{learner.model}" (keep_best)')
 
 
 class InCheckpoint:
@@ -21773,7 +22682,7 @@ def _manual_run(session: Session, seed: int) -> int:
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)
-        return run_log.new_run(session, runs.tied_in(session), seed, None, "manual")
+        return run_log.new_run(session, runs.made_of(session), seed, None, "manual")
     if not row["here"]:
         db.run(
             f"UPDATE {{schema}}.llm_run SET {run_log.RESUMED} WHERE run_id = $1",
@@ -21933,7 +22842,7 @@ The state is read into memory, each block compared with its digest; nothing is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21948,11 +22857,11 @@ from ...tensor import FLOAT32
 from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db
-from ..storage import checkpoints, store
+from ..storage import checkpoints, reading, store, weights
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
 from . import run_log, runs
-from .session import Learner, Settings
+from .session import Learner, Settings, with_base
 
 
 @dataclass(frozen=True)
@@ -21964,6 +22873,7 @@ class Record:
     plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
+    base: dict[str, str] | None  # name and digest of what an adapter adapted
     first_step: int
     weights_digest: str | None
     environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
@@ -22060,12 +22970,13 @@ class Record:
         for step, loss in run_log.validation(run_id):
             evaluations.add(step, loss)
         record = cls(
-            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(run_id, row["model"], plan, data, tied, config.get("base"), row["first_step"]),
             *(row["weights_digest"], environments, row["last"], row["status"], evaluations),
         )
         if not all(type(number) is int for number in whole) or record.chunk <= 0:
             raise ValueError
-        if not all(isinstance(one, str) for one in tied.values()):
+        named = [*tied.values(), *((record.base["model"], record.base["digest"]) if record.base else ())]
+        if not all(isinstance(one, str) for one in named):
             raise ValueError
         return record
 
@@ -22107,20 +23018,34 @@ class Start:
         )
 
 
-def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+def base_now(record: Record) -> weights.Model | Difference | None:
+    """The base of an adapter, which must be what it was; None where the run was not of one."""
+    if record.base is None:
+        return None
+    config = store.config(record.model)
+    found = None
+    if config.adapter is not None:
+        found, _ = weights.base_of(record.model, config, reading.versions_of(record.model, config))
+        if record.base == {"model": found.name, "digest": found.digest}:
+            return found
+    what = f'weights of its base "{record.base["model"]}"'
+    return Difference(record.start, what, record.base["digest"], found and found.digest)
+
+
+def begin(record: Record, from_checkpoint: int | None, base: weights.Model | None) -> Start | Difference:
     """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
-        return _from_checkpoint(record, _required(record, from_checkpoint))
+        return _from_checkpoint(record, _required(record, from_checkpoint), base)
     at_start = saved_checkpoints(record, "c.step = $3")
     for saved in at_start:
-        start = _from_checkpoint(record, saved)
+        start = _from_checkpoint(record, saved, base)
         if isinstance(start, Difference) or start.difference(record) is None:
             return start
-    initial = _initial(record)
+    initial = _initial(record, base)
     if initial is not None and initial.difference(record) is None:
         return initial
     for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
-        return _from_checkpoint(record, saved)
+        return _from_checkpoint(record, saved, base)
     raise WrongState(
         f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
         hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
@@ -22158,9 +23083,13 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     )
 
 
-def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+def _from_checkpoint(record: Record, saved: Checkpoint, base: weights.Model | None) -> Start | Difference:
     done = record.number(saved.step)
-    shapes = saved.config.param_shapes()
+    shapes = saved.config.trained_shapes()
+    if base is not None and replace(saved.config, adapter=None) != replace(
+        base.config, eos_token_id=saved.config.eos_token_id
+    ):
+        return Difference(done, f'checkpoint {saved.id} is of no adapter of "{base.name}"')
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
     try:
@@ -22174,21 +23103,26 @@ def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
             host.check_interrupts()
     except InconsistentData as error:
         return Difference(done, error.message)
-    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    learner = _learner(record, base, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
     return Start(learner, done, f"checkpoint {saved.id}")
 
 
-def _initial(record: Record) -> Start | None:
-    """The model as llm_init_model made it, where that is how it began."""
-    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
-    if record.first_step or row is None or row["init_seed"] is None:
+def _initial(record: Record, base: weights.Model | None) -> Start | None:
+    """The model as llm_init_model or llm_adapter_create made it, where that is how it began."""
+    source = "init_seed FROM {schema}.llm_model_config" if base is None else "seed FROM {schema}.llm_adapter"
+    row = db.row(f"SELECT {source} WHERE model = $1", ["text"], record.model)
+    seed = next(iter((row or {}).values()), None)
+    if record.first_step or seed is None:
         return None
     config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"], threads.run)), 0, "llm_init_model")
+    if base is None:
+        return Start(_learner(record, None, config, gpt2.init_params(config, seed, threads.run)), 0, "llm_init_model")
+    return Start(_learner(record, base, config, dict(gpt2.init_adapter(config, seed))), 0, "llm_adapter_create")
 
 
-def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
+def _learner(record: Record, base: weights.Model | None, config: GPT2Config, own: dict, *state: dict) -> Learner:
+    trainer = Trainer(config, with_base(base, own), *state, tied=record.tied, chunk=record.chunk)
+    return Learner(record.model, config, trainer)
 
 
 def logged_step(run_id: int, step: int) -> db.Row | None:
@@ -22325,7 +23259,7 @@ from ..storage.checkpoints import Checkpoint
 from . import datasets, environment, runs
 from .hand_steps import StepPlan
 from .progress import NOTICES
-from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
+from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
 DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
@@ -22352,8 +23286,9 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
             f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
             hint="Leave it out to replay all of them.",
         )
-    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    start = begin(record, from_checkpoint)
+    resources.require_memory(16 * store.config(record.model).n_trained(), f"a replay of run {record.run_id}")
+    base = base_now(record)
+    start = base if isinstance(base, Difference) else begin(record, from_checkpoint, base)
     first = record.start if isinstance(start, Difference) else start.done + 1
     here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
@@ -22531,10 +23466,10 @@ class _Replay:
     def _model(self, step: int) -> Iterator[Difference]:
         """The model's weights now, where they are those that the run left, which it had after this step."""
         record = self.record
-        now = self.report.exact and store.last_step(record.model) == record.model_step(step)
+        now = self.report.exact and store.last_step(record.model, self.learner.config) == record.model_step(step)
         if now and checkpoints.last_run(record.model) == record.run_id:
             self.report.notes.append("llm_param compared")
-            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model, self.learner.config))
 
     def end(self, step: int) -> Iterator[Difference]:
         """Whether the run was right to end here."""
@@ -22678,6 +23613,7 @@ class Run:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
             "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
+            " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
@@ -22694,6 +23630,7 @@ class Run:
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
             what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+            what = what if row["same_base"] else "the weights of the base"
             db.notice(
                 f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
             )
@@ -22723,7 +23660,7 @@ class Run:
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
         course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
-        return asdict(plan.settings) | numbers | course | {"data": self.data} | tied_in(self.session)
+        return asdict(plan.settings) | numbers | course | {"data": self.data} | made_of(self.session)
 
     @property
     def over(self) -> bool:
@@ -22796,9 +23733,12 @@ class Run:
         return row is None or row["stop_requested"]
 
 
-def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says about tensors that share their rows."""
-    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+def made_of(session: Session) -> dict[str, object]:
+    """What a run's config says about tensors that share their rows, and about the base of an adapter."""
+    found: dict[str, object] = {"tied": session.trainer.tied} if session.trainer.tied else {}
+    if session.base is not None:
+        found["base"] = {"model": session.base.name, "digest": session.base.digest}
+    return found
 
 
 def learn(
@@ -22864,18 +23804,18 @@ What a run does with it, and what is recorded of that, is in `runs`.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
-from ...fast import slices
-from ...tensor import FLOAT32, PART, to_bytes
+from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
-from ..storage import store, weights
+from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
 from . import datasets
 
@@ -22940,20 +23880,14 @@ class Learner:
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
 
     def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-            for part in slices.pieces(values.size, PART):
-                found.update(values[part].data)
-                host.check_interrupts()
-        return found.hexdigest()
+        """SHA-256 of all weights that are trained, tensors in the order of the configuration."""
+        return reading.digest_of(self.trainer.params[name] for name in self.config.trained_shapes())
 
 
 Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
@@ -22961,14 +23895,16 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 @dataclass
 class LearnerState:
-    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are; of an adapter its own, beside
+    the base as others have it."""
 
     model: str
     config: GPT2Config
     version: str
-    params: weights.Params
-    m: weights.Params
-    v: weights.Params
+    base: weights.Model | None  # of an adapter
+    params: reading.Params
+    m: reading.Params
+    v: reading.Params
     steps: dict[str, int]
     tied: dict[str, str]
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
@@ -22978,24 +23914,25 @@ class LearnerState:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return 12 * self.config.n_params()
+        return 12 * self.config.n_trained()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
+def read_state(model: str, config: GPT2Config, version: str, base: weights.Model | None) -> LearnerState:
     """The state of `model` from its rows."""
-    assembly = weights.Assembly(model, config.param_shapes())
-    m: weights.Params = {}
-    v: weights.Params = {}
+    shapes = config.trained_shapes()
+    assembly = reading.Assembly(model, shapes)
+    m: reading.Params = {}
+    v: reading.Params = {}
     steps: dict[str, int] = {}
     blocks: list[tuple[str, int, int]] = []
     places: dict[tuple[str, int], Place] = {}
     sums: dict[Place, bytes] = {}
-    for place, row in _rows(model):
+    for place, row in _rows(model, config):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
         for moments, data in ((m, row["m"]), (v, row["v"])):
             if name not in moments:
-                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+                moments[name] = np.zeros(shapes[name], FLOAT32)
             if data:
                 if len(data) != len(row["data"]):
                     raise InconsistentData(
@@ -23009,14 +23946,14 @@ def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
-def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
-    """Each block of `model`, with the row that it is in."""
+def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model` that is trained, with the row that it is in."""
     for row in db.cursor(
         "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        f" FROM {store.trained(config)} AS p ORDER BY name, token_id",
         ["text"],
         model,
     ):
@@ -23058,23 +23995,30 @@ def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]
     return tied, blocks
 
 
+def with_base(base: weights.Model | None, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a Trainer works with: an adapter's own tensors, and those of its base as the base itself has them."""
+    return own if base is None else {**base.decoder_weights, **own}
+
+
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
         resources.apply_settings(workers)
-        version = weights.version_of(model)
-        state = weights.cache.take_state(model, version)
+        versions, base = reading.versions_of(model, config), None
+        state = weights.cache.take_state(model, versions.whole)
         held = 0 if state is None else state.nbytes
-        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        whole, row = 12 * config.n_trained(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
         writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
-        resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
+        resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
-            state = read_state(model, config, version)
+            if config.adapter is not None:
+                base, versions = weights.base_of(model, config, versions)
+            state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
-        arrays = (state.params, state.m, state.v, state.steps)
+        arrays = (with_base(state.base, state.params), state.m, state.v, state.steps)
         super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
     @property
@@ -23083,9 +24027,17 @@ class Session(Learner):
         return self._state.version
 
     @property
+    def base(self) -> weights.Model | None:
+        """What is adapted, where the model is an adapter."""
+        return self._state.base
+
+    @property
     def content(self) -> str:
         """Digest of what those rows hold, which stays the same where they are moved or restored."""
-        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+        held: list = sorted(self._state.sums.items())
+        if self.base is not None:
+            held.append(self.base.digest)
+        return hashlib.md5(repr(held).encode()).hexdigest()
 
     def keep(self) -> None:
         """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
@@ -23101,10 +24053,11 @@ class Session(Learner):
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
         self._lock_rows()
-        if (
-            weights.version_of(self.model) != state.version and not self._only_moved()
-        ):  # by a snapshot after the rows are ours
-            raise self._changed()
+        versions = reading.versions_of(self.model, self.config)  # by a snapshot after the rows are ours
+        if versions.whole != state.version:
+            self._require_same_base(versions)
+            if not self._only_moved():
+                raise self._changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
@@ -23128,7 +24081,22 @@ class Session(Learner):
         if batch:
             self._update(batch)
         self._written = dict(trainer.steps)
-        state.version = weights.version_of(self.model)
+        versions = reading.versions_of(self.model, self.config)
+        # A base that has changed since we looked is found at the next look.
+        state.version = reading.together(state.base.version, versions.own) if state.base else versions.whole
+
+    def _require_same_base(self, versions: reading.Versions) -> None:
+        """Refuse (22000) to write what was learned beside another base; one whose rows were only moved is the same."""
+        state = self._state
+        if state.base is None or versions.base_version == state.base.version:
+            return
+        now, _ = weights.base_of(self.model, self.config, versions)
+        if now.digest != state.base.digest:
+            raise InconsistentData(
+                f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',
+                hint="Nothing was written. Train the adapter again, on the base as it is now.",
+            )
+        state.base = now
 
     def _lock_rows(self) -> None:
         sources = sorted({source for source, _, _ in self._state.rows.values()})
@@ -23137,7 +24105,7 @@ class Session(Learner):
     def _only_moved(self) -> bool:
         """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
         self._lock_rows()  # those that were inserted while the others were waited for
-        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
+        return {place: _checksum_of(row) for place, row in _rows(self.model, self.config)} == self._state.sums
 
     def _update(self, batch: list[Block]) -> None:
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
@@ -23210,18 +24178,18 @@ def tokenizer_of(model: str) -> Tokenizer:
 
 
 def find(model: str) -> Tokenizer | None:
-    """The tokenizer of `model`, or None when it has no vocabulary."""
-    version = _version(model)
+    """The tokenizer of `model`, or None when it has no vocabulary. An adapter uses that of its base."""
+    name, version = _version(model)
     if version is None:
         return None
-    found = _cache.get(model)
+    found = _cache.get(name)
     while found is None or found[0] != version:
-        found = (version, _read(model))
-        version = _version(model)  # another one where a change was committed between the statements that read
+        found = (version, _read(name))
+        name, version = _version(model)  # another one where a change was committed between the statements that read
         if version is None:
             return None
-    _cache[model] = found
-    _cache.move_to_end(model)
+    _cache[name] = found
+    _cache.move_to_end(name)
     while len(_cache) > MOST:
         _cache.popitem(last=False)
     return found[1]
@@ -23246,23 +24214,25 @@ def forget() -> None:
     _cache.clear()
 
 
-def _version(model: str) -> str | None:
-    """The version of the vocabulary; None when the caller sees no token of `model`.
+def _version(model: str) -> tuple[str, str | None]:
+    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
     """
     row = db.row(
-        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
+        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name) AS owner"
+        " CROSS JOIN LATERAL"
+        " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
     if row is None:
-        return None
-    return _digest(model) if row["filtered"] else row["version"]
+        return model, None
+    return row["name"], _digest(row["name"]) if row["filtered"] else row["version"]
 
 
 def _digest(model: str) -> str:
@@ -23340,9 +24310,40 @@ def _empty(table: str, model: str) -> None:
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
 
 
+def copy(source: str, target: str) -> None:
+    """Give `target` a copy of the vocabulary of `source`, unless it has one."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], target):
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
+        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        source,
+        target,
+    )
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        ["text", "text"],
+        source,
+        target,
+    )
+
+
+def _refuse_adapter(model: str) -> None:
+    """Refuse (55000) to give an adapter a vocabulary."""
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    if row is not None:
+        raise WrongState(
+            f'"{model}" is an adapter, which uses the vocabulary of its base "{row["base"]}"',
+            hint="Give the base the vocabulary; llm_adapter_merge makes a model that can have its own.",
+        )
+
+
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
+    _refuse_adapter(model)
     tokens = [token_bytes(token) for token in vocab]
     _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
@@ -23357,6 +24358,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
     require(model=model)
+    _refuse_adapter(model)
     _empty("llm_bpe_merges", model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
@@ -23367,7 +24369,8 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 
 def require_none(model: str) -> None:
-    """Refuse (42710) a `model` that has a vocabulary already."""
+    """Refuse (42710) a `model` that has a vocabulary already, and (55000) an adapter."""
+    _refuse_adapter(model)
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',
@@ -25054,11 +26057,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -25071,11 +26074,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -25449,11 +26452,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -25471,15 +26474,92 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
     'returns how many. Without copy_optimizer_state, AdamW starts anew on them.';
+
+-- sql/adapters.sql
+
+-- Adapters: a model that is another one plus two small matrices beside some of its linear layers.
+
+CREATE TABLE llm_adapter (
+    model     text PRIMARY KEY CHECK (model <> ''),
+    base      text NOT NULL,
+    r         integer NOT NULL CHECK (r > 0),
+    alpha     double precision NOT NULL CHECK (alpha > '-Infinity' AND alpha < 'Infinity'),
+    targets   text[] NOT NULL CHECK (
+        (
+            array_ndims(targets) = 1 AND array_lower(targets, 1) = 1 AND cardinality(targets)
+            = ('attn.c_attn' = ANY (targets))::integer + ('attn.c_proj' = ANY (targets))::integer
+            + ('mlp.c_fc' = ANY (targets))::integer + ('mlp.c_proj' = ANY (targets))::integer
+        ) IS TRUE
+    ), -- some of the four, each once
+    dropout_p double precision NOT NULL DEFAULT 0 CHECK (dropout_p >= 0 AND dropout_p < 1),
+    seed      bigint,
+    CHECK (model <> base)
+);
+CREATE INDEX llm_adapter_base ON llm_adapter (base);
+COMMENT ON TABLE llm_adapter IS
+    'One row per adapter: which model it adapts, and how. Its tensors are those of its base, rows of llm_param_share, '
+    'and two of its own for each matrix that it adapts, NAME.lora_A and NAME.lora_B in llm_param; its vocabulary is '
+    'that of its base.';
+COMMENT ON COLUMN llm_adapter.model IS 'Name of the adapter, which is a model: its shape is in llm_model_config.';
+COMMENT ON COLUMN llm_adapter.base IS 'Model that it adapts, which is no adapter itself.';
+COMMENT ON COLUMN llm_adapter.r IS 'Rank: how many columns lora_A, and rows lora_B, has.';
+COMMENT ON COLUMN llm_adapter.alpha IS 'What alpha / r, the factor of the product of the two, follows from.';
+COMMENT ON COLUMN llm_adapter.targets IS
+    'The linear layers of a block that it adapts, in all blocks: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj.';
+COMMENT ON COLUMN llm_adapter.dropout_p IS
+    'Probability of dropout of what goes into lora_A, in training; beside the dropout_p of a run.';
+COMMENT ON COLUMN llm_adapter.seed IS 'Seed of its first lora_A; null = it came from elsewhere.';
+
+SELECT pg_extension_config_dump('llm_adapter', '');
+
+CREATE FUNCTION llm_adapter_create(
+    model text,
+    base text,
+    r integer DEFAULT 8,
+    alpha double precision DEFAULT 16,
+    targets text[] DEFAULT '{attn.c_attn}',
+    dropout_p double precision DEFAULT 0,
+    seed bigint DEFAULT 0
+)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 519be935f5f7 @extschema@'].adapters.create(globals())
+$$;
+COMMENT ON FUNCTION llm_adapter_create IS
+    'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
+    'and adds, beside each matrix W of the targets, matrices A and B of rank r: y = x W + b + (alpha / r) (x A) B. A '
+    'is random, by the seed, and B zero: at first the adapter gives what its base gives, bit for bit. Training it '
+    'changes A and B only.';
+
+CREATE FUNCTION llm_adapter_merge(model text, target text)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 519be935f5f7 @extschema@'].adapters.merge(globals())
+$$;
+COMMENT ON FUNCTION llm_adapter_merge IS
+    'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
+    'a copy of the vocabulary. The adapter stays.';
 
 -- sql/models.sql
 
@@ -25490,11 +26570,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -25521,11 +26601,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -25537,26 +26617,27 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
-    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is). The copy of an '
+    'adapter is an adapter of the same base.';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -25569,22 +26650,25 @@ SELECT
     coalesce(p.n_params, 0) AS n_params,
     coalesce(t.tokens, 0) AS tokenizer_tokens,
     p.step,
-    coalesce(p.bytes, 0) AS bytes
+    coalesce(p.bytes, 0) AS bytes,
+    a.base
 FROM llm_model_config AS c
+LEFT JOIN llm_adapter AS a USING (model)
 LEFT JOIN (
     SELECT
         model,
         sum(octet_length(data)) / 4 AS n_params,
-        max(step) AS step,
+        coalesce(max(step) FILTER (WHERE name LIKE '%.lora__'), max(step)) AS step,
         sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0))
             FILTER (WHERE source_model = model) AS bytes
     FROM llm_param_resolved
     GROUP BY model
 ) AS p USING (model)
-LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
+LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t ON t.model = coalesce(a.base, c.model);
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
-    'bytes stored, not counting weights that they share.';
+    'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
+    'its own.';
 
 -- sql/tokenizer.sql
 
@@ -25598,11 +26682,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -25618,11 +26702,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -25636,11 +26720,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -25666,11 +26750,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -25681,11 +26765,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -25694,11 +26778,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -25713,11 +26797,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -25730,11 +26814,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -25745,11 +26829,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -25764,11 +26848,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -25782,11 +26866,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -25797,11 +26881,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -25819,11 +26903,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -25834,11 +26918,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -25849,11 +26933,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -25882,11 +26966,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -25927,11 +27011,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -25959,11 +27043,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -26010,11 +27094,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -26036,11 +27120,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -26076,11 +27160,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -26103,11 +27187,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -26125,11 +27209,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -26173,11 +27257,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -26197,11 +27281,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -26222,11 +27306,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -26238,11 +27322,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -26259,11 +27343,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -26322,11 +27406,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -26348,11 +27432,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -26375,11 +27459,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -26397,11 +27481,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -26409,6 +27493,38 @@ COMMENT ON FUNCTION llm_choose_rows IS
     'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
     'in its order; for a null prompt choice and probability are null, and so they are for one that the model cannot answer: '
     'a NOTICE at the end counts these.';
+
+CREATE TYPE llm_confusion AS (expected text, chosen text, n bigint);
+COMMENT ON TYPE llm_confusion IS
+    'An element of the confusion matrix of llm_evaluate_choices: in n rows the answer was expected and the choice was chosen; '
+    'chosen is null where the model has no result.';
+
+CREATE FUNCTION llm_evaluate_choices(
+    source text,
+    choices llm_texts DEFAULT NULL,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigint, confusion llm_confusion[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.evaluate_choices(globals())
+$$;
+COMMENT ON FUNCTION llm_evaluate_choices IS
+    'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
+    'prompt, its answer and an array of its own choices, which go before the parameter choices; it runs with the caller''s rights '
+    'and search_path (source_path). accuracy is the share of rows for which llm_choose_rows with the same choices, normalize and '
+    'model gives the answer: acc of lm-evaluation-harness. accuracy_norm is that where log-probabilities are divided by the '
+    'number of characters, whatever normalize says: its acc_norm. n is the number of rows with a prompt, an answer and choices; '
+    'others are skipped. An answer that is none of the choices, and a row that the model cannot answer, counts as wrong; NOTICEs '
+    'tell how many there are of each. confusion has an element for each pair of expected and chosen: SELECT c.* FROM '
+    'llm_evaluate_choices(...), unnest(confusion) AS c. Of no rows, accuracies are null.';
 
 -- sql/rows.sql
 
@@ -26434,11 +27550,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -26457,11 +27573,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -26481,11 +27597,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -26511,11 +27627,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -26539,11 +27655,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -26571,11 +27687,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -26617,11 +27733,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -26654,11 +27770,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -26730,11 +27846,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -26781,11 +27897,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -26801,11 +27917,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.options(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -26822,11 +27938,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -26971,11 +28087,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -26988,11 +28104,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -27005,11 +28121,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -27046,11 +28162,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -27061,11 +28177,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -27083,11 +28199,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -27111,11 +28227,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -27141,11 +28257,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -27165,11 +28281,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -27188,11 +28304,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -27208,11 +28324,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -27289,11 +28405,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -27318,11 +28434,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -27340,11 +28456,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -27353,11 +28469,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -27367,11 +28483,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -27380,11 +28496,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -27394,11 +28510,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -27407,11 +28523,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -27426,11 +28542,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -27446,11 +28562,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -27460,11 +28576,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -27474,11 +28590,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -27493,11 +28609,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -27515,11 +28631,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -27530,11 +28646,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -27543,11 +28659,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -27556,11 +28672,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -27578,11 +28694,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -27603,11 +28719,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -27626,11 +28742,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -27654,11 +28770,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -27669,11 +28785,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -27687,11 +28803,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -27707,11 +28823,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -27736,11 +28852,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -27759,11 +28875,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -27776,11 +28892,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -27799,11 +28915,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -27814,22 +28930,22 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
 COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
-    'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
-    'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
-    'int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), lm_head_loss '
-    '{target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat '
-    '{axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
+    'softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy '
+    '{target: int or int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), '
+    'lm_head_loss {target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
+    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -27838,11 +28954,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -27855,11 +28971,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -27870,11 +28986,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -27912,11 +29028,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -27939,11 +29055,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -27958,11 +29074,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -27975,11 +29091,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -28005,11 +29121,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -28020,11 +29136,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -28035,11 +29151,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -28050,11 +29166,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -28065,11 +29181,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -28082,11 +29198,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -28114,11 +29230,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -28137,11 +29253,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -28156,11 +29272,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -28172,11 +29288,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -28235,11 +29351,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -28263,11 +29379,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -28293,11 +29409,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -28308,11 +29424,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -28323,11 +29439,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -28342,6 +29458,8 @@ REVOKE EXECUTE ON FUNCTION
     llm_init_model,
     llm_copy_model,
     llm_drop_model,
+    llm_adapter_create,
+    llm_adapter_merge,
     llm_train_bpe,
     pg_llm_load_bpe_vocab,
     pg_llm_load_bpe_merges,

@@ -206,7 +206,16 @@ TAPES = [
     "SELECT llm_value(max(output)), llm_grad(max(output)) FROM llm_tape",
     "SELECT llm_op('gelu', ARRAY[max(output)]) FROM llm_tape",
 ]
+ADAPTERS = [
+    "SELECT llm_logits('{1}', 'fit')",
+    "SELECT llm_train_step('fit', batch => ARRAY(SELECT id FROM llm_dataset LIMIT 1))",
+    "SELECT llm_checkpoint_save('fit')",
+    "SELECT llm_copy_model('fit', 'another')",
+    "SELECT llm_adapter_merge('fit', 'another')",
+    "SELECT count(*) FROM llm_doctor()",
+]
 READERS = {
+    "llm_adapter": ADAPTERS,
     "llm_param": WEIGHTS,
     "llm_dataset": [*RUNS, "SELECT llm_evaluate('m', 'train')"],
     "llm_bpe_vocab": [
@@ -231,6 +240,7 @@ def filled(recorded, server_files):
     path = server_files / "tampered.npz"
     recorded.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 260, 'b')")
     recorded.execute("ALTER TABLE llm_checkpoint ALTER id RESTART WITH 1")
+    recorded.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
     recorded.execute("SELECT llm_checkpoint_save('m')")
     recorded.execute("SELECT llm_train_step('m')")
     recorded.execute("SELECT llm_checkpoint_save('m', '', %s)", [str(path)])
