@@ -104,12 +104,12 @@ def test_answers_of_any_type_are_compared_as_texts(conn) -> None:
 
 
 def test_rows_with_a_null_are_not_counted_and_told(conn, told) -> None:
-    source = "VALUES ('the', ' low', %s), (NULL, ' low', %s), ('the', NULL, %s), ('the', ' low', NULL)"
+    source = "VALUES ('the', ' low', %s), (NULL, ' low', %s), ('the', NULL, %s), ('the', ' low', NULL), ('the', ' low', '{}')"
     source = source.replace("%s", "ARRAY[' low']")
     assert rows(conn, EVALUATE, source, None, "none") == [(1, 1, 1)]
-    assert told == ["skipped 3 rows with a NULL"]
+    assert told == ["skipped 4 rows with a NULL or without choices"]
     assert rows(conn, EVALUATE, "VALUES ('the', NULL::text)", LABELS, "none") == [(None, None, 0)]
-    assert told[1:] == ["skipped 1 row with a NULL"]
+    assert told[1:] == ["skipped 1 row with a NULL or without choices"]
 
 
 def test_an_answer_that_is_no_choice_counts_as_wrong_and_is_told(conn, told) -> None:
@@ -123,7 +123,6 @@ def test_an_answer_that_is_no_choice_counts_as_wrong_and_is_told(conn, told) -> 
 @pytest.mark.parametrize(
     ("own", "says"),
     [
-        ("'{}'", "it has no choices"),
         ("'{a,NULL}'", "choice 2 is null"),
         ("ARRAY['a', '']", "choice 2 is empty"),
         ("'{{a,b},{c,d}}'", "choices must be an array of one dimension"),

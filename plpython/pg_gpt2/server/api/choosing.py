@@ -109,7 +109,7 @@ class _Evaluation:
         self.choices = encode(texts) if texts else None
         self._own: tuple[Texts, Choices] | None = None  # of the row before, since rows often have the same
         self._report = Report(TOO_LONG, "row", WRONG)
-        self._null = self._foreign = 0
+        self._skipped = self._foreign = 0
         self._first_foreign = ""
 
     def made(self, chooser: Chooser, rows: Iterator[Labelled]) -> Tally:
@@ -124,9 +124,9 @@ class _Evaluation:
 
     def _asked(self, rows: Iterator[Labelled]) -> Iterator[tuple[_Row, str | None, Choices | None]]:
         for number, (prompt, answer, own) in enumerate(rows, 1):
-            texts = self._texts if not own and self._texts else own
-            if prompt is None or answer is None or texts is None:
-                self._null += 1
+            texts = own or self._texts
+            if prompt is None or answer is None or not texts:
+                self._skipped += 1
                 host.check_interrupts()
                 continue
             row = _Row(number, answer, texts)
@@ -143,8 +143,6 @@ class _Evaluation:
         if texts is self._texts:
             return self.choices
         if self._own is None or self._own[0] != texts:
-            if not texts:
-                raise InvalidParameter("it has no choices", hint="Give it some, or the parameter choices.")
             if isinstance(texts[0], list):
                 raise not_one_dimension("choices")
             self._own = texts, self._encode(texts)
@@ -161,8 +159,9 @@ class _Evaluation:
             self._first_foreign = self._first_foreign or f"row {row.number}: '{shown}'"
 
     def _tell(self, window: int) -> None:
-        if self._null:
-            db.notice(f"skipped {'1 row' if self._null == 1 else f'{self._null:,} rows'} with a NULL")
+        if self._skipped:
+            count = "1 row" if self._skipped == 1 else f"{self._skipped:,} rows"
+            db.notice(f"skipped {count} with a NULL or without choices")
         if self._foreign == 1:
             db.notice(f"the answer of 1 row is none of its choices and counts as wrong ({self._first_foreign})")
         elif self._foreign:
