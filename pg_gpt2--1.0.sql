@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 519be935f5f7 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 519be935f5f7 @extschema@', '@extschema@')
+    GD['pg_gpt2 4e47380b21f5 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 4e47380b21f5 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1612,6 +1612,17 @@ def init_adapter(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.nd
         yield name, tensor
 
 
+def merged(params: Mapping[str, np.ndarray], config: GPT2Config) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of each tensor of the ordinary model that an adapter and its base make together: W + (alpha / r) A B."""
+    scale = np.float32(config.adapter.scale if config.adapter else 0)
+    own = config.adapter_shapes()
+    for name in replace(config, adapter=None).param_shapes():
+        w, layer = params[name], name.removesuffix(".weight")
+        if f"{layer}.lora_A" in own:
+            w = w + scale * (params[f"{layer}.lora_A"] @ params[f"{layer}.lora_B"])
+        yield name, w
+
+
 def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
     source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=piece))
     source.standard_normal(out=out, dtype=np.float32)
@@ -1651,7 +1662,8 @@ class Op:
     arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
     `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
     allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
-    `fused` is forward and backward of a last op in one.
+    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and gives None for
+    the others; `fused` is forward and backward of a last op in one.
     """
 
     name: str
@@ -1664,6 +1676,7 @@ class Op:
     saves: bool = False
     saving: Callable[..., tuple[np.ndarray, Any]] | None = None
     sinks: bool = False
+    apart: tuple[frozenset[int | str], ...] | None = None
     fused: Callable[..., tuple[np.ndarray, Grads]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
@@ -1699,6 +1712,12 @@ class Op:
                 hint="Give one array for each of them, in this order.",
             )
 
+    def reads_for(self, wanted: Sequence[bool]) -> frozenset[int | str]:
+        """What backward looks at where these gradients are wanted."""
+        if self.apart is None:
+            return self.reads if any(wanted) else frozenset()
+        return frozenset().union(*(reads for reads, is_wanted in zip(self.apart, wanted, strict=True) if is_wanted))
+
     def gradients(
         self,
         dy: np.ndarray,
@@ -1706,13 +1725,16 @@ class Op:
         *arrays: np.ndarray,
         saved: Any = None,
         sinks: Sequence[Sink | None] | None = None,
+        wanted: Sequence[bool] | None = None,
         **attrs: Any,
     ) -> Grads:
-        """The backward pass, given of `saved` and `sinks` what this op takes."""
+        """The backward pass, given of `saved`, `sinks` and `wanted` what this op takes."""
         if self.saves or self.saving is not None:
             attrs["saved"] = saved
         if self.sinks:
             attrs["sinks"] = sinks or [None] * len(arrays)
+        if self.apart is not None:
+            attrs["wanted"] = wanted or [True] * len(arrays)
         return self.backward(dy, y, *arrays, **attrs)
 
     def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
@@ -1753,6 +1775,8 @@ def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grad
     """Enter a faster form of an op; `reads` where its backward pass looks at something else."""
     if "reads" in options:
         options["reads"] = frozenset(options["reads"])
+    if "apart" in options:
+        options["apart"] = tuple(map(frozenset, options["apart"]))
     fast[name] = registry[name] = changed(plain[name], forward=forward, backward=backward, **options)
 
 
@@ -4482,6 +4506,11 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
         return len(self._arranged)
 
 
+def plain(params: Mapping[str, Any]) -> Params:
+    """The parameters as the checkpoint has them: those themselves, unless some are in panels."""
+    return CheckpointTensors(params) if any(isinstance(w, Panels) for w in params.values()) else params
+
+
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
     shapes = base_of(config).param_shapes()
@@ -4511,7 +4540,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.linear', $pg_gpt2_so
 Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -4519,7 +4548,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, slices, threads
+from . import buffers, panels, slices, threads, unpack
 from .activations import gelu, gelu_backward
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
@@ -4613,25 +4642,39 @@ def linear_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    w: np.ndarray,
+    w: np.ndarray | Panels,
     b: np.ndarray,
     *,
     sinks: Sequence[Sink | None] = (None, None, None),
+    wanted: Sequence[bool] = (True, True, True),
 ) -> Grads:
-    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy. Weights that get no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    db = np.empty(b.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, w.T, as_rows(dx), paired=True),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
-        [lambda: column_sums(rows, out=db)],
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dw = db = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, w, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+        tasks += product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=wanted[0])
+    if wanted[2]:
+        db = np.empty(b.shape, dy.dtype)
+        tasks.append(lambda: column_sums(rows, out=db))
+    run_all(tasks)
     return dx, dw, db
 
 
-replace("linear", linear, linear_backward, sinks=True)
+def _input_tasks(
+    dy: np.ndarray, w: np.ndarray | Panels, dx: np.ndarray, paired: bool
+) -> Sequence[Callable[[], object]]:
+    """Tasks that together set dx = dy @ w'."""
+    if isinstance(w, Panels):
+        return unpack.tasks_with_transpose(dy, w, dx)
+    return product_tasks(dy, w.T, dx, paired=paired)
+
+
+replace("linear", linear, linear_backward, sinks=True, apart=((1,), (0,), ()))
 
 
 def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
@@ -4645,22 +4688,26 @@ def lm_head_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
-    """dx = dy @ wte, dwte = dy' @ x."""
+    """dx = dy @ wte, dwte = dy' @ x. A table that gets no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, wte, as_rows(dx), paired=True),
-        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dwte = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, wte.T, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+        tasks += product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=wanted[0])
+    run_all(tasks)
     return dx, dwte
 
 
-replace("lm_head", lm_head, lm_head_backward, sinks=True)
+replace("lm_head", lm_head, lm_head_backward, sinks=True, apart=((1,), (0,)))
 
 
 def mlp(
@@ -4706,13 +4753,14 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from ..core.ops import counted
-from . import buffers, slices, threads
+from . import buffers, slices, threads, unpack
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows
-from .products import column_sums, gradient_buffer
+from .panels import Table
+from .products import column_sums
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
@@ -4788,10 +4836,11 @@ class _Group:
     They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
     """
 
-    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, wte: np.ndarray | Table, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = slices.pieces(len(wte), vocab_slice(len(wte)))
-        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        vocab = wte.shape[0]
+        self.slices = slices.pieces(vocab, vocab_slice(vocab))
+        logits = buffers.passing((vocab, len(x)), x.dtype)
         self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
         self.sums = np.empty((len(self.slices), len(x)))
@@ -4811,7 +4860,7 @@ class _Group:
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(self.wte[part], self.x.T, out=z)
+        np.matmul(unpack.rows(self.wte, part), self.x.T, out=z)
         self._pick(i, self.picked[0])
 
     def _pick(self, i: int, out: np.ndarray) -> None:
@@ -4834,7 +4883,7 @@ class _Group:
         logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
         return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
-    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: Sink | None) -> None:
         """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x, with one weight, or one a row.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
@@ -4846,59 +4895,69 @@ class _Group:
         def work(i: int) -> None:
             part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
             if i < TURN:
-                np.matmul(z.T, self.wte[part], out=term)
+                np.matmul(z.T, unpack.rows(self.wte, part), out=term)
             else:
-                add_product(z.T, self.wte[part], term)
-            if add:
-                add_product(z, scaled, dwte[part])
+                add_product(z.T, unpack.rows(self.wte, part), term)
+            if dwte is None:
+                return
+            if dwte.filled:
+                add_product(z, scaled, dwte.array[part])
             else:
-                np.matmul(z, scaled, out=dwte[part])
+                np.matmul(z, scaled, out=dwte.array[part])
 
         self._each_slice(work)
         np.add.reduce(parts, axis=0, out=dx)
         dx *= factor
         each = np.asarray(weight, dx.dtype)[..., None]
-        dx -= self.wte[self.classes] * each
-        add_rows(dwte, self.classes, self.x * -each)
+        picked = self.wte.take(self.classes) if isinstance(self.wte, Table) else self.wte[self.classes]
+        dx -= picked * each
+        if dwte is not None:
+            add_rows(dwte.array, self.classes, self.x * -each)
+            dwte.filled = True
 
 
 def _head(
-    x: np.ndarray, wte: np.ndarray, target: Any, weight: Any, dy: float | None, sink: Sink | None
+    x: np.ndarray,
+    wte: np.ndarray | Table,
+    target: Any,
+    weight: Any,
+    dy: float | None = None,
+    sink: Sink | None = None,
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of the rows that carry loss."""
+    """The loss and, when dy is given, the gradients, in one walk over groups of the rows that carry loss."""
     here, classes, weight = counted(target, weight)
+    rows = x.reshape(-1, x.shape[-1])[here]
     with nullcontext() if isinstance(here, slice) else buffers.reusing(None):  # a pool would keep every size there is
-        loss, dx, dwte = _walk(x.reshape(-1, x.shape[-1])[here], wte, classes, weight, dy, sink)
-    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), dwte)
+        dwte = None
+        if dy is not None and wanted[1]:
+            dwte = sink or Sink(buffers.empty(wte.shape, rows.dtype))
+        loss, dx = _walk(rows, wte, classes, weight, dy, dwte)
+    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), None if dwte is None else dwte.array)
 
 
 def _walk(
     rows: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     classes: np.ndarray,
     weight: np.ndarray | None,
     dy: float | None,
-    sink: Sink | None,
-) -> tuple[float, np.ndarray | None, np.ndarray | None]:
-    """Loss, dx and dwte of rows that carry loss."""
+    dwte: Sink | None,
+) -> tuple[float, np.ndarray | None]:
+    """Loss of rows that carry it, and dx when dy is given; dwte collects."""
     total = len(rows) if weight is None else float(weight.sum())
-    dx = dwte = None
-    add = False
-    if dy is not None:
-        dx = buffers.empty(rows.shape, rows.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, rows.dtype)
+    dx = None if dy is None else buffers.empty(rows.shape, rows.dtype)
     loss = 0.0
-    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))) if len(rows) else ():
+    for r in slices.pieces(len(rows), group_rows(len(rows), wte.shape[0])) if len(rows) else ():
         group = _Group(rows[r], wte, classes[r])
         losses = group.losses()
         loss += float((losses if weight is None else losses * weight[r]).sum())
-        if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte, add)
-            add = True
+        if dx is not None and dy is not None:
+            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte)
         del group  # or its logits would be there beside those of the next
-    if dwte is not None and not add:
-        dwte[...] = 0.0
-    return loss / (total or 1), dx, dwte
+    if dwte is not None and not dwte.filled:
+        dwte.array[...], dwte.filled = 0.0, True
+    return loss / (total or 1), dx
 
 
 def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -4912,40 +4971,49 @@ def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, .
 
 
 def lm_head_loss(
-    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+    x: np.ndarray, wte: np.ndarray | Table, *, target: Any, weight: Any = None
 ) -> np.ndarray:  # [.., D], [V, D] -> []
-    """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, weight, None, None)[0]
+    """cross_entropy(x @ wte'). Where no gradient of it is wanted, wte may come in panels."""
+    return _head(x, wte, target, weight)[0]
 
 
 def lm_head_loss_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])[1]
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)[1]
 
 
 def lm_head_loss_and_grads(
     dy: np.ndarray,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
     """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)
 
 
-replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)
+replace(
+    "lm_head_loss",
+    lm_head_loss,
+    lm_head_loss_backward,
+    sinks=True,
+    apart=((0, 1), (0, 1)),
+    fused=lm_head_loss_and_grads,
+)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
 
@@ -5820,7 +5888,14 @@ from .ops import lookup
 Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 # A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
 CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
-PASSED_ON = {"linear": ("add", "dropout"), "add": ("dropout",)}  # nor has a model another use of these results, used so
+# Nor has a model another use of these results, used so.
+PASSED_ON = {
+    "linear": ("add", "dropout", "addmm"),
+    "addmm": ("add", "dropout"),
+    "add": ("dropout",),
+    "causal_attention": ("linear",),
+}
+FIRST = ("matmul", "dropout")  # what an adapter does with what goes to a linear layer, before that has it
 
 
 class Value:
@@ -5855,6 +5930,16 @@ class Node:
         """Name of the op."""
         return self.op.name
 
+    @property
+    def wanted(self) -> list[bool]:
+        """Of which inputs there is to be a gradient."""
+        return [value.requires_grad for value in self.inputs]
+
+    @property
+    def reads(self) -> frozenset[int | str]:
+        """What its backward pass looks at."""
+        return self.op.reads_for(self.wanted)
+
 
 class Tape:
     """Records ops and differentiates them.
@@ -5883,8 +5968,8 @@ class Tape:
         output = self._record(op, inputs, attrs, y, saved)
         if not self.keep:
             for value in inputs:
-                if _is_spent(value, name) and (self.recompute or not value.is_read):
-                    value.data = None
+                if self._is_spent(value, name):
+                    _forget(value)
         return output
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
@@ -5908,20 +5993,28 @@ class Tape:
         arrays = [_data(value) for value in inputs]
         if op.check is not None:
             op.check(*arrays, **attrs)
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        wanted = {} if op.apart is None else {"wanted": [value.requires_grad for value in inputs]}
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **wanted, **attrs)
         loss = self._record(op, inputs, attrs, y, None)
         loss.grad = np.asarray(seed, loss.dtype)  # for the audit
         self._collect(self.nodes[-1], grads)
         self._sweep(len(self.nodes) - 2, loss)
         return loss
 
+    def _is_spent(self, value: Value, op: str) -> bool:
+        """Whether nobody needs a value's data now that an op of that name has used it, or the data will be computed again."""
+        maker = value.node and value.node.name
+        if maker in CHEAP:
+            return (self.recompute or not value.is_read) and (maker == "dropout" or op not in FIRST)
+        return not value.is_read and op in PASSED_ON.get(maker or "", ())
+
     def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
         output = Value(y, any(value.requires_grad for value in inputs))
         node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        output.is_read = "y" in op.reads
+        output.node, reads = node, node.reads
+        output.is_read = "y" in reads
         for i, value in enumerate(inputs):
-            value.is_read |= i in op.reads
+            value.is_read |= i in reads
         self.nodes.append(node)
         if self.audit is not None:
             self.audit("forward", node)
@@ -5932,11 +6025,11 @@ class Tape:
         for node in reversed(self.nodes[: last + 1]):
             host.check_interrupts()
             if node.output.grad is not None:
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.gradients(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
+                reads = node.reads
+                y = _data(node.output) if "y" in reads else None
+                arrays = [_operand(value, i in reads) for i, value in enumerate(node.inputs)]
+                given = {"saved": node.saved, "sinks": _sinks(node.inputs), "wanted": node.wanted}
+                self._collect(node, node.op.gradients(node.output.grad, y, *arrays, **given, **node.attrs))
             if not self.keep:
                 node.output.grad = node.saved = None
                 node.output.data = start.data if node.output is start else None
@@ -5954,10 +6047,12 @@ class Tape:
             self.audit("backward", node)
 
 
-def _is_spent(value: Value, op: str) -> bool:
-    """Whether a model makes no further use of a value that an op of that name has used."""
-    maker = value.node and value.node.name
-    return maker in CHEAP or op in PASSED_ON.get(maker or "", ())
+def _forget(value: Value) -> None:
+    """Free the data; where they will be computed again, what they are computed from stays."""
+    value.data = None
+    if value.is_read and value.node is not None:
+        for source in value.node.inputs:
+            source.is_read = True
 
 
 def _data(value: Value) -> np.ndarray:
@@ -6222,6 +6317,52 @@ def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
         work(slice(0, total))
     else:
         run([lambda rows=rows: work(rows) for rows in slices.pieces(total, size)])  # type: ignore[misc]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.unpack', $pg_gpt2_source$"""Weights out of their panels, a piece at a time: what a backward pass computes with weights that it leaves as they are.
+
+For a product with the transpose, panels are too narrow: BLAS would add up 64 terms at a time. The copy costs 5 % of a product
+with 256 rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from . import buffers, slices
+from .panels import PARALLEL_FLOPS, WIDTH, Panels, Table
+from .products import least_pieces
+
+MOST_COPIED = 8 << 20  # bytes at a time
+
+
+def rows(w: np.ndarray | Panels, part: slice) -> np.ndarray:  # [K, N] -> [part, N]
+    """Some rows of a matrix in either layout: perhaps in memory of the thread, valid until it asks for others."""
+    if isinstance(w, Table):
+        first = part.start // WIDTH
+        whole = _rows(w.data[first : -(-part.stop // WIDTH)], slice(0, w.shape[1]))
+        return whole[:, part.start - first * WIDTH : part.stop - first * WIDTH].T
+    return _rows(w.data, part)[:, : w.shape[1]] if isinstance(w, Panels) else w[part]
+
+
+def _rows(data: np.ndarray, part: slice) -> np.ndarray:  # [P, K, w] -> [part, P w]
+    found = buffers.scratch("rows", (part.stop - part.start, len(data), data.shape[2]), data.dtype)
+    np.copyto(found, data[:, part].swapaxes(0, 1))
+    return found.reshape(len(found), -1)
+
+
+def tasks_with_transpose(
+    x: np.ndarray, w: Panels, out: np.ndarray
+) -> list[Callable[[], object]]:  # [m, N], [K, N] -> [m, K]
+    """Tasks that together set out = x @ w'."""
+    k, n = w.shape
+    least = 1 if 2.0 * len(x) * k * n < PARALLEL_FLOPS else 2
+    count = max(least, least_pieces(len(x), n, k), -(-4 * k * n // MOST_COPIED))
+
+    def work(part: slice) -> None:
+        np.matmul(x, rows(w, part).T, out=out[:, part])
+
+    return [partial(work, part) for part in slices.pieces(k, -(-k // (16 * count)) * 16)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
@@ -13356,7 +13497,7 @@ def _cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> No
 def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), len(wte))
+    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), wte.shape[0])
 
 
 def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:
@@ -14433,7 +14574,7 @@ class _Evaluation:
         self.choices = encode(texts) if texts else None
         self._own: tuple[Texts, Choices] | None = None  # of the row before, since rows often have the same
         self._report = Report(TOO_LONG, "row", WRONG)
-        self._null = self._foreign = 0
+        self._skipped = self._foreign = 0
         self._first_foreign = ""
 
     def made(self, chooser: Chooser, rows: Iterator[Labelled]) -> Tally:
@@ -14448,9 +14589,9 @@ class _Evaluation:
 
     def _asked(self, rows: Iterator[Labelled]) -> Iterator[tuple[_Row, str | None, Choices | None]]:
         for number, (prompt, answer, own) in enumerate(rows, 1):
-            texts = self._texts if not own and self._texts else own
-            if prompt is None or answer is None or texts is None:
-                self._null += 1
+            texts = own or self._texts
+            if prompt is None or answer is None or not texts:
+                self._skipped += 1
                 host.check_interrupts()
                 continue
             row = _Row(number, answer, texts)
@@ -14467,8 +14608,6 @@ class _Evaluation:
         if texts is self._texts:
             return self.choices
         if self._own is None or self._own[0] != texts:
-            if not texts:
-                raise InvalidParameter("it has no choices", hint="Give it some, or the parameter choices.")
             if isinstance(texts[0], list):
                 raise not_one_dimension("choices")
             self._own = texts, self._encode(texts)
@@ -14485,8 +14624,9 @@ class _Evaluation:
             self._first_foreign = self._first_foreign or f"row {row.number}: '{shown}'"
 
     def _tell(self, window: int) -> None:
-        if self._null:
-            db.notice(f"skipped {'1 row' if self._null == 1 else f'{self._null:,} rows'} with a NULL")
+        if self._skipped:
+            count = "1 row" if self._skipped == 1 else f"{self._skipped:,} rows"
+            db.notice(f"skipped {count} with a NULL or without choices")
         if self._foreign == 1:
             db.notice(f"the answer of 1 row is none of its choices and counts as wrong ({self._first_foreign})")
         elif self._foreign:
@@ -19778,8 +19918,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Versions(NamedTuple):
-    """Of the visible rows of a model, and of those of its base among them; and that base, where it has any of them. A model that is
-    no adapter has none."""
+    """Of the visible rows of a model, and of those of its base among them; and that base, where it has any of them. A model that
+    is no adapter has none."""
 
     whole: str
     base_version: str = NO_ROWS
@@ -21290,13 +21430,13 @@ def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
 def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
-    A transaction that has written may see rows that are nobody else's business yet.
+    A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES else file_of(name, wanted, version)
     if file is None:
         return None
     stored = file.attach()
-    if stored is None:
+    if stored is None and not _has_written():
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
@@ -21908,6 +22048,7 @@ import numpy as np
 
 from ...core.op import Sink
 from ...errors import InvalidParameter
+from ...fast.panels import Panels
 from ...fast.tape import Node, Value
 from ...training.options import AUDIT_LEVELS
 from ...training.trainer import Trainer
@@ -21975,7 +22116,7 @@ class StepTape:
     def _handle(self, value: Value) -> int:
         key = value if value.sink is None else value.sink
         if id(key) not in self._handles:
-            data = content(value.data) if self.full and value.data is not None else None
+            data = _bytes_of(value.data) if self.full and value.data is not None else None
             self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
             self._seen.append(key)
         return self._handles[id(key)]
@@ -21993,8 +22134,13 @@ class StepTape:
         self._held = 0
 
     def finish(self, trainer: Trainer) -> dict[str, int]:
-        """Called after the step, with the gradients of the parameters; returns their handles by name."""
+        """Called after the step, with the gradients of the parameters; returns the handles of all parameters by name."""
         names = {id(sink): name for name, sink in trainer.sinks.items()}
+        learning = trainer.sinks.keys() | trainer.tied.keys()  # an adapter's base has no sinks
+        still = {id(w): name for name, w in trainer.params.items() if name not in learning}
+        for seen in self._seen:
+            if isinstance(seen, Value) and id(seen.data) in still:
+                names[id(seen)] = still[id(seen.data)]
         params = {names[key]: handle for key, handle in self._handles.items() if key in names}
         if self.full:
             for name, grad in trainer.grads.items():
@@ -22003,6 +22149,10 @@ class StepTape:
         self._seen.clear()
         self._handles.clear()
         return params
+
+
+def _bytes_of(data: np.ndarray | Panels) -> bytes:
+    return content(data.plain() if isinstance(data, Panels) else data)
 
 
 class Auditor:
@@ -23813,7 +23963,7 @@ from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
-from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
+from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts, state_bytes
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
@@ -23880,7 +24030,7 @@ class Learner:
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - state_bytes(self.config)
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
@@ -24147,7 +24297,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg
 
 A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
 the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
-row-level security is active for the caller, the visible rows are digested after all.
+row-level security may show the caller a part of a vocabulary, the visible rows are digested after all.
 """
 
 from collections import OrderedDict
@@ -24161,6 +24311,13 @@ from . import db
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+# Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
+# table, which is the model here. Policies by model alone, as most are, show all or nothing, and cost no digest.
+DIFFERS_BY_ROW = (
+    "EXISTS (SELECT FROM pg_policy AS p, regexp_matches(p.polqual::text, ':varattno (-?[0-9]+)', 'g') AS columns"
+    " WHERE p.polrelid IN ('{schema}.llm_bpe_vocab'::regclass, '{schema}.llm_bpe_merges'::regclass) AND columns[1] <> '1')"
+)
 
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
@@ -24217,14 +24374,16 @@ def forget() -> None:
 def _version(model: str) -> tuple[str, str | None]:
     """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
 
-    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
+    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
+    row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
     """
     row = db.row(
         "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
         " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
-        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name) AS owner"
+        " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
+        f" AND {DIFFERS_BY_ROW} AS filtered"
+        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"
         " CROSS JOIN LATERAL"
         " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
@@ -25780,7 +25939,7 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import GPT2Config
+from ..core.config import LINEAR_LAYERS, GPT2Config
 from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
@@ -25788,7 +25947,8 @@ from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
-from ..fast.tape import Audit, Tape
+from ..fast.layout import plain
+from ..fast.tape import Audit, Tape, Value
 from ..op_checks import check_p
 from . import optim
 
@@ -25842,14 +26002,15 @@ class Trainer:
         tied: Mapping[str, str] | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+        """Arrays are float32 and contiguous, by checkpoint name; missing moments and steps are 0.
 
-        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        Those that training changes are writable. An adapter's base stays as it is, and may be in panels. `tied` says which names
+        are the same tensor as another: it is updated once, by the sum of their gradients.
         """
         self.config = config
         self.tied = dict(tied or {})
         self.params = {name: params[self.tied.get(name, name)] for name in params}
-        own = {name: w for name, w in self.params.items() if name not in self.tied}
+        own = {name: self.params[name] for name in config.trained_shapes() if name not in self.tied}
         self.chunk = chunk
         self.m = {name: _moment(m, name, w) for name, w in own.items()}
         self.v = {name: _moment(v, name, w) for name, w in own.items()}
@@ -25860,11 +26021,20 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
-        wte = self._sinks[self.tied.get("wte", "wte")].array
         # Gradients of wte are the first of a step; logits lie where the later ones will.
-        self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
+        wte = self._sink("wte")
+        first = 0 if wte is None else wte.array.size
+        self._unused = self._arena[first:] if wte and np.may_share_memory(wte.array, self._arena[:first]) else None
         self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
+
+    def _sink(self, name: str) -> Sink | None:
+        """Where the gradient of a tensor is collected; None for one that stays as it is."""
+        return self._sinks.get(self.tied.get(name, name))
+
+    def _learns(self, name: str) -> bool:
+        """Whether training changes a tensor."""
+        return self._sink(name) is not None
 
     @property
     def sinks(self) -> Mapping[str, Sink]:
@@ -25937,6 +26107,8 @@ class Trainer:
         if not n_tokens:
             raise nothing_counts()
         loss = 0.0
+        params = self.params if is_fast() else dict(plain(self.params))
+        leaves = {name: Value(w, self._learns(name), sink=self._sink(name)) for name, w in params.items()}
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches):
                 host.check_interrupts()
@@ -25947,29 +26119,26 @@ class Trainer:
                 share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 if not (is_fast() or keep or audit):
-                    loss += share * self._plain_gradients(batch, drop, share)
+                    loss += share * self._plain_gradients(params, batch, drop, share)
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                handles = {
-                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
-                }
-                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
                     attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, handles["wte"], seed=share, **attrs)
+                    value = tape.finish("lm_head_loss", x, leaves["wte"], seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
-    def _plain_gradients(self, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
+    def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
         """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
         tape = PlainTape()
-        handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
+        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
         loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
         tape.backward(loss, share)
         for name, handle in handles.items():
-            sink = self._sinks[self.tied.get(name, name)]
-            if handle.grad is not None:
+            sink = self._sink(name)
+            if sink is not None and handle.grad is not None:
                 sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
                 sink.filled = True
         return float(loss.data)
@@ -26006,6 +26175,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
     tokens, targets, weight = batch
+    params = params if is_fast() else plain(params)
     return float(
         gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
     ) * batch.total(), batch.total()
@@ -26023,25 +26193,43 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
+def state_bytes(config: GPT2Config) -> int:
+    """Memory of what a Trainer holds: weights, and for those that are trained gradients and two moments."""
+    return 4 * (config.n_params() + 3 * config.n_trained())
+
+
+def _widths_kept(config: GPT2Config) -> tuple[int, int]:
+    """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
+
+    Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
+    multiplied with; normalised rows and active hidden units, if the weights after them learn.
+    """
+    learn = LINEAR_LAYERS if config.adapter is None else config.adapter.targets
+    kept, cheap = 2 + 3 + 4 + ("attn.c_proj" in learn), 4 + 4 * ("mlp.c_proj" in learn)
+    return kept, cheap + ("attn.c_attn" in learn) + ("mlp.c_fc" in learn)
+
+
 def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
-    """Whether normalised rows, and hidden units after gelu with what they were multiplied with, are not kept."""
-    return 4 * 10 * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+    """Whether what is cheap to recompute is not kept."""
+    return 4 * _widths_kept(config)[1] * n_tokens * config.d_model * config.n_layer > MOST_KEPT
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
     """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
     n, d = batch * length, config.d_model
-    state = 4 * config.n_params()  # weights, gradients, two moments
-    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
-    if not _recomputes(config, n):
-        kept *= 2
+    widths, cheap = _widths_kept(config)
+    kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
-    return 4 * (state + kept + passing + head) + masks
+    if config.adapter is not None:  # the rows between its two matrices, and masks of what goes to them
+        for name, (rows, columns) in config.adapter_shapes().items():
+            kept += n * columns if name.endswith("lora_A") else 0
+            masks += n * rows if name.endswith("lora_A") and config.adapter.dropout_p else 0
+    return state_bytes(config) + 4 * (kept + passing + head) + masks
 $pg_gpt2_source$);
 
 SELECT llm_boot();
@@ -26057,11 +26245,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -26074,11 +26262,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -26452,11 +26640,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -26474,11 +26662,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -26534,11 +26722,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -26551,11 +26739,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -26570,11 +26758,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -26601,11 +26789,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -26617,11 +26805,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -26633,11 +26821,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -26682,11 +26870,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -26702,11 +26890,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -26720,11 +26908,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -26750,11 +26938,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -26765,11 +26953,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -26778,11 +26966,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -26797,11 +26985,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -26814,11 +27002,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -26829,11 +27017,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -26848,11 +27036,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -26866,11 +27054,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -26881,11 +27069,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -26903,11 +27091,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -26918,11 +27106,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -26933,11 +27121,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -26966,11 +27154,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -27011,11 +27199,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -27043,11 +27231,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27094,11 +27282,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -27120,11 +27308,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -27160,11 +27348,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -27187,11 +27375,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -27209,11 +27397,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -27257,11 +27445,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -27281,11 +27469,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -27306,11 +27494,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -27322,11 +27510,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -27343,11 +27531,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -27406,11 +27594,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -27432,11 +27620,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -27459,11 +27647,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -27481,11 +27669,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -27510,11 +27698,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -27550,11 +27738,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -27573,11 +27761,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -27597,11 +27785,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -27627,11 +27815,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -27655,11 +27843,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -27687,11 +27875,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -27733,11 +27921,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -27770,11 +27958,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -27846,11 +28034,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -27897,11 +28085,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -27917,11 +28105,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.options(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -27938,11 +28126,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -28087,11 +28275,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -28104,11 +28292,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -28121,11 +28309,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -28162,11 +28350,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -28177,11 +28365,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -28199,11 +28387,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -28227,11 +28415,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -28257,11 +28445,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -28281,11 +28469,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -28304,11 +28492,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -28324,11 +28512,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -28405,11 +28593,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -28434,11 +28622,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -28456,11 +28644,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -28469,11 +28657,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -28483,11 +28671,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -28496,11 +28684,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -28510,11 +28698,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -28523,11 +28711,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -28542,11 +28730,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -28562,11 +28750,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -28576,11 +28764,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -28590,11 +28778,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -28609,11 +28797,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -28631,11 +28819,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -28646,11 +28834,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -28659,11 +28847,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -28672,11 +28860,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -28694,11 +28882,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -28719,11 +28907,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -28742,11 +28930,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -28770,11 +28958,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -28785,11 +28973,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -28803,11 +28991,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -28823,11 +29011,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -28852,11 +29040,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -28875,11 +29063,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -28892,11 +29080,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -28915,11 +29103,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -28941,11 +29129,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -28954,11 +29142,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -28971,11 +29159,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -28986,11 +29174,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -29028,11 +29216,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -29055,11 +29243,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -29074,11 +29262,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -29091,11 +29279,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -29121,11 +29309,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -29136,11 +29324,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -29151,11 +29339,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -29166,11 +29354,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -29181,11 +29369,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -29198,11 +29386,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -29230,11 +29418,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -29253,11 +29441,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -29272,11 +29460,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -29288,11 +29476,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -29351,11 +29539,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -29379,11 +29567,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -29409,11 +29597,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -29424,11 +29612,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -29439,11 +29627,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 519be935f5f7 @extschema@' not in GD:
+if 'pg_gpt2 4e47380b21f5 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 519be935f5f7 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 4e47380b21f5 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
