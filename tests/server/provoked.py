@@ -398,7 +398,7 @@ STATEMENTS = [
     "INSERT INTO llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest) SELECT 'fit', step, note,"
     " n_params, bytes, config, '/elsewhere', manifest FROM llm_checkpoint WHERE file_path IS NOT NULL LIMIT 1;"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
-    "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_layer\": 2}' WHERE model = 'fit';"
+    "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_positions\": 8}' WHERE model = 'fit';"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
     # Data and training
     "SELECT llm_dataset_load(NULL, 't', 8)",
@@ -456,6 +456,11 @@ STATEMENTS = [
     " $$BEGIN UPDATE public.llm_param SET step = step + 1; RETURN NEW; END$$;"
     " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
     " SELECT llm_train_step('bare')",
+    "UPDATE llm_dataset SET model = NULL WHERE model = 'bare';"
+    " CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE public.llm_param SET data ="
+    " overlay(data PLACING '\\x0000003f' FROM 1) WHERE model = 'base' AND name = 'ln_f.bias'; RETURN NEW; END$$;"
+    " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
+    " SELECT llm_train_step('fit', batch => ARRAY(SELECT id FROM llm_dataset WHERE model IS NULL LIMIT 1))",
     "SELECT llm_log_prune(older_than => '-1 day')",
     "SELECT llm_run_sparkline(-1)",
     # Checkpoints and runs
