@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, slices, threads
+from . import buffers, panels, slices, threads, unpack
 from .activations import gelu, gelu_backward
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
@@ -133,7 +133,7 @@ def _input_tasks(
 ) -> Sequence[Callable[[], object]]:
     """Tasks that together set dx = dy @ w'."""
     if isinstance(w, Panels):
-        return panels.tasks_with_transpose(dy, w, dx)
+        return unpack.tasks_with_transpose(dy, w, dx)
     return product_tasks(dy, w.T, dx, paired=paired)
 
 

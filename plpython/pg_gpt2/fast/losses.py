@@ -12,13 +12,13 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from ..core.ops import counted
-from . import buffers, slices, threads
+from . import buffers, slices, threads, unpack
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows
-from .panels import Table, rows_of
+from .panels import Table
 from .products import column_sums
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
@@ -119,7 +119,7 @@ class _Group:
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(rows_of(self.wte, part), self.x.T, out=z)
+        np.matmul(unpack.rows(self.wte, part), self.x.T, out=z)
         self._pick(i, self.picked[0])
 
     def _pick(self, i: int, out: np.ndarray) -> None:
@@ -154,9 +154,9 @@ class _Group:
         def work(i: int) -> None:
             part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
             if i < TURN:
-                np.matmul(z.T, rows_of(self.wte, part), out=term)
+                np.matmul(z.T, unpack.rows(self.wte, part), out=term)
             else:
-                add_product(z.T, rows_of(self.wte, part), term)
+                add_product(z.T, unpack.rows(self.wte, part), term)
             if dwte is None:
                 return
             if dwte.filled:

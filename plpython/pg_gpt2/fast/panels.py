@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 import numpy as np
 
 from . import buffers, slices, threads
-from .products import least_pieces
 
 Call = Callable[[], object]
 
@@ -27,7 +26,6 @@ READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does w
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
 ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
-MOST_COPIED = 8 << 20  # bytes of a matrix that are taken out of its panels at a time
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -62,12 +60,6 @@ class Panels:
         """Memory held."""
         return self.data.nbytes
 
-    def rows(self, part: slice) -> np.ndarray:  # [part, N]
-        """Some of the weights' rows, as they were: a copy in memory of the thread, valid until it asks for others."""
-        found = buffers.scratch("rows", (part.stop - part.start, len(self.data), WIDTH), self.dtype)
-        np.copyto(found, self.data[:, part].swapaxes(0, 1))
-        return found.reshape(len(found), -1)[:, : self.shape[1]]
-
     def plain(self) -> np.ndarray:
         """The weights [K, N] in rows, a copy."""
         k, n = self.shape
@@ -88,12 +80,6 @@ class Table(Panels):
     def T(self) -> Panels:
         """The transpose [D, V], which a product wants; no copy."""
         return Panels(self.data, self.shape[::-1])
-
-    def rows(self, part: slice) -> np.ndarray:  # [part, D]
-        """Some of the rows: a view of a copy in memory of the thread, valid until it asks for others."""
-        first = part.start // WIDTH
-        whole = Panels(self.data[first : -(-part.stop // WIDTH)], (self.shape[1], part.stop - first * WIDTH))
-        return whole.rows(slice(0, self.shape[1]))[:, part.start - first * WIDTH :].T
 
     def take(self, ids: np.ndarray) -> np.ndarray:  # [..] -> [.., D]
         """The rows of these numbers, a copy."""
@@ -146,22 +132,6 @@ def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m,
 
 def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
     return x if len(x) == room(len(x)) else np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-def rows_of(w: np.ndarray | Panels, part: slice) -> np.ndarray:
-    """Some rows of a matrix in either layout, for immediate use."""
-    return w.rows(part) if isinstance(w, Panels) else w[part]
-
-
-def tasks_with_transpose(x: np.ndarray, w: Panels, out: np.ndarray) -> list[Call]:  # [m, N], [K, N] -> [m, K]
-    """Tasks that together set out = x @ w', a piece of w's rows at a time taken out of the panels: a copy is 5 % of 256 rows."""
-    k, n = w.shape
-    count = max(
-        1 if 2.0 * len(x) * k * n < PARALLEL_FLOPS else 2, least_pieces(len(x), n, k), -(-4 * k * n // MOST_COPIED)
-    )
-
-    def work(part: slice) -> None:
-        np.matmul(x, w.rows(part).T, out=out[:, part])
-
-    return [partial(work, part) for part in slices.pieces(k, -(-k // (16 * count)) * 16)]
 
 
 def bind(
