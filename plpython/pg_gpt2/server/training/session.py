@@ -15,7 +15,7 @@ from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
-from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts, state_bytes
+from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
@@ -82,7 +82,7 @@ class Learner:
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - state_bytes(self.config)
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
