@@ -41,6 +41,7 @@ TOPICS = (
     "arguments",
     "tables",
     "sharing",
+    "adapters",
     "models",
     "tokenizer",
     "transfer",

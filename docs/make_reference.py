@@ -26,6 +26,7 @@ TOPICS = {
     "models": "Models",
     "transfer": "Weights in and out",
     "sharing": "Sharing weights",
+    "adapters": "Adapters",
     "training": "Training",
     "checkpoints": "Checkpoints",
     "replay": "Replaying a run",

@@ -42,7 +42,8 @@ SET search_path = pg_catalog, pg_temp
 AS @models.copy_model@;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
-    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is). The copy of an '
+    'adapter is an adapter of the same base.';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
@@ -60,19 +61,22 @@ SELECT
     coalesce(p.n_params, 0) AS n_params,
     coalesce(t.tokens, 0) AS tokenizer_tokens,
     p.step,
-    coalesce(p.bytes, 0) AS bytes
+    coalesce(p.bytes, 0) AS bytes,
+    a.base
 FROM llm_model_config AS c
+LEFT JOIN llm_adapter AS a USING (model)
 LEFT JOIN (
     SELECT
         model,
         sum(octet_length(data)) / 4 AS n_params,
-        max(step) AS step,
+        coalesce(max(step) FILTER (WHERE name LIKE '%.lora__'), max(step)) AS step,
         sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0))
             FILTER (WHERE source_model = model) AS bytes
     FROM llm_param_resolved
     GROUP BY model
 ) AS p USING (model)
-LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
+LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t ON t.model = coalesce(a.base, c.model);
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
-    'bytes stored, not counting weights that they share.';
+    'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
+    'its own.';

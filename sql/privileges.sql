@@ -5,6 +5,8 @@ REVOKE EXECUTE ON FUNCTION
     llm_init_model,
     llm_copy_model,
     llm_drop_model,
+    llm_adapter_create,
+    llm_adapter_merge,
     llm_train_bpe,
     pg_llm_load_bpe_vocab,
     pg_llm_load_bpe_merges,

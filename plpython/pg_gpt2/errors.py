@@ -82,6 +82,12 @@ class WrongState(PgGpt2Error):
     sqlstate = "55000"
 
 
+class StillUsed(PgGpt2Error):
+    """What other models are made of cannot go away under them."""
+
+    sqlstate = "2BP01"
+
+
 class LockNotAvailable(PgGpt2Error):
     """Another session holds what is needed."""
 

@@ -122,6 +122,11 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> None:
     _check_broadcast("matmul", "leading dimensions broadcast", a.shape, b.shape, matrix=2)
 
 
+def _addmm(c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0) -> None:
+    if b.ndim != 2 or not a.ndim or a.shape[-1] != b.shape[0] or c.shape != (*a.shape[:-1], b.shape[1]):
+        raise misfit("addmm", "c is [.., n], a is [.., k], b is [k, n]", c=c.shape, a=a.shape, b=b.shape)
+
+
 def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
     if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
         raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
@@ -252,6 +257,7 @@ def _reduction(op: str) -> Any:
 check("add", _binary("add"))
 check("mul", _binary("mul"))
 check("matmul", _matmul)
+check("addmm", _addmm)
 check("linear", _linear)
 check("mlp", _mlp)
 check("lm_head", _lm_head)

@@ -40,6 +40,7 @@ def case(name: str, draw: np.random.Generator) -> Case:
         "softmax": ([(*batch, m, n)], {}),
         "layernorm": ([(*batch, m, n + 1), (n + 1,), (n + 1,)], {"eps": 1e-5}),
         "matmul": ([(*batch, m, k), ((*batch, k, n), (k, n))[draw.integers(2)]], {}),
+        "addmm": ([(*batch, m, n), (*batch, m, k), (k, n)], {"factor": float(draw.normal())}),
         "linear": ([(*batch, m, k), (k, n), (n,)], {}),
         "lm_head": ([(*batch, m, k), (n, k)], {}),
         "mlp": ([(*batch, m, k), (k, n), (n,), (n, k), (k,)], {}),

@@ -57,6 +57,7 @@ GRADCHECKS = {
     "matmul": (check_grads("matmul"), [(3, 4), (4, 5)]),
     "matmul of a batch and a matrix": (check_grads("matmul"), [(2, 3, 4), (4, 5)]),
     "matmul of batches": (check_grads("matmul"), [(2, 1, 3, 4), (3, 4, 2)]),
+    "addmm": (check_grads("addmm", factor=-1.7), [(2, 3, 5), (2, 3, 4), (4, 5)]),
     "add": (check_grads("add"), [(3, 4), (3, 4)]),
     "add a bias": (check_grads("add"), [(2, 3, 4), (4,)]),
     "add broadcast both ways": (check_grads("add"), [(3, 1), (2, 1, 4)]),

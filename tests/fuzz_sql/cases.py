@@ -44,6 +44,7 @@ PREPARE = """
     SELECT llm_train_bpe('SELECT x FROM t', 270, 'm');
     SELECT llm_init_model('m', 2, 2, 16, 32);
     SELECT llm_copy_model('m', 'x'), llm_copy_model('m', 'y'), llm_share_param('y', 'wte', 0, 'x');
+    SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2);
     SELECT llm_dataset_load('SELECT repeat(x, 50) FROM t', 'm', 16, val_fraction => 0.2);
     SELECT llm_train('m', 2, batch_size => 2);
     SELECT llm_train_step('m');

@@ -1,6 +1,7 @@
 """Every op beside its torch counterpart, forward and backward, on random shapes and dtypes."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ Case = tuple[list[tuple[int, ...]], dict, Callable[..., torch.Tensor]]
 CASES: dict[str, Callable[[int, int, int, int], Case]] = {
     "matmul": lambda b, t, d, n: ([(b, t, d), (d, n)], {}, torch.matmul),
     "matmul of batches": lambda b, t, d, n: ([(b, t, d), (b, d, n)], {}, torch.matmul),
+    "addmm": lambda b, t, d, n: ([(t, n), (t, d), (d, n)], {"factor": 2.5}, partial(torch.addmm, alpha=2.5)),
     "add": lambda b, t, d, n: ([(b, t, d), (t, d)], {}, torch.add),
     "mul": lambda b, t, d, n: ([(b, t, d), (b, 1, d)], {}, torch.mul),
     "scale": lambda b, t, d, n: ([(b, t)], {"factor": 0.37}, lambda x: x * 0.37),

@@ -42,7 +42,7 @@ SET LOCAL ROLE nobody_here;
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'a role that may see no model is told of none in memory');
 SELECT is((SELECT array_agg(item::text) FROM llm_doctor() WHERE item LIKE 'model%'), '{models}', 'nor by llm_doctor');
 RESET ROLE;
-GRANT SELECT ON llm_model_config, llm_param, llm_param_share TO nobody_here;
+GRANT SELECT ON llm_model_config, llm_adapter, llm_param, llm_param_share TO nobody_here;
 ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY;
 SET LOCAL ROLE nobody_here;
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'or one from which policies hide its weights');

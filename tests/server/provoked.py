@@ -38,6 +38,7 @@ PREPARE = """
     SELECT llm_checkpoint_save('t', file_path => '{folder}/c.safetensors');
     INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES ('e', 1, 1, 2, 2, 3);
     SELECT llm_init_model('small', 1, 1, 2, 2, 3);
+    SELECT llm_copy_model('bare', 'base'), llm_adapter_create('fit', 'base', r => 2);
     SELECT llm_init_model('held', 1, 1, 2, 2, 3);
     SELECT pg_llm_export_safetensors('{folder}/small.safetensors', 'small');
 """
@@ -382,6 +383,23 @@ STATEMENTS = [
     " SELECT llm_share_param('bare', 'wte', NULL, 't', 'wte', 3)",
     "SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.weight');"
     " SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.bias'); SELECT llm_train_step('bare')",
+    # Adapters
+    "SELECT llm_adapter_create('q', 'bare', r => 0)",
+    "SELECT llm_adapter_create('q', 'bare', alpha => 'nan')",
+    "SELECT llm_adapter_create('q', 'bare', targets => '{attn}')",
+    "SELECT llm_adapter_create('q', 'bare', dropout_p => 1)",
+    "SELECT llm_adapter_create('q', 'fit')",
+    "SELECT llm_adapter_create('e', 'bare')",
+    "SELECT llm_drop_model('base')",
+    "SELECT llm_adapter_merge('bare', 'q')",
+    "SELECT llm_unshare_param('fit', 'wte', NULL)",
+    "SELECT llm_train_bpe('SELECT body FROM words', 265, 'fit')",
+    "DELETE FROM llm_param WHERE model = 'base'; SELECT llm_logits('{1}', 'fit')",
+    "INSERT INTO llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest) SELECT 'fit', step, note, n_params,"
+    " bytes, config, '/elsewhere', manifest FROM llm_checkpoint WHERE file_path IS NOT NULL LIMIT 1;"
+    " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
+    "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_layer\": 2}' WHERE model = 'fit';"
+    " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
     # Data and training
     "SELECT llm_dataset_load(NULL, 't', 8)",
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 0)",

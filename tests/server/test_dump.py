@@ -18,6 +18,7 @@ TABLES = (
         "llm_checkpoint_part",
         "llm_checkpoint_restore",
         "llm_param_share",
+        "llm_adapter",
         "llm_tape",
     ),
 )
@@ -32,6 +33,10 @@ NEXT = (
     "SELECT llm_train_step('m', dropout_p => 0.1, seed => 5)",
     STATE,
     "SELECT llm_train_step('sharing', batch => ARRAY[1])",
+    STATE,
+    "SELECT llm_generate('low', 8, model_name => 'adapter', seed => 1)",
+    "SELECT llm_train_step('adapter', batch => ARRAY[1])",
+    "SELECT llm_checkpoint_load('adapter', (SELECT min(id) FROM llm_checkpoint WHERE model = 'adapter'))",
     STATE,
     "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
     "INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1}', '{2}') RETURNING id",
@@ -69,6 +74,9 @@ def source(dsn: str) -> str:
             "INSERT INTO llm_model_config VALUES ('gpt2-large', 1, 2, 8, 16, 265)",
             "SELECT llm_copy_model('m', 'sharing')",
             "SELECT llm_share_param('m', 'wte', NULL, 'sharing')",
+            "SELECT llm_adapter_create('adapter', 'm', r => 2)",
+            "SELECT llm_train('adapter', 2, batch_size => 2, log_every => 0)",
+            "SELECT llm_checkpoint_save('adapter')",
         ):
             conn.execute(statement)
     return dsn

@@ -116,6 +116,15 @@ STATEMENTS = {
         "SELECT llm_copy_model('north/poet', '{m}')",
     ],
     "llm_drop_model": ["SELECT llm_drop_model('{m}')"],
+    "llm_adapter_create": [
+        "SELECT llm_adapter_create('north/adapter', '{m}')",
+        "SELECT llm_adapter_create('{m}', 'north/poet')",
+        "SELECT llm_adapter_create('north/adapter', '{m}-adapter')",
+    ],
+    "llm_adapter_merge": [
+        "SELECT llm_adapter_merge('{m}-adapter', 'north/merged')",
+        "SELECT llm_adapter_merge('{m}', 'north/merged')",
+    ],
     "llm_share_param": [
         "SELECT llm_share_param('{m}', 'wte', NULL, 'north/poet')",
         "SELECT llm_share_param('north/poet', 'wte', NULL, '{m}')",
@@ -190,6 +199,7 @@ ROWS = {
         "model = 'south/poet'",
     ),
     "llm_param_share": "'south/poet' IN (source_model, target_model)",
+    "llm_adapter": "base = 'south/poet'",
     "llm_checkpoint_part": f"checkpoint_id IN {HIDDEN}",
     "llm_checkpoint_blob": f"digest IN (SELECT data FROM llm_checkpoint_part WHERE checkpoint_id IN {HIDDEN})",
     "llm_tape": TAPES,
@@ -214,6 +224,7 @@ PREPARE = """
     SELECT llm_train('south/poet', 1, batch_size => 2, audit => 'full');
     SELECT llm_copy_model('south/poet', 'south/twin');
     SELECT llm_share_param('south/twin', 'wpe', NULL, 'south/poet');
+    SELECT llm_adapter_create('south/poet-adapter', 'south/poet', r => 2);
     SELECT llm_init_model('north/poet', 1, 2, 8, 16, 50, seed => 2);
     SELECT llm_checkpoint_save('north/poet', file_path => '{folder}/elsewhere.npz');
     SELECT pg_llm_export_safetensors('{folder}/shown.safetensors', 'north/poet');

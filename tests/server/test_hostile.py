@@ -79,6 +79,8 @@ EXAMPLES = {
     "llm_init_model": f"{NEW}, n_layer => 1, n_head => 1, d_model => 8, n_positions => 8, vocab => 20",
     "llm_copy_model": "source => 'm', target => 'q'",
     "llm_drop_model": "model => 'm'",
+    "llm_adapter_create": "model => 'q', base => 'm', r => 2, targets => '{attn.c_attn,mlp.c_proj}'",
+    "llm_adapter_merge": "model => 'fit', target => 'q'",
     "llm_texts_sent": "count => 1",
     "llm_bytes_sent": "size => 1",
     "llm_import_safetensors": f"data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), {NEW}",
@@ -196,6 +198,7 @@ def model(module_conn):
     module_conn.execute(
         "SELECT llm_copy_model('m', 'x'), llm_copy_model('m', 'y'), llm_share_param('y', 'wte', 0, 'x')"
     )
+    module_conn.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
     module_conn.execute("SELECT llm_dataset_load('SELECT repeat(x, 50) FROM t', 'm', 16, val_fraction => 0.2)")
     module_conn.execute(
         "SELECT llm_checkpoint_save('m'), llm_op('mul', ARRAY[h, h]) FROM llm_variable('\\x0000803f', '{1}', true) AS h"

@@ -199,7 +199,7 @@ def test_the_target_is_locked_with_its_source(sql, connect, models):
 def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
     """Neither a function nor the view passes the policy of the source by."""
     sql("CREATE ROLE reader")
-    sql("GRANT SELECT ON llm_model_config, llm_param_resolved, llm_param, llm_param_share TO reader")
+    sql("GRANT SELECT ON llm_model_config, llm_adapter, llm_param_resolved, llm_param, llm_param_share TO reader")
     sql("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
     try:
         sql("CREATE POLICY only_b ON llm_param TO reader USING (model = 'b')")

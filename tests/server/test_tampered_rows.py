@@ -139,7 +139,8 @@ def test_a_row_of_the_log(recorded, change, data):
 @pytest.mark.parametrize("statement", ["SELECT llm_checkpoint_load('m', 1)", "SELECT llm_copy_model('m', 'n', 1)"])
 def test_a_row_of_a_checkpoint(recorded, change, statement):
     with recorded.transaction(force_rollback=True):
-        recorded.execute("SELECT llm_checkpoint_save('m')")
+        recorded.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
+    recorded.execute("SELECT llm_checkpoint_save('m')")
         recorded.execute("UPDATE llm_checkpoint_part SET checkpoint_id = 1; UPDATE llm_checkpoint SET id = 1")
         assert isinstance(outcome(recorded, f"UPDATE llm_checkpoint SET {change}", statement), psycopg.Error)
 
@@ -206,7 +207,16 @@ TAPES = [
     "SELECT llm_value(max(output)), llm_grad(max(output)) FROM llm_tape",
     "SELECT llm_op('gelu', ARRAY[max(output)]) FROM llm_tape",
 ]
+ADAPTERS = [
+    "SELECT llm_logits('{1}', 'fit')",
+    "SELECT llm_train_step('fit', batch => ARRAY(SELECT id FROM llm_dataset LIMIT 1))",
+    "SELECT llm_checkpoint_save('fit')",
+    "SELECT llm_copy_model('fit', 'another')",
+    "SELECT llm_adapter_merge('fit', 'another')",
+    "SELECT count(*) FROM llm_doctor()",
+]
 READERS = {
+    "llm_adapter": ADAPTERS,
     "llm_param": WEIGHTS,
     "llm_dataset": [*RUNS, "SELECT llm_evaluate('m', 'train')"],
     "llm_bpe_vocab": [

@@ -4,8 +4,10 @@ Names are those of the Hugging Face checkpoints without `transformer.`; linear w
 Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import isfinite, prod
+from typing import Any
 
 from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
@@ -87,6 +89,23 @@ class GPT2Config:
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
                 hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, as an object of JSON; `adapter` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
+        """Back from `to_json`. ValueError, TypeError, KeyError or InvalidParameter where it is not what that gives."""
+        given = dict(fields)
+        own = given.pop("adapter", None)
+        if own is None:
+            return cls(**given)
+        try:
+            alpha, dropout_p = float(own["alpha"]), float(own["dropout_p"])
+        except OverflowError:
+            raise ValueError("alpha or dropout_p") from None
+        return cls(**given, adapter=Adapter(own["r"], alpha, tuple(own["targets"]), dropout_p))
 
     @property
     def d_head(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from . import rng
-from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .config import LAYER_NORM_EPS, LINEAR_LAYERS, Adapter, GPT2Config, block_shapes
 from .ops import CHUNK
 from .tape import Handle, Runner
 
@@ -26,6 +26,9 @@ Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
+ADAPTER_SITES = (
+    1 << 31
+)  # from here on, dropout of what goes to an adapter: one site for each linear layer of each block
 
 
 def run_in_turn(calls: list[Callable[[], object]]) -> None:
@@ -43,9 +46,10 @@ class Dropout:
     step: int = 0
     part: int = 0
 
-    def at(self, site: int) -> dict[str, Any]:
-        """Attributes of the op at that site: 0 is the embedding, then three for each layer."""
-        return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+    def at(self, site: int, p: float | None = None) -> dict[str, Any]:
+        """Attributes of the op at that site: 0 is the embedding, then three for each layer; `p` where it is another."""
+        address = {"seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+        return {"p": self.p if p is None else p, **address}
 
 
 @dataclass(frozen=True)
@@ -72,25 +76,52 @@ class Pass:
         attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
         return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
+    def to_adapter(self, run: Runner, x: Handle, p: float, layer: int, target: str) -> Handle:
+        """What an adapter's A is given of x: in training, x after a dropout of its own."""
+        if self.drop is None or not p:
+            return x
+        site = ADAPTER_SITES + len(LINEAR_LAYERS) * layer + LINEAR_LAYERS.index(target)
+        return run.apply("dropout", x, **self.drop.at(site, p))
+
 
 def block(
-    run: Runner, p: Params, x: Handle, *, n_head: int, eps: float = LAYER_NORM_EPS, layer: int = 0, how: Pass = Pass()
+    run: Runner,
+    p: Params,
+    x: Handle,
+    *,
+    n_head: int,
+    eps: float = LAYER_NORM_EPS,
+    layer: int = 0,
+    adapter: Adapter | None = None,
+    how: Pass = Pass(),
 ) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
     """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
     site = 1 + 3 * layer
+    linear = partial(_linear, run, p, adapter=adapter, layer=layer, how=how)
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
-    qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
+    qkv = linear("attn.c_attn", normed)
     mixed = how.attention(run, qkv, n_head, layer, site)
     if how.keep is not None:
         x = how.keep(x)
-    y = run.apply("linear", mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    y = linear("attn.c_proj", mixed)
     x = run.apply("add", x, how.dropped(run, y, site + 1))
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
-    hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
+    hidden = linear("mlp.c_fc", normed)
     active = run.apply("gelu", hidden)
-    y = run.apply("linear", active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    y = linear("mlp.c_proj", active)
     return run.apply("add", x, how.dropped(run, y, site + 2))
+
+
+def _linear(
+    run: Runner, p: Params, name: str, x: Handle, *, adapter: Adapter | None, layer: int, how: Pass
+) -> Handle:  # [.., m] -> [.., n]
+    """x W + b; where an adapter has this layer among its targets, + (alpha / r) (x A) B."""
+    if adapter is None or name not in adapter.targets:
+        return run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    low = run.apply("matmul", how.to_adapter(run, x, adapter.dropout_p, layer, name), p[f"{name}.lora_A"])
+    y = run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    return run.apply("addmm", y, low, p[f"{name}.lora_B"], factor=adapter.scale)
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
@@ -107,7 +138,8 @@ def blocks(
     last = config.n_layer - 1
     for i in range(config.n_layer):
         here = how if i == last or how.keep is None else replace(how, keep=None)
-        x = block(run, layer_params(params, i), x, n_head=config.n_head, layer=i, how=here)
+        p = layer_params(params, i, config.adapter)
+        x = block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=here)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
 
 
@@ -120,14 +152,15 @@ def hidden(
     return blocks(run, params, asked.dropped(run, embed(run, params, ids, position=position), 0), config, asked)
 
 
-def layer_params(params: Params, layer: int) -> dict[str, Handle]:
-    """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[full] for name, full in _block_names(layer)}
+def layer_params(params: Params, layer: int, adapter: Adapter | None = None) -> dict[str, Handle]:
+    """The twelve parameters of a block, and those of its adapter, by their names without `h.{layer}.`."""
+    return {name: params[full] for name, full in _block_names(layer, adapter and adapter.targets)}
 
 
 @lru_cache(maxsize=256)
-def _block_names(layer: int) -> list[tuple[str, str]]:
-    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
+def _block_names(layer: int, targets: tuple[str, ...] | None) -> list[tuple[str, str]]:
+    own = [f"{target}.{matrix}" for target in targets or () for matrix in ("lora_A", "lora_B")]
+    return [(name, f"h.{layer}.{name}") for name in (*block_shapes(1), *own)]
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
@@ -174,12 +207,12 @@ def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn
 
 
 def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's.
 
     Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
     functions that make them, in any order.
     """
-    for index, (name, shape) in enumerate(config.param_shapes().items()):
+    for index, (name, shape) in enumerate(replace(config, adapter=None).param_shapes().items()):
         tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
@@ -190,6 +223,21 @@ def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_tur
             )
         elif name.endswith("weight"):
             tensor[:] = 1.0
+        yield name, tensor
+    yield from init_adapter(config, seed)
+
+
+def init_adapter(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of an adapter's tensors: A [in, r] uniform within 1 / sqrt(in) of 0, B zero, as PEFT has them.
+
+    Draws depend on (seed, index of the tensor) only.
+    """
+    for index, (name, shape) in enumerate(config.adapter_shapes().items()):
+        tensor = np.zeros(shape, np.float32)
+        if name.endswith("lora_A"):
+            np.random.Generator(rng.philox(seed, rng.ADAPTER, site=index)).random(out=tensor, dtype=np.float32)
+            tensor -= 0.5
+            tensor *= 2 / sqrt(shape[0])
         yield name, tensor
 
 

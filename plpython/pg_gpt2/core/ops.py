@@ -141,6 +141,24 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
 
 
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor a b."""
+    return c + (a @ b) * c.dtype.type(factor)
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy b', db = factor a' dy."""
+    k = dy.dtype.type(factor)
+    return dy, (dy @ b.T) * k, (rows_of(a).T @ rows_of(dy)) * k
+
+
+register("addmm", addmm, addmm_backward, "c a b", reads=(1, 2))
+
+
 def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
     """x w + b."""
     return x @ w + b

@@ -7,7 +7,7 @@ counter (tick, row, site, step): masks are the same bits for any number of threa
 import numpy as np
 
 WORD = (1 << 64) - 1
-DROPOUT, INIT, ORDER = 1, 2, 3  # purposes: the second key word keeps their streams apart
+DROPOUT, INIT, ORDER, ADAPTER = 1, 2, 3, 4  # purposes: the second key word keeps their streams apart
 VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
 
 

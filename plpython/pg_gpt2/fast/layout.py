@@ -1,16 +1,18 @@
 """How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+An adapter's weights are those of its base, the very same arrays, and its own beside them; what is kept in a file is the base's.
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -28,12 +30,17 @@ def in_panels(config: GPT2Config) -> bool:
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what is kept for each tensor."""
-    shapes = config.param_shapes()
+    """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
+    shapes = base_of(config).param_shapes()
     if in_panels(config):
         shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
         shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
     return shapes
+
+
+def base_of(config: GPT2Config) -> GPT2Config:
+    """The configuration of an adapter's base; of another model, its own."""
+    return replace(config, adapter=None)
 
 
 def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
@@ -47,18 +54,45 @@ class DecoderWeights(dict[str, Any]):
     """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes.
 
     `identity` says which weights these are: the same for those that are equal, of whatever object; None where nobody knows.
+    With `exact`, all matrices lie in panels, hence a row's results have the same bits whatever rows share its pass.
     """
 
     def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
         self.identity = identity
-        self.prepared: dict[int, Any] = {}
+        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
+        self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
         """The same weights under another identity."""
-        twin = DecoderWeights(self, identity)
-        twin.prepared = self.prepared
-        return twin
+        return DecoderWeights(self, identity)._preparing_like(self)
+
+    def with_adapter(self, own: Mapping[str, np.ndarray]) -> "DecoderWeights":
+        """The weights of an adapter of this model, whose own tensors are `own`; its identity is nobody's yet.
+
+        The other tensors are these very objects; so is what is prepared, which holds nothing of an adapter's own.
+        """
+        widths = {name: _width(name, array) for name, array in own.items()}
+        if self.exact and (use_panels or all(panels.keep_rows_alone(len(own[name]), widths[name]) for name in own)):
+            kept: dict[str, Any] = {name: Panels.of(array, widths[name]) for name, array in own.items()}
+        else:
+            kept = {name: _read_only(array) for name, array in own.items()}
+        return DecoderWeights({**self, **kept})._preparing_like(self)
+
+    def _preparing_like(self, other: "DecoderWeights") -> "DecoderWeights":
+        self.prepared = other.prepared
+        return self
+
+
+def _width(name: str, array: np.ndarray) -> int:
+    """Of the panels of an adapter's A [in, r] or B [r, out]."""
+    return panels.narrow_width(array.shape[1]) if name.endswith("lora_A") else panels.WIDTH
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class KeptTensors(Mapping[str, np.ndarray]):
@@ -103,8 +137,8 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
 
 
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
-    """The parameters for a `Decoder`, from what is kept for them."""
-    shapes = config.param_shapes()
+    """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
+    shapes = base_of(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
         kind = _kind(name, shapes[name])
@@ -117,8 +151,11 @@ def lay_out(params: dict[str, np.ndarray], config: GPT2Config) -> DecoderWeights
     """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
     stored = KeptTensors(params, config)
     kept = {}
-    for name in list(params):
+    for name in stored:
         kept[name] = stored[name]
         kept[name].flags.writeable = False
         del params[name]
-    return decoder_weights(kept, config)
+    base = decoder_weights(kept, config)
+    if config.adapter is None:
+        return base
+    return base.with_adapter({name: params.pop(name) for name in config.adapter_shapes()})

@@ -13,15 +13,17 @@ import numpy as np
 from ..core.op import Grads, Sink, replace
 from . import buffers, panels, slices, threads
 from .activations import gelu, gelu_backward
-from .elementwise import contiguous, unbroadcast
+from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
 
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b; leading dimensions broadcast."""
+def matmul(a: np.ndarray, b: np.ndarray | Panels) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast. Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[1])
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     return _stacked(a, b)
@@ -62,6 +64,35 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 
 
 replace("matmul", matmul, matmul_backward)
+
+
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray | Panels, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor (a @ b); exactly c where the product is 0. The factor goes into a, which is the smaller for a low rank.
+    Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.added(as_rows(c), as_rows(scale(a, factor=factor)), b).reshape(c.shape)
+    y = buffers.empty(c.shape, c.dtype)
+    copy_into(y, c)
+    run_all(product_tasks(as_rows(scale(a, factor=factor)), b, as_rows(y), accumulate=True))
+    return y
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy @ b', db = factor a' @ dy."""
+    rows, scaled = as_rows(dy), as_rows(scale(a, factor=factor))
+    da, db = np.empty(a.shape, dy.dtype), np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, b.T, as_rows(da), paired=True),
+        product_tasks(scaled.T, rows, db, paired=True),
+    )
+    return dy, scale(da, factor=factor), db
+
+
+replace("addmm", addmm, addmm_backward)
 
 
 def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]

@@ -16,6 +16,7 @@ from . import buffers, slices, threads
 Call = Callable[[], object]
 
 WIDTH = 64
+NARROWEST = 4  # columns; kernels for widths that are no multiple of it do not treat all rows alike
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
@@ -24,6 +25,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -36,12 +38,17 @@ class Panels:
         self.data, self.shape, self.dtype = data, shape, data.dtype
 
     @classmethod
-    def of(cls, w: np.ndarray) -> "Panels":
+    def of(cls, w: np.ndarray, width: int = WIDTH) -> "Panels":
         """The panels of w [K, N]."""
-        data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
+        data = np.zeros(stored_shape(w.shape, width), w.dtype)
+        for rows, panel in zip(slices.pieces(w.shape[1], width), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
+
+    @property
+    def width(self) -> int:
+        """Columns of all panels, those beyond the weights' included."""
+        return self.data.shape[0] * self.data.shape[2]
 
     @property
     def ndim(self) -> int:
@@ -65,9 +72,9 @@ class Table(Panels):
     __slots__ = ()
 
     @classmethod
-    def of(cls, table: np.ndarray) -> "Table":
+    def of(cls, table: np.ndarray, width: int = WIDTH) -> "Table":
         """The panels of a table [V, D]."""
-        return cls(Panels.of(table.T).data, table.shape)
+        return cls(Panels.of(table.T, width).data, table.shape)
 
     @property
     def T(self) -> Panels:
@@ -84,10 +91,15 @@ class Table(Panels):
         return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
 
 
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def stored_shape(shape: tuple[int, ...], width: int = WIDTH) -> tuple[int, int, int]:
     """Shape of the panels of weights [K, N]."""
     k, n = shape
-    return -(-n // WIDTH), k, WIDTH
+    return -(-n // width), k, width
+
+
+def narrow_width(n: int) -> int:
+    """Width of the panels of weights that have only n columns: not more than they need."""
+    return min(WIDTH, -(-n // NARROWEST) * NARROWEST)
 
 
 def room(m: int) -> int:
@@ -98,17 +110,34 @@ def room(m: int) -> int:
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
     m, n = len(x), w.shape[1]
-    if len(x) < room(m):
-        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    x = _with_room(x)
+    out = buffers.empty((len(x), w.width), x.dtype)
     bind(x, w, out, bias)()
     return out[:m, :n]
+
+
+def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
+    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
+    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+
+    def some(rows: slice) -> None:
+        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
+        product = buffers.scratch("added", (len(left), w.width), x.dtype)
+        bind(left, w, product)()
+        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+
+    threads.for_rows(len(c), ADDED_ROWS, some)
+    return out
+
+
+def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
+    return x if len(x) == room(len(x)) else np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
 
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
 ) -> Call:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, w.width].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
@@ -188,19 +217,51 @@ def _columns(panels: slice) -> slice:
 
 def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
-    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    count, _, width = panels.shape
+    stack = _in_parts(panels, len(terms))
+    return [partial(np.matmul, rows, stack, out=results) for rows, results in _row_groups(x, terms, count, width)]
+
+
+def _in_parts(panels: np.ndarray, parts: int) -> np.ndarray:  # [P, K, w] -> [parts, P, 1, K / parts, w]
+    count, _, width = panels.shape
+    return panels.reshape(count, parts, 1, -1, width).swapaxes(0, 1)
+
+
+def _row_groups(
+    x: np.ndarray, terms: np.ndarray, count: int, width: int
+) -> list[tuple[np.ndarray, np.ndarray]]:  # of [parts, 1, G, rows, K / parts], [parts, P, G, rows, w]
+    """x [m, K] and terms [parts, m, P w] in groups of ROWS rows, as many as there are; and what remains as one more."""
+    m, parts = len(x), len(terms)
     x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Call] = []
-    if whole:
-        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
-        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
-    if m > whole:
-        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
-    return calls
+    return [
+        (
+            x[some].reshape(-1, rows, *x.shape[1:]).transpose(2, 0, 1, 3)[:, None],
+            terms[:, some].reshape(parts, -1, rows, count, width).transpose(0, 3, 1, 2, 4),
+        )
+        for some, rows in ((slice(0, whole), ROWS), (slice(whole, m), m - whole))
+        if some.stop > some.start
+    ]
+
+
+def bind_late(x: np.ndarray, out: np.ndarray, like: Panels) -> Callable[[Panels], None]:
+    """A call that sets out[:, :N] = x @ w, for whatever x [room, K], a few rows, then holds and whatever w [K, N] it is given.
+
+    `like` is one such w.
+    """
+    count, k, width = like.data.shape
+    parts = _parts(k)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    groups = _row_groups(x, terms, count, width)
+
+    def call(w: Panels) -> None:
+        stack = _in_parts(w.data, parts)
+        for rows, results in groups:
+            np.matmul(rows, stack, out=results)
+        if parts > 1:
+            np.add.reduce(terms, axis=0, out=out)
+
+    return call
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:
@@ -230,10 +291,21 @@ def are_usable(depths: Sequence[int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _is_usable(k: int) -> bool:
+def keep_rows_alone(k: int, width: int) -> bool:
+    """Whether panels of weights of this depth, and of this width each, give a row the same bits in any company."""
+    x, w = _trial(k // _parts(k), width)
+    panels = Panels.of(w, width)
+    return _rows_are_alone(lambda x: product(x, panels), x)
+
+
+def _trial(k: int, n: int) -> tuple[np.ndarray, np.ndarray]:  # [2 ROWS, k], [k, n]
     random = np.random.Generator(np.random.Philox(1))
-    x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    return random.standard_normal((2 * ROWS, k), np.float32), random.standard_normal((k, n), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _is_usable(k: int) -> bool:
+    x, w = _trial(k, 8 * WIDTH)
     panels = Panels.of(w)
     if not _rows_are_alone(lambda x: product(x, panels), x):
         return False

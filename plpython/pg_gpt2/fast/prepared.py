@@ -1,6 +1,7 @@
 """A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
 
 A `PreparedPass` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+What an adapter has of its own is looked up in every pass: one plan serves all adapters of a base that have the same form.
 """
 
 import weakref
@@ -19,10 +20,12 @@ from .activations import gelu_into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
-from .products import product_tasks
+from .products import product, product_tasks
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
+MOST_PREPARED = (
+    256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
+)
 
 Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
 
@@ -43,6 +46,13 @@ class _Product(NamedTuple):
     b: np.ndarray
 
 
+class _Own(NamedTuple):
+    """In the place of a tensor of an adapter: that of its name, which another adapter has as well, `like` this one."""
+
+    name: str
+    like: Panels | np.ndarray
+
+
 class PreparedPass:
     """The blocks of a model and ln_f, for passes over m rows."""
 
@@ -50,21 +60,22 @@ class PreparedPass:
         self._m = m
         self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
-        self._attention = _Attention()
+        self._given = _Given()
         x = self._new(config.d_model)
         self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, gpt2.Pass(attend=self._bind_attention)).data
+        known = {**params, **{name: _Own(name, params[name]) for name in config.adapter_shapes()}}
+        self._y = gpt2.blocks(self, known, x, config, gpt2.Pass(attend=self._bind_attention)).data
         self._bind_products(params["wte"])
 
-    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+    def __call__(self, params: DecoderWeights, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
         self._x[...] = x
-        self._attention.attend = attend
+        self._given.params, self._given.attend = params, attend
         try:
             for call in self._calls:
                 call()
         finally:
-            del self._attention.attend
+            del self._given.params, self._given.attend
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
@@ -89,6 +100,31 @@ class PreparedPass:
             self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
         return y
 
+    def _matmul(self, x: Rows, a: _Own) -> Rows:
+        y = self._new(a.like.shape[1])
+        if isinstance(a.like, Panels):
+            self._multiply_in_panels(x, a.name, a.like, y)
+        else:
+            self._calls.append(partial(self._given.multiply, partial(product, x.data, out=y.data), a.name))
+        return y
+
+    def _addmm(self, c: Rows, a: Rows, b: _Own, *, factor: float) -> Rows:
+        scaled, y = self._new(a.data.shape[1]), self._new(c.data.shape[1])
+        self._calls.append(partial(np.multiply, a.data, FLOAT32.type(factor), out=scaled.data))
+        if isinstance(b.like, Panels):
+            self._multiply_in_panels(scaled, b.name, b.like, y)
+            self._calls.append(partial(np.add, y.data, c.data, out=y.data))
+        else:
+            self._calls.append(partial(np.copyto, y.data, c.data))
+            self._calls.append(
+                partial(self._given.multiply, partial(product, scaled.data, out=y.data, accumulate=True), b.name)
+            )
+        return y
+
+    def _multiply_in_panels(self, x: Rows, name: str, like: Panels, y: Rows) -> None:
+        times = panels.bind_late(x.buffer[:, : like.shape[0]], y.buffer[:, : like.width], like)
+        self._calls.append(partial(self._given.multiply, times, name))
+
     def _bind_products(self, wte: np.ndarray | Table) -> None:
         """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
         following = wte.T if isinstance(wte, Table) else None
@@ -110,7 +146,7 @@ class PreparedPass:
 
     def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
         y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data))
         return y
 
     def _new(self, n: int) -> Rows:
@@ -127,21 +163,28 @@ class PreparedPass:
         return value
 
 
-class _Attention:
-    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+class _Given:
+    """What a pass is given for attention, and of an adapter; apart from the plan, which would otherwise hold itself, and the
+    weights, in memory."""
 
-    attend: Attend  # there during a pass
+    params: DecoderWeights  # there during a pass
+    attend: Attend
 
-    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        """Attention of a layer."""
         host.check_interrupts()
         self.attend(layer, qkv, out)
 
+    def multiply(self, times: Callable[[Any], object], name: str) -> None:
+        """A product with a tensor of the adapter."""
+        times(self.params[name])
+
 
 def prepared_pass(params: DecoderWeights, config: GPT2Config, m: int) -> PreparedPass:
-    """The model's plan for m rows; it stays with the weights."""
-    found = params.prepared.get(m)
+    """The model's plan for m rows; it stays with the weights, those of a base where this is an adapter."""
+    found = params.prepared.get((m, config.adapter))
     if found is None:
-        if sum(params.prepared) + m > MOST_PREPARED:
+        if sum(rows for rows, _ in params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
-        found = params.prepared[m] = PreparedPass(params, config, m)
+        found = params.prepared[m, config.adapter] = PreparedPass(params, config, m)
     return found

@@ -5,6 +5,7 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +20,11 @@ LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a 
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: Any) -> np.ndarray:
     """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
     if out is None:
         out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    run_all(product_tasks(a, b, out, **options))
     return out
 
 

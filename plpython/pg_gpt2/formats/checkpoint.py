@@ -20,7 +20,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
-FIELDS = tuple(field.name for field in fields(GPT2Config))
+FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -158,19 +158,21 @@ class Checkpoint:
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
-        """Refuse (22000) a file that has not exactly the tensors of `config`, each in its shape; the error names the tensor."""
-        expected = config.param_shapes()
+        """Refuse (22000) a file that has not exactly the tensors of `config`, of an adapter its own, each in its shape; the error
+        names the tensor."""
+        expected = config.trained_shapes()
         for name, shape in expected.items():
             if name not in self._names:
+                what = "A model" if config.adapter is None else "An adapter"
                 raise InconsistentData(
                     f"tensor {name} is missing from the file",
-                    hint=f"A model with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
                 )
             self._check_shape(name, shape)
-        if LM_HEAD in self._names:
+        if LM_HEAD in self._names and "wte" in expected:
             self._check_shape(LM_HEAD, expected["wte"])
         for name in self._names:
-            if name not in expected and name != LM_HEAD:
+            if name not in expected and (name != LM_HEAD or config.adapter is not None):
                 raise InconsistentData(
                     f"tensor {name} in the file is not part of this model",
                     hint="Compare n_layer in llm_model_config with the file.",

@@ -20,7 +20,6 @@ from ..fast import buffers, prepared, slices, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from ..fast.layout import DecoderWeights
 from ..fast.ops import lookup
-from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
@@ -260,7 +259,7 @@ def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence
 
 def is_exact(params: DecoderWeights) -> bool:
     """Whether a row's results have the same bits whatever rows share its pass."""
-    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+    return params.exact
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
@@ -280,7 +279,7 @@ def _hidden(
     if ids.size <= prepared.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return prepared.prepared_pass(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
+        return prepared.prepared_pass(params, config, ids.size)(params, x.reshape(ids.size, -1), attend)[wanted]
 
     count = len(np.arange(ids.size)[wanted])
 

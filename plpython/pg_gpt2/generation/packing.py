@@ -60,7 +60,8 @@ def states(
         ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
         x = gpt2.embed(run, params, ids, position=places)
         for i in range(depth):
-            x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i, how=how)
+            p = gpt2.layer_params(params, i, config.adapter)
+            x = gpt2.block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=how)
         if depth == config.n_layer:
             x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
         return as_rows(x)

@@ -17,7 +17,7 @@ from .. import __version__
 from ..errors import InvalidParameter
 from ..fast import blas_library, threads
 from . import db, resources
-from .storage import store, weight_file, weights
+from .storage import reading, store, weight_file, weights
 from .tape import recording
 from .training import audit
 
@@ -26,7 +26,15 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
-LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
+LISTING = (
+    "llm_models",
+    "llm_param_resolved",
+    "llm_model_config",
+    "llm_param",
+    "llm_param_share",
+    "llm_adapter",
+    "llm_bpe_vocab",
+)
 SETTINGS: dict[str, Callable[[], object]] = {
     "threads": resources.wanted_threads,
     "fast": resources.wants_fast,
@@ -140,9 +148,9 @@ def _database() -> Iterator[Finding]:
         yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
     models = db.query(
-        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
-        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
-        " WHERE n_params > 0 ORDER BY model"
+        "SELECT m.model, base, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models AS m"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v"
+        " ON v.model = coalesce(m.base, m.model) WHERE n_params > 0 ORDER BY m.model"
     )
     if not models:
         hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
@@ -158,7 +166,8 @@ def _database() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
-    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    adapts = "" if row["base"] is None else f", adapter of {row['base']}"
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."
     if row["tokenizer_tokens"]:
         hint = (
@@ -171,7 +180,9 @@ def _model(row: db.Row) -> Finding:
 def _shared_file(model: str) -> Iterator[Finding]:
     """Whether the file that sessions share is what was written; no row without a file. Large files are verified only here."""
     config = store.find_config(model)
-    file = config and weights.file_of(model, config, weights.version_of(model))
+    if config is None or config.adapter is not None:  # an adapter is mapped as its base is
+        return
+    file = weights.file_of(model, config, reading.version_of(model))
     if file and file.is_there():
         damage = file.damage()
         hint = (

@@ -33,18 +33,18 @@ def tokenizer_of(model: str) -> Tokenizer:
 
 
 def find(model: str) -> Tokenizer | None:
-    """The tokenizer of `model`, or None when it has no vocabulary."""
-    version = _version(model)
+    """The tokenizer of `model`, or None when it has no vocabulary. An adapter uses that of its base."""
+    name, version = _version(model)
     if version is None:
         return None
-    found = _cache.get(model)
+    found = _cache.get(name)
     while found is None or found[0] != version:
-        found = (version, _read(model))
-        version = _version(model)  # another one where a change was committed between the statements that read
+        found = (version, _read(name))
+        name, version = _version(model)  # another one where a change was committed between the statements that read
         if version is None:
             return None
-    _cache[model] = found
-    _cache.move_to_end(model)
+    _cache[name] = found
+    _cache.move_to_end(name)
     while len(_cache) > MOST:
         _cache.popitem(last=False)
     return found[1]
@@ -69,23 +69,25 @@ def forget() -> None:
     _cache.clear()
 
 
-def _version(model: str) -> str | None:
-    """The version of the vocabulary; None when the caller sees no token of `model`.
+def _version(model: str) -> tuple[str, str | None]:
+    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
     """
     row = db.row(
-        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
+        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name) AS owner"
+        " CROSS JOIN LATERAL"
+        " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
     if row is None:
-        return None
-    return _digest(model) if row["filtered"] else row["version"]
+        return model, None
+    return row["name"], _digest(row["name"]) if row["filtered"] else row["version"]
 
 
 def _digest(model: str) -> str:
@@ -163,9 +165,40 @@ def _empty(table: str, model: str) -> None:
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
 
 
+def copy(source: str, target: str) -> None:
+    """Give `target` a copy of the vocabulary of `source`, unless it has one."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], target):
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
+        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        source,
+        target,
+    )
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        ["text", "text"],
+        source,
+        target,
+    )
+
+
+def _refuse_adapter(model: str) -> None:
+    """Refuse (55000) to give an adapter a vocabulary."""
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    if row is not None:
+        raise WrongState(
+            f'"{model}" is an adapter, which uses the vocabulary of its base "{row["base"]}"',
+            hint="Give the base the vocabulary; llm_adapter_merge makes a model that can have its own.",
+        )
+
+
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
+    _refuse_adapter(model)
     tokens = [token_bytes(token) for token in vocab]
     _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
@@ -180,6 +213,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
     require(model=model)
+    _refuse_adapter(model)
     _empty("llm_bpe_merges", model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
@@ -190,7 +224,8 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 
 def require_none(model: str) -> None:
-    """Refuse (42710) a `model` that has a vocabulary already."""
+    """Refuse (42710) a `model` that has a vocabulary already, and (55000) an adapter."""
+    _refuse_adapter(model)
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',

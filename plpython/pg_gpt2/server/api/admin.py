@@ -26,9 +26,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         for used in prefixes.session.usage()
         if used.identity.role == role
     ]
-    rows += [
-        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
-    ]
+    rows += [("weights", m.name, m.version, m.nbytes, m.shared, None, None) for m in weights.cache.models.values()]
     if state := weights.cache.state:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
     known = store.known([model for _, model, *_ in rows])

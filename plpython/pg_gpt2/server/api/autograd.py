@@ -237,7 +237,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="Leave shape out to take the parameter's.",
         )
     recorder = Recorder(room=1)
-    handle = recorder.leaf(array, True).id
+    handle = recorder.leaf(array, _is_trained(model, name)).id
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
@@ -246,6 +246,12 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         *(own_tape(), model, name, token_id, handle),
     )
     return handle
+
+
+def _is_trained(model: str, name: str) -> bool:
+    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
+    config = store.find_config(model)
+    return config is None or config.adapter is None or name in config.adapter_shapes()
 
 
 @entry
@@ -263,14 +269,17 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
-    total, turn = 0, 1
-    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+    total, turn, trained = 0, 1, store.trained(store.find_config(model), "$2")
+    while updated := _accumulate(
+        model, trained, turn
+    ):  # a row shared as several tensors gets the gradient of each in its turn
         total, turn = total + updated, turn + 1
     return total
 
 
-def _accumulate(model: str, turn: int) -> int:
-    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
+def _accumulate(model: str, trained: str, turn: int) -> int:
+    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
+    rows."""
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
@@ -281,7 +290,7 @@ def _accumulate(model: str, turn: int) -> int:
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
         "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
         " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
         " AND new.turn = $3",

@@ -8,9 +8,9 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
-from .. import db, resources
+from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import checkpoints, sharing, store, weights
+from ..storage import adapters, checkpoints, sharing, store, weights
 from ..training import audit
 
 END_OF_TEXT = "<|endoftext|>"
@@ -97,35 +97,27 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    store.lock(target)
-    store.require_no_weights(target)
+    base = adapters.base_of(source)
+    if base is None:
+        store.lock(target)
+        store.require_no_weights(target)
+    else:
+        store.lock(base, target)
+        adapters.require_new(target)
+        adapters.register(target, base, config)
     if saved is not None:
         checkpoints.restore(saved, target)
     else:
         store.register(target, config)
         db.run(
             "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.trained(config)} AS p",
             ["text", "text"],
             source,
             target,
         )
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
-        ["text", "text"],
-        source,
-        target,
-    )
+    if base is None:
+        vocabularies.copy(source, target)
 
 
 TABLES = (
@@ -139,9 +131,11 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     store.lock(model)
+    adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
-    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    dropped = adapters.forget(model)
+    dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:

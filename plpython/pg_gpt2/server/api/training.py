@@ -118,9 +118,10 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
     for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
-    drop = None
-    if train and dropout_p:  # the masks of the model's next step
-        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
+    drop, adapter = None, loaded.config.adapter
+    if train and (dropout_p or (adapter and adapter.dropout_p)):  # the masks of the model's next step
+        step = store.last_step(loaded.name, loaded.config) + 1
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, step)
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
 

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -28,7 +27,7 @@ from ...formats import (
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
-from ..storage import server_files, sharing, store
+from ..storage import adapters, server_files, sharing, store
 
 
 @entry
@@ -74,13 +73,15 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
             store.require_no_weights(model)
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-            sharing.forget(model)
-        store.register(model, config)
+            sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        if config.adapter is None:
+            store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
-        return len(config.param_shapes())
+        adapters.follow(model)
+        return len(config.trained_shapes())
 
 
 def _configuration(
@@ -96,7 +97,7 @@ def _configuration(
         )
     said = checkpoint.said()
     if beside is not None:
-        config = agreed(model, config, asdict(beside), "config.json")
+        config = agreed(model, config, beside.to_json(), "config.json")
     elif "n_head" not in said:
         host.notice(
             f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
@@ -110,7 +111,7 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
 
     def fill(file: BinaryIO) -> None:
         for chunk in _safetensors(config, stored):
@@ -125,7 +126,7 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
@@ -133,7 +134,7 @@ def export_npz_file(path: str, model: str) -> int:
 def export_safetensors(model: str) -> Iterator[bytes]:
     """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
     config = store.config(model)
-    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
+    return _safetensors(config, _Stored(model, config, _one_by_one(model, config)))
 
 
 def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
@@ -145,14 +146,14 @@ def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
 IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
 
-def _through_cursor(model: str) -> Iterator[db.Row]:
+def _through_cursor(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
-    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model)
 
 
-def _one_by_one(model: str) -> Iterator[db.Row]:
+def _one_by_one(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """The same by a query each, for the rows of a set, between which no cursor may be open."""
-    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+    for key in db.query(f"SELECT name, token_id FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model):
         row = db.row(
             f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
             ["text", "text", "int4"],
@@ -163,11 +164,11 @@ def _one_by_one(model: str) -> Iterator[db.Row]:
 
 
 class _Stored:
-    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+    """The stored tensors of a model, of an adapter its own, read once in the order of their names, from rows of one snapshot."""
 
     def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
-        self.shapes = dict(sorted(config.param_shapes().items()))
-        self._model = model
+        self.shapes = dict(sorted(config.trained_shapes().items()))
+        self._model, self._config = model, config
         self._check()
         self._tensors = groupby(rows, lambda row: row["name"])
 
@@ -180,7 +181,7 @@ class _Stored:
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(
                 "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
-                f" FROM {store.resolved()} AS p GROUP BY name",
+                f" FROM {store.trained(self._config)} AS p GROUP BY name",
                 ["text"],
                 self._model,
             )

@@ -1,14 +1,15 @@
 """A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
 
 Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
-keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
+keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused. Of an
+adapter it has the adapter's own tensors.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from typing import Any, BinaryIO
@@ -95,8 +96,8 @@ def sha256(data: bytes) -> bytes:
 
 
 def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
-    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
-    shapes = config.param_shapes()
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do. Of an adapter, its own."""
+    shapes = config.trained_shapes()
     rows = dict.fromkeys(shapes, 0)
     for part in parts:
         if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
@@ -142,13 +143,13 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
         "pg_gpt2.checkpoint": str(checkpoint_id),
         "pg_gpt2.model": model,
         "pg_gpt2.step": str(max(part.step for part in manifest)),
-        "pg_gpt2.config": json.dumps(asdict(config)),
+        "pg_gpt2.config": json.dumps(config.to_json()),
         "pg_gpt2.sha256": manifest_digest(manifest),
     }
     unusual = json.dumps(_unusual(config, manifest))
     if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
         metadata["pg_gpt2.blocks"] = unusual
-    blocks = _stored_blocks(model, manifest)
+    blocks = _stored_blocks(model, config, manifest)
 
     def fill(file: BinaryIO) -> None:
         if path.endswith(".npz"):
@@ -167,7 +168,7 @@ def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
 
 def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
     """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
-    step, shapes = max(part.step for part in manifest), config.param_shapes()
+    step, shapes = max(part.step for part in manifest), config.trained_shapes()
     found = {}
     for name, group in groupby(manifest, lambda part: part.name):
         parts = list(group)
@@ -184,17 +185,17 @@ def _moments(parts: Sequence[Part]) -> str:
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
-    shapes = sorted(config.param_shapes().items())
+    shapes = sorted(config.trained_shapes().items())
     return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
-def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
+def _stored_blocks(model: str, config: GPT2Config, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
     """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
     digests = {(part.name, part.token_id): part for part in manifest}
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
     rows = db.cursor(
         "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        f" FROM {store.trained(config)} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
         ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
         ["text"],
         model,
@@ -225,7 +226,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
     file = server_files.open_to_read(path)
     try:
-        most = 12 * config.n_params() + (1 << 20)
+        most = 12 * config.n_trained() + (1 << 20)
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
@@ -244,7 +245,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
     said = {name: metadata[name] for name in FIELDS if name in metadata}
-    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -255,8 +256,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
         metadata = reader.metadata
         try:
-            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not _says(metadata, config):
+            config = GPT2Config.from_json(json.loads(metadata["pg_gpt2.config"]))
+            if 4 * config.n_trained() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             if "\0" in model or not model.encode():  # which is a ValueError of half of a pair of UTF-16
@@ -278,7 +279,7 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
 def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
     """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
     within = {name: reader.shape(name) for name in reader.names()}
-    layout, shapes = {}, config.param_shapes()
+    layout, shapes = {}, config.trained_shapes()
     for name, shape in sorted(shapes.items()):
         moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
         layout[name] = unusual.get(name) or _usual(shape, step, moments)
@@ -322,7 +323,7 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
         largest = max(4 * prod(part.shape) for part in manifest)  # a statement of its own
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if largest > store.BLOCK_BYTES:
             host.require_memory(6 * largest, f"blocks of {largest} bytes")
         for batch in _batches(reader, manifest, "data", checkpoint_id):

@@ -7,12 +7,12 @@ sql/checkpoints.sql.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from ...core.config import GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
-from . import checkpoint_files, server_files, sharing, store
+from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -27,7 +27,11 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
+CONFIG = """
+    to_jsonb(c) - 'model' - 'preset' - 'init_seed' || coalesce(
+        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {schema}.llm_adapter AS a
+         WHERE a.model = c.model), '{}')
+"""
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -63,8 +67,8 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
         )
     try:
         manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-        config = GPT2Config(**json.loads(row["config"]))
-    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        config = GPT2Config.from_json(json.loads(row["config"]))
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
         raise InconsistentData(
             f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
             hint="The row was changed by hand; DELETE it from llm_checkpoint.",
@@ -91,11 +95,11 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     return [Part(**row) for row in rows]
 
 
-def current_parts(model: str) -> list[Part]:
+def current_parts(model: str, config: GPT2Config | None) -> list[Part]:
     """As `parts`, of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+        f' FROM {store.trained(config)} AS p ORDER BY name COLLATE "C", token_id',
         ["text"],
         model,
     )
@@ -157,7 +161,7 @@ def save(model: str, note: str) -> int:
         WITH state AS MATERIALIZED (
             SELECT name, token_id, shape, step, data, m, v,
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {store.resolved()} AS p
+            FROM {store.trained(config)} AS p
         ), new AS (
             INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
             SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
@@ -196,7 +200,7 @@ def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
     real = _new_path(server_files.to_write(path))
     config = store.config(model)
-    manifest = current_parts(model)
+    manifest = current_parts(model, config)
     if not manifest:
         raise store.no_weights(model)
     check_layout(model, config, manifest)
@@ -208,7 +212,7 @@ def save_file(model: str, note: str, path: str) -> int:
         RETURNING id
         """,
         ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
-        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        *(model, note, real, max(part.step for part in manifest), config.n_trained()),
         sum(part.nbytes() for part in manifest),
         json.dumps([part.to_json() for part in manifest]),
     )
@@ -227,7 +231,7 @@ def attach(path: str, model: str | None) -> int:
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
         ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
         *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
-        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        *(config.n_trained(), sum(part.nbytes() for part in manifest), json.dumps(config.to_json()), real),
         json.dumps([part.to_json() for part in manifest]),
     )
     return (row or {})["id"]
@@ -255,15 +259,19 @@ def go_back(model: str, checkpoint_id: int) -> Checkpoint:
 
 
 def restore(saved: Checkpoint, model: str) -> None:
-    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved. Of an
+    adapter these are its own: `model` must be an adapter of such a base."""
     if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
         raise InconsistentData(
             f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
-    sharing.forget(model)
-    if store.find_config(model) != saved.config:
+    if adapters.base_of(model) is None and saved.config.adapter is None:
+        sharing.forget(model)
         store.register(model, saved.config)
+    else:
+        sharing.forget(model, f"target_name {store.IS_OWN}")
+        _restore_adapter(saved, model)
     if saved.manifest is None:
         _restore_rows(saved, model)
     else:
@@ -277,6 +285,26 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
+    adapters.follow(model)
+
+
+def _restore_adapter(saved: Checkpoint, model: str) -> None:
+    """What `saved` says of the adapter `model`; 55000 where one of the two is none, 22000 where the base has another shape."""
+    now = store.config(model)
+    if now.adapter is None or saved.config.adapter is None:
+        what = "an adapter" if saved.config.adapter else "no adapter"
+        raise WrongState(
+            f'checkpoint {saved.id} is of {what}, and "{model}" is {"one" if now.adapter else "none"}',
+            hint="A checkpoint of an adapter has its own tensors only. Make it first, with the same targets:"
+            " llm_adapter_create(model, base, ...); then llm_checkpoint_load puts them there.",
+        )
+    if replace(saved.config, adapter=None, eos_token_id=None) != replace(now, adapter=None, eos_token_id=None):
+        raise InconsistentData(
+            f'checkpoint {saved.id} is of an adapter of another shape than the base of "{model}" has',
+            hint="Make an adapter of the base that it is for, and load it there.",
+        )
+    if now.adapter != saved.config.adapter:
+        adapters.change(model, saved.config.adapter)
 
 
 def _restore_rows(saved: Checkpoint, model: str) -> None:

@@ -1,19 +1,14 @@
 """Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
-A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too; but an adapter
+only reads its base.
 """
 
-from ...errors import InvalidParameter, PgGpt2Error, UndefinedObject
+from ...errors import InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import store
+from . import adapters, store
 
 Block = tuple[str, str, int]  # model, name, token_id
-
-
-class StillUsed(PgGpt2Error):
-    """Rows that other models share cannot go away under them."""
-
-    sqlstate = "2BP01"
 
 
 def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
@@ -22,7 +17,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target)
+    store.lock(source, target, *(base for base in (adapters.base_of(source),) if base))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
@@ -34,6 +29,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
             ["text", "text", "int4", "text", "text", "int4"],
             *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
         )
+    adapters.follow(target)
     return len(blocks)
 
 
@@ -58,7 +54,10 @@ def _check_target(
     target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
 ) -> None:
     """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
-    wanted = store.config(target).param_shapes().get(name)
+    config = store.config(target)
+    wanted = config.param_shapes().get(name)
+    if wanted is not None and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     if wanted is None:
         raise UndefinedObject(
             f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
@@ -109,13 +108,17 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
     if row and row["users"]:
         raise StillUsed(
             f'"{model}" shares tensors with {row["users"]}',
-            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own; of an"
+            " adapter, llm_adapter_merge makes a model that needs no base.",
         )
 
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
     """Put copies in the place of shared blocks; how many."""
     store.lock(target)
+    config = store.find_config(target)
+    if config is not None and name in config.param_shapes() and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     copied = db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
         " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
@@ -137,9 +140,11 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         ["text", "text", "int4"],
         *(target, name, token_id),
     )
+    adapters.follow(target)
     return copied
 
 
-def forget(target: str) -> int:
-    """End all sharing by `target`, without making copies, because its weights are replaced or dropped; how many it shared."""
-    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
+def forget(target: str, which: str = "true") -> int:
+    """End all sharing by `target`, or that of tensors of which `which`, a condition in SQL, holds, without making copies, because
+    its weights are replaced or dropped; how many it shared."""
+    return db.run(f"DELETE FROM {{schema}}.llm_param_share WHERE target_model = $1 AND {which}", ["text"], target)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import Adapter, GPT2Config
 from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
@@ -34,6 +34,16 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
+
+
+def trained(config: GPT2Config | None, model: str = "$1") -> str:
+    """As `resolved`, of the tensors that training changes: of an adapter its own."""
+    if config is None or config.adapter is None:
+        return resolved(model)
+    return f"(SELECT p.* FROM {resolved(model)} AS p WHERE p.name {IS_OWN})"
+
+
 _told: set[str] = set()  # models of which this session knows that they are meant where none is named
 
 RowReader = Callable[[int, int], np.ndarray]
@@ -46,11 +56,12 @@ def model_name(model: str | None) -> str:
 
 def only_model(tell: bool = True) -> str | None:
     """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
-    one that has weights, where there is one. The session is told once, unless `tell` is false."""
+    one that has weights, where there is one; beside a model its adapters do not count. The session is told once, unless `tell`
+    is false."""
     if db.setting("model") is not None:
         return None
     row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
-    names = _weighted(2)
+    names = _weighted(2, but=IS_BESIDE_ITS_BASE)
     if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
         return None
     if tell and names[0] not in _told:
@@ -59,12 +70,20 @@ def only_model(tell: bool = True) -> str | None:
     return names[0]
 
 
-def _weighted(most: int) -> list[str]:
-    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+IS_BESIDE_ITS_BASE = (
+    "EXISTS (SELECT FROM {schema}.llm_adapter AS a JOIN {schema}.llm_model_config AS b ON b.model = a.base"
+    " WHERE a.model = c.model)"
+)
+
+
+def _weighted(most: int, but: str = "false") -> list[str]:
+    """Names of at most so many models of which the caller sees weights, without those of which `but`, a condition in SQL, holds.
+    The inner ORDER BY keeps llm_param from being scanned."""
     rows = db.query(
-        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE ((SELECT true FROM {schema}.llm_param AS p"
         " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
-        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model))"
+        f" AND NOT {but} ORDER BY c.model LIMIT $1",
         ["int4"],
         most,
     )
@@ -83,11 +102,16 @@ def config(model: str) -> GPT2Config:
     """The configuration of `model`; 42704 when there is none."""
     found = find_config(model)
     if found is None:
-        raise UndefinedObject(
-            f'model "{model}" does not exist',
-            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
-        )
+        raise unknown(model)
     return found
+
+
+def unknown(model: str) -> UndefinedObject:
+    """The error for a model that is not there, or that the caller does not see."""
+    return UndefinedObject(
+        f'model "{model}" does not exist',
+        hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+    )
 
 
 def find_config(model: str) -> GPT2Config | None:
@@ -97,11 +121,18 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
     )
-    return GPT2Config(**row) if row else None
+    if row is None:
+        return None
+    r, alpha, targets, dropout_p = (row.pop(name) for name in ADAPTER_FIELDS)
+    return GPT2Config(**row, adapter=None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
+
+
+ADAPTER_FIELDS = ("r", "alpha", "targets", "dropout_p")
 
 
 def check_overrides(
@@ -163,9 +194,13 @@ def _holder(model: str) -> str:
 
 
 def locked_with(model: str) -> list[str]:
-    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    """`model` and those that it shares weights of, in the order in which all take their locks; but not the base of an adapter,
+    which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1"
+        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = $1))",
+        ["text"],
+        model,
     )
     return sorted({model, *(row["source_model"] for row in rows)})
 
@@ -242,9 +277,9 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str) -> int:
+def last_step(model: str, config: GPT2Config) -> int:
     """AdamW updates that the model has had."""
-    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
+    row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
 
 

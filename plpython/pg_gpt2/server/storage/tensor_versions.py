@@ -37,7 +37,11 @@ class Snapshot:
     def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
         self.checkpoint = checkpoint
         self.model = model
-        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
+        found = (
+            checkpoints.current_parts(model, store.find_config(model))
+            if checkpoint is None
+            else checkpoints.parts(checkpoint)
+        )
         self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
         self._open = ExitStack()
 
@@ -155,7 +159,9 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: Snapshot | None = None
     found = False
-    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
+    for row in db.query(
+        EVENTS.replace("{rows}", store.trained(store.find_config(model))), ["text", "text"], model, name
+    ):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None

@@ -8,40 +8,43 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ... import host
 from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
-from ...tensor import FLOAT32
 from .. import db, resources
-from . import store, weight_file
+from . import reading, store, weight_file
 
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
-READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
-
-Params = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; its arrays are read-only."""
+    """A model at one version; its arrays are read-only. An adapter has those of its base, as that is held, and its own."""
 
     name: str
     config: GPT2Config
     version: str
     decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+    base: "Model | None" = None  # of an adapter
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of its weights, without those of a base."""
+        return sum(self.decoder_weights[name].nbytes for name in self.config.trained_shapes())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        params = self.params
+        return reading.digest_of(params[name] for name in self.config.param_shapes())
 
     @property
     def params(self) -> layout.CheckpointTensors:
@@ -92,12 +95,15 @@ class _Cache:
         found = self.models.get(name)
         if found is None or found.version != version:
             return None
-        self.models.move_to_end(name)
+        self.put(found)
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
+        """Give up an older version of `name` with its adapters, and others until `wanted` bytes fit into `room`; texts that were
+        read first."""
         self.models.pop(name, None)
+        for adapter in [model.name for model in self.models.values() if model.base and model.base.name == name]:
+            del self.models[adapter]
         prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
@@ -105,12 +111,16 @@ class _Cache:
             self.models.popitem(last=False)
 
     def put(self, model: Model) -> None:
+        """Keep a model, as the one used last; but a base stays younger than its adapters, and so outlives them."""
         self.models[model.name] = model
+        self.models.move_to_end(model.name)
+        if model.base is not None and model.base.name in self.models:
+            self.models.move_to_end(model.base.name)
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
         state = 0 if self.state is None else self.state.nbytes
-        return state + sum(size(model) for model in self.models.values() if not model.shared)
+        return state + sum(model.nbytes for model in self.models.values() if not model.shared)
 
     def clear(self) -> None:
         """Give up everything."""
@@ -133,38 +143,21 @@ def prefix_room() -> int:
     return resources.prefix_room(cache.bytes())
 
 
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.decoder_weights.values())
-
-
-def version_of(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _version_and_role(model)[0]
-
-
-def _version_and_role(model: str) -> tuple[str, str]:
-    row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version, current_user AS role"
-        f" FROM {store.resolved()} AS p",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"] or NO_ROWS, (row or {})["role"]
-
-
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
-    version, role = _version_and_role(name)
-    if version == NO_ROWS and model is None and (only := store.only_model()):
+    known = store.find_config(name)
+    versions, role = reading.versions_and_role(name, known)
+    if versions.whole == reading.NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
-    wanted = store.config(name)
+    wanted = known or store.config(name)
     resources.apply_settings()
-    found = cache.get(name, version)
+    found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
-        cache.make_room(name, _loading(wanted), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        if wanted.adapter is None:
+            found = _load(reading.Rows(name), name, wanted, versions.whole)
+        else:
+            found = _load_adapter(name, wanted, versions)
         cache.put(found)
     mine = Identity(name, found.version, wanted, role)
     if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
@@ -175,13 +168,57 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def _load_private(name: str, wanted: GPT2Config) -> Model:
+def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+    """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
+    while True:
+        base = _load_base(adapter, config, versions)
+        if base.version == versions.base_version:
+            return base, versions
+        versions = reading.versions_of(adapter, config)
+
+
+def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
+    """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
+    caller needs to see nothing else of it."""
+    base, wanted = versions.base, replace(config, adapter=None)
+    if base is None:  # else any rows could be made to pass for those of a base that the caller does not see
+        raise InconsistentData(
+            f'adapter "{adapter}" finds no row of its base in llm_param',
+            hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
+        )
+    found = cache.get(base, versions.base_version)
+    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+        found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
+        cache.put(found)
+    return found
+
+
+def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
+    """Base and own tensors of an adapter, of one snapshot."""
+    while True:
+        base, versions = base_of(name, wanted, versions)
+        own = 4 * wanted.n_trained()
+        cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
+        version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())
+        whole = reading.together(base.version, version)
+        versions = reading.versions_of(name, wanted)  # others where a change was committed between these statements
+        if whole == versions.whole:
+            return Model(name, wanted, whole, base.decoder_weights.with_adapter(params), base=base)
+
+
+def _load(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model:
+    """A model that is no adapter, from the file that sessions share or in this session's own memory."""
+    cache.make_room(name, _loading(wanted), resources.memory_limit())
+    return _load_shared(rows, name, wanted, version) or _load_private(rows, name, wanted)
+
+
+def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    version, params = _read_params(name, wanted)
+    version, params = reading.read_params(rows, name, wanted.param_shapes())
     return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
     A transaction that has written may see rows that are nobody else's business yet.
@@ -192,7 +229,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     stored = file.attach()
     if stored is None:
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
@@ -210,16 +247,18 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+def _build(
+    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
+) -> reading.Params | None:
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
-    rows = db.query(
+    models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
-    if rows:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
+    if models:  # the caller sees all there are
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
+    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -240,103 +279,21 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
-def _largest(wanted: GPT2Config) -> int:
-    """Bytes of the largest tensor."""
-    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
-
-
 def _loading(wanted: GPT2Config) -> int:
     """Bytes that making a model's arrays takes, themselves included."""
-    return 4 * wanted.n_params() + _largest(wanted) + _reading(wanted)
+    size = 4 * wanted.n_params()
+    return size + reading.largest(wanted.param_shapes()) + reading.reading_bytes(size)
 
 
-def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading the rows takes, besides the arrays that are made of them."""
-    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
-
-
-def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(rows: reading.Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model in the layout of the file, one at a time."""
-    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
-    params: Params = {}
+    shapes = wanted.param_shapes()
+    needed = 2 * reading.largest(shapes) + reading.reading_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'reading model "{name}"')
+    params: reading.Params = {}
     stored = layout.KeptTensors(params, wanted)
-    for tensor, array in _tensors(name, wanted, digest):
+    for tensor, array in reading.tensors(rows, name, shapes, digest):
         params[tensor] = array
         del array
         yield tensor, stored[tensor]
         params.clear()
-
-
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights."""
-    resources.require_memory(_loading(wanted), f'model "{name}"')
-    digest = hashlib.md5()
-    params = dict(_tensors(name, wanted, digest))
-    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
-
-
-def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
-        ["text"],
-        name,
-    )
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
-            yield row["name"], assembly.params.pop(row["name"])
-        host.check_interrupts()
-    assembly.check()
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
-        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
-            )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
-        return self._rows[name] == wanted[0]
-
-    def finish(self) -> Params:
-        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
-        self.check()
-        return {name: self.params[name] for name in self.shapes}
-
-    def check(self) -> None:
-        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
-        if not self._rows:
-            raise store.no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)

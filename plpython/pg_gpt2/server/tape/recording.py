@@ -105,13 +105,14 @@ def on_tape(
 
 
 def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
-    """New handles for parameters, mapped to their rows of llm_param."""
+    """New handles for parameters, mapped to their rows of llm_param. Those of an adapter's base require no gradient."""
     params = model.params
     shapes = model.config.param_shapes()
     sizes = [4 * prod(shapes[name]) for name in names]
     written = min(sum(sizes), max(FLUSH_BYTES, *sizes)) if sizes else 0
     resources.require_memory(sum(sizes) + COPIES * written, f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(params[name], True) for name in names}
+    trained = model.config.trained_shapes()
+    found = {name: recorder.leaf(params[name], name in trained) for name in names}
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"

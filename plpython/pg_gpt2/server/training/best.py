@@ -69,7 +69,7 @@ class InMemory:
 
     def _require_memory(self) -> None:
         learner = self._learner
-        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
+        resources.require_memory(12 * learner.config.n_trained(), f'the best weights of "{learner.model}" (keep_best)')
 
 
 class InCheckpoint:

@@ -73,7 +73,7 @@ def _manual_run(session: Session, seed: int) -> int:
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)
-        return run_log.new_run(session, runs.tied_in(session), seed, None, "manual")
+        return run_log.new_run(session, runs.made_of(session), seed, None, "manual")
     if not row["here"]:
         db.run(
             f"UPDATE {{schema}}.llm_run SET {run_log.RESUMED} WHERE run_id = $1",

@@ -5,7 +5,7 @@ The state is read into memory, each block compared with its digest; nothing is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,11 @@ from ...tensor import FLOAT32
 from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db
-from ..storage import checkpoints, store
+from ..storage import checkpoints, reading, store, weights
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
 from . import run_log, runs
-from .session import Learner, Settings
+from .session import Learner, Settings, with_base
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Record:
     plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
+    base: dict[str, str] | None  # name and digest of what an adapter adapted
     first_step: int
     weights_digest: str | None
     environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
@@ -132,12 +133,13 @@ class Record:
         for step, loss in run_log.validation(run_id):
             evaluations.add(step, loss)
         record = cls(
-            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(run_id, row["model"], plan, data, tied, config.get("base"), row["first_step"]),
             *(row["weights_digest"], environments, row["last"], row["status"], evaluations),
         )
         if not all(type(number) is int for number in whole) or record.chunk <= 0:
             raise ValueError
-        if not all(isinstance(one, str) for one in tied.values()):
+        named = [*tied.values(), *((record.base["model"], record.base["digest"]) if record.base else ())]
+        if not all(isinstance(one, str) for one in named):
             raise ValueError
         return record
 
@@ -179,20 +181,34 @@ class Start:
         )
 
 
-def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+def base_now(record: Record) -> weights.Model | Difference | None:
+    """The base of an adapter, which must be what it was; None where the run was not of one."""
+    if record.base is None:
+        return None
+    config = store.config(record.model)
+    found = None
+    if config.adapter is not None:
+        found, _ = weights.base_of(record.model, config, reading.versions_of(record.model, config))
+        if record.base == {"model": found.name, "digest": found.digest}:
+            return found
+    what = f'weights of its base "{record.base["model"]}"'
+    return Difference(record.start, what, record.base["digest"], found and found.digest)
+
+
+def begin(record: Record, from_checkpoint: int | None, base: weights.Model | None) -> Start | Difference:
     """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
-        return _from_checkpoint(record, _required(record, from_checkpoint))
+        return _from_checkpoint(record, _required(record, from_checkpoint), base)
     at_start = saved_checkpoints(record, "c.step = $3")
     for saved in at_start:
-        start = _from_checkpoint(record, saved)
+        start = _from_checkpoint(record, saved, base)
         if isinstance(start, Difference) or start.difference(record) is None:
             return start
-    initial = _initial(record)
+    initial = _initial(record, base)
     if initial is not None and initial.difference(record) is None:
         return initial
     for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
-        return _from_checkpoint(record, saved)
+        return _from_checkpoint(record, saved, base)
     raise WrongState(
         f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
         hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
@@ -230,9 +246,13 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     )
 
 
-def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+def _from_checkpoint(record: Record, saved: Checkpoint, base: weights.Model | None) -> Start | Difference:
     done = record.number(saved.step)
-    shapes = saved.config.param_shapes()
+    shapes = saved.config.trained_shapes()
+    if base is not None and replace(saved.config, adapter=None) != replace(
+        base.config, eos_token_id=saved.config.eos_token_id
+    ):
+        return Difference(done, f'checkpoint {saved.id} is of no adapter of "{base.name}"')
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
     try:
@@ -246,21 +266,26 @@ def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
             host.check_interrupts()
     except InconsistentData as error:
         return Difference(done, error.message)
-    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    learner = _learner(record, base, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
     return Start(learner, done, f"checkpoint {saved.id}")
 
 
-def _initial(record: Record) -> Start | None:
-    """The model as llm_init_model made it, where that is how it began."""
-    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
-    if record.first_step or row is None or row["init_seed"] is None:
+def _initial(record: Record, base: weights.Model | None) -> Start | None:
+    """The model as llm_init_model or llm_adapter_create made it, where that is how it began."""
+    source = "init_seed FROM {schema}.llm_model_config" if base is None else "seed FROM {schema}.llm_adapter"
+    row = db.row(f"SELECT {source} WHERE model = $1", ["text"], record.model)
+    seed = next(iter((row or {}).values()), None)
+    if record.first_step or seed is None:
         return None
     config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"], threads.run)), 0, "llm_init_model")
+    if base is None:
+        return Start(_learner(record, None, config, gpt2.init_params(config, seed, threads.run)), 0, "llm_init_model")
+    return Start(_learner(record, base, config, dict(gpt2.init_adapter(config, seed))), 0, "llm_adapter_create")
 
 
-def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
+def _learner(record: Record, base: weights.Model | None, config: GPT2Config, own: dict, *state: dict) -> Learner:
+    trainer = Trainer(config, with_base(base, own), *state, tied=record.tied, chunk=record.chunk)
+    return Learner(record.model, config, trainer)
 
 
 def logged_step(run_id: int, step: int) -> db.Row | None:

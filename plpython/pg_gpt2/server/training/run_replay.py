@@ -23,7 +23,7 @@ from ..storage.checkpoints import Checkpoint
 from . import datasets, environment, runs
 from .hand_steps import StepPlan
 from .progress import NOTICES
-from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
+from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
 DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
@@ -50,8 +50,9 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
             f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
             hint="Leave it out to replay all of them.",
         )
-    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    start = begin(record, from_checkpoint)
+    resources.require_memory(16 * store.config(record.model).n_trained(), f"a replay of run {record.run_id}")
+    base = base_now(record)
+    start = base if isinstance(base, Difference) else begin(record, from_checkpoint, base)
     first = record.start if isinstance(start, Difference) else start.done + 1
     here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
@@ -229,10 +230,10 @@ class _Replay:
     def _model(self, step: int) -> Iterator[Difference]:
         """The model's weights now, where they are those that the run left, which it had after this step."""
         record = self.record
-        now = self.report.exact and store.last_step(record.model) == record.model_step(step)
+        now = self.report.exact and store.last_step(record.model, self.learner.config) == record.model_step(step)
         if now and checkpoints.last_run(record.model) == record.run_id:
             self.report.notes.append("llm_param compared")
-            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model, self.learner.config))
 
     def end(self, step: int) -> Iterator[Difference]:
         """Whether the run was right to end here."""

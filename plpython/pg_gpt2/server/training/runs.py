@@ -123,6 +123,7 @@ class Run:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
             "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
+            " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
@@ -139,6 +140,7 @@ class Run:
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
             what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+            what = what if row["same_base"] else "the weights of the base"
             db.notice(
                 f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
             )
@@ -168,7 +170,7 @@ class Run:
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
         course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
-        return asdict(plan.settings) | numbers | course | {"data": self.data} | tied_in(self.session)
+        return asdict(plan.settings) | numbers | course | {"data": self.data} | made_of(self.session)
 
     @property
     def over(self) -> bool:
@@ -241,9 +243,12 @@ class Run:
         return row is None or row["stop_requested"]
 
 
-def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says about tensors that share their rows."""
-    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+def made_of(session: Session) -> dict[str, object]:
+    """What a run's config says about tensors that share their rows, and about the base of an adapter."""
+    found: dict[str, object] = {"tied": session.trainer.tied} if session.trainer.tied else {}
+    if session.base is not None:
+        found["base"] = {"model": session.base.name, "digest": session.base.digest}
+    return found
 
 
 def learn(

@@ -6,18 +6,18 @@ What a run does with it, and what is recorded of that, is in `runs`.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
-from ...fast import slices
-from ...tensor import FLOAT32, PART, to_bytes
+from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
-from ..storage import store, weights
+from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
 from . import datasets
 
@@ -82,20 +82,14 @@ class Learner:
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
 
     def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-            for part in slices.pieces(values.size, PART):
-                found.update(values[part].data)
-                host.check_interrupts()
-        return found.hexdigest()
+        """SHA-256 of all weights that are trained, tensors in the order of the configuration."""
+        return reading.digest_of(self.trainer.params[name] for name in self.config.trained_shapes())
 
 
 Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
@@ -103,14 +97,16 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 @dataclass
 class LearnerState:
-    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are; of an adapter its own, beside
+    the base as others have it."""
 
     model: str
     config: GPT2Config
     version: str
-    params: weights.Params
-    m: weights.Params
-    v: weights.Params
+    base: weights.Model | None  # of an adapter
+    params: reading.Params
+    m: reading.Params
+    v: reading.Params
     steps: dict[str, int]
     tied: dict[str, str]
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
@@ -120,24 +116,25 @@ class LearnerState:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return 12 * self.config.n_params()
+        return 12 * self.config.n_trained()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
+def read_state(model: str, config: GPT2Config, version: str, base: weights.Model | None) -> LearnerState:
     """The state of `model` from its rows."""
-    assembly = weights.Assembly(model, config.param_shapes())
-    m: weights.Params = {}
-    v: weights.Params = {}
+    shapes = config.trained_shapes()
+    assembly = reading.Assembly(model, shapes)
+    m: reading.Params = {}
+    v: reading.Params = {}
     steps: dict[str, int] = {}
     blocks: list[tuple[str, int, int]] = []
     places: dict[tuple[str, int], Place] = {}
     sums: dict[Place, bytes] = {}
-    for place, row in _rows(model):
+    for place, row in _rows(model, config):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
         for moments, data in ((m, row["m"]), (v, row["v"])):
             if name not in moments:
-                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+                moments[name] = np.zeros(shapes[name], FLOAT32)
             if data:
                 if len(data) != len(row["data"]):
                     raise InconsistentData(
@@ -151,14 +148,14 @@ def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
-def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
-    """Each block of `model`, with the row that it is in."""
+def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model` that is trained, with the row that it is in."""
     for row in db.cursor(
         "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        f" FROM {store.trained(config)} AS p ORDER BY name, token_id",
         ["text"],
         model,
     ):
@@ -200,23 +197,30 @@ def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]
     return tied, blocks
 
 
+def with_base(base: weights.Model | None, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a Trainer works with: an adapter's own tensors, and those of its base as the base itself has them."""
+    return own if base is None else {**base.decoder_weights, **own}
+
+
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
         resources.apply_settings(workers)
-        version = weights.version_of(model)
-        state = weights.cache.take_state(model, version)
+        versions, base = reading.versions_of(model, config), None
+        state = weights.cache.take_state(model, versions.whole)
         held = 0 if state is None else state.nbytes
-        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        whole, row = 12 * config.n_trained(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
         writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
-        resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
+        resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
-            state = read_state(model, config, version)
+            if config.adapter is not None:
+                base, versions = weights.base_of(model, config, versions)
+            state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
-        arrays = (state.params, state.m, state.v, state.steps)
+        arrays = (with_base(state.base, state.params), state.m, state.v, state.steps)
         super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
     @property
@@ -225,9 +229,17 @@ class Session(Learner):
         return self._state.version
 
     @property
+    def base(self) -> weights.Model | None:
+        """What is adapted, where the model is an adapter."""
+        return self._state.base
+
+    @property
     def content(self) -> str:
         """Digest of what those rows hold, which stays the same where they are moved or restored."""
-        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+        held: list = sorted(self._state.sums.items())
+        if self.base is not None:
+            held.append(self.base.digest)
+        return hashlib.md5(repr(held).encode()).hexdigest()
 
     def keep(self) -> None:
         """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
@@ -243,10 +255,11 @@ class Session(Learner):
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
         self._lock_rows()
-        if (
-            weights.version_of(self.model) != state.version and not self._only_moved()
-        ):  # by a snapshot after the rows are ours
-            raise self._changed()
+        versions = reading.versions_of(self.model, self.config)  # by a snapshot after the rows are ours
+        if versions.whole != state.version:
+            self._require_same_base(versions)
+            if not self._only_moved():
+                raise self._changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
@@ -270,7 +283,22 @@ class Session(Learner):
         if batch:
             self._update(batch)
         self._written = dict(trainer.steps)
-        state.version = weights.version_of(self.model)
+        versions = reading.versions_of(self.model, self.config)
+        # A base that has changed since we looked is found at the next look.
+        state.version = reading.together(state.base.version, versions.own) if state.base else versions.whole
+
+    def _require_same_base(self, versions: reading.Versions) -> None:
+        """Refuse (22000) to write what was learned beside another base; one whose rows were only moved is the same."""
+        state = self._state
+        if state.base is None or versions.base_version == state.base.version:
+            return
+        now, _ = weights.base_of(self.model, self.config, versions)
+        if now.digest != state.base.digest:
+            raise InconsistentData(
+                f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',
+                hint="Nothing was written. Train the adapter again, on the base as it is now.",
+            )
+        state.base = now
 
     def _lock_rows(self) -> None:
         sources = sorted({source for source, _, _ in self._state.rows.values()})
@@ -279,7 +307,7 @@ class Session(Learner):
     def _only_moved(self) -> bool:
         """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
         self._lock_rows()  # those that were inserted while the others were waited for
-        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
+        return {place: _checksum_of(row) for place, row in _rows(self.model, self.config)} == self._state.sums
 
     def _update(self, batch: list[Block]) -> None:
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
