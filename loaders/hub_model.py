@@ -6,7 +6,7 @@ and the library cannot give it to NumPy. Pickled weights (pytorch_model.bin) are
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ class Config:
     eos_token_id: int | None
 
     @classmethod
-    def from_hub(cls, fields: dict[str, Any]) -> "Config":
-        """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model."""
+    def from_hub(cls, found: dict[str, Any]) -> "Config":
+        """From what config.json has; LoaderError when pg_gpt2 does not compute such a model."""
         try:
-            return cls(**asdict(config_of(fields)))
+            config = config_of(found)
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
+        return cls(*(getattr(config, field.name) for field in fields(cls)))
 
     def to_hub(self) -> dict[str, Any]:
         """The fields of config.json, as transformers has them."""
@@ -100,6 +101,8 @@ class HubModel:
 
     def __init__(self, source: Path) -> None:
         self.directory = source if source.is_dir() else source.parent
+        if (self.directory / "adapter_config.json").exists() and not (self.directory / "config.json").exists():
+            raise LoaderError(f"{self.directory} has an adapter: load-adapter loads it")
         self.config = Config.from_hub(read_json(self.directory / "config.json"))
         self.tensors: dict[str, Tensor] = {}
         for path in [source] if source.is_file() else weight_files(source):
