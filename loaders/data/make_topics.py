@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from make_postgresql_docs import numbered_sections
+from make_postgresql_docs import numbered_sections  # type: ignore[import-not-found]  # beside it, as a program is run
 
 # Chapters by the name of their first page, and single pages of other chapters.
 PAGES = {
