@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
-from .options import PairOptions, TrainOptions
+from .options import AdapterOptions, PairOptions, TrainOptions
 from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
@@ -185,6 +185,17 @@ class AsyncPGLLMClient:
         """
         given = {"source": source, "model": model or self.model, "max_length": max_length, **options}
         return await self._value("llm_dataset_load_pairs", **given)
+
+    async def create_adapter(self, name: str, *, base: str | None = None, **options: Unpack[AdapterOptions]) -> None:
+        """Make an adapter of `base`, else of the client's model: a model called `name`, whose training leaves the base as it is.
+
+        The options are those of llm_adapter_create. `model=name` then generates, chooses and trains.
+        """
+        await self._value("llm_adapter_create", model=name, base=base or self.model, **options)
+
+    async def merge_adapter(self, name: str, target: str) -> None:
+        """Make an ordinary model, `target`, of an adapter and its base."""
+        await self._value("llm_adapter_merge", model=name, target=target)
 
     async def train(
         self,

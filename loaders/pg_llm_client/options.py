@@ -1,5 +1,5 @@
-"""The keywords of the client's `train`; the declared options of training and generation are in training_options.py and
-generation_options.py.
+"""The keywords of the client's `train` and of what precedes it; the declared options of training and generation are in
+training_options.py and generation_options.py.
 
 A keyword that is left out is not sent: the server has the same default. statements.py says which type of SQL each has.
 """
@@ -23,6 +23,16 @@ class PairOptions(TypedDict, total=False):
     split: str
     val_fraction: float
     replace: bool
+
+
+class AdapterOptions(TypedDict, total=False):
+    """The keywords of `create_adapter`."""
+
+    r: int
+    alpha: float
+    targets: list[str]
+    dropout_p: float
+    seed: int
 
 
 class TrainOptions(TrainingOptions, DataOptions, total=False):

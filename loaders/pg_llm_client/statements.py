@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from .generation_options import KEYS, BeamOptions, GenerationOptions
-from .options import PairOptions, TrainOptions
+from .options import AdapterOptions, PairOptions, TrainOptions
 from .training_options import TRAINING_KEYS
 
 FIND_SCHEMA = (
@@ -30,7 +30,7 @@ def _sql_type(kind: Any) -> str:
 
 TYPES = {
     name: _sql_type(kind)
-    for options in (GenerationOptions, BeamOptions, PairOptions, TrainOptions)
+    for options in (GenerationOptions, BeamOptions, PairOptions, AdapterOptions, TrainOptions)
     for name, kind in get_type_hints(options).items()
     if name not in (*KEYS, *TRAINING_KEYS)
 } | {

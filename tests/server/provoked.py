@@ -395,8 +395,8 @@ STATEMENTS = [
     "SELECT llm_unshare_param('fit', 'wte', NULL)",
     "SELECT llm_train_bpe('SELECT body FROM words', 265, 'fit')",
     "DELETE FROM llm_param WHERE model = 'base'; SELECT llm_logits('{1}', 'fit')",
-    "INSERT INTO llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest) SELECT 'fit', step, note, n_params,"
-    " bytes, config, '/elsewhere', manifest FROM llm_checkpoint WHERE file_path IS NOT NULL LIMIT 1;"
+    "INSERT INTO llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest) SELECT 'fit', step, note,"
+    " n_params, bytes, config, '/elsewhere', manifest FROM llm_checkpoint WHERE file_path IS NOT NULL LIMIT 1;"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
     "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_layer\": 2}' WHERE model = 'fit';"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",

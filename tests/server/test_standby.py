@@ -39,6 +39,8 @@ READING = {
     "embedding": "SELECT llm_text_embedding('{p}')",
     "loss": "SELECT llm_loss('m', ARRAY[1, 2], ARRAY[2, 3], training => false)",
     "evaluate": "SELECT * FROM llm_evaluate('m', 'train')",
+    "adapter": "SELECT llm_generate('{p}', 24, seed => 3, model_name => 'adapter')",
+    "adapter, evaluated": "SELECT * FROM llm_evaluate('adapter', 'train')",
     "models": "SELECT * FROM llm_models",
     "model used": "SELECT model FROM llm_model_config WHERE model = current_setting('pg_gpt2.model')",
 }
@@ -55,6 +57,8 @@ def model(module_conn: psycopg.Connection) -> psycopg.Connection:
     module_conn.execute("SELECT llm_train_bpe(%s, 290, 'm'), llm_init_model('m', 2, 2, 32, 48, 290, 5)", [query])
     module_conn.execute("SELECT llm_dataset_load(%s, 'm', 32)", [query])
     module_conn.execute("SELECT llm_train('m', 5, dropout_p => 0, lr_max => 1e-2, log_every => 0)")
+    module_conn.execute("SELECT llm_adapter_create('adapter', 'm'), llm_dataset_load(%s, 'adapter', 32)", [query])
+    module_conn.execute("SELECT llm_train('adapter', 2, lr_max => 1e-2, log_every => 0)")
     module_conn.execute("SET pg_gpt2.model = 'm'")
     return module_conn
 

@@ -139,8 +139,7 @@ def test_a_row_of_the_log(recorded, change, data):
 @pytest.mark.parametrize("statement", ["SELECT llm_checkpoint_load('m', 1)", "SELECT llm_copy_model('m', 'n', 1)"])
 def test_a_row_of_a_checkpoint(recorded, change, statement):
     with recorded.transaction(force_rollback=True):
-        recorded.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
-    recorded.execute("SELECT llm_checkpoint_save('m')")
+        recorded.execute("SELECT llm_checkpoint_save('m')")
         recorded.execute("UPDATE llm_checkpoint_part SET checkpoint_id = 1; UPDATE llm_checkpoint SET id = 1")
         assert isinstance(outcome(recorded, f"UPDATE llm_checkpoint SET {change}", statement), psycopg.Error)
 
@@ -241,6 +240,7 @@ def filled(recorded, server_files):
     path = server_files / "tampered.npz"
     recorded.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 260, 'b')")
     recorded.execute("ALTER TABLE llm_checkpoint ALTER id RESTART WITH 1")
+    recorded.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
     recorded.execute("SELECT llm_checkpoint_save('m')")
     recorded.execute("SELECT llm_train_step('m')")
     recorded.execute("SELECT llm_checkpoint_save('m', '', %s)", [str(path)])

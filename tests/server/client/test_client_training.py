@@ -87,3 +87,18 @@ def test_pairs_are_loaded_and_learned(connect, model, client_of):
         found = conn.execute("SELECT split, weight FROM llm_dataset WHERE model = %s ORDER BY id", [model]).fetchall()
         assert found == [("train", 1), ("val", 2.5)]
         client.train(2, batch_size=2, progress=False)
+
+
+def test_an_adapter_is_made_trained_and_merged(conn, model, client_of):
+    client = client_of(conn)
+    before = client.perplexity(TEXT)
+    with conn.transaction(force_rollback=True):
+        options = {"r": 2, "alpha": 8.0, "targets": ["attn.c_attn", "mlp.c_fc"], "dropout_p": 0.0, "seed": 2**40}
+        client.create_adapter("fit", **options)
+        found = conn.execute("SELECT base, r, alpha, targets, dropout_p, seed FROM llm_adapter").fetchall()
+        assert found == [(model, *options.values())]
+        assert client.perplexity(TEXT, model="fit") == before
+        client.train(2, model="fit", lr_max=0.01, progress=False)
+        assert client.perplexity(TEXT, model="fit") != before == client.perplexity(TEXT)
+        client.merge_adapter("fit", "merged")
+        assert client.perplexity(TEXT, model="merged") == pytest.approx(client.perplexity(TEXT, model="fit"), rel=1e-5)

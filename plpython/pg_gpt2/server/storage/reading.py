@@ -30,8 +30,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Versions(NamedTuple):
-    """Of the visible rows of a model, of those of its base among them, and that base, where it has any of them; a model that is no
-    adapter has none."""
+    """Of the visible rows of a model, and of those of its base among them; and that base, where it has any of them. A model that
+    is no adapter has none."""
 
     whole: str
     base_version: str = NO_ROWS

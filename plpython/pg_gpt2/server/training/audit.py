@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.op import Sink
 from ...errors import InvalidParameter
+from ...fast.panels import Panels
 from ...fast.tape import Node, Value
 from ...training.options import AUDIT_LEVELS
 from ...training.trainer import Trainer
@@ -77,7 +78,7 @@ class StepTape:
     def _handle(self, value: Value) -> int:
         key = value if value.sink is None else value.sink
         if id(key) not in self._handles:
-            data = content(value.data) if self.full and value.data is not None else None
+            data = _bytes_of(value.data) if self.full and value.data is not None else None
             self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
             self._seen.append(key)
         return self._handles[id(key)]
@@ -95,8 +96,13 @@ class StepTape:
         self._held = 0
 
     def finish(self, trainer: Trainer) -> dict[str, int]:
-        """Called after the step, with the gradients of the parameters; returns their handles by name."""
+        """Called after the step, with the gradients of the parameters; returns the handles of all parameters by name."""
         names = {id(sink): name for name, sink in trainer.sinks.items()}
+        learning = trainer.sinks.keys() | trainer.tied.keys()  # an adapter's base has no sinks
+        still = {id(w): name for name, w in trainer.params.items() if name not in learning}
+        for seen in self._seen:
+            if isinstance(seen, Value) and id(seen.data) in still:
+                names[id(seen)] = still[id(seen.data)]
         params = {names[key]: handle for key, handle in self._handles.items() if key in names}
         if self.full:
             for name, grad in trainer.grads.items():
@@ -105,6 +111,10 @@ class StepTape:
         self._seen.clear()
         self._handles.clear()
         return params
+
+
+def _bytes_of(data: np.ndarray | Panels) -> bytes:
+    return content(data.plain() if isinstance(data, Panels) else data)
 
 
 class Auditor:
