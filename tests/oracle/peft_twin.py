@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--dsn", default="")
     parser.add_argument("--run-id", type=int, required=True)
     parser.add_argument("--csv", type=Path, required=True, help="where the log goes")
+    parser.add_argument("--wait", type=float, default=0, help="seconds between looks for a step that is to come")
     parser.add_argument("--threads", type=int, help="of torch; default: its own")
     args = parser.parse_args()
     if args.threads:
@@ -106,7 +107,7 @@ def main() -> None:
     with psycopg.connect(args.dsn, autocommit=True) as conn:
         run = Run(conn, args.run_id)
         twin = PeftTwin(run)
-        train(run, twin, run.config["n_steps"], args.csv)
+        train(run, twin, run.config["n_steps"], args.csv, wait=args.wait)
     for name, each in (("all", 4), ("not read by the base", 20)):
         print(f"{name}: accuracy {accuracy(twin.model, each):.3f}")
 

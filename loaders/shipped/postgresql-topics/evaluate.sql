@@ -13,18 +13,19 @@ CREATE TEMPORARY TABLE passage (section integer, topic text, body text);
 DELETE FROM passage WHERE section % 4 <> 0;
 SELECT array_agg(DISTINCT topic) AS topics FROM passage \gset
 
-SELECT held_out, model, n, round(accuracy::numeric, 3) AS accuracy
-FROM (VALUES ('all', 4), ('not read by the base', 20)) AS part (held_out, each),
-     unnest(ARRAY['postgresql-docs', :'model']) WITH ORDINALITY AS m (model, i),
+CREATE TEMPORARY TABLE answer AS
+SELECT model, unread, c.expected, c.chosen, c.n
+FROM unnest(ARRAY['postgresql-docs', :'model']) AS model, unnest(ARRAY[false, true]) AS unread,
      llm_evaluate_choices(
-         format('SELECT body || E''\nThe problem is with the '', topic FROM passage WHERE section %% %s = 0', each),
+         format('SELECT body || E''\nThe problem is with the '', topic FROM passage WHERE (section %% 20 = 0) = %L', unread),
          :'topics', model_name => model
-     )
-ORDER BY each, i;
+     ) AS e, unnest(e.confusion) AS c;
 
-SELECT expected, chosen, c.n
-FROM llm_evaluate_choices(
-         'SELECT body || E''\nThe problem is with the '', topic FROM passage', :'topics', model_name => :'model'
-     ) AS e, unnest(e.confusion) AS c
-ORDER BY expected, chosen \crosstabview expected chosen n chosen
-DROP TABLE passage;
+SELECT held_out, model, sum(n) AS n, round(sum(n) FILTER (WHERE chosen = expected) / sum(n), 3) AS accuracy
+FROM (VALUES ('all', '{false,true}'::boolean[]), ('not read by the base', '{true}')) AS part (held_out, parts)
+     JOIN answer ON unread = ANY (parts)
+GROUP BY held_out, model ORDER BY held_out, model;
+
+SELECT expected, chosen, sum(n) AS n FROM answer WHERE model = :'model'
+GROUP BY expected, chosen ORDER BY expected, chosen \crosstabview expected chosen n chosen
+DROP TABLE passage, answer;

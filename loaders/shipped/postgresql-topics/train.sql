@@ -10,7 +10,7 @@
 
 \set ON_ERROR_STOP on
 \if :{?model} \else \set model postgresql-topics \endif
-\if :{?n_steps} \else \set n_steps 318 \endif
+\if :{?n_steps} \else \set n_steps 212 \endif
 
 SELECT EXISTS (SELECT FROM llm_run WHERE model = :'model' AND status <> 'finished') AS begun \gset
 \if :begun
@@ -32,7 +32,7 @@ $$, :'model') AS train_rows;
 \endif
 
 CALL llm_train_run(
-    :'model', :n_steps, batch_size => 16, lr_max => 1e-3, warmup => 20, wd => 0, grad_clip => 1.0, dropout_p => 0,
+    :'model', :n_steps, batch_size => 16, lr_max => 1.5e-3, warmup => 20, wd => 0, grad_clip => 1.0, dropout_p => 0,
     seed => 15, log_every => 20, commit_every => 100, audit => 'none'
 );
 \ir evaluate.sql
