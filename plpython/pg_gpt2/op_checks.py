@@ -203,7 +203,7 @@ def _cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> No
 def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), len(wte))
+    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), wte.shape[0])
 
 
 def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:

@@ -5,19 +5,22 @@ have one thread.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from pg_gpt2 import host
 from pg_gpt2.core import op
-from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.config import Adapter, GPT2Config
 from pg_gpt2.fast import layout, ops  # noqa: F401 (registers the ops)
 from pg_gpt2.generation import batch, beam, decode, generate, prefixes, scoring
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
-from small_models import GREEDY, WITH_OPTIONS, random_params
+from small_models import GREEDY, WITH_OPTIONS, random_adapter, random_params
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=160, vocab=331)
+ADAPTED = replace(CONFIG, adapter=Adapter(r=8, targets=("attn.c_attn", "mlp.c_proj")))
 CALLS = 4  # of a mixture
 SAMPLINGS = [GREEDY, Sampling(), *WITH_OPTIONS]
 ROOMS = (0, 1 << 17, 3 << 18, 64 << 20)  # bytes: a text of the longest takes some 160 kB
@@ -32,16 +35,25 @@ def are_panels_usable() -> bool:
     return layout.in_panels(CONFIG)
 
 
-def weights(kind: str) -> list[layout.DecoderWeights]:
-    """Two versions of a model, laid out in this way."""
+class Model(NamedTuple):
+    """What calls are given."""
+
+    weights: layout.DecoderWeights
+    config: GPT2Config
+
+
+def models(kind: str) -> list[Model]:
+    """Two versions of a model, laid out in this way, and two adapters of the first."""
     op.use_fast(kind != "plain")
     layout.use_panels = kind == "panels"
     found = []
     for version in (1, 2):
         params = random_params(CONFIG, version)
         kept = layout.DecoderWeights(params) if kind == "plain" else layout.lay_out(params, CONFIG)
-        kept.identity = ("model", version)
-        found.append(kept)
+        found.append(Model(kept.with_identity(("model", version)), CONFIG))
+    for version in (1, 2):
+        kept = found[0].weights.with_adapter(random_adapter(ADAPTED, version))
+        found.append(Model(kept.with_identity(("adapter", version)), ADAPTED))
     return found
 
 
@@ -54,27 +66,27 @@ def texts(random: Random) -> list[list[int]]:
     ]
 
 
-def call(random: Random, params: layout.DecoderWeights, pool: list[list[int]]) -> Any:
+def call(random: Random, model: Model, pool: list[list[int]]) -> Any:
     """One call, and what it gives; nothing where it is cancelled."""
     kind = random.choice(("generate", "streams", "batch", "next", "beam", "score", "cancel"))
     options = [Options(random.randint(0, 16), random.choice(SAMPLINGS), 7, seed, logprobs=True) for seed in range(7)]
     some = random.choices(pool, k=random.randint(1, 4))
     text = some[0]
     if kind == "generate":
-        return list(generate.tokens(params, CONFIG, text, options[0]))
+        return list(generate.tokens(*model, text, options[0]))
     if kind == "streams":
-        return list(_in_turns(random, [generate.tokens(params, CONFIG, t, o) for t, o in zip(some, options)]))
+        return list(_in_turns(random, [generate.tokens(*model, t, o) for t, o in zip(some, options)]))
     if kind == "batch":
-        return batch.generate_batch(params, CONFIG, some, options[: len(some)], [lambda token: False] * len(some))
+        return batch.generate_batch(*model, some, options[: len(some)], [lambda token: False] * len(some))
     if kind == "next":
-        decoder, logits = prefixes.begin(params, CONFIG, text[-160:], 160)
+        decoder, logits = prefixes.begin(*model, text[-160:], 160)
         prefixes.give(decoder)
         return logits.tolist()
     if kind == "beam":
         asked = beam.Beams(3, 6, eos=7, sampling=random.choice((Sampling(), WITH_OPTIONS[0])))
-        return beam.beam_search(params, CONFIG, text[:150], asked)
+        return beam.beam_search(*model, text[:150], asked)
     if kind == "score":
-        return [found.tolist() for found in scoring.token_scores(params, CONFIG, text)]
+        return [found.tolist() for found in scoring.token_scores(*model, text)]
     left = random.randint(1, 6)
 
     def cancel() -> None:
@@ -85,9 +97,9 @@ def call(random: Random, params: layout.DecoderWeights, pool: list[list[int]]) -
 
     host.check_interrupts = cancel
     try:
-        batch.generate_batch(params, CONFIG, some, options[: len(some)], [lambda token: False] * len(some))
-        scoring.token_scores(params, CONFIG, text)
-        list(generate.tokens(params, CONFIG, text, options[0]))
+        batch.generate_batch(*model, some, options[: len(some)], [lambda token: False] * len(some))
+        scoring.token_scores(*model, text)
+        list(generate.tokens(*model, text, options[0]))
     except Cancelled:
         pass
     finally:
@@ -105,7 +117,7 @@ def _in_turns(random: Random, streams: list[Iterator[generate.Token]]) -> Iterat
             streams.remove(stream)
 
 
-def mixture(seed: int, versions: list[layout.DecoderWeights], rooms: tuple[int, ...]) -> list[Any]:
+def mixture(seed: int, versions: tuple[Model, ...], rooms: tuple[int, ...]) -> list[Any]:
     """What the calls of a mixture give, with so much room for what was read."""
     random, room = Random(seed), Random(-seed)
     pool = texts(random)
@@ -122,13 +134,14 @@ def mixture(seed: int, versions: list[layout.DecoderWeights], rooms: tuple[int, 
 def main(kind: str, count: int, first: int) -> None:
     """Compare, and say how much was not read again."""
     host.notice = lambda message: None
-    versions = weights(kind)
+    pairs = list(combinations(models(kind), 2))
     saved = 0
     for seed in range(first, first + count):
         decode.WHOLE = prefixes.WHOLE = 16 if seed % 4 else 128
         decode.PREFILL_ROWS = (512, 48)[seed % 2]
+        versions = pairs[seed // 12 % len(pairs)]
         without = mixture(seed, versions, (0,))
         prefixes.session.clear()
         assert mixture(seed, versions, ROOMS if seed % 3 else ROOMS[-1:]) == without, (kind, seed)
         saved += sum(used.saved for used in prefixes.session.usage())
-    print(decode.kind_of_cache(versions[0]).__name__, saved // count)
+    print(decode.kind_of_cache(versions[0].weights).__name__, saved // count)

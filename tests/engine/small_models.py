@@ -1,14 +1,17 @@
 """Small models for the tests of decoding."""
 
+from dataclasses import replace
+
 import numpy as np
 from pg_gpt2.core import gpt2
-from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.generation.sampling import Sampling
 
 CONFIGS = [
     GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=160, vocab=701),
     GPT2Config(n_layer=1, n_head=3, d_model=24, n_positions=96, vocab=50),
 ]
+CONFIGS.append(replace(CONFIGS[0], adapter=Adapter(r=5, alpha=4, targets=LINEAR_LAYERS)))
 GREEDY = Sampling(temperature=0)
 # Processors that depend on what was read and said, and cuts that is_decisive bounds and does not.
 WITH_OPTIONS = [
@@ -25,7 +28,23 @@ WITH_OPTIONS = [
 ]
 
 
+def name_of(config: GPT2Config) -> str:
+    """For the name of a test."""
+    return f"d{config.d_model}" + ("-adapter" if config.adapter else "")
+
+
 def random_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights large enough for logits that differ."""
+    """Weights large enough for logits that differ; of an adapter, as after some training."""
     params = gpt2.init_params(config, seed)
-    return {name: array * np.float32(4 if array.ndim == 2 else 1) for name, array in params.items()}
+    return {name: array * np.float32(4 if array.ndim == 2 else 1) for name, array in params.items()} | random_adapter(
+        config, seed
+    )
+
+
+def random_adapter(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """An adapter's own tensors, large enough for logits that are not its base's."""
+    random = np.random.default_rng(seed)
+    return {
+        name: random.standard_normal(shape, np.float32) * np.float32(0.1)
+        for name, shape in config.adapter_shapes().items()
+    }

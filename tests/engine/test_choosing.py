@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pg_gpt2 import host
 from pg_gpt2.core import gpt2, op
-from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.config import Adapter, GPT2Config
 from pg_gpt2.core.tape import Eager
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed, OutOfMemory
 from pg_gpt2.fast import layout
@@ -20,13 +21,15 @@ from pg_gpt2.generation.slots import Question, Slots
 from pg_gpt2.generation.trees import Tree, Trie
 from pg_gpt2.tokenizer.bpe import Tokenizer
 
-from tests.engine.small_models import CONFIGS, random_params
+from tests.engine.small_models import CONFIGS, name_of, random_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
 TOKENIZER = Tokenizer.from_strings(
     parse_vocab((GOLDEN / "vocab.json").read_bytes()), parse_merges((GOLDEN / "merges.txt").read_bytes())
 )
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=48, vocab=max(TOKENIZER.tokens) + 1)
+ADAPTED = replace(CONFIG, adapter=Adapter(r=3, targets=("attn.c_attn", "attn.c_proj")))
+models = pytest.mark.parametrize("config", [CONFIG, ADAPTED], ids=name_of)
 EOS = TOKENIZER.eos_token_id or 0
 LABELS = ["yes", "no", "maybe not", "yesterday", "no one", "it's", "no one else", "'t"]
 
@@ -114,7 +117,7 @@ def test_parts_of_a_tree_have_what_leads_to_them(size: int) -> None:
     assert found == whole[1:]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 @pytest.mark.parametrize("length", [1, 63, 64, 70])
 def test_a_tree_is_read_as_each_of_its_texts_is(config: GPT2Config, kind: str, length: int) -> None:
     rng = np.random.default_rng(length)
@@ -251,14 +254,14 @@ def test_an_unknown_normalization_is_refused() -> None:
 
 
 def plain_scores(
-    params: dict[str, np.ndarray], prompt: str, texts: list[str], normalize: str
+    params: dict[str, np.ndarray], config: GPT2Config, prompt: str, texts: list[str], normalize: str
 ) -> tuple[list[float], list[float]]:
     """Log-probabilities and what is compared, choice by choice, with a pass for each."""
 
     def score(prompt: str, choice: str) -> tuple[float, int]:
         context, tokens = encode_pair(prompt, choice)
-        ids = [*context, *tokens][-(CONFIG.n_positions + 1) :][:-1]
-        found = plain_logprobs(params, CONFIG, ids[: len(ids) + 1 - len(tokens)], tokens)
+        ids = [*context, *tokens][-(config.n_positions + 1) :][:-1]
+        found = plain_logprobs(params, config, ids[: len(ids) + 1 - len(tokens)], tokens)
         return float(found.sum()), len(tokens)
 
     logprobs, values = [], []
@@ -275,13 +278,16 @@ def plain_scores(
 PROMPTS = ["the answer is", "the answer is ", "", " ", "it", "can", "the low\n\n", "low lower lowest " * 30]
 
 
+@models
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-def test_scores_are_those_of_a_pass_over_prompt_and_choice(normalize: str, kind: str, kept: int) -> None:
-    params = random_params(CONFIG)
+def test_scores_are_those_of_a_pass_over_prompt_and_choice(
+    config: GPT2Config, normalize: str, kind: str, kept: int
+) -> None:
+    params = random_params(config)
     texts = [*LABELS, "lowé", "日本", "low lower lowest " * 3]
-    chooser = Chooser(arranged(params, CONFIG, kind, "m"), CONFIG, choices_of(texts), normalize)
+    chooser = Chooser(arranged(params, config, kind, "m"), config, choices_of(texts), normalize)
     for prompt in PROMPTS:
-        logprobs, values = plain_scores(params, prompt, texts, normalize)
+        logprobs, values = plain_scores(params, config, prompt, texts, normalize)
         found = chooser.choose(prompt)
         np.testing.assert_allclose(found.logprobs, logprobs, atol=2e-4)
         np.testing.assert_allclose(found.normalized, values, atol=2e-4)
@@ -334,12 +340,15 @@ def some_prompts(source: random.Random, count: int) -> list[str | None]:
     return [None if source.random() < 0.1 else prompt for prompt in found]
 
 
+@models
 @pytest.mark.parametrize("normalize", ["none", "prior"])
-def test_many_prompts_get_the_bits_that_each_gets_alone(normalize: str, kind: str, kept: int) -> None:
-    weights = arranged(random_params(CONFIG), CONFIG, kind, "m")
+def test_many_prompts_get_the_bits_that_each_gets_alone(
+    config: GPT2Config, normalize: str, kind: str, kept: int
+) -> None:
+    weights = arranged(random_params(config), config, kind, "m")
     prompts = some_prompts(random.Random(7), 60)
-    together = Chooser(weights, CONFIG, choices_of(LABELS), normalize)
-    fresh = arranged(random_params(CONFIG), CONFIG, kind)  # of which nothing is kept
+    together = Chooser(weights, config, choices_of(LABELS), normalize)
+    fresh = arranged(random_params(config), config, kind)  # of which nothing is kept
     keys = []
     for key, found in together.choose_each(enumerate(prompts)):
         keys.append(key)
@@ -348,7 +357,7 @@ def test_many_prompts_get_the_bits_that_each_gets_alone(normalize: str, kind: st
             assert found is None
             continue
         assert found is not None
-        alone = Chooser(fresh, CONFIG, choices_of(LABELS), normalize).choose(prompt)
+        alone = Chooser(fresh, config, choices_of(LABELS), normalize).choose(prompt)
         np.testing.assert_array_equal(found.logprobs, alone.logprobs)
         np.testing.assert_array_equal(found.normalized, alone.normalized)
     assert keys == list(range(60))

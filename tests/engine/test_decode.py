@@ -26,7 +26,7 @@ from pg_gpt2.generation.decode import Decoder, feed_together, step_together
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
-from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
+from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
 
 
 @pytest.fixture(params=[False, True], ids=["rows", "panels"])
@@ -36,16 +36,18 @@ def by_panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return request.param
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_arranged_weights_are_the_checkpoints_again(config: GPT2Config, by_panels: bool) -> None:
     params = random_params(config)
     kept = layout.lay_out(dict(params), config)
     assert isinstance(kept["h.0.attn.c_attn.weight"], Panels) is by_panels
     plain = layout.CheckpointTensors(kept)
-    assert list(plain) == list(params) == list(layout.KeptTensors(params, config))
+    assert list(plain) == list(params)
     for name, array in params.items():
         np.testing.assert_array_equal(plain[name], array)
-        assert layout.KeptTensors(params, config)[name].shape == layout.stored_shapes(config)[name]
+    stored = layout.KeptTensors(params, config)
+    assert [*stored, *config.adapter_shapes()] == list(params)
+    assert {name: array.shape for name, array in stored.items()} == layout.stored_shapes(config)
 
 
 @pytest.mark.parametrize(("k", "n"), [(16, 64), (100, 65), (768, 192), (1600, 64), (3072, 130), (997, 70), (7, 3)])
@@ -90,7 +92,7 @@ def test_attention_over_blocks(start: int, rows: int) -> None:
     np.testing.assert_allclose(out, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_panels: bool) -> None:
     params = random_params(config)
     ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
@@ -119,7 +121,7 @@ def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_pane
         np.testing.assert_allclose(row, wanted[stream.length - 1], **close)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 33])
 def test_a_prepared_pass_has_the_bits_of_the_ops(
     config: GPT2Config, rows: int, by_panels: bool, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +137,7 @@ def test_a_prepared_pass_has_the_bits_of_the_ops(
             stream.feed(ids[0][: place + 1])
         logits += [step_together(streams, some).copy() for some in ids]
         found.append(np.array(logits))
-    assert arranged.prepared.keys() >= {rows}
+    assert (rows, config.adapter) in arranged.prepared
     np.testing.assert_array_equal(*found)
 
 
@@ -167,8 +169,8 @@ def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> N
     for rows in [*range(prepared.MOST_ROWS, 0, -1), prepared.MOST_ROWS]:
         decoder.rewind(0)
         decoder.feed_all([1] * rows)
-        assert rows in arranged.prepared
-        assert sum(arranged.prepared) <= prepared.MOST_PREPARED
+        assert (rows, None) in arranged.prepared
+        assert sum(rows for rows, _ in arranged.prepared) <= prepared.MOST_PREPARED
 
 
 def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +266,7 @@ print("checked")
 # --- drafts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(), *WITH_OPTIONS])
 def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampling: Sampling, by_panels: bool) -> None:
     arranged = layout.lay_out(random_params(config), config)

@@ -12,7 +12,7 @@ from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.lookup import LONG, NGRAMS, PATIENCE, Drafts
 from pg_gpt2.generation.sampling import Sampling
 
-from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
+from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
 
 
 def copying_params(config: GPT2Config) -> dict[str, np.ndarray]:
@@ -23,7 +23,7 @@ def copying_params(config: GPT2Config) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 @pytest.mark.parametrize(
     "sampling",
     [GREEDY, Sampling(temperature=0, repetition_penalty=1.1), Sampling(topk=3, temperature=0.2), *WITH_OPTIONS],

@@ -38,7 +38,7 @@ def in_a_process(program: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_mixtures_of_calls_give_the_same_bits_with_and_without_what_was_read(kind: str) -> None:
-    """Generation, streams by turns, batches, beams, next tokens, scores, cancels, two versions of a model, changing room."""
+    """Generation, streams by turns, batches, beams, next tokens, scores, cancels, versions and adapters, changing room."""
     if kind == "panels" and in_a_process("import mixtures; print(mixtures.are_panels_usable())") == "False":
         kind = "rows"  # all there is on this machine
     cache, saved = in_a_process(f"import mixtures; mixtures.main({kind!r}, {MIXTURES}, 0)").split()

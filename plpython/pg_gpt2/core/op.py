@@ -32,7 +32,8 @@ class Op:
     arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
     `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
     allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
-    `fused` is forward and backward of a last op in one.
+    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and gives None for
+    the others; `fused` is forward and backward of a last op in one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Op:
     saves: bool = False
     saving: Callable[..., tuple[np.ndarray, Any]] | None = None
     sinks: bool = False
+    apart: tuple[frozenset[int | str], ...] | None = None
     fused: Callable[..., tuple[np.ndarray, Grads]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
@@ -80,6 +82,12 @@ class Op:
                 hint="Give one array for each of them, in this order.",
             )
 
+    def reads_for(self, wanted: Sequence[bool]) -> frozenset[int | str]:
+        """What backward looks at where these gradients are wanted."""
+        if self.apart is None:
+            return self.reads if any(wanted) else frozenset()
+        return frozenset().union(*(reads for reads, is_wanted in zip(self.apart, wanted, strict=True) if is_wanted))
+
     def gradients(
         self,
         dy: np.ndarray,
@@ -87,13 +95,16 @@ class Op:
         *arrays: np.ndarray,
         saved: Any = None,
         sinks: Sequence[Sink | None] | None = None,
+        wanted: Sequence[bool] | None = None,
         **attrs: Any,
     ) -> Grads:
-        """The backward pass, given of `saved` and `sinks` what this op takes."""
+        """The backward pass, given of `saved`, `sinks` and `wanted` what this op takes."""
         if self.saves or self.saving is not None:
             attrs["saved"] = saved
         if self.sinks:
             attrs["sinks"] = sinks or [None] * len(arrays)
+        if self.apart is not None:
+            attrs["wanted"] = wanted or [True] * len(arrays)
         return self.backward(dy, y, *arrays, **attrs)
 
     def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
@@ -134,6 +145,8 @@ def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grad
     """Enter a faster form of an op; `reads` where its backward pass looks at something else."""
     if "reads" in options:
         options["reads"] = frozenset(options["reads"])
+    if "apart" in options:
+        options["apart"] = tuple(map(frozenset, options["apart"]))
     fast[name] = registry[name] = changed(plain[name], forward=forward, backward=backward, **options)
 
 

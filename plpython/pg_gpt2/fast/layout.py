@@ -136,6 +136,11 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
         return len(self._arranged)
 
 
+def plain(params: Mapping[str, Any]) -> Params:
+    """The parameters as the checkpoint has them: those themselves, unless some are in panels."""
+    return CheckpointTensors(params) if any(isinstance(w, Panels) for w in params.values()) else params
+
+
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
     shapes = base_of(config).param_shapes()

@@ -3,7 +3,7 @@
 Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, slices, threads
+from . import buffers, panels, slices, threads, unpack
 from .activations import gelu, gelu_backward
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
@@ -105,25 +105,39 @@ def linear_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    w: np.ndarray,
+    w: np.ndarray | Panels,
     b: np.ndarray,
     *,
     sinks: Sequence[Sink | None] = (None, None, None),
+    wanted: Sequence[bool] = (True, True, True),
 ) -> Grads:
-    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy. Weights that get no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    db = np.empty(b.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, w.T, as_rows(dx), paired=True),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
-        [lambda: column_sums(rows, out=db)],
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dw = db = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, w, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+        tasks += product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=wanted[0])
+    if wanted[2]:
+        db = np.empty(b.shape, dy.dtype)
+        tasks.append(lambda: column_sums(rows, out=db))
+    run_all(tasks)
     return dx, dw, db
 
 
-replace("linear", linear, linear_backward, sinks=True)
+def _input_tasks(
+    dy: np.ndarray, w: np.ndarray | Panels, dx: np.ndarray, paired: bool
+) -> Sequence[Callable[[], object]]:
+    """Tasks that together set dx = dy @ w'."""
+    if isinstance(w, Panels):
+        return unpack.tasks_with_transpose(dy, w, dx)
+    return product_tasks(dy, w.T, dx, paired=paired)
+
+
+replace("linear", linear, linear_backward, sinks=True, apart=((1,), (0,), ()))
 
 
 def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
@@ -137,22 +151,26 @@ def lm_head_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
-    """dx = dy @ wte, dwte = dy' @ x."""
+    """dx = dy @ wte, dwte = dy' @ x. A table that gets no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, wte, as_rows(dx), paired=True),
-        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dwte = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, wte.T, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+        tasks += product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=wanted[0])
+    run_all(tasks)
     return dx, dwte
 
 
-replace("lm_head", lm_head, lm_head_backward, sinks=True)
+replace("lm_head", lm_head, lm_head_backward, sinks=True, apart=((1,), (0,)))
 
 
 def mlp(

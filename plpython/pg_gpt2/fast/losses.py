@@ -12,13 +12,14 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from ..core.ops import counted
-from . import buffers, slices, threads
+from . import buffers, slices, threads, unpack
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows
-from .products import column_sums, gradient_buffer
+from .panels import Table
+from .products import column_sums
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
@@ -94,10 +95,11 @@ class _Group:
     They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
     """
 
-    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, wte: np.ndarray | Table, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = slices.pieces(len(wte), vocab_slice(len(wte)))
-        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        vocab = wte.shape[0]
+        self.slices = slices.pieces(vocab, vocab_slice(vocab))
+        logits = buffers.passing((vocab, len(x)), x.dtype)
         self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
         self.sums = np.empty((len(self.slices), len(x)))
@@ -117,7 +119,7 @@ class _Group:
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(self.wte[part], self.x.T, out=z)
+        np.matmul(unpack.rows(self.wte, part), self.x.T, out=z)
         self._pick(i, self.picked[0])
 
     def _pick(self, i: int, out: np.ndarray) -> None:
@@ -140,7 +142,7 @@ class _Group:
         logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
         return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
-    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: Sink | None) -> None:
         """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x, with one weight, or one a row.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
@@ -152,59 +154,69 @@ class _Group:
         def work(i: int) -> None:
             part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
             if i < TURN:
-                np.matmul(z.T, self.wte[part], out=term)
+                np.matmul(z.T, unpack.rows(self.wte, part), out=term)
             else:
-                add_product(z.T, self.wte[part], term)
-            if add:
-                add_product(z, scaled, dwte[part])
+                add_product(z.T, unpack.rows(self.wte, part), term)
+            if dwte is None:
+                return
+            if dwte.filled:
+                add_product(z, scaled, dwte.array[part])
             else:
-                np.matmul(z, scaled, out=dwte[part])
+                np.matmul(z, scaled, out=dwte.array[part])
 
         self._each_slice(work)
         np.add.reduce(parts, axis=0, out=dx)
         dx *= factor
         each = np.asarray(weight, dx.dtype)[..., None]
-        dx -= self.wte[self.classes] * each
-        add_rows(dwte, self.classes, self.x * -each)
+        picked = self.wte.take(self.classes) if isinstance(self.wte, Table) else self.wte[self.classes]
+        dx -= picked * each
+        if dwte is not None:
+            add_rows(dwte.array, self.classes, self.x * -each)
+            dwte.filled = True
 
 
 def _head(
-    x: np.ndarray, wte: np.ndarray, target: Any, weight: Any, dy: float | None, sink: Sink | None
+    x: np.ndarray,
+    wte: np.ndarray | Table,
+    target: Any,
+    weight: Any,
+    dy: float | None = None,
+    sink: Sink | None = None,
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of the rows that carry loss."""
+    """The loss and, when dy is given, the gradients, in one walk over groups of the rows that carry loss."""
     here, classes, weight = counted(target, weight)
+    rows = x.reshape(-1, x.shape[-1])[here]
     with nullcontext() if isinstance(here, slice) else buffers.reusing(None):  # a pool would keep every size there is
-        loss, dx, dwte = _walk(x.reshape(-1, x.shape[-1])[here], wte, classes, weight, dy, sink)
-    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), dwte)
+        dwte = None
+        if dy is not None and wanted[1]:
+            dwte = sink or Sink(buffers.empty(wte.shape, rows.dtype))
+        loss, dx = _walk(rows, wte, classes, weight, dy, dwte)
+    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), None if dwte is None else dwte.array)
 
 
 def _walk(
     rows: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     classes: np.ndarray,
     weight: np.ndarray | None,
     dy: float | None,
-    sink: Sink | None,
-) -> tuple[float, np.ndarray | None, np.ndarray | None]:
-    """Loss, dx and dwte of rows that carry loss."""
+    dwte: Sink | None,
+) -> tuple[float, np.ndarray | None]:
+    """Loss of rows that carry it, and dx when dy is given; dwte collects."""
     total = len(rows) if weight is None else float(weight.sum())
-    dx = dwte = None
-    add = False
-    if dy is not None:
-        dx = buffers.empty(rows.shape, rows.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, rows.dtype)
+    dx = None if dy is None else buffers.empty(rows.shape, rows.dtype)
     loss = 0.0
-    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))) if len(rows) else ():
+    for r in slices.pieces(len(rows), group_rows(len(rows), wte.shape[0])) if len(rows) else ():
         group = _Group(rows[r], wte, classes[r])
         losses = group.losses()
         loss += float((losses if weight is None else losses * weight[r]).sum())
-        if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte, add)
-            add = True
+        if dx is not None and dy is not None:
+            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte)
         del group  # or its logits would be there beside those of the next
-    if dwte is not None and not add:
-        dwte[...] = 0.0
-    return loss / (total or 1), dx, dwte
+    if dwte is not None and not dwte.filled:
+        dwte.array[...], dwte.filled = 0.0, True
+    return loss / (total or 1), dx
 
 
 def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -218,37 +230,46 @@ def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, .
 
 
 def lm_head_loss(
-    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+    x: np.ndarray, wte: np.ndarray | Table, *, target: Any, weight: Any = None
 ) -> np.ndarray:  # [.., D], [V, D] -> []
-    """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, weight, None, None)[0]
+    """cross_entropy(x @ wte'). Where no gradient of it is wanted, wte may come in panels."""
+    return _head(x, wte, target, weight)[0]
 
 
 def lm_head_loss_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])[1]
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)[1]
 
 
 def lm_head_loss_and_grads(
     dy: np.ndarray,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
     """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)
 
 
-replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)
+replace(
+    "lm_head_loss",
+    lm_head_loss,
+    lm_head_loss_backward,
+    sinks=True,
+    apart=((0, 1), (0, 1)),
+    fused=lm_head_loss_and_grads,
+)

@@ -15,7 +15,14 @@ from .ops import lookup
 Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 # A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
 CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
-PASSED_ON = {"linear": ("add", "dropout"), "add": ("dropout",)}  # nor has a model another use of these results, used so
+# Nor has a model another use of these results, used so.
+PASSED_ON = {
+    "linear": ("add", "dropout", "addmm"),
+    "addmm": ("add", "dropout"),
+    "add": ("dropout",),
+    "causal_attention": ("linear",),
+}
+FIRST = ("matmul", "dropout")  # what an adapter does with what goes to a linear layer, before that has it
 
 
 class Value:
@@ -50,6 +57,16 @@ class Node:
         """Name of the op."""
         return self.op.name
 
+    @property
+    def wanted(self) -> list[bool]:
+        """Of which inputs there is to be a gradient."""
+        return [value.requires_grad for value in self.inputs]
+
+    @property
+    def reads(self) -> frozenset[int | str]:
+        """What its backward pass looks at."""
+        return self.op.reads_for(self.wanted)
+
 
 class Tape:
     """Records ops and differentiates them.
@@ -78,8 +95,8 @@ class Tape:
         output = self._record(op, inputs, attrs, y, saved)
         if not self.keep:
             for value in inputs:
-                if _is_spent(value, name) and (self.recompute or not value.is_read):
-                    value.data = None
+                if self._is_spent(value, name):
+                    _forget(value)
         return output
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
@@ -103,20 +120,28 @@ class Tape:
         arrays = [_data(value) for value in inputs]
         if op.check is not None:
             op.check(*arrays, **attrs)
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        wanted = {} if op.apart is None else {"wanted": [value.requires_grad for value in inputs]}
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **wanted, **attrs)
         loss = self._record(op, inputs, attrs, y, None)
         loss.grad = np.asarray(seed, loss.dtype)  # for the audit
         self._collect(self.nodes[-1], grads)
         self._sweep(len(self.nodes) - 2, loss)
         return loss
 
+    def _is_spent(self, value: Value, op: str) -> bool:
+        """Whether nobody needs a value's data now that an op of that name has used it, or the data will be computed again."""
+        maker = value.node and value.node.name
+        if maker in CHEAP:
+            return (self.recompute or not value.is_read) and (maker == "dropout" or op not in FIRST)
+        return not value.is_read and op in PASSED_ON.get(maker or "", ())
+
     def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
         output = Value(y, any(value.requires_grad for value in inputs))
         node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        output.is_read = "y" in op.reads
+        output.node, reads = node, node.reads
+        output.is_read = "y" in reads
         for i, value in enumerate(inputs):
-            value.is_read |= i in op.reads
+            value.is_read |= i in reads
         self.nodes.append(node)
         if self.audit is not None:
             self.audit("forward", node)
@@ -127,11 +152,11 @@ class Tape:
         for node in reversed(self.nodes[: last + 1]):
             host.check_interrupts()
             if node.output.grad is not None:
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.gradients(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
+                reads = node.reads
+                y = _data(node.output) if "y" in reads else None
+                arrays = [_operand(value, i in reads) for i, value in enumerate(node.inputs)]
+                given = {"saved": node.saved, "sinks": _sinks(node.inputs), "wanted": node.wanted}
+                self._collect(node, node.op.gradients(node.output.grad, y, *arrays, **given, **node.attrs))
             if not self.keep:
                 node.output.grad = node.saved = None
                 node.output.data = start.data if node.output is start else None
@@ -149,10 +174,12 @@ class Tape:
             self.audit("backward", node)
 
 
-def _is_spent(value: Value, op: str) -> bool:
-    """Whether a model makes no further use of a value that an op of that name has used."""
-    maker = value.node and value.node.name
-    return maker in CHEAP or op in PASSED_ON.get(maker or "", ())
+def _forget(value: Value) -> None:
+    """Free the data; where they will be computed again, what they are computed from stays."""
+    value.data = None
+    if value.is_read and value.node is not None:
+        for source in value.node.inputs:
+            source.is_read = True
 
 
 def _data(value: Value) -> np.ndarray:

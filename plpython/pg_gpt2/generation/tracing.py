@@ -35,6 +35,7 @@ class Tracer:
     def __init__(self, params: Params, n_head: int) -> None:
         self.steps: list[Step] = []
         self._names = {id(array): name for name, array in params.items()}
+        self._known = frozenset(params)
         self._n_head = n_head
         self._layer: int | None = None
 
@@ -51,8 +52,9 @@ class Tracer:
             self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
         if name == "causal_attention":
             self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
-        self._keep(name, self._name(name, parameter), y)
-        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
+        short = self._name(name, parameter)
+        self._keep(name, short, y)
+        if short == "attn.c_attn":
             for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
                 self._keep("slice", f"attn.{part}", heads[0])
         return y
@@ -62,12 +64,19 @@ class Tracer:
         if op == "lm_head":
             return "logits"
         if parameter is not None:
-            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
+            return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
             return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
+
+    def _name_by(self, parameter: str) -> str:
+        """That of the layer, for its result; with an adapter the terms of that have names of their own, as in PEFT."""
+        layer, _, part = parameter.rpartition(".")
+        if part == "weight" and f"{layer}.lora_A" in self._known:
+            return f"{layer}.base_layer"
+        return layer if part in ("weight", "lora_B") else parameter
 
     def _keep(self, op: str, name: str, data: np.ndarray) -> None:
         full = name if self._layer is None else f"h.{self._layer}.{name}"

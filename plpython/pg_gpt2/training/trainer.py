@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import GPT2Config
+from ..core.config import LINEAR_LAYERS, GPT2Config
 from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
@@ -21,7 +21,8 @@ from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
-from ..fast.tape import Audit, Tape
+from ..fast.layout import plain
+from ..fast.tape import Audit, Tape, Value
 from ..op_checks import check_p
 from . import optim
 
@@ -75,14 +76,15 @@ class Trainer:
         tied: Mapping[str, str] | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+        """Arrays are float32 and contiguous, by checkpoint name; missing moments and steps are 0.
 
-        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        Those that training changes are writable. An adapter's base stays as it is, and may be in panels. `tied` says which names
+        are the same tensor as another: it is updated once, by the sum of their gradients.
         """
         self.config = config
         self.tied = dict(tied or {})
         self.params = {name: params[self.tied.get(name, name)] for name in params}
-        own = {name: w for name, w in self.params.items() if name not in self.tied}
+        own = {name: self.params[name] for name in config.trained_shapes() if name not in self.tied}
         self.chunk = chunk
         self.m = {name: _moment(m, name, w) for name, w in own.items()}
         self.v = {name: _moment(v, name, w) for name, w in own.items()}
@@ -93,11 +95,20 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
-        wte = self._sinks[self.tied.get("wte", "wte")].array
         # Gradients of wte are the first of a step; logits lie where the later ones will.
-        self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
+        wte = self._sink("wte")
+        first = 0 if wte is None else wte.array.size
+        self._unused = self._arena[first:] if wte and np.may_share_memory(wte.array, self._arena[:first]) else None
         self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
+
+    def _sink(self, name: str) -> Sink | None:
+        """Where the gradient of a tensor is collected; None for one that stays as it is."""
+        return self._sinks.get(self.tied.get(name, name))
+
+    def _learns(self, name: str) -> bool:
+        """Whether training changes a tensor."""
+        return self._sink(name) is not None
 
     @property
     def sinks(self) -> Mapping[str, Sink]:
@@ -170,6 +181,8 @@ class Trainer:
         if not n_tokens:
             raise nothing_counts()
         loss = 0.0
+        params = self.params if is_fast() else dict(plain(self.params))
+        leaves = {name: Value(w, self._learns(name), sink=self._sink(name)) for name, w in params.items()}
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches):
                 host.check_interrupts()
@@ -180,29 +193,26 @@ class Trainer:
                 share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 if not (is_fast() or keep or audit):
-                    loss += share * self._plain_gradients(batch, drop, share)
+                    loss += share * self._plain_gradients(params, batch, drop, share)
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                handles = {
-                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
-                }
-                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
                     attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, handles["wte"], seed=share, **attrs)
+                    value = tape.finish("lm_head_loss", x, leaves["wte"], seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
-    def _plain_gradients(self, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
+    def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
         """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
         tape = PlainTape()
-        handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
+        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
         loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
         tape.backward(loss, share)
         for name, handle in handles.items():
-            sink = self._sinks[self.tied.get(name, name)]
-            if handle.grad is not None:
+            sink = self._sink(name)
+            if sink is not None and handle.grad is not None:
                 sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
                 sink.filled = True
         return float(loss.data)
@@ -239,6 +249,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
     tokens, targets, weight = batch
+    params = params if is_fast() else plain(params)
     return float(
         gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
     ) * batch.total(), batch.total()
@@ -256,22 +267,40 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
+def state_bytes(config: GPT2Config) -> int:
+    """Memory of what a Trainer holds: weights, and for those that are trained gradients and two moments."""
+    return 4 * (config.n_params() + 3 * config.n_trained())
+
+
+def _widths_kept(config: GPT2Config) -> tuple[int, int]:
+    """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
+
+    Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
+    multiplied with; normalised rows and active hidden units, if the weights after them learn.
+    """
+    learn = LINEAR_LAYERS if config.adapter is None else config.adapter.targets
+    kept, cheap = 2 + 3 + 4 + ("attn.c_proj" in learn), 4 + 4 * ("mlp.c_proj" in learn)
+    return kept, cheap + ("attn.c_attn" in learn) + ("mlp.c_fc" in learn)
+
+
 def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
-    """Whether normalised rows, and hidden units after gelu with what they were multiplied with, are not kept."""
-    return 4 * 10 * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+    """Whether what is cheap to recompute is not kept."""
+    return 4 * _widths_kept(config)[1] * n_tokens * config.d_model * config.n_layer > MOST_KEPT
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
     """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
     n, d = batch * length, config.d_model
-    state = 4 * config.n_params()  # weights, gradients, two moments
-    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
-    if not _recomputes(config, n):
-        kept *= 2
+    widths, cheap = _widths_kept(config)
+    kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
-    return 4 * (state + kept + passing + head) + masks
+    if config.adapter is not None:  # the rows between its two matrices, and masks of what goes to them
+        for name, (rows, columns) in config.adapter_shapes().items():
+            kept += n * columns if name.endswith("lora_A") else 0
+            masks += n * rows if name.endswith("lora_A") and config.adapter.dropout_p else 0
+    return state_bytes(config) + 4 * (kept + passing + head) + masks
