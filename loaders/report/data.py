@@ -154,9 +154,8 @@ CHECKPOINTS = """
     SELECT id, step, run_id, created_at, note, bytes, file_path FROM {llm_checkpoint_list}(%s) ORDER BY id
 """
 MODEL = """
-    SELECT n_layer, n_head, d_model, n_positions, vocab, n_params, step,
-        EXISTS (SELECT FROM {llm_bpe_vocab} AS v WHERE v.model = m.model) AS has_vocabulary
-    FROM {llm_models} AS m WHERE model = %s
+    SELECT n_layer, n_head, d_model, n_positions, vocab, n_params, step, tokenizer_tokens > 0 AS has_vocabulary
+    FROM {llm_models} WHERE model = %s
 """
 PROMPT_ROWS = """
     SELECT {llm_decode}(tokens[:%s], %s), {llm_decode}(tokens[%s:], %s)

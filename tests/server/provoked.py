@@ -398,7 +398,7 @@ STATEMENTS = [
     "INSERT INTO llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest) SELECT 'fit', step, note,"
     " n_params, bytes, config, '/elsewhere', manifest FROM llm_checkpoint WHERE file_path IS NOT NULL LIMIT 1;"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
-    "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_layer\": 2}' WHERE model = 'fit';"
+    "SELECT llm_checkpoint_save('fit'); UPDATE llm_checkpoint SET config = config || '{\"n_positions\": 8}' WHERE model = 'fit';"
     " SELECT llm_checkpoint_load('fit', max(id)) FROM llm_checkpoint",
     # Data and training
     "SELECT llm_dataset_load(NULL, 't', 8)",

@@ -41,6 +41,15 @@ def test_an_adapter_maps_the_file_of_its_base(connect, big):
     assert len([path for path in big.iterdir() if path.stat().st_size > 1 << 20]) == 1
 
 
+def test_an_adapter_made_in_a_transaction_maps_the_file_there_too(connect, big):
+    one(connect(), LOGITS, "big")
+    conn = connect()
+    with conn.transaction(force_rollback=True):
+        conn.execute("SELECT llm_adapter_create('new', 'big')")
+        one(conn, LOGITS, "new")
+        assert one(conn, "SELECT shared FROM llm_cache_status() WHERE model = 'big' AND kind = 'weights'") is True
+
+
 def test_many_adapters_cost_their_own_bytes(connect, big):
     conn = connect()
     for number in range(5):
@@ -147,20 +156,14 @@ def test_a_base_whose_rows_a_role_may_not_read_is_not_found(tenant):
 
 
 def test_rows_of_ones_own_do_not_pass_for_those_of_a_hidden_base(tenant):
-    """A role that may write rows of its adapter cannot make what it names a base out of other rows."""
+    """A role that may write the rows of its adapter cannot give other rows the name of a base that it does not see."""
     tenant.execute("RESET ROLE")
-    tenant.execute("ALTER POLICY base ON llm_param USING (false)")
-    tenant.execute("GRANT INSERT, UPDATE, DELETE ON llm_param, llm_param_share, llm_adapter TO tenant")
-    tenant.execute("BEGIN")
-    tenant.execute(
-        "INSERT INTO llm_param (model, name, shape, data) SELECT 'x0', 'mine.' || name, shape, data FROM llm_param"
-        " WHERE model = 'big' AND token_id = 0"
-    )
-    tenant.execute("SET LOCAL ROLE tenant")
-    tenant.execute(
-        "UPDATE llm_param_share SET source_model = 'x0', source_name = 'mine.' || source_name, target_model = 'x0'"
-        " WHERE source_token_id = 0 AND source_model <> 'x0' AND target_model = 'x0' AND false"
-    )
-    with pytest.raises(psycopg.Error, match="finds no row of its base"):
-        one(tenant, LOGITS, "x0")
-    tenant.execute("ROLLBACK")
+    with tenant.transaction(force_rollback=True):
+        tenant.execute("SELECT llm_copy_model('big', 'mine')")
+        tenant.execute(
+            "ALTER POLICY own ON llm_param USING (model IN ('x0', 'mine')); ALTER POLICY base ON llm_param USING (false)"
+        )
+        tenant.execute("GRANT UPDATE ON llm_param_share TO tenant; SET LOCAL ROLE tenant")
+        assert tenant.execute("UPDATE llm_param_share SET source_model = 'mine'").rowcount > 0
+        with pytest.raises(psycopg.Error, match='adapter "x0" finds no row of its base'):
+            one(tenant, LOGITS, "x0")

@@ -10,7 +10,8 @@ import pytest
 
 DENIED = psycopg.errors.InsufficientPrivilege
 TABLES = (
-    "llm_model_config, llm_param, llm_param_share, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
+    "llm_model_config, llm_adapter, llm_param, llm_param_share, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run,"
+    " llm_train_log"
 )
 
 

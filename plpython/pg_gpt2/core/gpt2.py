@@ -241,6 +241,17 @@ def init_adapter(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.nd
         yield name, tensor
 
 
+def merged(params: Mapping[str, np.ndarray], config: GPT2Config) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of each tensor of the ordinary model that an adapter and its base make together: W + (alpha / r) A B."""
+    scale = np.float32(config.adapter.scale if config.adapter else 0)
+    own = config.adapter_shapes()
+    for name in replace(config, adapter=None).param_shapes():
+        w, layer = params[name], name.removesuffix(".weight")
+        if f"{layer}.lora_A" in own:
+            w = w + scale * (params[f"{layer}.lora_A"] @ params[f"{layer}.lora_B"])
+        yield name, w
+
+
 def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
     source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=piece))
     source.standard_normal(out=out, dtype=np.float32)

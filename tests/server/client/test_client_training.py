@@ -93,6 +93,7 @@ def test_an_adapter_is_made_trained_and_merged(conn, model, client_of):
     client = client_of(conn)
     before = client.perplexity(TEXT)
     with conn.transaction(force_rollback=True):
+        conn.execute("UPDATE llm_dataset SET model = NULL")
         options = {"r": 2, "alpha": 8.0, "targets": ["attn.c_attn", "mlp.c_fc"], "dropout_p": 0.0, "seed": 2**40}
         client.create_adapter("fit", **options)
         found = conn.execute("SELECT base, r, alpha, targets, dropout_p, seed FROM llm_adapter").fetchall()

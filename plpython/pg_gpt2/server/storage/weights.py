@@ -221,13 +221,13 @@ def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
 def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
-    A transaction that has written may see rows that are nobody else's business yet.
+    A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES else file_of(name, wanted, version)
     if file is None:
         return None
     stored = file.attach()
-    if stored is None:
+    if stored is None and not _has_written():
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
