@@ -122,7 +122,7 @@ def update(dsn: str) -> None:
     load(dsn)
     accuracy, confusion = run_script(dsn, f"{PLACE}/evaluate.sql").split("\n\n", 1)
     text = CARD.read_text("utf-8")
-    for name, block in (("accuracy", f"{accuracy}\n"), ("confusion", f"{confusion.strip()}\n")):
+    for name, block in (("accuracy", f"{accuracy}\n"), ("confusion", confusion.strip("\n") + "\n")):
         text = text.replace(f"<!-- {name} -->\n```text\n{part(name)}```\n", f"<!-- {name} -->\n```text\n{block}```\n")
     CARD.write_text(text, "utf-8")
 
