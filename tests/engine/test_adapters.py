@@ -142,20 +142,14 @@ def test_the_backward_pass_computes_no_gradient_of_the_base(panels: bool, monkey
         return found
 
     monkeypatch.setattr(op.Op, "gradients", watched)
-    nodes: list[str] = []
-    t.gradients(
-        [batches()[1]], keep=True, audit=lambda phase, node: nodes.append(node.name) if phase == "forward" else None
-    )
-    of_layer_1 = ["addmm", "matmul", "gelu", "linear", "layernorm", "add", "linear", "causal_attention", "linear"]
-    # In layer 0 the way ends at the matrix that learns: not even the gradient of what goes to it is asked for.
-    expected = ["lm_head_loss", "layernorm", "add", "addmm", "linear", *["x"] * 99]
-    names = [name for name, _ in seen]
-    assert names[: len(expected) - 99] == expected[:-99]
+    ran: list[str] = []
+    t.gradients([batches()[1]], keep=True, audit=lambda phase, node: ran.append(node.name))
+    layer_1 = ["add", "addmm", "linear", "matmul", "gelu", "linear", "layernorm", "add", "linear", "causal_attention"]
+    layer_1 += ["linear", "layernorm"]
+    # In layer 0 the way ends at the matrix that learns: nothing asks for the gradient of what goes to it.
+    assert sorted(name for name, _ in seen) == sorted(["lm_head_loss", "layernorm", *layer_1, "add", "addmm", "matmul"])
     assert all(places == (0,) for name, places in seen if name in ("linear", "lm_head_loss"))
-    assert names.count("causal_attention") == names.count("gelu") == 1 == nodes.count("gelu") - 1
-    assert sorted(set(of_layer_1)) == sorted(set(names) - {"lm_head_loss"})
-    assert "embedding" not in names
-    assert "embedding" in nodes
+    assert ran.count("embedding") == 2
 
 
 @forms
