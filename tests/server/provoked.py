@@ -460,7 +460,7 @@ STATEMENTS = [
     " CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE public.llm_param SET data ="
     " overlay(data PLACING '\\x0000003f' FROM 1) WHERE model = 'base' AND name = 'ln_f.bias'; RETURN NEW; END$$;"
     " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
-    " SELECT llm_train_step('fit', batch => ARRAY(SELECT id FROM llm_dataset WHERE model IS NULL LIMIT 1))",
+    " SELECT llm_train_step('fit')",
     "SELECT llm_log_prune(older_than => '-1 day')",
     "SELECT llm_run_sparkline(-1)",
     # Checkpoints and runs
