@@ -13,11 +13,9 @@ from typing import Any
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pg_gpt2.core.config import GPT2Config
-
 from loaders.common import Database, LoaderError, arguments, bar, connect, run
 from loaders.load_model import default_name, locate
-from loaders.peft_adapter import PeftAdapter
+from loaders.peft_adapter import PeftAdapter, configuration
 
 
 def load_adapter(database: Database, directory: Path, base: str, model: str, *, replace: bool = False) -> None:
@@ -42,17 +40,6 @@ def load_adapter(database: Database, directory: Path, base: str, model: str, *, 
         {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
         weight_rows(found, model),
     )
-
-
-def configuration(database: Database, model: str) -> GPT2Config:
-    """The shape of a model that is no adapter, or of an adapter's base; LoaderError when it does not exist."""
-    row = database.execute(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {llm_model_config} WHERE model = %s",
-        model,
-    ).fetchone()
-    if row is None:
-        raise LoaderError(f'model "{model}" does not exist')
-    return GPT2Config(*row)
 
 
 def weight_rows(found: PeftAdapter, model: str) -> Iterator[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats.source import shown
 
-from loaders.common import LoaderError, complete
+from loaders.common import Database, LoaderError, complete
 from loaders.hub_model import DTYPES, Tensor, read_header, read_json, row_blocks
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -204,6 +204,19 @@ class PeftAdapter:
             raise LoaderError(f"tensor {peft_name(name)} has a value that is not finite")
         for start, stop in row_blocks(values.shape):
             yield start, values[start:stop]
+
+
+def configuration(database: Database, model: str) -> GPT2Config:
+    """The shape of a model of the database, with what it adds where it is an adapter; LoaderError when it does not exist."""
+    row = database.execute(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        " FROM {llm_model_config} LEFT JOIN {llm_adapter} USING (model) WHERE model = %s",
+        model,
+    ).fetchone()
+    if row is None:
+        raise LoaderError(f'model "{model}" does not exist')
+    *sizes, r, alpha, targets, dropout_p = row
+    return GPT2Config(*sizes, None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
 
 
 def peft_name(name: str) -> str:

@@ -4,7 +4,6 @@ adapter_config.json and adapter_model.safetensors, in float32; not its base, whi
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,8 @@ import psycopg
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pg_gpt2.core.config import Adapter, GPT2Config
-
 from loaders.common import Database, LoaderError, arguments, connect, run
-from loaders.load_adapter import configuration
-from loaders.peft_adapter import write_peft
+from loaders.peft_adapter import configuration, write_peft
 
 HUB_NAMES = {"gpt2-small": "gpt2"}  # of the models that have another there
 
@@ -25,30 +21,27 @@ HUB_NAMES = {"gpt2-small": "gpt2"}  # of the models that have another there
 def save_adapter(database: Database, model: str, directory: Path, *, base: str | None = None) -> None:
     """Write the files of `directory`; in a REPEATABLE READ transaction, all from one snapshot. `base` is what they name it."""
     config = configuration(database, model)
-    row = database.execute("SELECT r, alpha, targets, dropout_p FROM {llm_adapter} WHERE model = %s", model).fetchone()
     known_as = database.base_of(model)
-    if row is None or known_as is None:
+    if config.adapter is None or known_as is None:
         raise LoaderError(f'model "{model}" is no adapter; save-model writes it')
-    r, alpha, targets, dropout_p = row
-    adapter = Adapter(r, alpha, tuple(targets), dropout_p)
-    tensors = read_tensors(database, model, replace(config, adapter=adapter))
-    write_peft(directory, adapter, base or HUB_NAMES.get(known_as, known_as), tensors)
+    tensors = read_tensors(database, model, config.adapter_shapes())
+    write_peft(directory, config.adapter, base or HUB_NAMES.get(known_as, known_as), tensors)
 
 
-def read_tensors(database: Database, model: str, config: GPT2Config) -> dict[str, np.ndarray]:
-    """The adapter's own tensors, put together from their blocks; LoaderError when one is not what the configuration says."""
+def read_tensors(database: Database, model: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The tensors of a model that `shapes` names, put together from their blocks; LoaderError when one lacks rows."""
     rows = database.execute(
         "SELECT name, shape, data FROM {llm_param_resolved} WHERE model = %s AND name = ANY (%s) ORDER BY name, token_id",
-        *(model, list(config.adapter_shapes())),
+        *(model, list(shapes)),
     )
     blocks: dict[str, list[np.ndarray]] = {}
     for name, shape, data in rows:
         blocks.setdefault(name, []).append(np.frombuffer(data, "<f4").reshape(shape))
-    for name, shape in config.adapter_shapes().items():
+    for name, (wanted, *_) in shapes.items():
         found = sum(len(block) for block in blocks.get(name, []))
-        if found != shape[0]:
-            raise LoaderError(f'tensor {name} of model "{model}" has {found} of {shape[0]} rows')
-    return {name: np.concatenate(blocks[name]) for name in config.adapter_shapes()}
+        if found != wanted:
+            raise LoaderError(f'tensor {name} of model "{model}" has {found} of {wanted} rows')
+    return {name: np.concatenate(blocks[name]) for name in shapes}
 
 
 def main() -> None:

@@ -49,5 +49,5 @@ def test_programs_run_from_the_shell(dsn, directory, tmp_path, way):
     assert "Traceback" not in unreachable.stderr
     unknown = shell("save_model", "unknown", tmp_path / "out", "--dsn", dsn)
     assert unknown.stderr == 'error: model "unknown" does not exist\n'
-    for name in ("convert_gpt2_checkpoint", "ingest_tokenizer", "prepare_dataset"):
+    for name in ("convert_gpt2_checkpoint", "ingest_tokenizer", "prepare_dataset", "load_adapter", "save_adapter"):
         assert shell(name, "--help").returncode == 0
