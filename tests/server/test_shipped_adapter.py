@@ -77,6 +77,16 @@ def test_held_out_accuracy_is_the_card_s(dsn: str, shipped: psycopg.Connection) 
         assert found[which, "postgresql-topics"][1] > 1.2 * found[which, "postgresql-docs"][1]
 
 
+def test_losses_are_those_of_peft() -> None:
+    """Step by step, as the card says."""
+    ours, theirs = (
+        [float(row["loss"]) for row in csv.DictReader((ROOT / PLACE / name).read_text("utf-8").splitlines())]
+        for name in ("log.csv", "twin.csv")
+    )
+    assert len(ours) == len(theirs) == 212
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+
+
 def test_held_out_passages_are_of_sections_that_were_not_learned_from(dsn: str, shipped: psycopg.Connection) -> None:
     with (ROOT / PLACE / "topics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
