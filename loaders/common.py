@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import tuple_row
 from tqdm import tqdm
 
 
@@ -22,10 +23,14 @@ class Database:
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
-        found = conn.execute(
-            "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
-            " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
-        ).fetchone()
+        found = (
+            self._cursor()
+            .execute(
+                "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
+                " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
+            )
+            .fetchone()
+        )
         if found is None:
             raise LoaderError(
                 f'database "{conn.info.dbname}" does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it'
@@ -42,21 +47,39 @@ class Database:
 
     def execute(self, text: str, *args: Any) -> psycopg.Cursor:
         """Run `text` with the parameters `args`."""
-        return self.conn.execute(self.query(text), args)
+        return self._cursor().execute(self.query(text), args)
+
+    def _cursor(self) -> psycopg.Cursor[tuple[Any, ...]]:
+        """One that gives tuples, whatever those of the connection do."""
+        return psycopg.Cursor(self.conn, row_factory=tuple_row)
 
     def copy(self, table: str, types: dict[str, str], rows: Iterable[Sequence[Any]]) -> None:
-        """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type."""
+        """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type. LoaderError when not all arrive."""
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             sql.Identifier(self.schema, table), sql.SQL(", ").join(map(sql.Identifier, types))
         )
-        with self.conn.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(list(types.values()))
-            for row in rows:
-                copy.write_row(row)
+        sent = 0
+        with self._cursor() as cursor:
+            with cursor.copy(statement) as copy:
+                copy.set_types(list(types.values()))
+                for row in rows:
+                    copy.write_row(row)
+                    sent += 1
+            if cursor.rowcount != sent:
+                raise LoaderError(f"{sent} rows were sent to {table}, and {cursor.rowcount} arrived")
 
 
 def _fields(text: str) -> set[str]:
     return {part.split("}")[0] for part in text.split("{")[1:]}
+
+
+def fetched(cursor: psycopg.ServerCursor[Any], size: int) -> Iterator[Any]:
+    """All rows of a cursor, `size` of them fetched at a time. psycopg 3.3.0's own iteration ends after the first ones."""
+    more = True
+    while more:
+        rows = cursor.fetchmany(size)
+        yield from rows
+        more = len(rows) == size
 
 
 def connect(dsn: str) -> psycopg.Connection:
