@@ -1,10 +1,12 @@
-"""Load a GPT-2 into the database: a directory that save_pretrained wrote, the model that ships, or one of the hub.
+"""Load a GPT-2 into the database: a directory or file, the model that ships, or one of the hub.
 
     pg-gpt2 load-model postgresql-docs      ships with pg_gpt2, in loaders/shipped/
     pg-gpt2 load-model gpt2                 and gpt2-medium, gpt2-large, gpt2-xl: OpenAI's, from the hub
 
-Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory is loaded as well. A download
-that was interrupted is resumed where it stopped, and every file is checked against the hub's hash.
+A directory is one of save_pretrained: one file or shards, in float32, float16 or bfloat16. Files are also those of GGUF (with
+the package gguf), pytorch_model.bin and nanoGPT's ckpt.pt (with torch), and llm.c's .bin. A vocabulary that comes with the
+weights is loaded as well. A download that was interrupted is resumed where it stopped, and every file is checked against the
+hub's hash.
 """
 
 import re
@@ -48,9 +50,13 @@ def default_name(source: str) -> str:
     return path.parent.name if path.is_file() else path.name
 
 
-def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
+def load_model(
+    database: Database, source: Path, model: str, *, replace: bool = False, activation: str | None = None
+) -> None:
     """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
-    hub = HubModel(source)
+    hub = HubModel(source, activation)
+    for note in hub.notes:
+        print(f"{source}: {note}", file=sys.stderr)
     if replace:
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
     elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
@@ -69,8 +75,8 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
         {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
         weight_rows(hub, model),
     )
-    if any((hub.directory / name).exists() for name in TOKENIZER_FILES):
-        load_vocabulary(database, hub.directory, model, replace=replace)
+    if hub.vocabulary is not None or any((hub.directory / name).exists() for name in TOKENIZER_FILES):
+        load_vocabulary(database, hub, model, replace=replace)
 
 
 def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
@@ -82,28 +88,30 @@ def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
                 progress.update(values.nbytes)
 
 
-def load_vocabulary(database: Database, directory: Path, model: str, *, replace: bool) -> None:
-    """Load the vocabulary of a model directory, unless the model has one already and `replace` is false."""
+def load_vocabulary(database: Database, hub: HubModel, model: str, *, replace: bool) -> None:
+    """Load the vocabulary that came with the weights, unless the model has one already and `replace` is false."""
     if not replace and database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
         print(f'model "{model}" has a vocabulary already, which is kept; --replace replaces it', file=sys.stderr)
         return
-    Vocabulary.find(directory).store(database, model, replace=replace)
+    vocabulary = Vocabulary.find(hub.directory) if hub.vocabulary is None else hub.vocabulary()
+    vocabulary.store(database, model, replace=replace)
 
 
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
-    parser.add_argument(
-        "source", help="directory, safetensors file with config.json beside it, shipped model, or hub id"
-    )
+    parser.add_argument("source", help="directory, file of weights, shipped model, or hub id")
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
+    parser.add_argument(
+        "--activation-function", help="by the name in config.json, for a file that does not say it: of nanoGPT, or GGUF"
+    )
     args = parser.parse_args()
     source = locate(args.source, args.revision)
     model = args.model or default_name(args.source)
     with connect(args.dsn) as conn:
-        load_model(Database(conn), source, model, replace=args.replace)
+        load_model(Database(conn), source, model, replace=args.replace, activation=args.activation_function)
     print(f'loaded model "{model}" from {args.source}')
 
 
