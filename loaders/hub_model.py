@@ -45,13 +45,14 @@ class Config:
 
     def to_hub(self) -> dict[str, Any]:
         """The fields of config.json, as transformers has them."""
-        return fields_of(self._ours())
+        return fields_of(self.engine())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor."""
-        return self._ours().param_shapes()
+        return self.engine().param_shapes()
 
-    def _ours(self) -> GPT2Config:
+    def engine(self) -> GPT2Config:
+        """The same as the engine has it."""
         return GPT2Config(**asdict(self))
 
     def n_bytes(self) -> int:

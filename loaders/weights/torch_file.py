@@ -47,7 +47,7 @@ def read(path: Path) -> Weights:
     if not isinstance(arguments, dict):
         return Weights(tensors)
     fields = {theirs: arguments.get(ours) for theirs, ours in SIZES.items()}
-    # Its model.py has had nn.GELU since 2023, and the form of OpenAI before: the file does not say.
+    # Its model.py has the exact form, and once had that of OpenAI: the file does not say.
     return Weights(tensors, fields | {"activation_function": "gelu"}, str(path), assumed={"activation_function"})
 
 
