@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.client import HTTPException
@@ -24,9 +24,12 @@ from huggingface_hub import constants, get_token
 
 from loaders.common import LoaderError, bar
 
-WANTED = (
-    "config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json",
-)  # fmt: skip
+WANTED = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
+WEIGHTS = (
+    ("*.safetensors", "*.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    ("*.gguf",),
+)  # of the kinds that a repository has, the first
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing, before it gives up
 PAUSE = 0.5  # seconds before the next attempt, doubled each time
@@ -45,8 +48,8 @@ class File:
 class Repository:
     """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch or tag."""
 
-    def __init__(self, model: str, revision: str | None) -> None:
-        self.model, self.revision = model, revision or "main"
+    def __init__(self, model: str, revision: str | None, file: str | None = None) -> None:
+        self.model, self.revision, self.file = model, revision or "main", file
         self.folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
         self._ref = self.folder / "refs" / self.revision
 
@@ -78,25 +81,41 @@ class Repository:
         """The directory of the snapshot that the cache has, every file checked; LoaderError, with `reason`, if it has none."""
         commit = self._ref.read_text().strip() if self._ref.exists() else self.revision
         snapshot = self.folder / "snapshots" / commit
-        if not (snapshot / "config.json").exists():
+        there = [path.name for path in sorted(snapshot.iterdir())] if snapshot.exists() else []
+        names = self._wanted(there)
+        if not there or (self.file and self.file not in there):
             raise LoaderError(
                 f"{self.model} is not a directory here, the cache ({self.folder}) does not have revision {self.revision} of a"
                 f" hub model of that id, and {reason}"
             )
-        for path in sorted(snapshot.iterdir()):
-            if any(fnmatch(path.name, pattern) for pattern in WANTED):
-                check(path.resolve(), path.name)
+        for name in names:
+            check((snapshot / name).resolve(), name)
         return snapshot
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        """Those of a repository's files that make a model: of several kinds of weights one, or the one that was named."""
+
+        def matching(patterns: Sequence[str]) -> list[str]:
+            return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+        if self.file:
+            return matching((*WANTED, self.file))
+        weights = next(filter(None, map(matching, WEIGHTS)), [])
+        if len(weights) > 1 and weights[0].endswith(".gguf"):
+            raise LoaderError(f"{self.model} has {len(weights)} GGUF files; name one with --file: {', '.join(weights)}")
+        return matching(WANTED) + weights
 
     def listing(self) -> tuple[str, list[File]]:
         """The commit of the revision, and those of its files that a model consists of, as the hub tells."""
         path = f"api/models/{quote(self.model)}/revision/{quote(self.revision, safe='')}?blobs=true"
         with urlopen(request(path), timeout=TIMEOUT) as answer:
             found = json.load(answer)
+        entries = {entry["rfilename"]: entry for entry in found["siblings"] if "/" not in entry["rfilename"]}
+        if self.file and self.file not in entries:
+            raise LoaderError(f"{self.model} has no file {self.file} at revision {self.revision}")
         files = [
-            File(entry["rfilename"], entry["size"], (entry.get("lfs") or {}).get("sha256") or entry["blobId"])
-            for entry in found["siblings"]
-            if any(fnmatch(entry["rfilename"], pattern) for pattern in WANTED) and "/" not in entry["rfilename"]
+            File(name, entries[name]["size"], (entries[name].get("lfs") or {}).get("sha256") or entries[name]["blobId"])
+            for name in self._wanted(list(entries))
         ]
         if not all(name.isalnum() for name in (found["sha"], *(file.digest for file in files))):
             raise ValueError("not a hash")

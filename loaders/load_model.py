@@ -27,26 +27,29 @@ SHIPPED = Path(__file__).resolve().parent / "shipped"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 
 
-def locate(source: str, revision: str | None = None) -> Path:
-    """The directory (or safetensors file) that `source` names: a path, a shipped model, or one of the hub."""
+def locate(source: str, revision: str | None = None, file: str | None = None) -> Path:
+    """The directory or file that `source` names: a path, a shipped model, or one of the hub; with `file` that one in it."""
     path = Path(source).expanduser()
     if path.exists():
-        return path
+        return path if file is None else path / file
     if (SHIPPED / source / "config.json").exists():
         return SHIPPED / source
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise LoaderError(f"{source} does not exist")
     from loaders.hub import Repository
 
-    return Repository(source, revision).fetch()
+    found = Repository(source, revision, file).fetch()
+    return found if file is None else found / file
 
 
 def default_name(source: str) -> str:
-    """The directory's name, or the last part of a hub id; the hub's gpt2 is the extension's gpt2-small."""
+    """The directory's name, that of a GGUF file, or the last part of a hub id; the hub's gpt2 is the extension's gpt2-small."""
     path = Path(source).expanduser()
     if not path.exists() and path.name == "gpt2":
         return "gpt2-small"
     path = path.resolve()
+    if path.suffix == ".gguf":
+        return path.stem
     return path.parent.name if path.is_file() else path.name
 
 
@@ -103,12 +106,13 @@ def main() -> None:
     parser.add_argument("source", help="directory, file of weights, shipped model, or hub id")
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--file", help="of a hub model or a directory: the weights, where it has several, as GGUF")
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
     parser.add_argument(
         "--activation-function", help="by the name in config.json, for a file that does not say it: of nanoGPT, or GGUF"
     )
     args = parser.parse_args()
-    source = locate(args.source, args.revision)
+    source = locate(args.source, args.revision, args.file)
     model = args.model or default_name(args.source)
     with connect(args.dsn) as conn:
         load_model(Database(conn), source, model, replace=args.replace, activation=args.activation_function)
