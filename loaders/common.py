@@ -60,11 +60,16 @@ class Database:
         )
         sent = 0
         with self._cursor() as cursor:
-            with cursor.copy(statement) as copy:
-                copy.set_types(list(types.values()))
-                for row in rows:
-                    copy.write_row(row)
-                    sent += 1
+            try:
+                with cursor.copy(statement) as copy:
+                    copy.set_types(list(types.values()))
+                    for row in rows:
+                        copy.write_row(row)
+                        sent += 1
+            except psycopg.errors.QueryCanceled as error:  # what psycopg 3.1 makes of an error of `rows`
+                if isinstance(error.__context__, LoaderError):
+                    raise error.__context__ from None
+                raise
             if cursor.rowcount != sent:
                 raise LoaderError(f"{sent} rows were sent to {table}, and {cursor.rowcount} arrived")
 
