@@ -30,6 +30,7 @@ WEIGHTS = (
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
     ("*.gguf",),
 )  # of the kinds that a repository has, the first
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # beside which shards are not looked at
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing, before it gives up
 PAUSE = 0.5  # seconds before the next attempt, doubled each time
@@ -99,8 +100,9 @@ class Repository:
             return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
         if self.file:
-            return matching((*WANTED, self.file))
+            return matching(WANTED) + [name for name in names if name == self.file]
         weights = next(filter(None, map(matching, WEIGHTS)), [])
+        weights = next(([name] for name in WHOLE if name in weights), weights)
         if len(weights) > 1 and weights[0].endswith(".gguf"):
             raise LoaderError(f"{self.model} has {len(weights)} GGUF files; name one with --file: {', '.join(weights)}")
         return matching(WANTED) + weights

@@ -219,6 +219,16 @@ def test_token_goes_to_the_hub_alone(monkeypatch):
     assert "Authorization" not in asked.headers  # which a redirect takes along
 
 
+def test_shards_beside_the_whole_are_not_fetched(remote):
+    shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    remote.files |= dict.fromkeys(shards, b"of an earlier save")
+    remote.served = dict(remote.files)
+    assert sorted(path.name for path in fetched().iterdir()) == ["config.json", "model.safetensors"]
+    del remote.files["model.safetensors"]
+    fetched()
+    assert {name for name, _ in remote.asked} == {"config.json", "model.safetensors", *shards}
+
+
 @pytest.mark.parametrize("kind", ["pytorch_model.bin", "gguf"])
 def test_without_safetensors_other_weights_are_fetched(remote, monkeypatch, kind):
     del remote.files["model.safetensors"]
