@@ -1,6 +1,7 @@
 """What the loaders share: arguments, connection, the extension's schema, COPY, files, progress, errors without traceback."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -117,6 +118,24 @@ def complete(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; LoaderError when there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LoaderError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise LoaderError(f"{path} is not UTF-8: {error}") from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        pointer = " but a git-LFS pointer" if text.startswith("version https://git-lfs") else f": {error}"
+        raise LoaderError(f"{path} is not JSON{pointer}") from None
+    if not isinstance(found, dict):
+        raise LoaderError(f"{path} is not a JSON object")
+    return found
 
 
 def run(program: Callable[[], None]) -> None:

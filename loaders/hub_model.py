@@ -35,10 +35,10 @@ class Config:
     eos_token_id: int | None
 
     @classmethod
-    def from_hub(cls, said: dict[str, Any], source: str = "config.json") -> "Config":
+    def from_hub(cls, said: dict[str, Any], *, source: str = "config.json") -> "Config":
         """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model. `source` is for the error."""
         try:
-            found = config_of(said, source)
+            found = config_of(said, source=source)
             return cls(**{field.name: getattr(found, field.name) for field in fields(cls)})
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
@@ -149,7 +149,7 @@ def _configuration(found: Weights, activation: str | None) -> Config:
             raise LoaderError(f"{found.described} says which activation function the model has")
         said = said | {"activation_function": activation}
     try:
-        return Config.from_hub(said, found.described)
+        return Config.from_hub(said, source=found.described)
     except LoaderError as error:
         if activation is None and "activation_function" in found.assumed & said.keys():
             raise LoaderError(f"{error}. The file does not say it: --activation-function does") from None

@@ -6,9 +6,9 @@ an index, which an earlier save may have left; then pytorch_model.bin, nanoGPT's
 
 from pathlib import Path
 
-from loaders.common import LoaderError
+from loaders.common import LoaderError, read_json
 from loaders.weights import gguf_file, llmc_file, safetensors_file, torch_file
-from loaders.weights.tensors import Weights, read_json
+from loaders.weights.tensors import Weights
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEX = ".index.json"

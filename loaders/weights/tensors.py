@@ -1,6 +1,5 @@
-"""A tensor of a file, read in rows when they are asked for; what a file says; JSON objects."""
+"""A tensor of a file, read in rows when they are asked for, and what a file says."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loaders.common import LoaderError
 from loaders.vocabulary import Vocabulary
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -88,21 +86,3 @@ class Transposed:
         if stop == self.shape[0]:
             self._whole = None
         return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; LoaderError when there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise LoaderError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise LoaderError(f"{path} is not UTF-8: {error}") from None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        pointer = " but a git-LFS pointer" if text.startswith("version https://git-lfs") else f": {error}"
-        raise LoaderError(f"{path} is not JSON{pointer}") from None
-    if not isinstance(found, dict):
-        raise LoaderError(f"{path} is not a JSON object")
-    return found
