@@ -123,7 +123,7 @@ def complete(path: Path) -> Iterator[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; LoaderError when there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise LoaderError(f"{path} does not exist") from None
     except ValueError as error:

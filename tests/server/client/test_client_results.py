@@ -7,7 +7,8 @@ import re
 import psycopg
 import pytest
 from pg_llm_client import Beam, Choice, ChosenRow, PGLLMClient
-from pg_llm_client.statements import TYPES
+from pg_llm_client.statements import TYPES, Statements
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from tests.server.client.models import PROMPT, TEXT, first_value, make_model
@@ -167,6 +168,17 @@ def test_row_factory_cursors_and_search_path_of_the_connection_do_not_matter(con
     assert client.generate_batch([PROMPT], max_tokens=4, seed=1) == [text]
     assert client.beam_search(PROMPT, max_tokens=4)[0].rank == 1
     assert len(list(client.perplexity_rows("SELECT i, 'the ' || i FROM generate_series(1, 50) AS i"))) == 50
+
+
+def test_statements_are_made_without_a_connection(monkeypatch):
+    """psycopg 3.1 quotes names for a connection only."""
+
+    def as_bytes(self, context=None):
+        raise ValueError("a connection is necessary for Identifier")
+
+    monkeypatch.setattr(sql.Identifier, "as_bytes", as_bytes)
+    made, _ = Statements(('a "%" b',), "db").value("llm_generate", prompt="x")
+    assert sql.SQL('"a ""%%"" b"."llm_generate"') in made
 
 
 def test_streams_do_not_rely_on_the_loop_of_the_driver(client, monkeypatch):

@@ -193,6 +193,13 @@ def test_a_file_that_needs_a_package_says_which(directory, monkeypatch, package,
         HubModel(directory / "weights")
 
 
+def test_what_a_configuration_says_is_not_said_again(directory):
+    (directory / "config.json").write_text("\ufeff" + (directory / "config.json").read_text())
+    assert HubModel(directory).config == CONFIG
+    with pytest.raises(LoaderError, match=r"config\.json says which activation function the model has"):
+        HubModel(directory, "gelu_new")
+
+
 def test_one_file_wins_over_the_index_of_an_earlier_save(directory):
     """As in transformers, which then looks at neither the index nor its shards."""
     (directory / "model.safetensors.index.json").write_text(
