@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from pg_gpt2.formats.source import LFS_POINTER
 from psycopg import sql
 from psycopg.rows import tuple_row
 from tqdm import tqdm
@@ -131,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        pointer = " but a git-LFS pointer" if text.startswith("version https://git-lfs") else f": {error}"
+        pointer = " but a git-LFS pointer" if text.startswith(LFS_POINTER.decode()) else f": {error}"
         raise LoaderError(f"{path} is not JSON{pointer}") from None
     if not isinstance(found, dict):
         raise LoaderError(f"{path} is not a JSON object")

@@ -16,7 +16,7 @@ if not __package__:  # run by path
 
 from loaders.common import arguments, bar, complete, run
 from loaders.hub_model import HubModel
-from loaders.load_model import locate
+from loaders.load_model import about_weights, locate
 
 
 def convert(hub: HubModel, output: Path) -> None:
@@ -43,8 +43,11 @@ def main() -> None:
     parser = arguments(__doc__, dsn=False)
     parser.add_argument("--source", required=True, help="model directory, file of weights, or hub id")
     parser.add_argument("--output", required=True, type=Path, help="the .npz to write")
+    about_weights(parser)
     args = parser.parse_args()
-    hub = HubModel(locate(args.source))
+    hub = HubModel(locate(args.source, args.revision, args.file), args.activation_function)
+    for note in hub.notes:
+        print(f"{args.source}: {note}", file=sys.stderr)
     convert(hub, args.output)
     print(f"wrote {len(hub.tensors)} tensors to {args.output}")
 

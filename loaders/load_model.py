@@ -9,6 +9,7 @@ weights is loaded as well. A download that was interrupted is resumed where it s
 hub's hash.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -100,17 +101,22 @@ def load_vocabulary(database: Database, hub: HubModel, model: str, *, replace: b
     vocabulary.store(database, model, replace=replace)
 
 
+def about_weights(parser: argparse.ArgumentParser) -> None:
+    """The options that say which file is meant, and what it does not say."""
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--file", help="of a hub model or a directory: the weights, where it has several, as GGUF")
+    parser.add_argument(
+        "--activation-function", help="by the name in config.json, for a file that does not say it: of nanoGPT, or GGUF"
+    )
+
+
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
     parser.add_argument("source", help="directory, file of weights, shipped model, or hub id")
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
-    parser.add_argument("--file", help="of a hub model or a directory: the weights, where it has several, as GGUF")
+    about_weights(parser)
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
-    parser.add_argument(
-        "--activation-function", help="by the name in config.json, for a file that does not say it: of nanoGPT, or GGUF"
-    )
     args = parser.parse_args()
     source = locate(args.source, args.revision, args.file)
     model = args.model or default_name(args.source)

@@ -6,11 +6,12 @@ an index, which an earlier save may have left; then pytorch_model.bin, nanoGPT's
 
 from pathlib import Path
 
+from pg_gpt2.formats.source import LFS_POINTER
+
 from loaders.common import LoaderError, read_json
 from loaders.weights import gguf_file, llmc_file, safetensors_file, torch_file
 from loaders.weights.tensors import Weights
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEX = ".index.json"
 
 
