@@ -22,10 +22,12 @@ HEADER = '''\
 
 SYNCHRONOUS = {
     "AsyncConnection": "Connection",
+    "AsyncCursor": "Cursor",
     "AsyncExitStack": "ExitStack",
     "AsyncGenerator": "Generator",
     "AsyncIterator": "Iterator",
     "AsyncPGLLMClient": "PGLLMClient",
+    "AsyncServerCursor": "ServerCursor",
     "aclose": "close",
     "aclosing": "closing",
     "asynccontextmanager": "contextmanager",

@@ -1,6 +1,7 @@
 """What the loaders share: arguments, connection, the extension's schema, COPY, files, progress, errors without traceback."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from pg_gpt2.formats.source import LFS_POINTER
 from psycopg import sql
+from psycopg.rows import tuple_row
 from tqdm import tqdm
 
 
@@ -22,10 +25,14 @@ class Database:
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
-        found = conn.execute(
-            "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
-            " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
-        ).fetchone()
+        found = (
+            self._cursor()
+            .execute(
+                "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
+                " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
+            )
+            .fetchone()
+        )
         if found is None:
             raise LoaderError(
                 f'database "{conn.info.dbname}" does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it'
@@ -42,7 +49,11 @@ class Database:
 
     def execute(self, text: str, *args: Any) -> psycopg.Cursor:
         """Run `text` with the parameters `args`."""
-        return self.conn.execute(self.query(text), args)
+        return self._cursor().execute(self.query(text), args)
+
+    def _cursor(self) -> psycopg.Cursor[tuple[Any, ...]]:
+        """One that gives tuples, whatever those of the connection do."""
+        return psycopg.Cursor(self.conn, row_factory=tuple_row)
 
     def base_of(self, model: str) -> str | None:
         """The model that `model` adapts; None when it is no adapter."""
@@ -50,18 +61,37 @@ class Database:
         return row[0] if row else None
 
     def copy(self, table: str, types: dict[str, str], rows: Iterable[Sequence[Any]]) -> None:
-        """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type."""
+        """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type. LoaderError when not all arrive."""
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             sql.Identifier(self.schema, table), sql.SQL(", ").join(map(sql.Identifier, types))
         )
-        with self.conn.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(list(types.values()))
-            for row in rows:
-                copy.write_row(row)
+        sent = 0
+        with self._cursor() as cursor:
+            try:
+                with cursor.copy(statement) as copy:
+                    copy.set_types(list(types.values()))
+                    for row in rows:
+                        copy.write_row(row)
+                        sent += 1
+            except psycopg.errors.QueryCanceled as error:  # what psycopg 3.1 makes of an error of `rows`
+                if isinstance(error.__context__, LoaderError):
+                    raise error.__context__ from None
+                raise
+            if cursor.rowcount != sent:
+                raise LoaderError(f"{sent} rows were sent to {table}, and {cursor.rowcount} arrived")
 
 
 def _fields(text: str) -> set[str]:
     return {part.split("}")[0] for part in text.split("{")[1:]}
+
+
+def fetched(cursor: psycopg.ServerCursor[Any], size: int) -> Iterator[Any]:
+    """All rows of a cursor, `size` of them fetched at a time. psycopg 3.3.0's own iteration ends after the first ones."""
+    more = True
+    while more:
+        rows = cursor.fetchmany(size)
+        yield from rows
+        more = len(rows) == size
 
 
 def connect(dsn: str) -> psycopg.Connection:
@@ -94,6 +124,24 @@ def complete(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; LoaderError when there is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise LoaderError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise LoaderError(f"{path} is not UTF-8: {error}") from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        pointer = " but a git-LFS pointer" if text.startswith(LFS_POINTER.decode()) else f": {error}"
+        raise LoaderError(f"{path} is not JSON{pointer}") from None
+    if not isinstance(found, dict):
+        raise LoaderError(f"{path} is not a JSON object")
+    return found
 
 
 def run(program: Callable[[], None]) -> None:

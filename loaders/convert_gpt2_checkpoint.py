@@ -1,4 +1,4 @@
-"""Convert a Hugging Face GPT-2 (directory, or safetensors file with config.json beside it) to a NumPy .npz.
+"""Convert a GPT-2, of whatever files `pg-gpt2 load-model` reads, to a NumPy .npz.
 
 The file is a standard one with the tensor names of pg_gpt2, for pg_llm_import_npz on the server; n_head and the
 end-of-text token travel in the zip comment, so that the import can register the configuration.
@@ -16,7 +16,7 @@ if not __package__:  # run by path
 
 from loaders.common import arguments, bar, complete, run
 from loaders.hub_model import HubModel
-from loaders.load_model import locate
+from loaders.load_model import about_weights, locate
 
 
 def convert(hub: HubModel, output: Path) -> None:
@@ -41,10 +41,13 @@ def convert(hub: HubModel, output: Path) -> None:
 def main() -> None:
     """Parse the command line and convert."""
     parser = arguments(__doc__, dsn=False)
-    parser.add_argument("--source", required=True, help="model directory, safetensors file, or hub id")
+    parser.add_argument("--source", required=True, help="model directory, file of weights, or hub id")
     parser.add_argument("--output", required=True, type=Path, help="the .npz to write")
+    about_weights(parser)
     args = parser.parse_args()
-    hub = HubModel(locate(args.source))
+    hub = HubModel(locate(args.source, args.revision, args.file), args.activation_function)
+    for note in hub.notes:
+        print(f"{args.source}: {note}", file=sys.stderr)
     convert(hub, args.output)
     print(f"wrote {len(hub.tensors)} tensors to {args.output}")
 

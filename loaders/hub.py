@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.client import HTTPException
@@ -24,9 +24,14 @@ from huggingface_hub import constants, get_token
 
 from loaders.common import LoaderError, bar
 
-# The files of a model, and those of an adapter; first the one without which it is none.
-MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json")
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+WANTED = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
+WEIGHTS = (
+    ("*.safetensors", "*.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    ("*.gguf",),
+)  # of the kinds that a repository has, the first
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # beside which shards are not looked at
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of an adapter, all; of a model, none
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing, before it gives up
 PAUSE = 0.5  # seconds before the next attempt, doubled each time
@@ -45,11 +50,11 @@ class File:
 class Repository:
     """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch or tag.
 
-    `wanted` are the files to fetch: MODEL or ADAPTER.
+    Of its files, those of a model are wanted, with the weights in `file` if it is given; or those of an adapter.
     """
 
-    def __init__(self, model: str, revision: str | None, wanted: tuple[str, ...] = MODEL) -> None:
-        self.model, self.revision, self.wanted = model, revision or "main", wanted
+    def __init__(self, model: str, revision: str | None, file: str | None = None, *, adapter: bool = False) -> None:
+        self.model, self.revision, self.file, self.adapter = model, revision or "main", file, adapter
         self.folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
         self._ref = self.folder / "refs" / self.revision
 
@@ -66,6 +71,9 @@ class Repository:
         except (HTTPException, ValueError, KeyError, TypeError) as error:
             raise LoaderError(f"{constants.ENDPOINT} does not answer as a hub does: {error!r}") from None
         snapshot = self.folder / "snapshots" / commit
+        snapshot.mkdir(
+            parents=True, exist_ok=True
+        )  # also when nothing is wanted of it: whoever reads it says what it lacks
         for file in files:
             blob = self.folder / "blobs" / file.digest
             if blob.exists():
@@ -81,32 +89,48 @@ class Repository:
         """The directory of the snapshot that the cache has, every file checked; LoaderError, with `reason`, if it has none."""
         commit = self._ref.read_text().strip() if self._ref.exists() else self.revision
         snapshot = self.folder / "snapshots" / commit
-        if not (snapshot / self.wanted[0]).exists():
+        names = self._wanted([path.name for path in sorted(snapshot.iterdir())] if snapshot.exists() else [])
+        if not names or (self.file and self.file not in names) or (self.adapter and ADAPTER[0] not in names):
             raise LoaderError(
                 f"{self.model} is not a directory here, the cache ({self.folder}) does not have revision {self.revision} of a"
                 f" hub model of that id, and {reason}"
             )
-        for path in sorted(snapshot.iterdir()):
-            if self._wants(path.name):
-                check(path.resolve(), path.name)
+        for name in names:
+            check((snapshot / name).resolve(), name)
         return snapshot
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        """Those of a repository's files that make an adapter, or a model: of several kinds of weights one, or the one named."""
+
+        def matching(patterns: Sequence[str]) -> list[str]:
+            return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+        if self.adapter:
+            return matching(ADAPTER)
+        if self.file:
+            return matching(WANTED) + [name for name in names if name == self.file]
+        names = [name for name in names if name not in ADAPTER]
+        weights = next(filter(None, map(matching, WEIGHTS)), [])
+        weights = next(([name] for name in WHOLE if name in weights), weights)
+        if len(weights) > 1 and weights[0].endswith(".gguf"):
+            raise LoaderError(f"{self.model} has {len(weights)} GGUF files; name one with --file: {', '.join(weights)}")
+        return matching(WANTED) + weights
 
     def listing(self) -> tuple[str, list[File]]:
         """The commit of the revision, and those of its files that are wanted, as the hub tells."""
         path = f"api/models/{quote(self.model)}/revision/{quote(self.revision, safe='')}?blobs=true"
         with urlopen(request(path), timeout=TIMEOUT) as answer:
             found = json.load(answer)
+        entries = {entry["rfilename"]: entry for entry in found["siblings"] if "/" not in entry["rfilename"]}
+        if self.file and self.file not in entries:
+            raise LoaderError(f"{self.model} has no file {self.file} at revision {self.revision}")
         files = [
-            File(entry["rfilename"], entry["size"], (entry.get("lfs") or {}).get("sha256") or entry["blobId"])
-            for entry in found["siblings"]
-            if self._wants(entry["rfilename"])
+            File(name, entries[name]["size"], (entries[name].get("lfs") or {}).get("sha256") or entries[name]["blobId"])
+            for name in self._wanted(list(entries))
         ]
         if not all(name.isalnum() for name in (found["sha"], *(file.digest for file in files))):
             raise ValueError("not a hash")
         return found["sha"], files
-
-    def _wants(self, name: str) -> bool:
-        return "/" not in name and any(fnmatch(name, pattern) for pattern in self.wanted)
 
     def _refusal(self, error: HTTPError) -> str:
         if error.code in (401, 403, 404):

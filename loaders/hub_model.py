@@ -1,10 +1,9 @@
-"""A Hugging Face model directory: config.json and safetensors, one file or shards, read in blocks of rows under our names.
+"""A GPT-2 in files, whatever its kind (loaders/weights): our names, in blocks of rows, checked against its configuration.
 
-The safetensors library checks each file; the tensors are then read through a memory map, because NumPy has no bfloat16
-and the library cannot give it to NumPy. Pickled weights (pytorch_model.bin) are not read.
+What differs between those who write such files is made equal here: prefixes of names, linear weights as (out, in), a tied output
+projection that is there alone or twice, biases that a model does not have.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from math import prod
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.config import LINEAR_LAYERS, GPT2Config
 from pg_gpt2.errors import PgGpt2Error
+from pg_gpt2.formats.checkpoint import LM_HEAD, canonical_name, is_bias_free, is_turned
 from pg_gpt2.formats.hub_config import config_of, fields_of
-from safetensors import SafetensorError, safe_open
 
+from loaders import weights
 from loaders.common import LoaderError
+from loaders.weights.tensors import DTYPES, Tensor, Transposed, Weights, Zeros
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 BLOCK_BYTES = 4 << 20  # of one column of llm_param; with grad, m and v a row stays within 16 MiB
 
 
@@ -35,98 +36,99 @@ class Config:
     eos_token_id: int | None
 
     @classmethod
-    def from_hub(cls, found: dict[str, Any]) -> "Config":
-        """From what config.json has; LoaderError when pg_gpt2 does not compute such a model."""
+    def from_hub(cls, said: dict[str, Any], *, source: str = "config.json") -> "Config":
+        """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model. `source` is for the error."""
         try:
-            config = config_of(found)
+            found = config_of(said, source=source)
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
-        return cls(*(getattr(config, field.name) for field in fields(cls)))
+        return cls(*(getattr(found, field.name) for field in fields(cls)))
 
     def to_hub(self) -> dict[str, Any]:
         """The fields of config.json, as transformers has them."""
-        return fields_of(GPT2Config(**asdict(self)))
+        return fields_of(self.engine())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor."""
-        d = self.d_model
-        block = {
-            "ln_1.weight": (d,), "ln_1.bias": (d,),
-            "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
-            "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
-            "ln_2.weight": (d,), "ln_2.bias": (d,),
-            "mlp.c_fc.weight": (d, 4 * d), "mlp.c_fc.bias": (4 * d,),
-            "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,),
-        }  # fmt: skip
-        found: dict[str, tuple[int, ...]] = {"wte": (self.vocab, d), "wpe": (self.n_positions, d)}
-        for i in range(self.n_layer):
-            found |= {f"h.{i}.{name}": shape for name, shape in block.items()}
-        return found | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+        return self.engine().param_shapes()
+
+    def engine(self) -> GPT2Config:
+        """The same as the engine has it."""
+        return GPT2Config(**asdict(self))
 
     def n_bytes(self) -> int:
         """Bytes of all weights in float32."""
         return sum(4 * prod(shape) for shape in self.shapes().values())
 
 
-def our_name(name: str) -> str | None:
-    """The tensor that a checkpoint calls `name`; None for an attention mask, which is not a parameter."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while parts[:1] == ["transformer"]:
-        parts.pop(0)
-    if parts[-2:-1] == ["attn"] and parts[-1] in ("bias", "masked_bias"):
-        return None
-    ours = ".".join(parts)
-    return {"wte.weight": "wte", "wpe.weight": "wpe"}.get(ours, ours)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in a file, `offset` bytes from its beginning; its values are read when they are asked for."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop as little-endian float32."""
-        stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)[start:stop]
-        if self.dtype == "BF16":  # a bfloat16 is the upper half of a float32
-            return (stored.astype("<u4") << np.uint32(16)).view("<f4")
-        return np.ascontiguousarray(stored, "<f4")
+LINEAR_WEIGHTS = tuple(f"{layer}.weight" for layer in LINEAR_LAYERS)
 
 
 class HubModel:
-    """Configuration and tensors of a directory, or of one safetensors file with config.json beside it."""
+    """Configuration and tensors of a model in a file or directory. `activation` is for files that do not say theirs.
 
-    def __init__(self, source: Path) -> None:
+    `notes` says what is not as GPT-2's files have it.
+    """
+
+    def __init__(self, source: Path, activation: str | None = None) -> None:
         self.directory = source if source.is_dir() else source.parent
-        if (self.directory / "adapter_config.json").exists() and not (self.directory / "config.json").exists():
-            raise LoaderError(f"{self.directory} has an adapter: load-adapter loads it")
-        self.config = Config.from_hub(read_json(self.directory / "config.json"))
+        self._refuse_adapter(source)
+        found = weights.read(source)
+        self.vocabulary = found.vocabulary
+        self.config = _configuration(found, activation)
+        self.notes: list[str] = []
         self.tensors: dict[str, Tensor] = {}
-        for path in [source] if source.is_file() else weight_files(source):
-            for name, tensor in read_header(path).items():
-                ours = our_name(name)
-                if ours is None:
-                    continue
+        for name, tensor in found.tensors:
+            ours = canonical_name(name)
+            if ours in self.tensors:
+                raise LoaderError(f"tensor {ours} is in {source} twice, the second time as {name}")
+            if ours is not None:
                 if tensor.dtype not in DTYPES:
                     raise LoaderError(f"tensor {name} has dtype {tensor.dtype}; F32, F16 and BF16 can be read")
-                if ours in self.tensors:
-                    raise LoaderError(f"tensor {ours} is in {source} twice, the second time as {name}")
                 self.tensors[ours] = tensor
+        self._theirs = [name for name, _ in found.tensors]
+        self._complete()
         self._check()
+
+    def _refuse_adapter(self, source: Path) -> None:
+        if not (source.is_dir() or source.name == ADAPTER_WEIGHTS):
+            return
+        if (self.directory / ADAPTER_CONFIG).exists() and not (self.directory / "config.json").exists():
+            raise LoaderError(f"{self.directory} has an adapter: load-adapter loads it")
+
+    def _complete(self) -> None:
+        """Make of the file's tensors those of a GPT-2, where it is known how."""
+        shapes = self.config.shapes()
+        if LM_HEAD in self.tensors and "wte" not in self.tensors:
+            self.tensors["wte"] = self.tensors.pop(LM_HEAD)
+        missing = [name for name in shapes if name not in self.tensors]
+        if is_bias_free(missing, self.tensors):
+            self.notes.append("it has no biases: zeros stand for them")
+            self.tensors |= {name: Zeros(shapes[name]) for name in missing}
+        self._transpose(shapes)
+
+    def _transpose(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Turn linear weights that are (out, in); LoaderError when some are and some are not."""
+        linear = [name for name in shapes if name in self.tensors and name.endswith(LINEAR_WEIGHTS)]
+        turned = [name for name in linear if is_turned(name, self.tensors[name].shape, shapes[name])]
+        straight = [name for name in linear if self.tensors[name].shape == shapes[name] != shapes[name][::-1]]
+        if turned and straight:
+            raise LoaderError(
+                f"tensor {turned[0]} is (out, in), as torch.nn.Linear stores it, and {straight[0]} is (in, out), as Conv1D"
+            )
+        if turned:
+            self.tensors |= {name: Transposed(self.tensors[name]) for name in linear}
 
     def _check(self) -> None:
         """LoaderError unless every tensor is there in its shape, none is unknown, and the output projection is wte."""
         shapes = self.config.shapes()
-        head = self.tensors.pop("lm_head.weight", None)
+        head = self.tensors.pop(LM_HEAD, None)
         for name, shape in shapes.items():
             if name not in self.tensors:
-                raise LoaderError(f"tensor {name} is missing")
+                raise LoaderError(f"tensor {name} is missing; there are {', '.join(self._theirs[:3])} and so on")
             if self.tensors[name].shape != shape:
                 raise LoaderError(
-                    f"tensor {name} has shape {list(self.tensors[name].shape)}, config.json needs {list(shape)}"
+                    f"tensor {name} has shape {list(self.tensors[name].shape)}, the model needs {list(shape)}"
                 )
         if unknown := sorted(self.tensors.keys() - shapes.keys()):
             raise LoaderError(f"tensor {unknown[0]} is not part of a GPT-2 with n_layer = {self.config.n_layer}")
@@ -148,54 +150,22 @@ class HubModel:
             yield start, values
 
 
+def _configuration(found: Weights, activation: str | None) -> Config:
+    said = found.fields or {}
+    if activation is not None:
+        if "activation_function" not in found.assumed:
+            raise LoaderError(f"{found.described} says which activation function the model has")
+        said = said | {"activation_function": activation}
+    try:
+        return Config.from_hub(said, source=found.described)
+    except LoaderError as error:
+        if activation is None and "activation_function" in found.assumed & said.keys():
+            raise LoaderError(f"{error}. The file does not say it: --activation-function does") from None
+        raise
+
+
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """(start, stop) of the rows of each block of a tensor; a vector is one block."""
     rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory: one, or all shards."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise LoaderError(f"{index} does not name files of its own directory")
-        return [directory / name for name in names]
-    if (directory / "model.safetensors").exists():
-        return [directory / "model.safetensors"]
-    hint = ""
-    if (directory / "pytorch_model.bin").exists():
-        hint = "; pytorch_model.bin is a pickle and is not read: open it with transformers and save_pretrained it again"
-    raise LoaderError(f"{directory} has no model.safetensors{hint}")
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, by the names it has; LoaderError when the safetensors library finds it invalid."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise LoaderError(f"{path}: {error}") from None
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; LoaderError when there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoaderError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise LoaderError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise LoaderError(f"{path} is not a JSON object")
-    return found

@@ -18,10 +18,13 @@ from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats.source import shown
 
-from loaders.common import Database, LoaderError, complete
-from loaders.hub_model import DTYPES, Tensor, read_header, read_json, row_blocks
+from loaders.common import Database, LoaderError, complete, read_json
+from loaders.hub_model import ADAPTER_CONFIG as CONFIG
+from loaders.hub_model import ADAPTER_WEIGHTS as WEIGHTS
+from loaders.hub_model import row_blocks
+from loaders.weights import beginning, safetensors_file
+from loaders.weights.tensors import DTYPES, Tensor
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, SUFFIX = "base_model.model.transformer.", ".weight"
 GPT2_TARGETS = ["c_attn"]  # what PEFT adapts where a configuration does not say what
 OTHER_LAYERS = ("transformer.wte", "transformer.wpe", "lm_head")  # that LoRA can adapt, and an adapter here does not
@@ -173,7 +176,7 @@ class PeftAdapter:
         self.adapter = lora.adapter(base.n_layer)
         self.tensors: dict[str, Tensor] = {}
         shapes = replace(base, adapter=self.adapter).adapter_shapes()
-        for name, tensor in read_header(weights_file(directory)).items():
+        for name, tensor in safetensors_file.read(weights_file(directory)).tensors:
             ours = name.removeprefix(PREFIX).removesuffix(SUFFIX)
             if ours not in shapes or name != peft_name(ours):
                 raise LoaderError(
@@ -216,7 +219,8 @@ def configuration(database: Database, model: str) -> GPT2Config:
     if row is None:
         raise LoaderError(f'model "{model}" does not exist')
     *sizes, r, alpha, targets, dropout_p = row
-    return GPT2Config(*sizes, None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
+    adapter = None if r is None else Adapter(r, alpha, tuple(targets), dropout_p)
+    return GPT2Config(*sizes, adapter=adapter)
 
 
 def peft_name(name: str) -> str:
@@ -235,6 +239,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def weights_file(directory: Path) -> Path:
     """adapter_model.safetensors of a directory; LoaderError when the weights are in another form."""
     if (directory / WEIGHTS).exists():
+        beginning(directory / WEIGHTS)  # is it the file itself?
         return directory / WEIGHTS
     again = "open it with PeftModel.from_pretrained and save_pretrained it again"
     if (directory / "adapter_model.bin").exists():

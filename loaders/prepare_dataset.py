@@ -8,7 +8,7 @@ directory with one or with vocab.json and merges.txt; without it the vocabulary 
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.common import Database, LoaderError, arguments, bar, connect, fetched, run
 from loaders.vocabulary import END_OF_TEXT, Vocabulary
 
 GPT2_POSITIONS = 1024
+ROWS = 100  # of a query that are fetched at a time
 BATCH_BYTES = 8 << 20  # of text that is handed to the tokenizer's threads at once
 
 
@@ -30,11 +31,19 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
     """The files of all patterns, sorted within each pattern, none twice; LoaderError when a pattern matches nothing."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        files = [path for path in map(Path, sorted(glob(pattern, recursive=True))) if path.is_file()]
+        files = [path for path in map(Path, sorted(glob(literal(pattern), recursive=True))) if path.is_file()]
         if not files:
             raise LoaderError(f"no file matches {pattern}")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def literal(pattern: str) -> str:
+    """`pattern` with the part of it that exists as it is written meant as such: `texts [1]/*.txt` is in that directory."""
+    path = Path(pattern)
+    found = next((path for path in (path, *path.parents) if path.exists()), Path())
+    rest = path.relative_to(found)
+    return str(Path(escape(str(found))) / rest)
 
 
 def file_texts(files: Iterable[Path]) -> Iterator[str]:
@@ -55,7 +64,7 @@ def query_texts(conn: psycopg.Connection, query: str) -> Iterator[str]:
             raise LoaderError(
                 f"--query: {error.diag.message_primary}; it takes a query, such as 'SELECT body FROM documents'"
             ) from None
-        for row in cursor:
+        for row in fetched(cursor, ROWS):
             if len(row) != 1 or not isinstance(row[0], str | None):
                 raise LoaderError("the query must return one text column")
             if row[0] is not None:

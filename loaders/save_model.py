@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import safetensors.numpy
+from psycopg.rows import tuple_row
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import Database, LoaderError, arguments, bar, complete, connect, run
+from loaders.common import Database, LoaderError, arguments, bar, complete, connect, fetched, run
 from loaders.hub_model import Config
 from loaders.vocabulary import END_OF_TEXT, Vocabulary
 
@@ -54,8 +55,20 @@ def write_weights(database: Database, model: str, config: Config, path: Path, *,
             for chunk in exported(database, model):
                 file.write(chunk)
                 progress.update(len(chunk))
+        refuse_truncated(partial)
         if half:
             halve(partial)
+
+
+def refuse_truncated(path: Path) -> None:
+    """LoaderError unless a safetensors file ends where its header says: what a driver or a network loses need not be an error."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    expected, size = 8 + length + max(entry["data_offsets"][1] for entry in header.values()), path.stat().st_size
+    if size != expected:
+        raise LoaderError(f"{size} of {expected} bytes of the weights came from the server")
 
 
 def halve(path: Path) -> None:
@@ -71,11 +84,9 @@ def halve(path: Path) -> None:
 
 def exported(database: Database, model: str) -> Iterator[bytes]:
     """The chunks of the safetensors file. With the function in the target list, each is made when it is fetched."""
-    with database.conn.cursor(name="pg_gpt2_export") as cursor:
-        cursor.itersize = 1
-        for (chunk,) in cursor.execute(
-            database.query("SELECT {llm_export_safetensors}(%s::text)"), [model], binary=True
-        ):
+    with psycopg.ServerCursor(database.conn, "pg_gpt2_export", row_factory=tuple_row) as cursor:
+        cursor.execute(database.query("SELECT {llm_export_safetensors}(%s::text)"), [model], binary=True)
+        for (chunk,) in fetched(cursor, 1):
             yield chunk
 
 

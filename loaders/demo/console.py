@@ -15,6 +15,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from loaders.common import fetched
+
 BOLD, DIM, GREEN, CYAN = "1", "2", "32", "36"
 WORDS_A_SECOND, GLANCE = 5, 2.0  # how fast a remark is read; seconds for what stands around it
 BARS = "▁▂▃▄▅▆▇█"
@@ -121,11 +123,10 @@ class Console:
             self.statement(f"DECLARE story CURSOR FOR\n{query}")
             self.statement("FETCH 1 FROM story", "once for each token")
             began = time.perf_counter()
-            cursor.itersize = 1
             cursor.execute(sql.SQL(query))
             first, shown, words = 0.0, prompt, Words(self)
             words.add(prompt, BOLD)
-            for _step, _id, _token, text, *_ in cursor:
+            for _step, _id, _token, text, *_ in fetched(cursor, 1):
                 first = first or time.perf_counter() - began
                 self.first_text = self.first_text or time.perf_counter()
                 words.add(text[len(shown) :], GREEN)

@@ -252,11 +252,12 @@ class AsyncPGLLMClient:
             with progress_bar(self.conn, n_steps, model, progress):
                 return await self._value("llm_train", **call)
 
-    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session
+    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session, and with cursors
+    # of psycopg's own, since those that the connection makes may be of another kind (dict_row, RawCursor)
 
     async def _statements(self) -> Statements:
         if self._found is None:
-            async with self.conn.cursor(row_factory=tuple_row) as cursor:
+            async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
                 found = await (await cursor.execute(FIND_SCHEMA, prepare=False)).fetchone()
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
@@ -269,18 +270,23 @@ class AsyncPGLLMClient:
 
     async def _streamed(self, make: type[T], size: int, function: str, **given: Any) -> AsyncGenerator[T, None]:
         """What `make` makes of the rows as they are computed, `size` of them fetched at a time."""
-        async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = size
-            await cursor.execute(*(await self._statements()).stream(function, **given))
-            async for row in cursor:
-                yield make(*row)
+        statement = (await self._statements()).stream(function, **given)
+        opened = psycopg.AsyncServerCursor(self.conn, cursor_name(), row_factory=tuple_row)
+        async with self._transaction_of_streams(), opened as cursor:
+            await cursor.execute(*statement)
+            more = True
+            while more:  # no `for`: in psycopg 3.3.0 that ends after the first rows, without an error
+                rows = await cursor.fetchmany(size)
+                for row in rows:
+                    yield make(*row)
+                more = len(rows) == size
 
     async def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        async with self.conn.cursor(row_factory=tuple_row) as cursor:
+        async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
             return await (await cursor.execute(*statement, prepare=False)).fetchall()
 
     async def _execute(self, statement: Statement) -> None:
-        async with self.conn.cursor(row_factory=tuple_row) as cursor:
+        async with psycopg.AsyncCursor(self.conn, row_factory=tuple_row) as cursor:
             await cursor.execute(*statement, prepare=False)
 
     @asynccontextmanager

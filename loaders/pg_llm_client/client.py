@@ -251,11 +251,12 @@ class PGLLMClient:
             with progress_bar(self.conn, n_steps, model, progress):
                 return self._value("llm_train", **call)
 
-    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session
+    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session, and with cursors
+    # of psycopg's own, since those that the connection makes may be of another kind (dict_row, RawCursor)
 
     def _statements(self) -> Statements:
         if self._found is None:
-            with self.conn.cursor(row_factory=tuple_row) as cursor:
+            with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
                 found = cursor.execute(FIND_SCHEMA, prepare=False).fetchone()
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
@@ -268,18 +269,23 @@ class PGLLMClient:
 
     def _streamed(self, make: type[T], size: int, function: str, **given: Any) -> Generator[T, None, None]:
         """What `make` makes of the rows as they are computed, `size` of them fetched at a time."""
-        with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
-            cursor.itersize = size
-            cursor.execute(*self._statements().stream(function, **given))
-            for row in cursor:
-                yield make(*row)
+        statement = self._statements().stream(function, **given)
+        opened = psycopg.ServerCursor(self.conn, cursor_name(), row_factory=tuple_row)
+        with self._transaction_of_streams(), opened as cursor:
+            cursor.execute(*statement)
+            more = True
+            while more:  # no `for`: in psycopg 3.3.0 that ends after the first rows, without an error
+                rows = cursor.fetchmany(size)
+                for row in rows:
+                    yield make(*row)
+                more = len(rows) == size
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        with self.conn.cursor(row_factory=tuple_row) as cursor:
+        with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
             return cursor.execute(*statement, prepare=False).fetchall()
 
     def _execute(self, statement: Statement) -> None:
-        with self.conn.cursor(row_factory=tuple_row) as cursor:
+        with psycopg.Cursor(self.conn, row_factory=tuple_row) as cursor:
             cursor.execute(*statement, prepare=False)
 
     @contextmanager

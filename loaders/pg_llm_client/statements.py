@@ -108,7 +108,12 @@ class Statements:
         return sql.SQL(self._name(function)) + sql.SQL("({})").format(given)
 
     def _name(self, name: str) -> str:
-        return sql.Identifier(self.schema, name).as_string(None).replace("%", "%%")  # % would start a parameter
+        return f"{quoted(self.schema)}.{quoted(name)}"
+
+
+def quoted(name: str) -> str:
+    """An identifier in a statement with parameters, where % would start one. psycopg 3.1 cannot quote without a connection."""
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 
 
 def arguments(options: Mapping[str, Any], model: str | None, keys: Sequence[str] = KEYS) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pg_gpt2.errors import (
 from pg_gpt2.formats import checkpoint as names
 from pg_gpt2.formats.hub_config import config_of, fields_of
 from pg_gpt2.formats.safetensors import bfloat16_to_float32
+from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 
 from tests.engine.checkpoint_files import (
     CONFIG,
@@ -61,10 +62,53 @@ def test_hub_names_and_masks():
     assert_same(import_all(formats.open_safetensors(io.BytesIO(safetensors_bytes(tensors)))), weights())
 
 
+@every_format
+def test_a_tied_head_stands_for_the_embedding(write, open_):
+    """As safetensors.torch.save_model writes a tied model: of the two names that share a tensor, the first."""
+    tensors = weights()
+    tensors = {"lm_head.weight": tensors.pop("wte")} | {names.hub_name(name): v for name, v in tensors.items()}
+    assert_same(import_all(open_(io.BytesIO(write(tensors)))), weights())
+
+
+@every_format
+def test_what_is_the_matter_with_a_file_of_another_layout_is_said(write, open_):
+    turned = {n: v.T.copy() if n.startswith("h.") else v for n, v in weights().items()}
+    with pytest.raises(InconsistentData, match=r"c_attn.weight has shape \[12, 4\], \(out, in\) as torch.nn.Linear"):
+        import_all(open_(io.BytesIO(write(turned))))
+    with pytest.raises(InconsistentData, match="the file has no biases"):
+        import_all(open_(io.BytesIO(write({n: v for n, v in weights().items() if not n.endswith(".bias")}))))
+    with pytest.raises(InconsistentData, match="tensor wte is missing") as raised:
+        import_all(open_(io.BytesIO(write({f"model.{n}": v for n, v in weights().items()}))))
+    assert "model.wte" in raised.value.hint
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda data: formats.open_safetensors(io.BytesIO(data)),
+        lambda data: formats.open_npz(io.BytesIO(data)),
+        formats.read_config,
+        parse_vocab,
+        parse_merges,
+    ],
+    ids=["safetensors", "npz", "config.json", "vocab.json", "merges.txt"],
+)
+def test_a_git_lfs_pointer_says_what_it_is(read):
+    with pytest.raises(MalformedData, match="is a git-LFS pointer") as raised:
+        read(POINTER)
+    assert "git lfs pull" in raised.value.hint
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         ("transformer.wte.weight", "wte"),
+        ("module.transformer.wte.weight", "wte"),
+        ("module._orig_mod.wpe.weight", "wpe"),
+        ("_orig_mod.module.lm_head.weight", "lm_head.weight"),
         ("wpe.weight", "wpe"),
         ("wte", "wte"),
         ("_orig_mod.transformer.h.3.ln_1.weight", "h.3.ln_1.weight"),

@@ -78,7 +78,7 @@ def test_other_statements_keep_their_lines(code):
     assert converted(code) == code
 
 
-@pytest.mark.parametrize("name", ["AsyncCursor", "asyncio", "anext", "__aenter__"])
+@pytest.mark.parametrize("name", ["AsyncPipeline", "asyncio", "anext", "__aenter__"])
 def test_a_name_without_a_synchronous_one_is_an_error(name):
     with pytest.raises(ValueError, match=f"line 2: .* {name}"):
         converted(f"{name}\n")

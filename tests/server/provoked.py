@@ -144,6 +144,9 @@ SAFETENSORS = {
     "surplus": safetensors(WEIGHTS | {"h.1.ln_1.bias": np.zeros(2, "<f4")}),
     "lacking": safetensors({name: values for name, values in WEIGHTS.items() if name != "ln_f.bias"}),
     "other_heads": safetensors(WEIGHTS, n_head="2"),
+    "turned": safetensors(WEIGHTS | {"h.0.attn.c_attn.weight": np.zeros((6, 2), "<f4")}),
+    "no_biases": safetensors({name: values for name, values in WEIGHTS.items() if not name.endswith(".bias")}),
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
     "both": safetensors(WEIGHTS | {"transformer.wte.weight": WEIGHTS["wte"]}),
 }
 WITHOUT_CONFIGURATION = {

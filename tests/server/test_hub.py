@@ -256,6 +256,45 @@ def test_token_goes_to_the_hub_alone(monkeypatch):
     assert "Authorization" not in asked.headers  # which a redirect takes along
 
 
-def test_names_of_models():
+def test_shards_beside_the_whole_are_not_fetched(remote):
+    shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    remote.files |= dict.fromkeys(shards, b"of an earlier save")
+    remote.served = dict(remote.files)
+    assert sorted(path.name for path in fetched().iterdir()) == ["config.json", "model.safetensors"]
+    del remote.files["model.safetensors"]
+    fetched()
+    assert {name for name, _ in remote.asked} == {"config.json", "model.safetensors", *shards}
+
+
+@pytest.mark.parametrize("kind", ["pytorch_model.bin", "gguf"])
+def test_without_safetensors_other_weights_are_fetched(remote, monkeypatch, kind):
+    del remote.files["model.safetensors"]
+    if kind == "gguf":
+        del remote.files["pytorch_model.bin"]
+        del remote.files["config.json"]
+        remote.files |= {"tiny.Q8_0.gguf": b"GGUF eight bits", "tiny.Q4_K.gguf": b"GGUF four"}
+        with pytest.raises(
+            LoaderError, match=r"has 2 GGUF files; name one with --file: tiny\.Q8_0\.gguf, tiny\.Q4_K\.gguf"
+        ):
+            fetched()
+    remote.served = dict(remote.files)
+    file = "tiny.Q4_K.gguf" if kind == "gguf" else kind
+    expected = remote.files[file]
+    assert load_model.locate("acme/tiny", file=file).read_bytes() == expected
+    assert {name for name, _ in remote.asked} <= {"config.json", file}
+    with pytest.raises(LoaderError, match="has no file other"):
+        load_model.locate("acme/tiny", file="other")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert (fetched() / file).read_bytes() == expected
+    assert load_model.locate("acme/tiny", file=file).read_bytes() == expected
+    with pytest.raises(LoaderError, match="HF_HUB_OFFLINE"):
+        load_model.locate("acme/tiny", file="other")
+
+
+def test_names_of_models(tmp_path):
+    for name in ("tiny.Q8_0.gguf", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert load_model.default_name(str(tmp_path / "tiny.Q8_0.gguf")) == "tiny.Q8_0"
+    assert load_model.default_name(str(tmp_path / "model.safetensors")) == tmp_path.name
     assert load_model.default_name("gpt2") == "gpt2-small"
     assert load_model.default_name("openai-community/gpt2-xl") == "gpt2-xl"

@@ -13,7 +13,7 @@ from .gzip_npz import GzipNpzReader
 from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
-from .source import DEFAULT_MAX_BYTES, TensorReader, reading
+from .source import DEFAULT_MAX_BYTES, LFS_POINTER, TensorReader, reading, refuse_pointer
 
 __all__ = [
     "ASSUMED",
@@ -46,8 +46,9 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
     """
     max_bytes = DEFAULT_MAX_BYTES if config is None else max_file_bytes(config)
     with reading("the file"):
-        magic = file.read(4)
+        magic = file.read(len(LFS_POINTER))
         file.seek(0)
+    refuse_pointer(magic, "the file")
     if magic[:2] == b"\x1f\x8b":
         return Checkpoint(GzipNpzReader(file, max_bytes))
     if magic[:2] == b"PK":

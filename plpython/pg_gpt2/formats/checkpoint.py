@@ -1,11 +1,11 @@
 """A GPT-2 in a checkpoint file: our names over the file's, its configuration, and the checks of an import.
 
-Names lose `transformer.` and the `_orig_mod.` of torch.compile; attention masks that older files carry are skipped. The
-output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
+Names lose `transformer.`, the `module.` of DataParallel and the `_orig_mod.` of torch.compile; attention masks that older files
+carry are skipped. The output projection is tied: `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
@@ -17,7 +17,7 @@ from .. import host
 from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
-from .source import TensorReader
+from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
 FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
@@ -29,12 +29,26 @@ BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 def canonical_name(name: str) -> str | None:
     """Our name of a tensor that a checkpoint calls `name`; None for an attention mask."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while parts[:1] == ["transformer"]:
+    while parts[:1] in (["transformer"], ["module"]):
         parts.pop(0)
     ours = ".".join(parts)
     if BUFFER.fullmatch(ours):
         return None
     return {"wte.weight": "wte", "wpe.weight": "wpe"}.get(ours, ours)
+
+
+def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
+    """Are those that are missing all the biases there would be, as nanoGPT writes a model with bias = False?"""
+    return (
+        bool(missing)
+        and all(name.endswith(".bias") for name in missing)
+        and not any(n.endswith(".bias") for n in names)
+    )
+
+
+def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
+    """Is it the weight of a linear layer, transposed?"""
+    return name.startswith("h.") and len(expected) == 2 and tuple(found) == tuple(expected)[::-1] != tuple(expected)
 
 
 def hub_name(name: str, prefix: str = "transformer.") -> str:
@@ -88,6 +102,8 @@ class Checkpoint:
                     hint="Keep one of the two in the file.",
                 )
             self._names[ours] = name
+        if "wte" not in self._names:  # of two tensors that are one, safetensors.torch.save_model writes the first
+            self._names = {"wte" if ours == LM_HEAD else ours: name for ours, name in self._names.items()}
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -161,12 +177,19 @@ class Checkpoint:
         """Refuse (22000) a file that has not exactly the tensors of `config`, of an adapter its own, each in its shape; the error
         names the tensor."""
         expected = config.trained_shapes()
+        missing = [name for name in expected if name not in self._names]
+        if config.adapter is None and is_bias_free(missing, self._names):
+            raise InconsistentData(
+                "the file has no biases, and GPT-2 has some: it is of a model with bias = False",
+                hint="pg-gpt2 load-model enters zeros for them.",
+            )
         for name, shape in expected.items():
-            if name not in self._names:
+            if name in missing:
                 what = "A model" if config.adapter is None else "An adapter"
                 raise InconsistentData(
                     f"tensor {name} is missing from the file",
-                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config."
+                    f" The file's are called {shown(list(self._reader.names())[:3])} and so on.",
                 )
             self._check_shape(name, shape)
         if LM_HEAD in self._names and "wte" in expected:
@@ -179,6 +202,11 @@ class Checkpoint:
                 )
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.shape(name) != shape and is_turned(name, self.shape(name), shape):
+            raise InconsistentData(
+                f"tensor {name} has shape {list(self.shape(name))}, (out, in) as torch.nn.Linear stores it",
+                hint="GPT-2's are (in, out). pg-gpt2 load-model transposes such files.",
+            )
         if self.shape(name) != shape:
             raise InconsistentData(
                 f"tensor {name} has shape {list(self.shape(name))}, the model's configuration needs {list(shape)}",

@@ -15,7 +15,17 @@ import numpy as np
 from .. import host
 from ..errors import FeatureNotSupported, InconsistentData, MalformedData
 from ..tensor import to_bytes
-from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, shown, to_float32
+from .source import (
+    LFS_POINTER,
+    MAX_TENSORS,
+    check_rows,
+    read_array,
+    read_exactly,
+    reading,
+    refuse_pointer,
+    shown,
+    to_float32,
+)
 
 # The format allows 100 MB. JSON takes up to 20 times its size as Python objects and is parsed in one call that cannot be
 # interrupted, 2 MB in a quarter of a second; gpt2-xl needs 70 kB.
@@ -50,6 +60,9 @@ class SafetensorsReader:
         with reading("the file"):
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            start = file.read(len(LFS_POINTER))
+            file.seek(0)
+        refuse_pointer(start, "the file")
         self.metadata, self._entries = parse_header(file, size)
 
     def names(self) -> Sequence[str]:
@@ -153,7 +166,7 @@ def _refuse(constant: str) -> object:
 
 def malformed(reason: str) -> MalformedData:
     """The error for a file that is not safetensors."""
-    return MalformedData(f"not a safetensors file: {reason}", hint="Copy the file again; is it a Git LFS pointer?")
+    return MalformedData(f"not a safetensors file: {reason}", hint="Copy the file again.")
 
 
 def write_safetensors(

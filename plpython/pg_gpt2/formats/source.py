@@ -24,6 +24,7 @@ from ..errors import InconsistentData, InvalidParameter, MalformedData, OutOfMem
 DEFAULT_MAX_BYTES = 16 << 30  # gpt2-xl is 6.2 GB in float32; whoever knows the config passes less
 MAX_TENSORS = 10_000  # gpt2-xl has 580, and a header with ten times as many takes half a second
 SLICE_BYTES = 4 << 20  # read or skipped between two looks for a cancel
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 FREE_BYTES = 16 << 20  # an array above this asks for its memory
 
 
@@ -153,6 +154,15 @@ def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
     return prod(shape[1:])
 
 
+def refuse_pointer(start: bytes, source: str) -> None:
+    """Refuse (22P02) what a repository without its large files has in their place: a few lines that name them."""
+    if start.startswith(LFS_POINTER):
+        raise MalformedData(
+            f"{source} is a git-LFS pointer: it names a large file, and does not hold it",
+            hint="Run `git lfs pull` in its repository, or download the file itself.",
+        )
+
+
 def shown(value: object) -> str:
     """A value of a file, for an error: not too much of it, and Python refuses to write integers of thousands of digits."""
     try:
@@ -163,6 +173,7 @@ def shown(value: object) -> str:
 
 def decode_text(data: bytes, source: str) -> str:
     """UTF-8, with or without its mark at the beginning."""
+    refuse_pointer(data, source)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

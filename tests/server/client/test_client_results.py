@@ -7,7 +7,8 @@ import re
 import psycopg
 import pytest
 from pg_llm_client import Beam, Choice, ChoiceEvaluation, ChosenRow, Confused, PGLLMClient
-from pg_llm_client.statements import TYPES
+from pg_llm_client.statements import TYPES, Statements
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from tests.server.client.models import PROMPT, TEXT, first_value, make_model
@@ -169,14 +170,53 @@ def test_an_evaluation_is_that_of_sql(conn, client):
     assert client.evaluate_choices(f"{pairs.format('')} LIMIT 0", CHOICES) == ChoiceEvaluation(None, None, 0, [])
 
 
-def test_row_factory_and_search_path_of_the_connection_do_not_matter(connect, model, client_of):
+@pytest.mark.parametrize("kind", ["dict_row", "RawCursor", "ClientCursor"])
+def test_row_factory_cursors_and_search_path_of_the_connection_do_not_matter(connect, model, client_of, loop, kind):
     conn = connect(options="-c search_path=pg_temp")
-    conn.row_factory = dict_row
+    if kind == "dict_row":
+        conn.row_factory = dict_row
+    else:
+        conn.cursor_factory = getattr(psycopg, kind if loop is None else f"Async{kind}")
+    if kind == "RawCursor":
+        conn.server_cursor_factory = psycopg.RawServerCursor if loop is None else psycopg.AsyncRawServerCursor
     client = client_of(conn)
     text = client.generate(PROMPT, max_tokens=4, seed=1)
     assert [*client.stream(PROMPT, max_tokens=4, seed=1)][-1].text == text
     assert client.generate_batch([PROMPT], max_tokens=4, seed=1) == [text]
     assert client.beam_search(PROMPT, max_tokens=4)[0].rank == 1
+    assert len(list(client.perplexity_rows("SELECT i, 'the ' || i FROM generate_series(1, 50) AS i"))) == 50
+
+
+def test_statements_are_made_without_a_connection(monkeypatch):
+    """psycopg 3.1 quotes names for a connection only."""
+
+    def as_bytes(self, context=None):
+        raise ValueError("a connection is necessary for Identifier")
+
+    monkeypatch.setattr(sql.Identifier, "as_bytes", as_bytes)
+    made, _ = Statements(('a "%" b',), "db").value("llm_generate", prompt="x")
+    assert sql.SQL('"a ""%%"" b"."llm_generate"') in made
+
+
+def test_streams_do_not_rely_on_the_loop_of_the_driver(client, monkeypatch):
+    """That of psycopg 3.3.0 ends after the first rows that it fetches, without an error."""
+
+    class Ended:
+        def __iter__(self):
+            return iter(())
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            raise StopAsyncIteration
+
+    for kind in (psycopg.ServerCursor, psycopg.AsyncServerCursor):
+        monkeypatch.setattr(kind, "__iter__", Ended.__iter__, raising=False)
+        monkeypatch.setattr(kind, "__aiter__", lambda cursor: Ended(), raising=False)
+    assert len(list(client.stream(PROMPT, max_tokens=5, eos_token=-1))) == 5
+    source = "SELECT i, 'the ' || i FROM generate_series(1, 100) AS i"
+    assert [row.key for row in client.perplexity_rows(source)] == [str(i) for i in range(1, 101)]
 
 
 def test_extension_in_another_schema(new_database, connect, client_of):

@@ -1,13 +1,17 @@
 """Models: what is loaded comes out as it went in, and what is refused leaves nothing behind."""
 
 import json
+import sys
+from itertools import islice
 
 import numpy as np
+import psycopg
 import pytest
 import safetensors.numpy
+from psycopg.rows import dict_row
 
 from loaders import convert_gpt2_checkpoint, load_model, save_model
-from loaders.common import Database, LoaderError
+from loaders.common import Database, LoaderError, fetched
 from loaders.hub_model import Config, HubModel
 from tests.server.loaders.hub import (
     CONFIG,
@@ -162,14 +166,85 @@ def test_damaged_and_absent_files(directory, tmp_path):
     with pytest.raises(LoaderError, match=r"model\.safetensors"):
         HubModel(directory)
     (directory / "model.safetensors").unlink()
-    (directory / "pytorch_model.bin").touch()
-    with pytest.raises(LoaderError, match="is a pickle"):
+    with pytest.raises(LoaderError, match=r"has no model\.safetensors, pytorch_model\.bin, ckpt\.pt or GGUF file"):
         HubModel(directory)
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
     with pytest.raises(LoaderError, match="of its own directory"):
         HubModel(directory)
     with pytest.raises(LoaderError, match="does not exist"):
         load_model.locate(str(tmp_path / "nowhere"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_git_lfs_pointer_says_what_it_is(directory, name):
+    (directory / name).write_bytes(POINTER)
+    with pytest.raises(LoaderError, match="git-LFS pointer"):
+        HubModel(directory)
+
+
+@pytest.mark.parametrize(("package", "start"), [("gguf", b"GGUF"), ("torch", b"PK\3\4")])
+def test_a_file_that_needs_a_package_says_which(directory, monkeypatch, package, start):
+    monkeypatch.setitem(sys.modules, package, None)
+    (directory / "weights").write_bytes(start)
+    with pytest.raises(LoaderError, match=rf"pip install 'pg_gpt2\[{package}\]'"):
+        HubModel(directory / "weights")
+
+
+def test_what_a_configuration_says_is_not_said_again(directory):
+    (directory / "config.json").write_text("\ufeff" + (directory / "config.json").read_text())
+    assert HubModel(directory).config == CONFIG
+    with pytest.raises(LoaderError, match=r"config\.json says which activation function the model has"):
+        HubModel(directory, "gelu_new")
+
+
+def test_one_file_wins_over_the_index_of_an_earlier_save(directory):
+    """As in transformers, which then looks at neither the index nor its shards."""
+    (directory / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"wte": "model-00001-of-00002.safetensors"}}'
+    )
+    assert set(HubModel(directory).tensors) == set(CONFIG.shapes())
+
+
+@pytest.mark.parametrize("change", ["head alone", "module.", "Linear", "no biases"])
+def test_weights_that_others_write(conn, directory, change):
+    tensors = hub_names(weights())
+    expected = weights()
+    if change == "head alone":
+        tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+    elif change == "module.":
+        tensors = {f"module.{name}": values for name, values in tensors.items()}
+    elif change == "Linear":
+        tensors = {n: v.T.copy() if ".h." in n else v for n, v in tensors.items()}
+    else:
+        tensors = {name: values for name, values in tensors.items() if not name.endswith(".bias")}
+        expected |= {name: np.zeros_like(values) for name, values in expected.items() if name.endswith(".bias")}
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    load(conn, directory, change)
+    assert_same(stored(conn, change), expected)
+
+
+def test_a_transfer_that_loses_something_is_an_error(conn, directory, tmp_path, monkeypatch):
+    """Whatever a driver does with a stream, as psycopg 3.3.0 did."""
+    load(conn, directory, "lossy")
+    monkeypatch.setattr(save_model, "fetched", lambda cursor, size: islice(fetched(cursor, size), 5))
+    with conn.transaction(), pytest.raises(LoaderError, match=r"\d+ of \d+ bytes of the weights came"):
+        save_model.save_model(Database(conn), "lossy", tmp_path / "saved")
+    assert not list((tmp_path / "saved").glob("model*"))
+    monkeypatch.setattr(psycopg.Copy, "write_row", lambda copy, row: None)
+    with pytest.raises(LoaderError, match="rows were sent to llm_param, and 0 arrived"):
+        load(conn, directory, "lost")
+    assert conn.execute("SELECT count(*) FROM llm_models WHERE model = 'lost'").fetchone() == (0,)
+
+
+def test_connections_of_dicts(conn, directory, tmp_path):
+    conn.row_factory = dict_row
+    load(conn, directory, "dicts")
+    with conn.transaction():
+        save_model.save_model(Database(conn), "dicts", tmp_path)
+    assert_same(safetensors.numpy.load_file(tmp_path / "model.safetensors"), hub_names(weights()))
 
 
 def test_npz_is_what_the_server_imports(conn, directory, tmp_path, server_files, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 from loaders import ingest_tokenizer, prepare_dataset
 from loaders.common import LoaderError
+from loaders.prepare_dataset import find_files
 from loaders.vocabulary import Vocabulary
 from tests.server.loaders.hub import TEXTS, run
 
@@ -44,6 +45,29 @@ def test_dataset_from_a_query_equals_the_server_s_own(dsn, conn, vocabulary, mon
     conn.execute("SELECT llm_dataset_load(%s, 'server', 16, 'train', 0.3)", [query])
     assert rows_of(conn, "client") == rows_of(conn, "server")
     assert rows_of(conn, "client")
+
+
+def test_brackets_that_are_in_a_name(tmp_path, monkeypatch):
+    """What is there as it is written is meant; else brackets are a set of characters, as in a shell."""
+    folder = tmp_path / "texts [1]"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "[ab].txt"):
+        (folder / name).touch()
+        (tmp_path / name).touch()
+    assert find_files([f"{folder}/*.txt"]) == [folder / name for name in ("[ab].txt", "a.txt", "b.txt")]
+    assert find_files([f"{folder}/[ab].txt"]) == [folder / "[ab].txt"]
+    assert find_files([f"{tmp_path}/texts*/[a].txt"]) == [folder / "a.txt"]
+    assert find_files([f"{tmp_path}/**/[b].txt"]) == [tmp_path / "b.txt", folder / "b.txt"]
+    monkeypatch.chdir(folder)
+    assert [*map(str, find_files(["[ab].txt", "[b].txt"]))] == ["[ab].txt", "b.txt"]
+
+
+def test_all_rows_of_a_query_are_read(conn, monkeypatch):
+    """In many pages of a cursor."""
+    monkeypatch.setattr(prepare_dataset, "ROWS", 7)
+    with conn.transaction():
+        found = [*prepare_dataset.query_texts(conn, "SELECT i::text FROM generate_series(1, 1000) AS i")]
+    assert found == [str(i) for i in range(1, 1001)]
 
 
 def test_texts_that_cannot_be_used(dsn, vocabulary, tmp_path, monkeypatch):
