@@ -33,12 +33,14 @@ class Config:
     n_positions: int
     vocab: int
     eos_token_id: int | None
+    stop_token_ids: tuple[int, ...] | None = None
 
     @classmethod
-    def from_hub(cls, fields: dict[str, Any]) -> "Config":
-        """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model."""
+    def from_hub(cls, fields: dict[str, Any], generation: dict[str, Any] | None = None) -> "Config":
+        """From config.json and, if any, generation_config.json; LoaderError when pg_gpt2 does not compute such a model."""
         try:
-            return cls(**asdict(config_of(fields)))
+            found = config_of(fields, generation)
+            return cls(*(getattr(found, column) for column in cls.__dataclass_fields__))
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
 
@@ -100,7 +102,10 @@ class HubModel:
 
     def __init__(self, source: Path) -> None:
         self.directory = source if source.is_dir() else source.parent
-        self.config = Config.from_hub(read_json(self.directory / "config.json"))
+        generation = self.directory / "generation_config.json"
+        self.config = Config.from_hub(
+            read_json(self.directory / "config.json"), read_json(generation) if generation.exists() else None
+        )
         self.tensors: dict[str, Tensor] = {}
         for path in [source] if source.is_file() else weight_files(source):
             for name, tensor in read_header(path).items():

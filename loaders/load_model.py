@@ -22,7 +22,7 @@ from loaders.hub_model import HubModel
 from loaders.vocabulary import Vocabulary
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "encoder.json", "vocab.bpe")
 
 
 def locate(source: str, revision: str | None = None) -> Path:
@@ -48,8 +48,9 @@ def default_name(source: str) -> str:
     return path.parent.name if path.is_file() else path.name
 
 
-def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
-    """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
+def load_model(database: Database, source: Path, model: str, *, replace: bool = False, tokenizer: bool = True) -> None:
+    """Register the configuration, insert the weights and, where there is one and `tokenizer` is true, the vocabulary. The caller
+    commits."""
     hub = HubModel(source)
     if replace:
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
@@ -57,11 +58,11 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
         raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
     columns = {"model": model, **asdict(hub.config)}
     database.execute(
-        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (model) DO UPDATE SET"
-        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s::int[]) ON CONFLICT (model) DO UPDATE SET"
+        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
         " = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id)",
+        " excluded.eos_token_id, excluded.stop_token_ids)",
         *columns.values(),
     )
     database.copy(
@@ -69,7 +70,7 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
         {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
         weight_rows(hub, model),
     )
-    if any((hub.directory / name).exists() for name in TOKENIZER_FILES):
+    if tokenizer and any((hub.directory / name).exists() for name in TOKENIZER_FILES):
         load_vocabulary(database, hub.directory, model, replace=replace)
 
 
@@ -87,7 +88,11 @@ def load_vocabulary(database: Database, directory: Path, model: str, *, replace:
     if not replace and database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
         print(f'model "{model}" has a vocabulary already, which is kept; --replace replaces it', file=sys.stderr)
         return
-    Vocabulary.find(directory).store(database, model, replace=replace)
+    try:
+        vocabulary = Vocabulary.find(directory)
+    except LoaderError as error:
+        raise LoaderError(f"{error}; --no-tokenizer loads the weights alone") from None
+    vocabulary.store(database, model, replace=replace)
 
 
 def main() -> None:
@@ -99,11 +104,14 @@ def main() -> None:
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
+    parser.add_argument(
+        "--no-tokenizer", action="store_true", help="weights alone, such as of a foreign tokenizer's model"
+    )
     args = parser.parse_args()
     source = locate(args.source, args.revision)
     model = args.model or default_name(args.source)
     with connect(args.dsn) as conn:
-        load_model(Database(conn), source, model, replace=args.replace)
+        load_model(Database(conn), source, model, replace=args.replace, tokenizer=not args.no_tokenizer)
     print(f'loaded model "{model}" from {args.source}')
 
 

@@ -19,6 +19,7 @@ MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an 
 MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_WORD = 1 << 24  # bytes of a word of a text: it is merged as a whole, at 150 bytes of memory for each
 MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a copy
+MOST_ADDED = 10_000  # tokens that are added to a vocabulary: all of them are looked for at every place of a text
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
 MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them

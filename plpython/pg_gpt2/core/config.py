@@ -51,7 +51,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`.
+    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`. `stop_token_ids` end generation, where that is
+    not `eos_token_id` alone.
 
     With an `adapter`, the tensors are those of its base and two more for each matrix that it adapts.
     """
@@ -63,6 +64,7 @@ class GPT2Config:
     vocab: int
     eos_token_id: int | None = None
     adapter: Adapter | None = None
+    stop_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
@@ -82,11 +84,25 @@ class GPT2Config:
                 f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
                 hint="Null stands for that of the vocabulary.",
             )
+        if self.stop_token_ids is not None:
+            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+            if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
+                raise InvalidParameter(
+                    f"stop_token_ids has {unknown[0]!r}, which is not one of {self.vocab} token ids",
+                    hint="Null stands for eos_token_id alone.",
+                )
         if self.d_model % self.n_head:
             raise InvalidParameter(
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
                 hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
             )
+
+    @property
+    def stops(self) -> tuple[int, ...] | None:
+        """The tokens that end generation; None = the configuration does not say."""
+        if self.stop_token_ids is None and self.eos_token_id is not None:
+            return (self.eos_token_id,)
+        return self.stop_token_ids
 
     @property
     def d_head(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from .. import host
 from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
+from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db
 
@@ -153,7 +154,15 @@ def _read(model: str) -> Tokenizer:
             'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
         )
     ]
-    return Tokenizer(tokens, merges)
+    rows = db.query(
+        "SELECT token_id, added, 'eos' = ANY (roles) AS is_eos, token AS content,"
+        " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab WHERE model = $1 AND (added OR 'eos' = ANY (roles))",
+        ["text"],
+        model,
+    )
+    eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
+    added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
+    return Tokenizer(tokens, merges, eos, added)
 
 
 def _empty(table: str, model: str) -> None:
