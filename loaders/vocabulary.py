@@ -30,7 +30,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if END_OF_TEXT in self.ids:  # a special one to the server, too, where nothing is said of it
-            self.added.setdefault(self.ids[END_OF_TEXT], AddedToken(END_OF_TEXT, special=True))
+            end_of_text = {self.ids[END_OF_TEXT]: AddedToken(END_OF_TEXT, special=True)}
+            object.__setattr__(self, "added", end_of_text | self.added)
 
     @property
     def eos(self) -> int | None:

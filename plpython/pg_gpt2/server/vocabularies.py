@@ -156,7 +156,8 @@ def _read(model: str) -> Tokenizer:
     ]
     rows = db.query(
         "SELECT token_id, added, 'eos' = ANY (roles) AS is_eos, token AS content,"
-        " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab WHERE model = $1 AND (added OR 'eos' = ANY (roles))",
+        " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab"
+        " WHERE model = $1 AND (added OR 'eos' = ANY (roles))",
         ["text"],
         model,
     )

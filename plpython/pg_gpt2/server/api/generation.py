@@ -129,8 +129,8 @@ def _ends(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple
 
 
 def _in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when there
-    are texts and the model has no vocabulary."""
+    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
+    there are texts and the model has no vocabulary."""
     found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
     lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
     return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found

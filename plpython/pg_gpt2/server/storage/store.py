@@ -195,8 +195,9 @@ def register(model: str, wanted: GPT2Config) -> None:
     db.run(
         "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id,"
         " stop_token_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
-        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions,"
-        " excluded.vocab, excluded.eos_token_id, excluded.stop_token_ids)",
+        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) ="
+        " (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab, excluded.eos_token_id,"
+        " excluded.stop_token_ids)",
         ["text", *["int4"] * 6, "int4[]"],
         *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
         None if wanted.stop_token_ids is None else list(wanted.stop_token_ids),
