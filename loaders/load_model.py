@@ -63,7 +63,7 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
         " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
         " = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
         " excluded.eos_token_id, excluded.stop_token_ids)",
-        *columns.values(),
+        *(list(value) if isinstance(value, tuple) else value for value in columns.values()),
     )
     database.copy(
         "llm_param",

