@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from .. import host
 from ..errors import LimitExceeded
-from ..limits import MOST_ADDED
+from ..limits import MOST_ADDED, MOST_ADDED_TOKEN
 from .unicode_classes import LETTER, WHITE_SPACE, WORD
 
-SEARCHED = 1 << 22  # characters, for one token, between two looks for a cancel request
+SEARCHED = 1 << 22  # characters, for one character of a token, between two looks for a cancel request
 
 Part = tuple[int, int, int | None]  # start, end, and the id of the token there; None: ordinary text
 
@@ -34,9 +34,11 @@ class AddedTokens:
     """The added tokens of a vocabulary, by id."""
 
     def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
-        if len(tokens) > MOST_ADDED:
+        sizes = [len(token.content) for token in tokens.values()]
+        if sum(sizes) > MOST_ADDED or max(sizes, default=0) > MOST_ADDED_TOKEN:
             raise LimitExceeded(
-                f"a vocabulary has {len(tokens)} added tokens, and one may have {MOST_ADDED}",
+                f"the {len(tokens)} added tokens have {sum(sizes)} characters, and one of them {max(sizes)}; all may have"
+                f" {MOST_ADDED}, and one {MOST_ADDED_TOKEN}",
                 hint="Tokens that merges make are not added: set added = false in llm_bpe_vocab.",
             )
         self.tokens = {token_id: token for token_id, token in tokens.items() if token.content}
@@ -84,7 +86,7 @@ class _Finder:
         contents = sorted(self._found, key=len, reverse=True)  # of alternatives, `re` takes the first that matches
         self._pattern = re.compile("|".join(map(re.escape, contents)))
         self._longest = len(contents[0])
-        self._window = max(1, SEARCHED // len(contents))
+        self._window = max(self._longest, SEARCHED // sum(map(len, contents)))
 
     def split(self, text: str, begin: int, end: int, special: bool) -> Iterator[Part]:
         """The parts of text[begin:end], which is all that there is for them. A match that does not count is passed over whole."""
