@@ -1,7 +1,7 @@
 """Convert a GPT-2, of whatever files `pg-gpt2 load-model` reads, to a NumPy .npz.
 
 The file is a standard one with the tensor names of pg_gpt2, for pg_llm_import_npz on the server; n_head and the
-end-of-text token travel in the zip comment, so that the import can register the configuration.
+tokens that end texts travel in the zip comment, so that the import can register the configuration.
 """
 
 import json
@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from pg_gpt2.formats.checkpoint import hub_metadata
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,9 +34,7 @@ def convert(hub: HubModel, output: Path) -> None:
                 for _, values in hub.blocks(name):
                     member.write(values.tobytes())
                     progress.update(values.nbytes)
-        known = {"n_head": hub.config.n_head, "eos_token_id": hub.config.eos_token_id}
-        comment = {key: str(value) for key, value in known.items() if value is not None}
-        archive.comment = json.dumps(comment).encode()
+        archive.comment = json.dumps(hub_metadata(hub.config.engine())).encode()
 
 
 def main() -> None:

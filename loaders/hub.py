@@ -24,7 +24,10 @@ from huggingface_hub import constants, get_token
 
 from loaders.common import LoaderError, bar
 
-WANTED = ("config.json", "vocab.json", "merges.txt", "tokenizer.json")
+WANTED = (
+    "config.json", "generation_config.json",
+    "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 WEIGHTS = (
     ("*.safetensors", "*.safetensors.index.json"),
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),

@@ -34,12 +34,16 @@ class Config:
     n_positions: int
     vocab: int
     eos_token_id: int | None
+    stop_token_ids: tuple[int, ...] | None = None
 
     @classmethod
-    def from_hub(cls, said: dict[str, Any], *, source: str = "config.json") -> "Config":
-        """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model. `source` is for the error."""
+    def from_hub(
+        cls, said: dict[str, Any], generation: dict[str, Any] | None = None, *, source: str = "config.json"
+    ) -> "Config":
+        """From config.json and, if any, generation_config.json; LoaderError when pg_gpt2 does not compute such a model. `source`
+        is for the error."""
         try:
-            found = config_of(said, source=source)
+            found = config_of(said, generation, source)
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
         return cls(*(getattr(found, field.name) for field in fields(cls)))
@@ -157,7 +161,7 @@ def _configuration(found: Weights, activation: str | None) -> Config:
             raise LoaderError(f"{found.described} says which activation function the model has")
         said = said | {"activation_function": activation}
     try:
-        return Config.from_hub(said, source=found.described)
+        return Config.from_hub(said, found.generation, source=found.described)
     except LoaderError as error:
         if activation is None and "activation_function" in found.assumed & said.keys():
             raise LoaderError(f"{error}. The file does not say it: --activation-function does") from None

@@ -25,7 +25,7 @@ from loaders.hub_model import ADAPTER_CONFIG, HubModel
 from loaders.vocabulary import Vocabulary
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "encoder.json", "vocab.bpe")
 
 
 def locate(source: str, revision: str | None = None, file: str | None = None, *, adapter: bool = False) -> Path:
@@ -56,9 +56,16 @@ def default_name(source: str) -> str:
 
 
 def load_model(
-    database: Database, source: Path, model: str, *, replace: bool = False, activation: str | None = None
+    database: Database,
+    source: Path,
+    model: str,
+    *,
+    replace: bool = False,
+    activation: str | None = None,
+    tokenizer: bool = True,
 ) -> None:
-    """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
+    """Register the configuration, insert the weights and, where there is one and `tokenizer` is true, the vocabulary. The caller
+    commits."""
     hub = HubModel(source, activation)
     if (base := database.base_of(model)) is not None:
         raise LoaderError(f'model "{model}" is an adapter of "{base}", which a model does not replace; drop it first')
@@ -70,19 +77,19 @@ def load_model(
         raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
     columns = {"model": model, **asdict(hub.config)}
     database.execute(
-        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (model) DO UPDATE SET"
-        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s::int[]) ON CONFLICT (model) DO UPDATE SET"
+        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
         " = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id)",
-        *columns.values(),
+        " excluded.eos_token_id, excluded.stop_token_ids)",
+        *(list(value) if isinstance(value, tuple) else value for value in columns.values()),
     )
     database.copy(
         "llm_param",
         {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
         weight_rows(hub, model),
     )
-    if hub.vocabulary is not None or any((hub.directory / name).exists() for name in TOKENIZER_FILES):
+    if tokenizer and (hub.vocabulary is not None or any((hub.directory / name).exists() for name in TOKENIZER_FILES)):
         load_vocabulary(database, hub, model, replace=replace)
 
 
@@ -100,7 +107,10 @@ def load_vocabulary(database: Database, hub: HubModel, model: str, *, replace: b
     if not replace and database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
         print(f'model "{model}" has a vocabulary already, which is kept; --replace replaces it', file=sys.stderr)
         return
-    vocabulary = Vocabulary.find(hub.directory) if hub.vocabulary is None else hub.vocabulary()
+    try:
+        vocabulary = Vocabulary.find(hub.directory) if hub.vocabulary is None else hub.vocabulary()
+    except LoaderError as error:
+        raise LoaderError(f"{error}; --no-tokenizer loads the weights alone") from None
     vocabulary.store(database, model, replace=replace)
 
 
@@ -120,11 +130,21 @@ def main() -> None:
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     about_weights(parser)
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
+    parser.add_argument(
+        "--no-tokenizer", action="store_true", help="weights alone, such as of a foreign tokenizer's model"
+    )
     args = parser.parse_args()
     source = locate(args.source, args.revision, args.file)
     model = args.model or default_name(args.source)
     with connect(args.dsn) as conn:
-        load_model(Database(conn), source, model, replace=args.replace, activation=args.activation_function)
+        load_model(
+            Database(conn),
+            source,
+            model,
+            replace=args.replace,
+            activation=args.activation_function,
+            tokenizer=not args.no_tokenizer,
+        )
     print(f'loaded model "{model}" from {args.source}')
 
 

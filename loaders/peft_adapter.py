@@ -212,15 +212,15 @@ class PeftAdapter:
 def configuration(database: Database, model: str) -> GPT2Config:
     """The shape of a model of the database, with what it adds where it is an adapter; LoaderError when it does not exist."""
     row = database.execute(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
         " FROM {llm_model_config} LEFT JOIN {llm_adapter} USING (model) WHERE model = %s",
         model,
     ).fetchone()
     if row is None:
         raise LoaderError(f'model "{model}" does not exist')
-    *sizes, r, alpha, targets, dropout_p = row
+    n_layer, n_head, d_model, n_positions, vocab, eos, stops, r, alpha, targets, dropout_p = row
     adapter = None if r is None else Adapter(r, alpha, tuple(targets), dropout_p)
-    return GPT2Config(*sizes, adapter=adapter)
+    return GPT2Config(n_layer, n_head, d_model, n_positions, vocab, eos, adapter, stops)
 
 
 def peft_name(name: str) -> str:

@@ -20,7 +20,7 @@ if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loaders.common import Database, LoaderError, arguments, bar, connect, fetched, run
-from loaders.vocabulary import END_OF_TEXT, Vocabulary
+from loaders.vocabulary import Vocabulary
 
 GPT2_POSITIONS = 1024
 ROWS = 100  # of a query that are fetched at a time
@@ -131,6 +131,18 @@ def find_vocabulary(database: Database, source: Path | None, model: str | None) 
     return found
 
 
+def find_end_of_text(database: Database, model: str | None, vocabulary: Vocabulary, wanted: str | None) -> int:
+    """The id of `wanted`, else of the model's end-of-text token, else of the vocabulary's; LoaderError when there is none."""
+    if wanted is not None:
+        found = vocabulary.ids.get(wanted)
+    else:
+        row = database.execute("SELECT eos_token_id FROM {llm_model_config} WHERE model = %s", model).fetchone()
+        found = row[0] if row and row[0] is not None else vocabulary.eos
+    if found is None:
+        raise LoaderError(f"the vocabulary has no token {wanted or 'of end-of-text'}; name another with --end-of-text")
+    return found
+
+
 def find_block_size(database: Database, model: str | None, wanted: int | None) -> int:
     """`wanted`, else the model's window, else GPT-2's; LoaderError when it is longer than the window of the model."""
     row = database.execute("SELECT n_positions FROM {llm_model_config} WHERE model = %s", model).fetchone()
@@ -160,7 +172,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--val-fraction", type=float, default=0.0, help="fraction of the rows, taken from the end, for split val"
     )
-    parser.add_argument("--end-of-text", default=END_OF_TEXT, help=f"token after each text (default {END_OF_TEXT})")
+    parser.add_argument(
+        "--end-of-text", metavar="TOKEN", help="token after each text; default: the model's or tokenizer's"
+    )
     parser.add_argument(
         "--truncate",
         action="store_true",
@@ -179,10 +193,9 @@ def main() -> None:
         database = Database(conn)
         block_size = find_block_size(database, args.model, args.block_size)
         vocabulary = find_vocabulary(database, args.tokenizer, args.model)
-        if args.end_of_text not in vocabulary.ids:
-            raise LoaderError(f"the vocabulary has no token {args.end_of_text}; name another with --end-of-text")
+        end_of_text = find_end_of_text(database, args.model, vocabulary, args.end_of_text)
         texts = query_texts(conn, args.query) if args.input is None else file_texts(find_files(args.input))
-        ids = encode(texts, vocabulary.tokenizer(), vocabulary.ids[args.end_of_text])
+        ids = encode(texts, vocabulary.tokenizer(), end_of_text)
         tokens, target, left = cut(ids, block_size)
         if not len(tokens):
             raise LoaderError(f"{len(ids)} tokens do not fill one block of {block_size} and its target")

@@ -19,13 +19,14 @@ if not __package__:  # run by path
 
 from loaders.common import Database, LoaderError, arguments, bar, complete, connect, fetched, run
 from loaders.hub_model import Config
-from loaders.vocabulary import END_OF_TEXT, Vocabulary
+from loaders.vocabulary import Vocabulary, write_json
 
 
 def save_model(database: Database, model: str, directory: Path, *, half: bool = False) -> None:
     """Write the files of `directory`; in a REPEATABLE READ transaction, all from one snapshot."""
     found = database.execute(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {llm_model_config} WHERE model = %s",
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids FROM {llm_model_config}"
+        " WHERE model = %s",
         model,
     ).fetchone()
     if found is None:
@@ -37,15 +38,16 @@ def save_model(database: Database, model: str, directory: Path, *, half: bool = 
     config = Config(*found)
     vocabulary = Vocabulary.from_database(database, model)
     if vocabulary is not None and config.eos_token_id is None:
-        config = replace(config, eos_token_id=vocabulary.ids.get(END_OF_TEXT))
+        config = replace(config, eos_token_id=vocabulary.eos)
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(database, model, config, directory / "model.safetensors", half=half)
     # Else transformers would compute in what the weights are stored in.
     write_json(directory / "config.json", config.to_hub() | ({"dtype": "float32"} if half else {}))
-    tokens = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
+    stops = config.eos_token_id if config.stop_token_ids is None else list(config.stop_token_ids) or None
+    tokens = {"bos_token_id": config.eos_token_id, "eos_token_id": stops}
     write_json(directory / "generation_config.json", {"_from_model_config": True, **tokens})
     if vocabulary is not None:
-        vocabulary.save(directory, config.n_positions)
+        vocabulary.save(directory, config.n_positions, config.eos_token_id)
 
 
 def write_weights(database: Database, model: str, config: Config, path: Path, *, half: bool) -> None:
@@ -88,11 +90,6 @@ def exported(database: Database, model: str) -> Iterator[bytes]:
         cursor.execute(database.query("SELECT {llm_export_safetensors}(%s::text)"), [model], binary=True)
         for (chunk,) in fetched(cursor, 1):
             yield chunk
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, indented."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

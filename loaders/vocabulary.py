@@ -1,107 +1,87 @@
-"""GPT-2 vocabularies: vocab.json with merges.txt, or tokenizer.json; to and from llm_bpe_vocab and llm_bpe_merges.
+"""A vocabulary of the database, llm_bpe_vocab and llm_bpe_merges: from the files of a tokenizer, and to files again.
 
-The `tokenizers` library parses and checks the files. What is not GPT-2's byte-level BPE is refused, since the server
-would split text otherwise.
+hub_tokenizer reads the files. Those that are written are opened by transformers and tokenizers, and read here again.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from pg_gpt2.tokenizer.added import AddedToken
+from pg_gpt2.tokenizer.bpe import END_OF_TEXT, token_bytes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from loaders import hub_tokenizer
 from loaders.common import Database, LoaderError
 
-END_OF_TEXT = "<|endoftext|>"
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Character of vocab.json -> byte: printable Latin-1 stands for itself, the other bytes follow from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF = _byte_alphabet()
-
-
-def token_bytes(token: str) -> bytes:
-    """The bytes a token stands for; an added token outside the alphabet stands for its own UTF-8."""
-    try:
-        return bytes(BYTE_OF[character] for character in token)
-    except KeyError:
-        return token.encode()
+FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")  # of an added token, columns of llm_bpe_vocab
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id, and merges in order of rank."""
+    """Tokens by id, merges in order of rank, how the added ones are found in a text, and the tokens of hub_tokenizer.ROLES."""
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
+    added: dict[int, AddedToken] = field(default_factory=dict)
+    roles: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if END_OF_TEXT in self.ids:  # a special one to the server, too, where nothing is said of it
+            end_of_text = {self.ids[END_OF_TEXT]: AddedToken(END_OF_TEXT, special=True)}
+            object.__setattr__(self, "added", end_of_text | self.added)
+
+    @property
+    def eos(self) -> int | None:
+        """The token between texts, of a model whose configuration names none."""
+        return self.roles.get("eos", self.ids.get(END_OF_TEXT))
 
     @classmethod
     def from_files(cls, vocab: Path, merges: Path) -> "Vocabulary":
         """From vocab.json and merges.txt (encoder.json and vocab.bpe in the original release)."""
-        try:
-            found = cls(*models.BPE.read_file(str(vocab), str(merges)))
-        except Exception as error:  # the library raises nothing narrower
-            raise LoaderError(f"{vocab} and {merges} are not a vocabulary and its merges: {error}") from None
-        if not found.merges and not merges.read_bytes().strip():
-            raise LoaderError(
-                f'{merges} is empty; of a vocabulary without merges it has the line "#version: 0.2" alone'
-            )
-        found.tokenizer()
-        return found
-
-    @classmethod
-    def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
-        """From tokenizer.json, added tokens included."""
-        try:
-            parsed = json.loads(Tokenizer.from_file(str(path)).to_str())
-        except Exception as error:  # the library raises nothing narrower
-            raise LoaderError(f"{path} is not a tokenizer.json: {error}") from None
-        _refuse_other_tokenizers(parsed, path)
-        model = parsed["model"]
-        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-        added = {token["content"]: token["id"] for token in parsed["added_tokens"]}
-        found = cls({**model["vocab"], **added}, merges)
-        found.tokenizer()
-        return found
+        return cls._checked(hub_tokenizer.read_plain(vocab, merges))
 
     @classmethod
     def find(cls, source: Path) -> "Vocabulary":
         """From a tokenizer.json, or from a directory that has one or vocab.json and merges.txt; else LoaderError."""
-        if source.is_file():
-            return cls.from_tokenizer_json(source)
-        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-            if (source / vocab).exists() and (source / merges).exists():
-                return cls.from_files(source / vocab, source / merges)
-        if (source / "tokenizer.json").exists():
-            return cls.from_tokenizer_json(source / "tokenizer.json")
-        raise LoaderError(f"{source} has neither vocab.json and merges.txt nor tokenizer.json")
+        read = hub_tokenizer.read_tokenizer_json if source.is_file() else hub_tokenizer.read_directory
+        return cls._checked(read(source))
+
+    @classmethod
+    def _checked(cls, files: hub_tokenizer.Files) -> "Vocabulary":
+        found = cls(files.ids, files.merges, files.added, files.roles)
+        found.tokenizer()
+        return found
 
     @classmethod
     def from_database(cls, database: Database, model: str) -> "Vocabulary | None":
         """The vocabulary stored for `model`, if there is one; an adapter uses that of its base."""
         model = database.base_of(model) or model
-        ids: dict[str, int] = dict(
-            database.execute("SELECT token, token_id FROM {llm_bpe_vocab} WHERE model = %s", model).fetchall()
-        )
+        rows = database.execute(
+            f"SELECT token, token_id, roles, added, {', '.join(FLAGS)} FROM {{llm_bpe_vocab}} WHERE model = %s", model
+        ).fetchall()
         merges = database.execute(
             'SELECT "left", "right" FROM {llm_bpe_merges} WHERE model = %s ORDER BY rank', model
         ).fetchall()
-        return cls(ids, merges) if ids else None
+        ids = {token: token_id for token, token_id, *_ in rows}
+        added = {token_id: AddedToken(token, *flags) for token, token_id, _, is_added, *flags in rows if is_added}
+        roles = {role: token_id for _, token_id, roles, *_ in rows for role in roles}
+        return cls(ids, merges, added, roles) if ids else None
 
     def tokenizer(self) -> Tokenizer:
-        """An encoder to which all text is ordinary, `<|endoftext|>` included."""
+        """An encoder as llm_encode is one: special tokens are ordinary text, `<|endoftext|>` included."""
         try:
             tokenizer = Tokenizer(models.BPE(self.ids, self.merges))
         except Exception as error:  # the library raises nothing narrower
             raise LoaderError(f"the merges do not fit the vocabulary: {error}") from None
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
+        for token in self.added.values():  # their ids are those in the vocabulary, where there are gaps, too
+            add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+            add([tokenizers.AddedToken(**token._asdict())])
+        tokenizer.encode_special_tokens = True
         return tokenizer
 
     def store(self, database: Database, model: str, *, replace: bool) -> None:
@@ -115,8 +95,9 @@ class Vocabulary:
             raise LoaderError(f'model "{model}" has a vocabulary already; --truncate replaces it')
         database.copy(
             "llm_bpe_vocab",
-            {"model": "text", "token_id": "int4", "token": "text", "bytes": "bytea"},
-            ((model, number, token, token_bytes(token)) for token, number in self.ids.items()),
+            {"model": "text", "token_id": "int4", "token": "text", "bytes": "bytea", "roles": "text[]", "added": "bool"}
+            | dict.fromkeys(FLAGS, "bool"),
+            ((model, number, token, token_bytes(token), *self._said(number)) for token, number in self.ids.items()),
         )
         database.copy(
             "llm_bpe_merges",
@@ -124,28 +105,42 @@ class Vocabulary:
             ((model, rank, left, right, f"{left} {right}") for rank, (left, right) in enumerate(self.merges)),
         )
 
-    def save(self, directory: Path, n_positions: int) -> None:
-        """Write the files that GPT2Tokenizer of transformers reads."""
+    def _said(self, token_id: int) -> tuple[Any, ...]:
+        """Its roles, whether it is added, and its FLAGS."""
+        roles = [role for role, known in self.roles.items() if known == token_id]
+        return roles, token_id in self.added, *self.added.get(token_id, AddedToken(""))[1:]
+
+    def save(self, directory: Path, n_positions: int, eos: int | None = None) -> None:
+        """Write the files that GPT2Tokenizer of transformers reads, of whichever release; `eos` where the vocabulary names none.
+
+        vocab.json has the added tokens, too, so that each keeps its id wherever it is.
+        """
         tokenizer = self.tokenizer()
         tokenizer.model.save(str(directory))
-        config: dict[str, Any] = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "add_prefix_space": False,
-            "model_max_length": n_positions,
-        }
-        if END_OF_TEXT in self.ids:
-            tokenizer.add_special_tokens([END_OF_TEXT])
-            config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         tokenizer.save(str(directory / "tokenizer.json"))
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        token_of = {token_id: token for token, token_id in self.ids.items()}
+        eos = self.roles.get("eos", self.eos if eos is None else eos)
+        roles = {
+            "bos": eos,
+            "eos": eos,
+            "unk": eos,
+            **self.roles,
+        }  # null, where there is none: GPT2Tokenizer would add one
+        special = {f"{role}_token": token_of.get(token_id) for role, token_id in roles.items()}  # type: ignore[arg-type]
+        added = dict(sorted(self.added.items()))
+        config: dict[str, Any] = {
+            "added_tokens_decoder": {str(token_id): token._asdict() for token_id, token in added.items()},
+            "add_prefix_space": False,
+            **special,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": n_positions,
+            "tokenizer_class": "GPT2Tokenizer",
+        }
+        write_json(directory / "tokenizer_config.json", config)
+        write_json(directory / "special_tokens_map.json", {name: token for name, token in special.items() if token})
+        write_json(directory / "added_tokens.json", {token.content: token_id for token_id, token in added.items()})
 
 
-def _refuse_other_tokenizers(parsed: dict[str, Any], path: Path) -> None:
-    model, splitter = parsed["model"], parsed.get("pre_tokenizer") or {}
-    if model["type"] != "BPE" or splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True):
-        raise LoaderError(f"{path} is not a byte-level BPE with GPT-2's pattern")
-    if splitter.get("add_prefix_space"):
-        raise LoaderError(f"{path} adds a space before the text (add_prefix_space), which GPT-2 does not")
-    settings = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-    if parsed.get("normalizer") is not None or any(model.get(setting) for setting in settings):
-        raise LoaderError(f"{path} normalizes text or sets one of {', '.join(settings)}, which GPT-2 does not")
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, indented."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

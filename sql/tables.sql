@@ -10,6 +10,9 @@ CREATE TABLE llm_model_config (
     eos_token_id integer CHECK (eos_token_id >= 0 AND eos_token_id < vocab),
     preset       boolean NOT NULL DEFAULT false,
     init_seed    bigint,
+    stop_token_ids integer[] CHECK (
+        stop_token_ids IS NULL OR (0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
+    ), -- null, of ids with a NULL among them, would pass
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
@@ -21,7 +24,9 @@ COMMENT ON COLUMN llm_model_config.d_model IS 'Width of the residual stream.';
 COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
 COMMENT ON COLUMN llm_model_config.eos_token_id IS
-    'Id of the end-of-text token; null = the one of the vocabulary, if any.';
+    'Id of the token between texts, whatever it looks like, which ends generation; null = that of the vocabulary, if any.';
+COMMENT ON COLUMN llm_model_config.stop_token_ids IS
+    'Ids of the tokens that end generation, where that is not eos_token_id alone; null = it is.';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS
@@ -92,15 +97,36 @@ CREATE TABLE llm_bpe_vocab (
     token    text NOT NULL,
     score    real,
     bytes    bytea NOT NULL,
-    PRIMARY KEY (model, token_id)
+    added       boolean NOT NULL DEFAULT false,
+    special     boolean NOT NULL DEFAULT false,
+    lstrip      boolean NOT NULL DEFAULT false,
+    rstrip      boolean NOT NULL DEFAULT false,
+    single_word boolean NOT NULL DEFAULT false,
+    normalized  boolean NOT NULL DEFAULT false,
+    roles       text[] NOT NULL DEFAULT '{}' CHECK (roles <@ ARRAY['bos', 'eos', 'unk', 'pad', 'sep', 'cls', 'mask']),
+    PRIMARY KEY (model, token_id),
+    CHECK (added OR NOT (special OR lstrip OR rstrip OR single_word OR normalized))
 );
+CREATE UNIQUE INDEX llm_bpe_vocab_eos ON llm_bpe_vocab (model) WHERE 'eos' = ANY (roles);
 COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row per token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
 COMMENT ON COLUMN llm_bpe_vocab.token IS
-    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
+    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space. An added token is '
+    'written as it stands in a text.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
+COMMENT ON COLUMN llm_bpe_vocab.added IS
+    'Whether it is found in a text as it stands, before the text is split and merged, as Hugging Face''s added tokens '
+    'are: the longest at each place. Of <|endoftext|> this and special need not be said.';
+COMMENT ON COLUMN llm_bpe_vocab.special IS 'Whether it is ordinary text, unless special tokens are asked for.';
+COMMENT ON COLUMN llm_bpe_vocab.lstrip IS 'Whether it takes the white space before it along.';
+COMMENT ON COLUMN llm_bpe_vocab.rstrip IS 'Whether it takes the white space after it along.';
+COMMENT ON COLUMN llm_bpe_vocab.single_word IS 'Whether it is only found where it is not a part of a longer word.';
+COMMENT ON COLUMN llm_bpe_vocab.normalized IS 'Whether it is only sought in what the other added tokens leave.';
+COMMENT ON COLUMN llm_bpe_vocab.roles IS
+    'What the tokenizer has the token for, by Hugging Face''s names: eos is the token between texts, where the model''s '
+    'configuration names none; the others come back when the model is saved.';
 
 CREATE TABLE llm_bpe_merges (
     model   text NOT NULL,

@@ -23,8 +23,8 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @tokenizer.encode@;
 COMMENT ON FUNCTION llm_encode IS
-    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
-    'null text gives null; a null model is the setting pg_gpt2.model.';
+    'Token ids of a text, as GPT-2''s tokenizer gives them. Special tokens, such as <|endoftext|>, are ordinary text unless '
+    'special is true; other added tokens are always found. A null text gives null; a null model is the setting pg_gpt2.model.';
 
 -- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
 -- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this

@@ -30,7 +30,8 @@ CREATE FUNCTION llm_dataset_load_pairs(
     split text DEFAULT 'train',
     val_fraction double precision DEFAULT 0,
     replace boolean DEFAULT false,
-    source_path text DEFAULT current_setting('search_path')
+    source_path text DEFAULT current_setting('search_path'),
+    special boolean DEFAULT true
 )
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -43,7 +44,8 @@ COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'completion best begins with a space. A prompt that is too long for max_length tokens (null = n_positions of the '
     'model) loses its beginning. A pair is skipped that has a NULL, no text, a weight that is not above 0 and at most '
     '1e9, or a completion too long for max_length. NOTICEs say how many were cut, and how many skipped. Returns the '
-    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load.';
+    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load. Special tokens in the texts, which '
+    'mark the turns of a chat, are found; with special => false they are ordinary text, as for texts of strangers.';
 
 CREATE FUNCTION llm_loss_sent(
     model text,

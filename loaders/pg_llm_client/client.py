@@ -201,8 +201,8 @@ class PGLLMClient:
         """Load pairs to train on, one a row of llm_dataset; the number of rows.
 
         `source` is a query of two columns, prompt and completion, such as 'SELECT question, answer FROM faq', or of three: the
-        last is a weight. Only completions carry loss. `split`, `val_fraction` and `replace` are those of
-        llm_dataset_load_pairs; NOTICEs say what was cut or skipped.
+        last is a weight. Only completions carry loss. `split`, `val_fraction`, `replace` and `special` are those
+        of llm_dataset_load_pairs; NOTICEs say what was cut or skipped.
         """
         given = {"source": source, "model": model or self.model, "max_length": max_length, **options}
         return self._value("llm_dataset_load_pairs", **given)

@@ -23,6 +23,7 @@ class PairOptions(TypedDict, total=False):
     split: str
     val_fraction: float
     replace: bool
+    special: bool
 
 
 class AdapterOptions(TypedDict, total=False):

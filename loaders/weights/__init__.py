@@ -22,8 +22,9 @@ def read(source: Path) -> Weights:
     tensors = [tensor for part in found for tensor in part.tensors]
     first = found[0]
     if first.fields is None:
-        beside = files[0].parent / "config.json"
-        first.fields, first.described = read_json(beside), "config.json"
+        first.fields, first.described = read_json(files[0].parent / "config.json"), "config.json"
+        generation = files[0].parent / "generation_config.json"
+        first.generation = read_json(generation) if generation.exists() else None
     first.tensors = tensors
     return first
 

@@ -29,7 +29,8 @@ class Tensor(Protocol):
 
 @dataclass
 class Weights:
-    """What a file says: its tensors by its names, what would stand in a config.json (None: not in this file), its vocabulary."""
+    """What a file says: its tensors by its names, what would stand in a config.json (None: not in this file), its vocabulary; and
+    what is beside it, in its generation_config.json."""
 
     tensors: list[tuple[str, Tensor]]
     fields: dict[str, Any] | None = None
@@ -38,6 +39,7 @@ class Weights:
     assumed: set[str] = field(default_factory=set)
     """Fields that the file does not say, but whoever writes such files computes."""
     vocabulary: Callable[[], Vocabulary] | None = None
+    generation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

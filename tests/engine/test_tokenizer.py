@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer import bpe, bpe_merge, pretokenize
+from pg_gpt2.tokenizer import added, bpe, bpe_merge, pretokenize
 from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
@@ -337,10 +337,10 @@ def test_end_of_text_tokens_in_a_long_text_can_be_cancelled(checks):
 
 def test_an_end_of_text_token_where_two_searches_meet(monkeypatch):
     for size in range(14, 40):
-        monkeypatch.setattr(bpe, "SEARCHED", size)
-        assert (
-            LEARNED.encode("ab<|endoftext|>c<|endoftext|><|endoftext|>", special=True).count(LEARNED.eos_token_id) == 3
-        )
+        monkeypatch.setattr(added, "SEARCHED", size)
+        tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+        ids = tokenizer.encode("ab<|endoftext|>c<|endoftext|><|endoftext|>", special=True)
+        assert ids.count(LEARNED.eos_token_id) == 3
 
 
 def test_bytes_of_long_tokens_are_asked_for_and_bounded(monkeypatch):

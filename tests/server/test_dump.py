@@ -59,7 +59,9 @@ def source(dsn: str) -> str:
     with psycopg.connect(dsn, autocommit=True) as conn:
         for statement in (
             "SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 262, 'm')",
+            "UPDATE llm_bpe_vocab SET added = true, lstrip = true, roles = '{pad}' WHERE model = 'm' AND token = 'low'",
             "SELECT llm_init_model('m', 2, 2, 16, 16)",
+            "UPDATE llm_model_config SET stop_token_ids = '{7, 8}' WHERE model = 'm'",
             "SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)",
             "SELECT llm_dataset_load_pairs($$VALUES ('low', ' lower', 2.5), ('new', ' wider', 1)$$, 'm')",
             "UPDATE llm_dataset SET model = NULL",

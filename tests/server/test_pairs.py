@@ -56,6 +56,16 @@ def test_loss_is_on_completion_and_end_of_text_only(conn, said):
     assert said == []
 
 
+def test_special_tokens_in_pairs_are_found_unless_said_otherwise(conn, said):
+    source = "'VALUES (''a<|endoftext|>'', '' b'')'"
+    end = conn.execute("SELECT eos_token_id FROM llm_model_config WHERE model = 'm'").fetchone()[0]
+    for special in ("", ", special => true", ", special => false"):
+        conn.execute("DELETE FROM llm_dataset")
+        conn.execute(f"SELECT llm_dataset_load_pairs({source}, 'm'{special})")
+        found = conn.execute("SELECT array_position(tokens, %s) FROM llm_dataset", [end]).fetchone()[0]
+        assert found == (None if "false" in special else 2)
+
+
 def test_prompts_lose_their_beginnings_and_completions_nothing(conn, said):
     whole, counted = load(conn), conn.execute(f"SELECT {COUNTED}").fetchone()[0]
     rows = conn.execute(ROWS).fetchall()

@@ -5,7 +5,7 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from typing import Any
 
@@ -53,7 +53,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`.
+    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`. `stop_token_ids` end generation, where that is
+    not `eos_token_id` alone.
 
     With an `adapter`, the tensors are those of its base and two more for each matrix that it adapts.
     """
@@ -65,6 +66,7 @@ class GPT2Config:
     vocab: int
     eos_token_id: int | None = None
     adapter: Adapter | None = None
+    stop_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
@@ -84,6 +86,13 @@ class GPT2Config:
                 f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
                 hint="Null stands for that of the vocabulary.",
             )
+        if self.stop_token_ids is not None:
+            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+            if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
+                raise InvalidParameter(
+                    f"stop_token_ids has {unknown[0]!r}, which is not one of {self.vocab} token ids",
+                    hint="Null stands for eos_token_id alone.",
+                )
         if self.d_model % self.n_head:
             raise InvalidParameter(
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
@@ -91,8 +100,9 @@ class GPT2Config:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as an object of JSON; `adapter` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
+        """Its fields, as an object of JSON; `adapter` and `stop_token_ids` only where there are any."""
+        optional = ("adapter", "stop_token_ids")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
@@ -106,6 +116,17 @@ class GPT2Config:
         except OverflowError:
             raise ValueError("alpha or dropout_p") from None
         return cls(**given, adapter=Adapter(own["r"], alpha, tuple(own["targets"]), dropout_p))
+
+    @property
+    def stops(self) -> tuple[int, ...] | None:
+        """The tokens that end generation; None = the configuration does not say."""
+        if self.stop_token_ids is None and self.eos_token_id is not None:
+            return (self.eos_token_id,)
+        return self.stop_token_ids
+
+    def plain(self) -> "GPT2Config":
+        """Its sizes alone: without an adapter, and without the tokens that end texts."""
+        return replace(self, adapter=None, eos_token_id=None, stop_token_ids=None)
 
     @property
     def d_head(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from ..tensor import to_bytes
 from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
-FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
+STOPS = "stop_token_ids"
+FIELDS = tuple(
+    field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS)
+)  # those that are counts
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -58,12 +61,14 @@ def hub_name(name: str, prefix: str = "transformer.") -> str:
 
 def hub_metadata(config: GPT2Config) -> dict[str, str]:
     """What shapes do not say about a model, for the metadata of an exported file."""
-    found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
+    found: dict[str, Any] = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
+    if config.stop_token_ids is not None:
+        found[STOPS] = " ".join(map(str, config.stop_token_ids))
     return {key: str(value) for key, value in found.items() if value is not None}
 
 
-def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source: str) -> GPT2Config:
-    """`known` with the end-of-text token that `source` says where it has none; 22000 where `source` says another value."""
+def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) -> GPT2Config:
+    """`known` with the tokens that end texts as `source` says where it has none; 22000 where `source` says another value."""
     for name, value in said.items():
         ours = getattr(known, name)
         if value is not None and ours is not None and value != ours:
@@ -71,10 +76,11 @@ def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source
                 f'{source} says {name} = {value}, and model "{model}" has {ours}',
                 hint="Import it under another name, or change llm_model_config to what the weights have.",
             )
-    if known.eos_token_id is not None:
-        return known
+    ends: dict[str, Any] = {
+        name: said.get(name) for name in ("eos_token_id", "stop_token_ids") if getattr(known, name) is None
+    }
     try:
-        return replace(known, eos_token_id=said.get("eos_token_id"))
+        return replace(known, **ends)
     except InvalidParameter as error:
         raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
@@ -140,9 +146,12 @@ class Checkpoint:
             )
         return values
 
-    def said(self) -> dict[str, int]:
+    def said(self) -> dict[str, Any]:
         """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
-        return {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        said: dict[str, Any] = {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        if STOPS in self.metadata:
+            said[STOPS] = tuple(self._count(STOPS, word) for word in self.metadata[STOPS].split())
+        return said
 
     def config(self) -> GPT2Config | None:
         """The configuration that the shapes say, or None when the file does not know `n_head`."""
@@ -160,12 +169,15 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, said.get("eos_token_id"))
+            ends = {name: said.get(name) for name in ("eos_token_id", STOPS)}
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **ends)
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
     def _integer(self, key: str) -> int:
-        text = self.metadata[key]
+        return self._count(key, self.metadata[key])
+
+    def _count(self, key: str, text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise MalformedData(
                 f"the file's metadata says {key} = {text!r:.80}, which is not a count",

@@ -33,19 +33,27 @@ SIZES = {
 }  # ours -> theirs
 
 
-def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
-    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
+def read_config(data: bytes, source: str = "config.json", generation: bytes | None = None) -> GPT2Config:
+    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors;
+    `generation` is the generation_config.json beside it."""
+    beside = None if generation is None else _object(generation, "generation_config.json")
+    return config_of(_object(data, source), beside, source)
+
+
+def _object(data: bytes, source: str) -> dict[str, Any]:
     fields = load_json(data, source)
     if not isinstance(fields, dict):
         raise MalformedData(
             f"{source} is not a JSON object",
             hint="Give the weights a directory of their own where it is of something else.",
         )
-    return config_of(fields, source)
+    return fields
 
 
-def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Config:
-    """The same of the object in it."""
+def config_of(
+    fields: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config.json"
+) -> GPT2Config:
+    """The same of the objects in them."""
     for name, accepted in FIXED.items():
         if fields.get(name, accepted[0]) not in accepted:
             raise InconsistentData(
@@ -58,12 +66,19 @@ def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Con
             f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
             hint="pg_gpt2 has no other width inside its blocks.",
         )
-    # Small models keep the library's default of 50256, which is no token of theirs.
-    eos = fields.get("eos_token_id")
+    eos = _ids(fields, sizes["vocab"])
+    stops = eos if generation is None else _ids(generation, sizes["vocab"])
+    first = eos[0] if eos else None
     try:
-        return GPT2Config(**sizes, eos_token_id=eos if type(eos) is int and 0 <= eos < sizes["vocab"] else None)
+        return GPT2Config(**sizes, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
     except InvalidParameter as error:
         raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+
+
+def _ids(fields: Mapping[str, Any], vocab: int) -> tuple[int, ...]:
+    """Its eos_token_id, one or a list. Small models keep the library's default of 50256, which is no token of theirs."""
+    found = fields.get("eos_token_id")
+    return tuple(i for i in (found if isinstance(found, list) else [found]) if type(i) is int and 0 <= i < vocab)
 
 
 def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:

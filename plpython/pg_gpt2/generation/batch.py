@@ -19,7 +19,6 @@ from ..fast.layout import DecoderWeights
 from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
-from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
@@ -31,7 +30,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.history = History(prompt, options.eos, walk=options.walk())
+        self.history = options.history(prompt)
         self.unread: list[int] = []  # what it has said and its decoder has not read
         self.tokens: list[Token] = []
         self.error: InvalidParameter | None = None  # why it says no more
@@ -88,7 +87,7 @@ class Stream:
     def _say(self, token: int, logprob: float | None) -> None:
         self.history.append(token)
         self.unread.append(token)
-        ended = token == self.options.eos or self._stopped(token) or self.history.over
+        ended = self.history.ends(token) or self._stopped(token) or self.history.over
         full = len(self.tokens) + 1 == self.options.max_tokens
         self.tokens.append(Token(token, logprob, "stop" if ended else "length" if full else None))
 

@@ -41,11 +41,12 @@ class Beams:
     eos: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None  # what the text must be
+    also_ends: tuple[int, ...] = ()  # other tokens that end a text
 
     def history(self, prompt: Sequence[int], ids: Sequence[int] = ()) -> History:
         """What a beam of these ids has read, said and may say."""
         walk = self.constraint.begin(self.max_tokens) if self.constraint else None
-        return History(prompt, self.eos, ids, walk)
+        return History(prompt, self.eos, ids, walk, self.also_ends)
 
 
 def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
@@ -91,7 +92,7 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
 def _has_ended(beam: Beam, asked: Beams) -> bool:
     """Whether nothing follows: after an end-of-text token, or where there is none and the text is complete."""
     if asked.eos is not None or asked.constraint is None:
-        return beam.ids[-1] == asked.eos
+        return beam.ids[-1] == asked.eos or beam.ids[-1] in asked.also_ends
     return asked.history((), beam.ids).over
 
 

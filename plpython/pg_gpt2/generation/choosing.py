@@ -15,7 +15,6 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter, NullNotAllowed
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
-from ..tokenizer.pretokenize import last_cut
 from .decode import check_ids
 from .slots import Question, Slots
 from .trees import CHECKED, Trie
@@ -127,7 +126,7 @@ class Choices:
         blanks = prompt[len(text) :]
         if not text:
             return [self._start("an empty prompt")], "", blanks
-        cut = last_cut(text)
+        cut = self._tokenizer.last_cut(text)
         ids = self._tokenizer.encode(text[:cut]) + self._tokenizer.encode(text[cut:])
         check_ids(ids, self._config, self._model)
         return ids, text[cut:], blanks

@@ -22,7 +22,7 @@ from .stops import Stops
 
 @dataclass(frozen=True)
 class Options:
-    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
+    """What a call asks for beside its prompt; `eos` None = no end-of-text token. `also_ends`: other tokens that end a text."""
 
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
@@ -32,6 +32,11 @@ class Options:
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
     constraint: Constraint | None = None  # what the text must be
+    also_ends: tuple[int, ...] = ()
+
+    def history(self, prompt: Sequence[int]) -> History:
+        """What a text after `prompt` has read."""
+        return History(prompt, self.eos, walk=self.walk(), also_ends=self.also_ends)
 
     def walk(self) -> Walk | None:
         """A text's way through the constraint; 22023 where max_tokens are too few for any."""
@@ -59,7 +64,7 @@ def tokens(
     stopped: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[Token]:
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
-    history = History(prompt, options.eos, walk=options.walk())
+    history = options.history(prompt)
     if not options.max_tokens or history.over:
         return iter(())
     draws = Draws(options.seed)
@@ -68,7 +73,7 @@ def tokens(
 
     def take(token: int, logprob: float | None) -> Token:
         history.append(token)
-        ended = token == options.eos or stopped(token) or history.over
+        ended = history.ends(token) or stopped(token) or history.over
         return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
 
     def generate() -> Iterator[Token]:
@@ -142,17 +147,17 @@ class TextStream:
     Bytes of an unfinished character are held back, and so is an end that might become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None, also_ends: Sequence[int] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops, self._state = stops, 0
-        self._eos = eos
+        self._silent = {eos, *also_ends}
         self._parts: list[str] = []
         self._length = 0
         self.stopped = False
 
     def add(self, token: int) -> bool:
         """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token != self._eos:
+        if token not in self._silent:
             self._take(self._decoder.push(token))
         return self.stopped
 

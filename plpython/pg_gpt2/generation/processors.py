@@ -18,8 +18,8 @@ Stretch = Callable[[Any], float]
 
 
 class History:
-    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any; `walk` says what
-    it may say, where there is a constraint."""
+    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any, and so do others,
+    `also_ends`; `walk` says what it may say, where there is a constraint."""
 
     def __init__(
         self,
@@ -27,9 +27,10 @@ class History:
         eos: int | None = None,
         said: Iterable[int] = (),
         walk: Walk | None = None,
+        also_ends: Sequence[int] = (),
     ) -> None:
         self.ids = array("q", prompt)
-        self.eos = eos
+        self.endings = [] if eos is None else [eos, *also_ends]
         self.walk = walk
         self.occurred = set(self.ids)
         self.new = 0
@@ -45,6 +46,10 @@ class History:
         self.counts[token] = self.counts.get(token, 0) + 1
         if self.walk:
             self.walk.take(token)
+
+    def ends(self, token: int) -> bool:
+        """Whether nothing follows `token`."""
+        return token in self.endings
 
     @property
     def over(self) -> bool:
@@ -110,12 +115,11 @@ class Sequences:
             if len(ids) > 1:
                 self._longer.setdefault(ids[-2], []).append((array("q", ids[:-1]), ids[-1], np.float32(bias)))
 
-    def add_to(self, scores: np.ndarray, seen: array, spared: int | None = None) -> np.ndarray:
-        """`scores` with biases; a sequence of `spared` alone has none."""
+    def add_to(self, scores: np.ndarray, seen: array, spared: Sequence[int] = ()) -> np.ndarray:
+        """`scores` with biases; a sequence of one of `spared` alone has none."""
         bias = np.zeros_like(scores)
         bias[self._ids] = self._biases
-        if spared is not None:
-            bias[spared] = 0
+        bias[np.array(spared, np.int64)] = 0
         for before, last, value in self._longer.get(seen[-1], ()) if seen else ():
             if seen[-len(before) :] == before:
                 bias[last] += value
@@ -197,15 +201,15 @@ def _without(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 @adjusts(prepare=lambda words: Sequences([(ids, -np.inf) for ids in words]), stretch=_moves)
 def bad_words(scores: np.ndarray, words: Sequences, history: History) -> np.ndarray:
     """Exclude the last token of a sequence where the others stand before it; the end-of-text token alone is none."""
-    return words.add_to(scores, history.ids, spared=history.eos)
+    return words.add_to(scores, history.ids, spared=history.endings)
 
 
 @adjusts(stretch=_moves)
 def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarray:
     """Exclude the end-of-text token before `least` tokens are there."""
-    if history.new >= least or history.eos is None:
+    if history.new >= least or not history.endings:
         return scores
-    return _without(scores, np.array([history.eos]))
+    return _without(scores, np.array(history.endings))
 
 
 def constrain(scores: np.ndarray, history: History) -> np.ndarray:

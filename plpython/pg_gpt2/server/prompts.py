@@ -3,6 +3,7 @@
 A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter, require
 from ..generation.decode import check_ids
 from ..tokenizer.bpe import Tokenizer
@@ -26,13 +27,20 @@ def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
     """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
-    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    eos = eos_of(model.config, tokenizer)
     if eos is None:
         raise InvalidParameter(
             f'{what} needs an end-of-text token, and model "{model.name}" has none',
             hint="Set eos_token_id in llm_model_config.",
         )
     return eos
+
+
+def eos_of(config: GPT2Config | None, tokenizer: Tokenizer | None) -> int | None:
+    """The token between texts: the configuration's, else the vocabulary's."""
+    if config is not None and config.eos_token_id is not None:
+        return config.eos_token_id
+    return None if tokenizer is None else tokenizer.eos_token_id
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from .. import host
 from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
+from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
+TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
 # Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
@@ -164,7 +166,16 @@ def _read(model: str) -> Tokenizer:
             'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
         )
     ]
-    return Tokenizer(tokens, merges)
+    rows = db.query(
+        "SELECT token_id, added, 'eos' = ANY (roles) AS is_eos, token AS content,"
+        " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab"
+        " WHERE model = $1 AND (added OR 'eos' = ANY (roles))",
+        ["text"],
+        model,
+    )
+    eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
+    added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
+    return Tokenizer(tokens, merges, eos, added)
 
 
 def _empty(table: str, model: str) -> None:
@@ -179,8 +190,8 @@ def copy(source: str, target: str) -> None:
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], target):
         return
     db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        f"INSERT INTO {{schema}}.llm_bpe_vocab (model, {TOKEN}) SELECT $2, {TOKEN} FROM {{schema}}.llm_bpe_vocab"
+        " WHERE model = $1",
         ["text", "text"],
         source,
         target,

@@ -13,8 +13,9 @@ from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from ..fast import slices
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
+from .added import AddedToken, AddedTokens
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .pretokenize import pretokens, split, word_too_long
+from .pretokenize import last_cut, pretokens, split, word_too_long
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
@@ -25,7 +26,6 @@ BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
-SEARCHED = 1 << 22  # characters, for an end-of-text token, between two looks for a cancel request
 
 
 def _byte_characters() -> list[str]:
@@ -88,23 +88,35 @@ class _Words(dict[str, list[int]]):
 
 
 class Tokenizer:
-    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first.
+    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
+    a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
 
     A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
     one): that is an error only when it remains in a word.
     """
 
     def __init__(
-        self, tokens: Mapping[int, bytes], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+        self,
+        tokens: Mapping[int, bytes],
+        merges: Iterable[tuple[str, str]],
+        eos_token_id: int | None = None,
+        added: Mapping[int, AddedToken] | None = None,
     ) -> None:
         if not tokens:
             raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
         self.tokens = dict(sorted(tokens.items()))
         self._missing: list[str] = []
         self._symbols: dict[str, int] = {}
-        for token_id, data in self.tokens.items():
-            self._symbols.setdefault(token_text(data), token_id)
+        added = dict(added or {})
+        for token_id in sorted(
+            self.tokens, key=added.__contains__
+        ):  # merges make one that was not added, where there is
+            self._symbols.setdefault(token_text(self.tokens[token_id]), token_id)
         self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
+        end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
+        if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
+            added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
+        self.added = AddedTokens(added)
         self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
         self._ranks: Ranks = {}
         self._merged: list[int] = []  # by rank
@@ -113,7 +125,7 @@ class Tokenizer:
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
         self._longest = max(map(len, self.tokens.values()))
-        self.kept: dict[str, Any] = {}  # what others make of the vocabulary, which goes with it
+        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
 
     @classmethod
     def from_strings(
@@ -126,7 +138,7 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
+        """Token ids. With `special`, special tokens such as `<|endoftext|>` are found in the text, else they are plain text."""
         ids: list[int] = []
         room = MANY_TOKENS
         for some in self._encoded(text, special):
@@ -155,7 +167,7 @@ class Tokenizer:
     def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
         """The tokens of `text`, each with its printable form and its bytes; these are made one by one."""
         ids = self.encode(text, special)
-        return (Token(n, i, token_text(data := self.token_bytes(i)), data) for n, i in enumerate(ids))
+        return (Token(n, i, self._token_text(i), self.token_bytes(i)) for n, i in enumerate(ids))
 
     def trace(self, word: str) -> Iterator[Merge]:
         """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
@@ -169,7 +181,10 @@ class Tokenizer:
     def _merges(self, word: str) -> Iterator[Merge]:
         done: list[str] = []
         step = 0
-        for pretoken in pretokens(word):
+        for pretoken in self._pretokens(word):
+            if isinstance(pretoken, int):
+                done.append(self._token_text(pretoken))
+                continue
             symbols = self._bytes_to_symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
             for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
@@ -180,6 +195,12 @@ class Tokenizer:
                 merged = self._merged[rank]
                 yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
             done += pieces
+
+    def lacking(self, vocab: int) -> tuple[int, ...]:
+        """The ids below `vocab` that are no tokens: rows of weights that only pad."""
+        if ("lacking", vocab) not in self.kept:
+            self.kept["lacking", vocab] = tuple(i for i in range(vocab) if i not in self.tokens)
+        return self.kept["lacking", vocab]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token."""
@@ -199,33 +220,30 @@ class Tokenizer:
         """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def last_cut(self, text: str) -> int:
+        """The last place where a text may be encoded in two: whatever is appended, the ids before it stay. 0: none."""
+        return next((start + cut for start, end in self.added.settled(text) if (cut := last_cut(text[start:end]))), 0)
+
     def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
         """Ids in lists of a piece of the text each."""
+        if special and not self.added.any_special and END_OF_TEXT in text:
+            raise InvalidParameter(
+                f"the vocabulary has no token {END_OF_TEXT}",
+                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+            )
         progress = host.Progress("encoding", "characters", len(text))
-        for start, end in self._ordinary_parts(text) if special else ((0, len(text)),):
-            if start:
-                yield [self.eos_token_id]  # type: ignore[list-item]  # _ordinary_parts looked
+        for start, end, token in self.added.split(text, special):
+            if token is not None:
+                yield [token]
+                continue
             for words in split(text[start:end], progress, start):
                 host.check_interrupts()
                 yield list(chain.from_iterable(map(self._words.__getitem__, words)))
 
-    def _ordinary_parts(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of what is before, between and after the end-of-text tokens in a text."""
-        start = place = 0
-        while place < len(text):
-            host.check_interrupts()
-            found = text.find(END_OF_TEXT, place, place + SEARCHED)
-            if found < 0:
-                place += SEARCHED - len(END_OF_TEXT) + 1
-                continue
-            if self.eos_token_id is None:
-                raise InvalidParameter(
-                    f"the vocabulary has no token {END_OF_TEXT}",
-                    hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
-                )
-            yield start, found
-            start = place = found + len(END_OF_TEXT)
-        yield start, len(text)
+    def _pretokens(self, text: str) -> Iterator[str | int]:
+        """The pretokens of a text, and the ids of the tokens added between them."""
+        for start, end, token in self.added.split(text, special=False):
+            yield from pretokens(text[start:end]) if token is None else [token]
 
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
@@ -271,6 +289,11 @@ class Tokenizer:
             self._missing.append(token)
             symbol = self._symbols[token] = -len(self._missing)
         return symbol
+
+    def _token_text(self, token_id: int) -> str:
+        """A token as the vocabulary has it: in printable form, or what was added as it stands."""
+        added = self.added.tokens.get(token_id)
+        return token_text(self.tokens[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
         return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]

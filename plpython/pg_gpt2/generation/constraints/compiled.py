@@ -21,10 +21,13 @@ GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
 }
 
 
-def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
-    """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
+def compiled(
+    option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None, also_ends: tuple[int, ...] = ()
+) -> Constraint:
+    """What an option asks for, of the tokens below `vocab` that do not end a text. 22023 where no text fits, 2201B for a pattern
+    that is none."""
     kept: dict[tuple[Any, ...], Constraint] = tokenizer.kept.setdefault("constraints", {})
-    key = option, value, vocab, eos
+    key = option, value, vocab, eos, also_ends
     found = kept.pop(key, None)
     if found is None:
         node = GRAMMARS[option](value)
@@ -32,16 +35,17 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
             raise InvalidParameter(
                 f"no text fits {option}", hint="No text can match it: look for parts that contradict each other."
             )
-        found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
+        found = Constraint(node, _vocabulary(tokenizer, vocab, {eos, *also_ends}), tokenizer.encode, eos)
     while len(kept) >= MOST:
         del kept[next(iter(kept))]  # the one that was used least recently
     kept[key] = found
     return found
 
 
-def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
-    kept: dict[tuple[int, int | None], Vocabulary] = tokenizer.kept.setdefault("tree", {})
-    if (vocab, eos) not in kept:
+def _vocabulary(tokenizer: Tokenizer, vocab: int, ends: set[int | None]) -> Vocabulary:
+    kept: dict[tuple[int, frozenset[int | None]], Vocabulary] = tokenizer.kept.setdefault("tree", {})
+    key = vocab, frozenset(ends)
+    if key not in kept:
         kept.clear()
-        kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})
-    return kept[vocab, eos]
+        kept[key] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i not in ends})
+    return kept[key]

@@ -28,7 +28,7 @@ from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt, prompt_ids
+from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
 from ..storage import store, weights
 from ..tape import recording
 
@@ -69,7 +69,7 @@ class TextJob:
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
         self.prefix = prompt if asked.echo else ""
-        self.text = TextStream(self.tokenizer, stops, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
@@ -90,38 +90,50 @@ class TextJob:
 def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
     """What generation is asked for, with end-of-text, texts and seed resolved."""
     seed = draw_seed() if asked.seed is None else asked.seed
-    eos = _eos(asked, model.config, tokenizer)
-    constraint = _constraint(sampling, model, eos)
+    eos, also_ends = _ends(asked, model.config, tokenizer)
+    constraint = _constraint(sampling, model, eos, also_ends)
     if constraint and asked.stop:
         raise InvalidParameter(
             "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
         )
     look_up = resources.prompt_lookup()
-    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=look_up, constraint=constraint)
+    within = _in_ids(sampling, model, tokenizer)
+    return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
 
 
-def _constraint(sampling: Sampling, model: weights.Model, eos: int | None) -> Constraint | None:
+def _constraint(
+    sampling: Sampling, model: weights.Model, eos: int | None, also_ends: tuple[int, ...]
+) -> Constraint | None:
     """What the text must be, if anything; 55000 for a model without vocabulary."""
     if sampling.constraint is None:
         return None
-    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos)
+    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
 
 
-def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
-    """The end-of-text token, if any. 22023 for one that the model does not have."""
+def _ends(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
+    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
+
+    22023 for one that the model does not have.
+    """
     if asked.eos_token is None:
-        return config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+        eos = eos_of(config, tokenizer)
+        ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
+        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
+        return (some[0] if some else None), some[1:]
     if asked.eos_token >= config.vocab:
         raise InvalidParameter(
             f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
             hint="Give a token id, null for the model's, or -1 for none.",
         )
-    return None if asked.eos_token == -1 else asked.eos_token
+    return (None if asked.eos_token == -1 else asked.eos_token), ()
 
 
-def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
-    """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
-    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
+def _in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
+    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
+    there are texts and the model has no vocabulary."""
+    found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
+    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
+    return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -156,7 +168,8 @@ class TextsJob:
             replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
             for place, sample in samples
         ]
-        streams = [TextStream(self.tokenizer, self._stops, self._options.eos) for _ in samples]
+        options = self._options
+        streams = [TextStream(self.tokenizer, self._stops, options.eos, options.also_ends) for _ in samples]
         for number, outcome in batch.generate_each(
             self.model.decoder_weights,
             self.model.config,
@@ -219,10 +232,11 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.tokenizer_of(model.name) if stops or sampling.constraint else None
+    needed = stops or sampling.constraint
+    tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
-    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(
         model.decoder_weights, model.config, ids, options, text.add if text else lambda token: False
@@ -251,29 +265,30 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos = _eos(asked, model.config, tokenizer)
+    eos, also_ends = _ends(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=_in_ids(sampling, model),
-        constraint=_constraint(sampling, model, eos),
+        sampling=_in_ids(sampling, model, tokenizer),
+        constraint=_constraint(sampling, model, eos, also_ends),
+        also_ends=also_ends,
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
-        (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
+        (rank, float(each.score), _text_of(each.ids, {eos, *also_ends}, tokenizer), list(each.ids))
         for rank, each in enumerate(found, 1)
     ]
 
 
-def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
-    """Text of generated ids, without a final end-of-text token."""
+def _text_of(ids: Sequence[int], ends: set[int | None], tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final token of those that end it."""
     if tokenizer is None:
         return None
-    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] in ends else ids))
 
 
 @entry
@@ -299,6 +314,11 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     _require_cache(model, [len(ids)], 0)
     decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
     prefixes.give(decoder)
+    lacking = tokenizer.lacking(model.config.vocab)
+    if lacking:
+        logits = logits.copy()
+        logits[list(lacking)] = -np.inf
+    n = min(n, len(logits) - len(lacking))
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []

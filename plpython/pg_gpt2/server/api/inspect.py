@@ -90,8 +90,13 @@ def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any,
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
     tokenizer = vocabularies.tokenizer_of(loaded.name)
+    lacking = list(tokenizer.lacking(loaded.config.vocab))
+    n = min(n, loaded.config.vocab - len(lacking))
     rows = []
     for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
+        if lacking:
+            probabilities[lacking] = 0
+            probabilities /= probabilities.sum()
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
             rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
     return rows

@@ -8,12 +8,11 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
+from ...tokenizer.bpe import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
 from ..storage import adapters, checkpoints, sharing, store, weights
 from ..training import audit
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 @entry
@@ -58,7 +57,10 @@ def init_model(
     largest = max(4 * prod(shape) for shape in wanted.param_shapes().values())
     needed = largest + store.writing_bytes(4 * wanted.n_params())
     resources.require_memory(needed, f'making model "{model}"')
-    store.register(model, replace(wanted, eos_token_id=eos))
+    stops = known.stop_token_ids if known is not None else None
+    if stops is not None and max(stops, default=0) >= wanted.vocab:
+        stops = None
+    store.register(model, replace(wanted, eos_token_id=eos, stop_token_ids=stops))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
     tensors = gpt2.init_tensors(wanted, seed, threads.run)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
@@ -79,7 +81,8 @@ def _given(name: str, value: int | None, model: str) -> Any:
 def _vocabulary(model: str) -> tuple[int, int | None]:
     """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
     row = db.row(
-        "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
+        "SELECT max(token_id) + 1 AS tokens,"
+        " coalesce(max(token_id) FILTER (WHERE 'eos' = ANY (roles)), max(token_id) FILTER (WHERE token = $2)) AS eos"
         " FROM {schema}.llm_bpe_vocab WHERE model = $1",
         ["text", "text"],
         model,

@@ -60,16 +60,18 @@ def load_pairs(
     val_fraction: float,
     replace: bool,
     source_path: str,
+    special: bool,
 ) -> int:
     """Pairs of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace)
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, special=special)
     if max_length is None:
         max_length = store.config(model).n_positions
     require_positive(max_length=max_length)
     _check_split(split, val_fraction)
     _check_length(model, max_length=max_length)
     cut = datasets.Cut(max_length, split, val_fraction, replace, pack=False)
-    return pairs.add_pairs(weighted_pairs(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+    tokenizer = vocabularies.tokenizer_of(model)
+    return pairs.add_pairs(weighted_pairs(source, source_path), tokenizer, model, cut, special)
 
 
 def _check_split(split: str, val_fraction: float) -> None:

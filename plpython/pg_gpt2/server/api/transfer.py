@@ -57,10 +57,18 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
 
 
 def _config_beside(path: str) -> GPT2Config | None:
-    """What the config.json in the directory of a file says; None when there is none."""
+    """What the config.json in the directory of a file says, and the generation_config.json beside it; None when there is none."""
     beside = os.path.join(os.path.dirname(path), "config.json")
+    data = _content(beside)
+    if data is None:
+        return None
+    return read_config(data, f'"{beside}"', _content(os.path.join(os.path.dirname(path), "generation_config.json")))
+
+
+def _content(path: str) -> bytes | None:
+    """What is in a small file; None when there is none."""
     try:
-        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+        return server_files.read(path, MAX_CONFIG_BYTES)
     except UndefinedFile:
         return None
 

@@ -7,7 +7,7 @@ sql/checkpoints.sql.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...core.config import GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
@@ -298,7 +298,7 @@ def _restore_adapter(saved: Checkpoint, model: str) -> None:
             hint="A checkpoint of an adapter has its own tensors only. Make it first, with the same targets:"
             " llm_adapter_create(model, base, ...); then llm_checkpoint_load puts them there.",
         )
-    if replace(saved.config, adapter=None, eos_token_id=None) != replace(now, adapter=None, eos_token_id=None):
+    if saved.config.plain() != now.plain():
         raise InconsistentData(
             f'checkpoint {saved.id} is of an adapter of another shape than the base of "{model}" has',
             hint="Make an adapter of the base that it is for, and load it there.",

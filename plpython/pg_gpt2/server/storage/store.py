@@ -121,7 +121,7 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
         " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
@@ -227,12 +227,14 @@ def register(model: str, wanted: GPT2Config) -> None:
     if find_config(model) == wanted:
         return
     db.run(
-        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
-        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id)",
-        ["text", *["int4"] * 6],
+        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id,"
+        " stop_token_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) ="
+        " (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab, excluded.eos_token_id,"
+        " excluded.stop_token_ids)",
+        ["text", *["int4"] * 6, "int4[]"],
         *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
+        None if wanted.stop_token_ids is None else list(wanted.stop_token_ids),
     )
 
 

@@ -187,7 +187,7 @@ def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> 
             hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
         )
     found = cache.get(base, versions.base_version)
-    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+    if found is None or found.config.plain() != wanted.plain():
         found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
         cache.put(found)
     return found

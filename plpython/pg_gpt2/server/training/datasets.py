@@ -18,6 +18,8 @@ from ...errors import InconsistentData, InvalidParameter, UndefinedObject, Wrong
 from ...tokenizer.bpe import Tokenizer
 from ...training.trainer import Batch
 from .. import db
+from ..prompts import eos_of
+from ..storage.store import find_config
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
@@ -77,8 +79,7 @@ class Places:
 
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
-    end_of_text(tokenizer, model)
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    parts = list(_encoded(texts, tokenizer, end_of_text(tokenizer, model))) or [np.empty(0, np.int32)]
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
@@ -102,13 +103,14 @@ def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
 
 
 def end_of_text(tokenizer: Tokenizer, model: str) -> int:
-    """Its id; 55000 where the vocabulary has none."""
-    if tokenizer.eos_token_id is None:
+    """Its id: the model's, else that of its vocabulary; 55000 where neither has one."""
+    eos = eos_of(find_config(model), tokenizer)
+    if eos is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+            hint="Name it in eos_token_id of llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    return tokenizer.eos_token_id
+    return eos
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,12 +150,12 @@ def _make_room(model: str, split: str, replace: bool) -> None:
         )
 
 
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each text and one end-of-text."""
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer, eos: int) -> Iterator[np.ndarray]:
+    """Ids of each text and one `eos`."""
     count, room = 0, MANY_TOKENS
     progress = host.Progress("tokenizing the source", "tokens")
     for text in texts:
-        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        ids = np.asarray([*tokenizer.encode(text), eos], np.int32)
         count += ids.size
         progress.at(count)
         if count > room:

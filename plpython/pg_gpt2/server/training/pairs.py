@@ -25,6 +25,7 @@ class _Encoded:
     tokenizer: Tokenizer
     eos: int
     max_length: int
+    special: bool
     parts: list[np.ndarray] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     ignored: list[int] = field(default_factory=list)
@@ -45,7 +46,7 @@ class _Encoded:
         if not 0 < weight <= MOST_WEIGHT:
             self.unweighted += 1
             return
-        before, ids = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + completion)
+        before, ids = (self.tokenizer.encode(text, self.special) for text in (prompt, prompt + completion))
         n_prompt = _common(before, ids)
         excess = len(ids) - self.max_length  # with the end-of-text, which is a target only
         if not ids:
@@ -88,9 +89,9 @@ def _common(some: list[int], others: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), len(others))
 
 
-def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
-    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number."""
-    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size)
+def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut, special: bool) -> int:
+    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. `special` ones count in texts."""
+    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size, special)
     room = MANY_TOKENS
     progress = host.Progress("tokenizing the source", "pairs")
     for n, pair in enumerate(pairs):

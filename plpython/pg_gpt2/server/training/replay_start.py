@@ -5,7 +5,7 @@ The state is read into memory, each block compared with its digest; nothing is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -249,9 +249,7 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
 def _from_checkpoint(record: Record, saved: Checkpoint, base: weights.Model | None) -> Start | Difference:
     done = record.number(saved.step)
     shapes = saved.config.trained_shapes()
-    if base is not None and replace(saved.config, adapter=None) != replace(
-        base.config, eos_token_id=saved.config.eos_token_id
-    ):
+    if base is not None and saved.config.plain() != base.config.plain():
         return Difference(done, f'checkpoint {saved.id} is of no adapter of "{base.name}"')
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)

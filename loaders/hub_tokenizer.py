@@ -1,0 +1,173 @@
+"""The files of a tokenizer, as transformers 3 to 5 wrote them: GPT-2's byte-level BPE is read, any other is refused by name.
+
+tokenizer.json decides where vocab.json says otherwise; added_tokens.json, special_tokens_map.json and tokenizer_config.json
+add to either. `tokenizers` parses tokenizer.json, and says which ids its added tokens have.
+"""
+
+import json
+import string
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pg_gpt2.errors import PgGpt2Error
+from pg_gpt2.formats.vocab import parse_merges, parse_vocab
+from pg_gpt2.tokenizer.added import AddedToken
+from tokenizers import Tokenizer
+
+from loaders.common import LoaderError, read_json
+
+ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+PLAIN_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+Parsed = TypeVar("Parsed")
+
+
+@dataclass
+class Files:
+    """What they say: tokens and merges; the added tokens by id; and which tokens have a role of ROLES."""
+
+    ids: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: dict[int, AddedToken] = field(default_factory=dict)
+    roles: dict[str, int] = field(default_factory=dict)
+
+
+def read_plain(vocab: Path, merges: Path) -> Files:
+    """vocab.json and merges.txt (encoder.json and vocab.bpe in the original release)."""
+    found = Files(_parsed(parse_vocab, vocab), _parsed(parse_merges, merges))
+    if all(f"{letter}</w>" in found.ids for letter in string.ascii_lowercase):
+        raise LoaderError(f"{vocab} ends words with </w> (end_of_word_suffix), which GPT-2 does not")
+    return found
+
+
+def _parsed(parse: Callable[[bytes, str], Parsed], path: Path) -> Parsed:
+    try:
+        return parse(path.read_bytes(), str(path))
+    except PgGpt2Error as error:
+        raise LoaderError(f"{error.message} ({error.hint})") from None
+
+
+def read_tokenizer_json(path: Path) -> Files:
+    """tokenizer.json, added tokens included."""
+    try:
+        parsed = json.loads(Tokenizer.from_file(str(path)).to_str())
+    except Exception as error:  # the library raises nothing narrower
+        raise LoaderError(f"{path} is not a tokenizer.json: {error}") from None
+    if other := next(_other_settings(parsed), None):
+        raise LoaderError(f"{path} {other}, which GPT-2's does not")
+    model = parsed["model"]
+    merges = [(left, right) for left, right in model["merges"]]
+    added = {token["id"]: _added(token) for token in parsed["added_tokens"]}
+    return Files(model["vocab"] | {token.content: token_id for token_id, token in added.items()}, merges, added)
+
+
+def _other_settings(parsed: dict[str, Any]) -> Iterator[str]:
+    """What a tokenizer.json does that GPT-2's does not."""
+    model, splitter, decoder = parsed["model"], parsed.get("pre_tokenizer") or {}, parsed.get("decoder") or {}
+    if model["type"] != "BPE" or splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True):
+        yield f"is not a byte-level BPE with GPT-2's pattern: it has model {model['type']} and pre_tokenizer {_name(splitter)}"
+    if splitter.get("add_prefix_space"):
+        yield "adds a space before the text (add_prefix_space)"
+    settings = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    yield from (f"sets {setting}" for setting in settings if model.get(setting))
+    if parsed.get("normalizer") is not None:
+        yield f"normalizes text (normalizer {_name(parsed['normalizer'])})"
+    if decoder.get("type", "ByteLevel") != "ByteLevel":
+        yield f"has decoder {_name(decoder)}"
+    if (processor := parsed.get("post_processor")) and _adds_tokens(processor):
+        yield f"puts tokens beside those of the text (post_processor {_name(processor)})"
+
+
+def _name(setting: dict[str, Any]) -> str:
+    return setting.get("type", "none")
+
+
+def _adds_tokens(processor: dict[str, Any]) -> bool:
+    if processor["type"] == "ByteLevel":
+        return False
+    if processor["type"] == "Sequence":
+        return any(map(_adds_tokens, processor["processors"]))
+    return processor["type"] != "TemplateProcessing" or any("SpecialToken" in piece for piece in processor["single"])
+
+
+def _added(fields: Mapping[str, Any], *, special: bool = False) -> AddedToken:
+    """A token as Hugging Face's JSON has it; what is not said is as for its AddedToken."""
+    special = special or bool(fields.get("special"))
+    flags = {name: bool(fields.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+    return AddedToken(fields["content"], special, **flags, normalized=bool(fields.get("normalized", not special)))
+
+
+def read_directory(directory: Path) -> Files:
+    """The tokenizer of a directory of transformers, or of the original release; LoaderError where there is none."""
+    config = _read_object(directory / "tokenizer_config.json")
+    for setting in ("add_prefix_space", "add_bos_token", "add_eos_token"):
+        if config.get(setting):
+            raise LoaderError(f"{directory / 'tokenizer_config.json'} sets {setting}, which GPT-2's tokenizer does not")
+    if (directory / "tokenizer.json").exists():
+        found = read_tokenizer_json(directory / "tokenizer.json")
+    else:
+        found = _read_plain_files(directory, config.get("tokenizer_class"))
+    named = _named(config)
+    if "added_tokens_decoder" not in config:
+        named |= _named(_read_object(directory / "special_tokens_map.json"))
+    token_of = {token_id: token for token, token_id in found.ids.items()}
+    for token_id, token in _added_beside(directory, config, named):
+        if token.content not in found.ids:
+            if (taken := token_of.setdefault(token_id, token.content)) != token.content:
+                raise LoaderError(f"the files of {directory} give id {token_id} to {taken!r} and to {token.content!r}")
+            found.ids[token.content] = token_id
+        found.added.setdefault(found.ids[token.content], token)
+    for name, token in named.items():
+        if token.content not in found.ids:
+            print(f"{directory} has no id for {name} {token.content!r}, which is left out", file=sys.stderr)
+            continue
+        found.added.setdefault(found.ids[token.content], token)
+        if name.removesuffix("_token") in ROLES:
+            found.roles[name.removesuffix("_token")] = found.ids[token.content]
+    return found
+
+
+def _read_plain_files(directory: Path, tokenizer_class: str | None) -> Files:
+    files = [(directory / vocab, directory / merges) for vocab, merges in PLAIN_FILES]
+    found = next((both for both in files if both[0].exists() and both[1].exists()), None)
+    if found is None:
+        raise LoaderError(f"{directory} has neither vocab.json and merges.txt nor tokenizer.json")
+    if tokenizer_class not in (None, *CLASSES):
+        raise LoaderError(
+            f"{directory / 'tokenizer_config.json'} has tokenizer_class {tokenizer_class}; GPT-2's is {CLASSES[0]}"
+        )
+    return read_plain(*found)
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens that a JSON object names, by what it calls them; those without a role have numbers."""
+    found = {f"{role}_token": config.get(f"{role}_token") for role in ROLES}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key) or ()
+        found |= {f"{key}[{n}]": token for n, token in enumerate(more.values() if isinstance(more, dict) else more)}
+    return {
+        name: _added(token if isinstance(token, dict) else {"content": token}, special=True)
+        for name, token in found.items()
+        if token
+    }
+
+
+def _added_beside(
+    directory: Path, config: Mapping[str, Any], named: Mapping[str, AddedToken]
+) -> Iterator[tuple[int, AddedToken]]:
+    """(id, token) of the added tokens that are not in tokenizer.json, which it may have, too."""
+    if "added_tokens_decoder" in config:
+        for token_id, fields in config["added_tokens_decoder"].items():
+            yield int(token_id), _added(fields)
+        return
+    special = {token.content for token in named.values()}
+    for content, token_id in _read_object(directory / "added_tokens.json").items():
+        yield token_id, AddedToken(content, content in special, normalized=content not in special)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is no such file."""
+    return read_json(path) if path.exists() else {}
