@@ -74,9 +74,7 @@ class Repository:
         except (HTTPException, ValueError, KeyError, TypeError) as error:
             raise LoaderError(f"{constants.ENDPOINT} does not answer as a hub does: {error!r}") from None
         snapshot = self.folder / "snapshots" / commit
-        snapshot.mkdir(
-            parents=True, exist_ok=True
-        )  # also when nothing is wanted of it: whoever reads it says what it lacks
+        snapshot.mkdir(parents=True, exist_ok=True)  # also for no files: whoever reads it says what it lacks
         for file in files:
             blob = self.folder / "blobs" / file.digest
             if blob.exists():

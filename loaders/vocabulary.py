@@ -124,8 +124,7 @@ class Vocabulary:
             "bos": eos,
             "eos": eos,
             "unk": eos,
-            **self.roles,
-        }  # null, where there is none: GPT2Tokenizer would add one
+        } | self.roles  # null, where there is none: GPT2Tokenizer would add one
         special = {f"{role}_token": token_of.get(token_id) for role, token_id in roles.items()}  # type: ignore[arg-type]
         added = dict(sorted(self.added.items()))
         config: dict[str, Any] = {

@@ -11,7 +11,8 @@ CREATE TABLE llm_model_config (
     preset       boolean NOT NULL DEFAULT false,
     init_seed    bigint,
     stop_token_ids integer[] CHECK (
-        stop_token_ids IS NULL OR (0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
+        stop_token_ids IS NULL
+        OR (cardinality(stop_token_ids) <= 1024 AND 0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
     ), -- null, of ids with a NULL among them, would pass
     CHECK (d_model % n_head = 0)
 );

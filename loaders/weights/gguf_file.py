@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pg_gpt2.tokenizer.added import AddedToken
 
 from loaders.common import LoaderError
 from loaders.vocabulary import Vocabulary
@@ -25,7 +26,10 @@ SIZES = {
     "n_positions": "context_length", "n_inner": "feed_forward_length",
 }  # fmt: skip
 SPLITS = ("gpt-2", "default", None)  # of text, by GPT-2's pattern; llama.cpp calls others by other names
-UNUSED = 5  # tokens that only pad the vocabulary
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # kinds of tokens: special, added, and such as only pad the vocabulary
+ROLES = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask",
+}  # fmt: skip  # as they are spelt there
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,11 @@ def read(path: Path) -> Weights:
         fields["eos_token_id"] = eos.contents()
     has_tokens = reader.get_field("tokenizer.ggml.tokens") is not None
     return Weights(
-        tensors, fields, str(path), {"activation_function"}, (lambda: _vocabulary(reader, path)) if has_tokens else None
+        tensors,
+        fields,
+        described=str(path),
+        assumed={"activation_function"},
+        vocabulary=(lambda: _vocabulary(reader, path)) if has_tokens else None,
     )
 
 
@@ -104,6 +112,15 @@ def _vocabulary(reader: Any, path: Path) -> Vocabulary:
     tokens = said("tokens")
     kinds = said("token_type") or [1] * len(tokens)
     ids = {token: number for number, (token, kind) in enumerate(zip(tokens, kinds)) if kind != UNUSED}
-    found = Vocabulary(ids, [tuple(merge.split(" ")) for merge in said("merges") or []])
+    added = {
+        number: AddedToken(token, special=kind == CONTROL)
+        for number, (token, kind) in enumerate(zip(tokens, kinds))
+        if kind in (CONTROL, USER_DEFINED)
+    }
+    roles = {ours: said(f"{theirs}_token_id") for ours, theirs in ROLES.items()}
+    known = {role: number for role, number in roles.items() if number in ids.values()}
+    found = Vocabulary(
+        ids, [(left, right) for left, _, right in (m.partition(" ") for m in said("merges") or [])], added, known
+    )
     found.tokenizer()
     return found

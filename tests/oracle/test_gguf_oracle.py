@@ -91,9 +91,23 @@ def test_the_tokenizer_in_a_gguf_file_is_that_of_transformers(model, vocabulary,
     ours = found.tokenizer()
     for text in TEXTS:
         assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert found.roles == {"eos": 299}
     (tmp_path / "none").mkdir()
     gguf_files.write(tmp_path / "none" / "tiny.gguf", model, Kind.F16)
     assert HubModel(tmp_path / "none").vocabulary is None
+
+
+def test_the_added_tokens_in_a_gguf_file_are_found_as_transformers_finds_them(model, vocabulary, tmp_path):
+    tokens, merges = vocabulary
+    tokens = [*tokens[:-2], "<|user|>", tokens[-1]]  # in place of the last that was merged
+    merges = [pair for pair in merges if "".join(pair) in tokens]
+    gguf_files.write(tmp_path / "tiny.gguf", model, Kind.F16, vocabulary=(tokens, merges))
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    ours = HubModel(tmp_path).vocabulary().tokenizer()
+    ours.encode_special_tokens = False
+    for text in (*TEXTS, "<|user|>the tables<|user|><|endoftext|> it's <|endoftext|>", "<|user <|user|> |>"):
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert ours.encode("<|user|>the").ids[0] == 298
 
 
 @pytest.mark.parametrize(

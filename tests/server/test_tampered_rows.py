@@ -216,6 +216,12 @@ ADAPTERS = [
 ]
 READERS = {
     "llm_adapter": ADAPTERS,
+    "llm_model_config": [
+        "SELECT llm_generate_tokens('{1}', 2, model_name => 'm')",
+        "SELECT llm_checkpoint_load('m', llm_checkpoint_save('m'))",
+        "SELECT count(*) FROM llm_export_safetensors('m')",
+        "SELECT llm_copy_model('m', 'another')",
+    ],
     "llm_param": WEIGHTS,
     "llm_dataset": [*RUNS, "SELECT llm_evaluate('m', 'train')"],
     "llm_bpe_vocab": [

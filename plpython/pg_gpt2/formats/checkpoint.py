@@ -21,9 +21,7 @@ from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
 STOPS = "stop_token_ids"
-FIELDS = tuple(
-    field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS)
-)  # those that are counts
+FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS))  # one count each
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")

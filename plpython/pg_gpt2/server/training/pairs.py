@@ -90,7 +90,7 @@ def _common(some: list[int], others: list[int]) -> int:
 
 
 def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut, special: bool) -> int:
-    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. `special` ones count in texts."""
+    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. With `special` as in encode."""
     found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size, special)
     room = MANY_TOKENS
     progress = host.Progress("tokenizing the source", "pairs")
