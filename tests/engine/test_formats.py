@@ -2,12 +2,13 @@
 
 import io
 import json
+import re
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from pg_gpt2 import formats
-from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.config import Adapter, GPT2Config
 from pg_gpt2.errors import (
     FeatureNotSupported,
     InconsistentData,
@@ -148,13 +149,14 @@ def test_config_needs_n_head():
         checkpoint.config()
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(GPT2Config)])
+@pytest.mark.parametrize("field", [field.name for field in fields(GPT2Config) if field.name != "adapter"])
 def test_whoever_says_another_value_of_a_field_is_contradicted(field):
-    known = replace(CONFIG, eos_token_id=3)
+    known = replace(CONFIG, eos_token_id=3, stop_token_ids=(3, 4))
     assert names.agreed("m", known, {}, "it") == known
     assert names.agreed("m", known, {field: getattr(known, field)}, "it") == known
-    with pytest.raises(InconsistentData, match=f"it says {field} = 2, and model"):
-        names.agreed("m", replace(known, n_layer=1, n_head=1), {field: 2}, "it")
+    other = (2, 3) if field == "stop_token_ids" else 2
+    with pytest.raises(InconsistentData, match=re.escape(f"it says {field} = {other}, and model")):
+        names.agreed("m", replace(known, n_layer=1, n_head=1), {field: other}, "it")
 
 
 def test_an_end_of_text_token_is_taken_where_none_is_known():
@@ -179,8 +181,19 @@ def test_config_json_says_the_configuration():
     other = without("n_layer", "n_head", "n_embd", "n_positions") | general | {"max_position_embeddings": 8}
     assert config_of(other) == CONFIG
     assert config_of(HUB | other) == CONFIG
-    for eos in (50256, -1, True, [1], None, "x"):
+    for eos in (50256, -1, True, [], None, "x"):
         assert config_of(HUB | {"eos_token_id": eos}).eos_token_id is None
+
+
+@pytest.mark.parametrize("stops", [None, (), (3,), (3, 10)])
+@pytest.mark.parametrize("adapter", [None, Adapter(2, 8.0, ("mlp.c_fc",), 0.5)])
+def test_a_configuration_goes_through_json_and_metadata(adapter, stops):
+    config = replace(CONFIG, adapter=adapter, stop_token_ids=stops)
+    assert GPT2Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert config.plain() == replace(CONFIG, eos_token_id=None)
+    data = weights()
+    with formats.open_safetensors(io.BytesIO(safetensors_bytes(data, names.hub_metadata(config)))) as checkpoint:
+        assert checkpoint.config() == replace(config, adapter=None)
 
 
 @pytest.mark.parametrize(
