@@ -39,7 +39,7 @@ class Config:
     def from_hub(cls, fields: dict[str, Any], generation: dict[str, Any] | None = None) -> "Config":
         """From config.json and, if any, generation_config.json; LoaderError when pg_gpt2 does not compute such a model."""
         try:
-            found = config_of(fields, generation)
+            found = config_of(fields, generation=generation)
             return cls(*(getattr(found, column) for column in cls.__dataclass_fields__))
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
