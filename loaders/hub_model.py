@@ -43,7 +43,7 @@ class Config:
         """From config.json and, if any, generation_config.json; LoaderError when pg_gpt2 does not compute such a model. `source`
         is for the error."""
         try:
-            found = config_of(said, generation, source)
+            found = config_of(said, source, generation)
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
         return cls(*(getattr(found, field.name) for field in fields(cls)))

@@ -181,19 +181,39 @@ def test_config_json_says_the_configuration():
     other = without("n_layer", "n_head", "n_embd", "n_positions") | general | {"max_position_embeddings": 8}
     assert config_of(other) == CONFIG
     assert config_of(HUB | other) == CONFIG
-    for eos in (50256, -1, True, [], None, "x"):
-        assert config_of(HUB | {"eos_token_id": eos}).eos_token_id is None
+    for eos in (50256, -1, True, [50256, "x"], None, "x"):
+        assert config_of(HUB | {"eos_token_id": eos}) == replace(CONFIG, eos_token_id=None)
+
+
+def test_tokens_that_end_generation_are_those_of_generation_config_where_there_is_one():
+    for eos, generation, stops in (
+        (3, None, None),
+        ([3], {"eos_token_id": 3}, None),
+        ([3, 4], None, (3, 4)),
+        (3, {"eos_token_id": [4, 3]}, (4, 3)),
+        (3, {"eos_token_id": 50256}, ()),
+        (3, {}, ()),
+    ):
+        expected = replace(CONFIG, eos_token_id=3, stop_token_ids=stops)
+        data = None if generation is None else json.dumps(generation).encode()
+        assert formats.read_config(json.dumps(HUB | {"eos_token_id": eos}).encode(), generation=data) == expected
+    with pytest.raises(MalformedData, match=r"generation_config\.json is not a JSON object"):
+        formats.read_config(json.dumps(HUB).encode(), generation=b"[]")
+
+
+def test_the_tokens_that_end_generation_are_said_by_an_exported_file():
+    for stops in (None, (), (3, 4)):
+        config = replace(CONFIG, eos_token_id=3, stop_token_ids=stops)
+        with formats.open_npz(io.BytesIO(npz_bytes(weights(), names.hub_metadata(config)))) as checkpoint:
+            assert checkpoint.config() == config
 
 
 @pytest.mark.parametrize("stops", [None, (), (3,), (3, 10)])
 @pytest.mark.parametrize("adapter", [None, Adapter(2, 8.0, ("mlp.c_fc",), 0.5)])
-def test_a_configuration_goes_through_json_and_metadata(adapter, stops):
+def test_a_configuration_goes_through_json(adapter, stops):
     config = replace(CONFIG, adapter=adapter, stop_token_ids=stops)
     assert GPT2Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert config.plain() == replace(CONFIG, eos_token_id=None)
-    data = weights()
-    with formats.open_safetensors(io.BytesIO(safetensors_bytes(data, names.hub_metadata(config)))) as checkpoint:
-        assert checkpoint.config() == replace(config, adapter=None)
 
 
 @pytest.mark.parametrize(

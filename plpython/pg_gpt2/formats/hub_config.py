@@ -37,7 +37,7 @@ def read_config(data: bytes, source: str = "config.json", generation: bytes | No
     """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors;
     `generation` is the generation_config.json beside it."""
     beside = None if generation is None else _object(generation, "generation_config.json")
-    return config_of(_object(data, source), beside, source)
+    return config_of(_object(data, source), source, beside)
 
 
 def _object(data: bytes, source: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _object(data: bytes, source: str) -> dict[str, Any]:
 
 
 def config_of(
-    fields: Mapping[str, Any], generation: Mapping[str, Any] | None = None, source: str = "config.json"
+    fields: Mapping[str, Any], source: str = "config.json", generation: Mapping[str, Any] | None = None
 ) -> GPT2Config:
     """The same of the objects in them."""
     for name, accepted in FIXED.items():
