@@ -105,7 +105,7 @@ def _npy(values: np.ndarray) -> bytes:
 
 def _packed(write: Callable[..., Any], tensors: dict[str, np.ndarray]) -> bytes:
     shapes = {name: values.shape for name, values in tensors.items()}
-    metadata = {"n_head": "2"}
+    metadata = {"n_head": "2", "eos_token_id": "5", "stop_token_ids": "5 1"}
     if write is formats.write_safetensors:
         return b"".join(write(shapes, lambda name: [tensors[name]], metadata))
     file = io.BytesIO()
