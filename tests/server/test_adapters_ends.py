@@ -27,7 +27,7 @@ def base_with_ends(sql, models):
 
 
 def stops_at(sql, model, token):
-    return sql(STOPPED, json.dumps({"logit_bias": {str(token): 1000}}), model) == [token]
+    return sql(STOPPED, json.dumps({"logit_bias": {str(token): 100}}), model) == [token]
 
 
 def test_an_adapter_has_its_bases_tokens_and_ends(sql, ends):
