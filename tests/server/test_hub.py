@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -156,6 +157,24 @@ def test_adapter_of_the_hub_goes_into_the_database(remote, conn, monkeypatch):
 def test_model_of_the_hub_that_is_no_adapter(remote):
     with pytest.raises(LoaderError, match=r"has no adapter_config\.json"):
         PeftAdapter(load_model.locate("acme/tiny", adapter=True), GPT2Config(1, 2, 16, 32, 300))
+
+
+def test_an_adapter_is_no_weights_of_a_model(remote, monkeypatch):
+    """Of a repository that has both, each fetches its own; of one that has an adapter only, a model says what it lacks."""
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"of an adapter"}
+    remote.files |= adapter
+    del remote.files["model.safetensors"]
+    remote.served = dict(remote.files)
+    fetched()
+    assert {name for name, _ in remote.asked} == {"config.json", "pytorch_model.bin"}
+    remote.files = remote.served = dict(adapter)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    with pytest.raises(LoaderError, match=r"has no model\.safetensors"):
+        HubModel(fetched())
+    load_model.locate("acme/tiny", adapter=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LoaderError, match="HF_HUB_OFFLINE"):
+        fetched()
 
 
 def test_what_is_there_is_not_fetched_again(remote):

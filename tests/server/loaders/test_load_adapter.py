@@ -322,6 +322,9 @@ def test_other_forms_of_weights_are_refused(conn, base, adapter):
     weights_file.write_bytes(whole[:-1])
     with pytest.raises(LoaderError, match=r"adapter_model\.safetensors: .*[Ee]rror"):
         into(conn, adapter, base, "other")
+    weights_file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(LoaderError, match="is a git-LFS pointer"):
+        into(conn, adapter, base, "other")
     weights_file.unlink()
     with pytest.raises(LoaderError, match=r"has no adapter_model\.safetensors"):
         into(conn, adapter, base, "other")

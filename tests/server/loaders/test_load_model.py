@@ -248,6 +248,8 @@ def test_connections_of_dicts(conn, directory, tmp_path):
 
 
 def test_npz_is_what_the_server_imports(conn, directory, tmp_path, server_files, monkeypatch):
+    """The tokens that end texts with it."""
+    (directory / "generation_config.json").write_text('{"eos_token_id": [7, 299]}')
     output = tmp_path / "model.npz"
     run(convert_gpt2_checkpoint, monkeypatch, "--source", directory, "--output", output)
     with np.load(output, allow_pickle=False) as found:
@@ -256,4 +258,6 @@ def test_npz_is_what_the_server_imports(conn, directory, tmp_path, server_files,
     shared.write_bytes(output.read_bytes())
     shared.chmod(0o644)
     conn.execute("SELECT pg_llm_import_npz(%s, 'converted')", [str(shared)])
+    ends = conn.execute("SELECT eos_token_id, stop_token_ids FROM llm_model_config WHERE model = 'converted'")
+    assert ends.fetchone() == (299, [7, 299])
     assert_same(stored(conn, "converted"), weights())
