@@ -8,6 +8,8 @@ from .common import run
 COMMANDS = {
     "load-model": "loaders.load_model",
     "save-model": "loaders.save_model",
+    "load-adapter": "loaders.load_adapter",
+    "save-adapter": "loaders.save_adapter",
     "ingest-tokenizer": "loaders.ingest_tokenizer",
     "prepare-dataset": "loaders.prepare_dataset",
     "convert-gpt2-checkpoint": "loaders.convert_gpt2_checkpoint",

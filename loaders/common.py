@@ -44,6 +44,11 @@ class Database:
         """Run `text` with the parameters `args`."""
         return self.conn.execute(self.query(text), args)
 
+    def base_of(self, model: str) -> str | None:
+        """The model that `model` adapts; None when it is no adapter."""
+        row = self.execute("SELECT base FROM {llm_adapter} WHERE model = %s", model).fetchone()
+        return row[0] if row else None
+
     def copy(self, table: str, types: dict[str, str], rows: Iterable[Sequence[Any]]) -> None:
         """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type."""
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(

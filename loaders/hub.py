@@ -24,9 +24,9 @@ from huggingface_hub import constants, get_token
 
 from loaders.common import LoaderError, bar
 
-WANTED = (
-    "config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json",
-)  # fmt: skip
+# The files of a model, and those of an adapter; first the one without which it is none.
+MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing, before it gives up
 PAUSE = 0.5  # seconds before the next attempt, doubled each time
@@ -43,10 +43,13 @@ class File:
 
 
 class Repository:
-    """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch or tag."""
+    """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch or tag.
 
-    def __init__(self, model: str, revision: str | None) -> None:
-        self.model, self.revision = model, revision or "main"
+    `wanted` are the files to fetch: MODEL or ADAPTER.
+    """
+
+    def __init__(self, model: str, revision: str | None, wanted: tuple[str, ...] = MODEL) -> None:
+        self.model, self.revision, self.wanted = model, revision or "main", wanted
         self.folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
         self._ref = self.folder / "refs" / self.revision
 
@@ -78,29 +81,32 @@ class Repository:
         """The directory of the snapshot that the cache has, every file checked; LoaderError, with `reason`, if it has none."""
         commit = self._ref.read_text().strip() if self._ref.exists() else self.revision
         snapshot = self.folder / "snapshots" / commit
-        if not (snapshot / "config.json").exists():
+        if not (snapshot / self.wanted[0]).exists():
             raise LoaderError(
                 f"{self.model} is not a directory here, the cache ({self.folder}) does not have revision {self.revision} of a"
                 f" hub model of that id, and {reason}"
             )
         for path in sorted(snapshot.iterdir()):
-            if any(fnmatch(path.name, pattern) for pattern in WANTED):
+            if self._wants(path.name):
                 check(path.resolve(), path.name)
         return snapshot
 
     def listing(self) -> tuple[str, list[File]]:
-        """The commit of the revision, and those of its files that a model consists of, as the hub tells."""
+        """The commit of the revision, and those of its files that are wanted, as the hub tells."""
         path = f"api/models/{quote(self.model)}/revision/{quote(self.revision, safe='')}?blobs=true"
         with urlopen(request(path), timeout=TIMEOUT) as answer:
             found = json.load(answer)
         files = [
             File(entry["rfilename"], entry["size"], (entry.get("lfs") or {}).get("sha256") or entry["blobId"])
             for entry in found["siblings"]
-            if any(fnmatch(entry["rfilename"], pattern) for pattern in WANTED) and "/" not in entry["rfilename"]
+            if self._wants(entry["rfilename"])
         ]
         if not all(name.isalnum() for name in (found["sha"], *(file.digest for file in files))):
             raise ValueError("not a hash")
         return found["sha"], files
+
+    def _wants(self, name: str) -> bool:
+        return "/" not in name and any(fnmatch(name, pattern) for pattern in self.wanted)
 
     def _refusal(self, error: HTTPError) -> str:
         if error.code in (401, 403, 404):

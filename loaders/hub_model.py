@@ -101,6 +101,8 @@ class HubModel:
 
     def __init__(self, source: Path) -> None:
         self.directory = source if source.is_dir() else source.parent
+        if (self.directory / "adapter_config.json").exists() and not (self.directory / "config.json").exists():
+            raise LoaderError(f"{self.directory} has an adapter: load-adapter loads it")
         self.config = Config.from_hub(read_json(self.directory / "config.json"))
         self.tensors: dict[str, Tensor] = {}
         for path in [source] if source.is_file() else weight_files(source):

@@ -25,18 +25,18 @@ SHIPPED = Path(__file__).resolve().parent / "shipped"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 
 
-def locate(source: str, revision: str | None = None) -> Path:
-    """The directory (or safetensors file) that `source` names: a path, a shipped model, or one of the hub."""
+def locate(source: str, revision: str | None = None, *, adapter: bool = False) -> Path:
+    """The directory (or safetensors file) that `source` names: a path, a shipped model or adapter, or one of the hub."""
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if (SHIPPED / source / "config.json").exists():
+    if (SHIPPED / source / ("adapter_config.json" if adapter else "config.json")).exists():
         return SHIPPED / source
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise LoaderError(f"{source} does not exist")
-    from loaders.hub import Repository
+    from loaders import hub
 
-    return Repository(source, revision).fetch()
+    return hub.Repository(source, revision, hub.ADAPTER if adapter else hub.MODEL).fetch()
 
 
 def default_name(source: str) -> str:
@@ -51,6 +51,8 @@ def default_name(source: str) -> str:
 def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
     """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
     hub = HubModel(source)
+    if (base := database.base_of(model)) is not None:
+        raise LoaderError(f'model "{model}" is an adapter of "{base}", which a model does not replace; drop it first')
     if replace:
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
     elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():

@@ -29,6 +29,10 @@ def save_model(database: Database, model: str, directory: Path, *, half: bool = 
     ).fetchone()
     if found is None:
         raise LoaderError(f'model "{model}" does not exist')
+    if (base := database.base_of(model)) is not None:
+        raise LoaderError(
+            f'model "{model}" is an adapter of "{base}": save-adapter writes it, and llm_adapter_merge makes a model of the two'
+        )
     config = Config(*found)
     vocabulary = Vocabulary.from_database(database, model)
     if vocabulary is not None and config.eos_token_id is None:

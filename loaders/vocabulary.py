@@ -84,7 +84,8 @@ class Vocabulary:
 
     @classmethod
     def from_database(cls, database: Database, model: str) -> "Vocabulary | None":
-        """The vocabulary stored for `model`, if there is one."""
+        """The vocabulary stored for `model`, if there is one; an adapter uses that of its base."""
+        model = database.base_of(model) or model
         ids: dict[str, int] = dict(
             database.execute("SELECT token, token_id FROM {llm_bpe_vocab} WHERE model = %s", model).fetchall()
         )
@@ -104,7 +105,9 @@ class Vocabulary:
         return tokenizer
 
     def store(self, database: Database, model: str, *, replace: bool) -> None:
-        """Insert it for `model`; LoaderError when the model has one and `replace` is false."""
+        """Insert it for `model`; LoaderError when the model has one and `replace` is false, or is an adapter."""
+        if (base := database.base_of(model)) is not None:
+            raise LoaderError(f'model "{model}" is an adapter, which uses the vocabulary of its base "{base}"')
         if replace:
             database.execute("DELETE FROM {llm_bpe_vocab} WHERE model = %s", model)
             database.execute("DELETE FROM {llm_bpe_merges} WHERE model = %s", model)

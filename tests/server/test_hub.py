@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from huggingface_hub import constants
+from pg_gpt2.core.config import GPT2Config
 
-from loaders import hub, load_model
+from loaders import hub, load_adapter, load_model
 from loaders.common import Database, LoaderError
 from loaders.hub_model import Config, HubModel
+from loaders.peft_adapter import PeftAdapter, peft_name
 
 COMMIT = "c" * 40
 CONFIG = Config(n_layer=1, n_head=2, d_model=16, n_positions=32, vocab=300, eos_token_id=299)
@@ -119,6 +121,41 @@ def test_model_of_the_hub_goes_into_the_database(remote, conn):
     (data,) = conn.execute("SELECT data FROM llm_param WHERE model = 'from the hub' AND name = 'wpe'").fetchone()
     np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(32, 16), weights()["wpe"])
     assert {name for name, _ in remote.asked} == {"config.json", "model.safetensors"}
+
+
+def test_adapter_of_the_hub_goes_into_the_database(remote, conn, monkeypatch):
+    """Its two files come, of a repository that has more; without a network, from the cache."""
+    with conn.transaction():
+        load_model.load_model(Database(conn), load_model.locate("acme/tiny"), "base of the hub")
+    remote.asked.clear()
+    rng = np.random.default_rng(4)
+    tensors = {
+        peft_name("h.0.attn.c_attn.lora_A"): rng.standard_normal((8, 16)).astype(np.float32),
+        peft_name("h.0.attn.c_attn.lora_B"): rng.standard_normal((48, 8)).astype(np.float32),
+    }
+    added = {
+        "adapter_config.json": b'{"peft_type": "LORA"}',
+        "adapter_model.safetensors": safetensors.numpy.save(tensors),
+    }
+    remote.files |= added
+    remote.served |= added
+    fetched = load_model.locate("acme/tiny", adapter=True)
+    assert {name for name, _ in remote.asked} == set(added)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model.locate("acme/tiny", adapter=True) == fetched
+    with conn.transaction():
+        load_adapter.load_adapter(Database(conn), fetched, "base of the hub", "from the hub too")
+    (data,) = conn.execute(
+        "SELECT data FROM llm_param WHERE model = 'from the hub too' AND name = 'h.0.attn.c_attn.lora_B'"
+    ).fetchone()
+    np.testing.assert_array_equal(
+        np.frombuffer(data, "<f4").reshape(8, 48).T, tensors[peft_name("h.0.attn.c_attn.lora_B")]
+    )
+
+
+def test_model_of_the_hub_that_is_no_adapter(remote):
+    with pytest.raises(LoaderError, match=r"has no adapter_config\.json"):
+        PeftAdapter(load_model.locate("acme/tiny", adapter=True), GPT2Config(1, 2, 16, 32, 300))
 
 
 def test_what_is_there_is_not_fetched_again(remote):

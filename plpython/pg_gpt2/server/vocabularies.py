@@ -2,7 +2,7 @@
 
 A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
 the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
-row-level security is active for the caller, the visible rows are digested after all.
+row-level security may show the caller a part of a vocabulary, the visible rows are digested after all.
 """
 
 from collections import OrderedDict
@@ -16,6 +16,13 @@ from . import db
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+# Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
+# table, which is the model here. Policies by model alone, as most are, show all or nothing, and cost no digest.
+DIFFERS_BY_ROW = (
+    "EXISTS (SELECT FROM pg_policy AS p, regexp_matches(p.polqual::text, ':varattno (-?[0-9]+)', 'g') AS columns"
+    " WHERE p.polrelid IN ('{schema}.llm_bpe_vocab'::regclass, '{schema}.llm_bpe_merges'::regclass) AND columns[1] <> '1')"
+)
 
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
@@ -72,14 +79,16 @@ def forget() -> None:
 def _version(model: str) -> tuple[str, str | None]:
     """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
 
-    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
+    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
+    row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
     """
     row = db.row(
         "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
         " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
-        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name) AS owner"
+        " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
+        f" AND {DIFFERS_BY_ROW} AS filtered"
+        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"
         " CROSS JOIN LATERAL"
         " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],

@@ -1,0 +1,84 @@
+"""Load a LoRA adapter that PEFT wrote, as a model of its own beside its base: a directory, or a repository of the hub.
+
+    pg-gpt2 load-adapter ./support --base gpt2-small --model support
+
+The base is a model of the database with the weights that the adapter was trained on; the files do not say which those were.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pg_gpt2.core.config import GPT2Config
+
+from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.load_model import default_name, locate
+from loaders.peft_adapter import PeftAdapter
+
+
+def load_adapter(database: Database, directory: Path, base: str, model: str, *, replace: bool = False) -> None:
+    """Make an adapter of `base` with the weights in `directory`; with `replace`, of one that is there. The caller commits."""
+    found = PeftAdapter(directory, configuration(database, base))
+    settings = (found.adapter.r, found.adapter.alpha, list(found.adapter.targets), found.adapter.dropout_p)
+    there = database.execute("SELECT 1 FROM {llm_model_config} WHERE model = %s", model).fetchone()
+    if there and not replace:
+        raise LoaderError(f'model "{model}" is there already; --replace replaces an adapter')
+    if there and (other := database.base_of(model)) != base:
+        what = "no adapter" if other is None else f'an adapter of "{other}"'
+        raise LoaderError(f'model "{model}" is {what}, which an adapter of "{base}" does not replace; drop it first')
+    if not there:
+        database.execute("SELECT {llm_adapter_create}(%s, %s, %s, %s, %s, %s)", model, base, *settings)
+    database.execute(
+        "UPDATE {llm_adapter} SET (r, alpha, targets, dropout_p, seed) = (%s, %s, %s, %s, NULL) WHERE model = %s",
+        *(*settings, model),
+    )
+    database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
+    database.copy(
+        "llm_param",
+        {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
+        weight_rows(found, model),
+    )
+
+
+def configuration(database: Database, model: str) -> GPT2Config:
+    """The shape of a model that is no adapter, or of an adapter's base; LoaderError when it does not exist."""
+    row = database.execute(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {llm_model_config} WHERE model = %s",
+        model,
+    ).fetchone()
+    if row is None:
+        raise LoaderError(f'model "{model}" does not exist')
+    return GPT2Config(*row)
+
+
+def weight_rows(found: PeftAdapter, model: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of llm_param that hold the adapter, with a progress bar."""
+    with bar(found.n_bytes(), f"weights of {model}") as progress:
+        for name in found.tensors:
+            for start, values in found.blocks(name):
+                yield model, name, start, list(values.shape), values.data.cast("B")
+                progress.update(values.nbytes)
+
+
+def main() -> None:
+    """Parse the command line and load."""
+    parser = arguments(__doc__)
+    parser.add_argument("source", help="directory with adapter_config.json and adapter_model.safetensors, or hub id")
+    parser.add_argument("--base", required=True, help="name in the database of the model that it adapts")
+    parser.add_argument("--model", help="name in the database; default: the last part of the source")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--replace", action="store_true", help="replace the weights of an adapter of the same base")
+    args = parser.parse_args()
+    source = locate(args.source, args.revision, adapter=True)
+    model = args.model or default_name(args.source)
+    with connect(args.dsn) as conn:
+        load_adapter(Database(conn), source, args.base, model, replace=args.replace)
+    print(f'loaded adapter "{model}" of "{args.base}" from {args.source}')
+
+
+if __name__ == "__main__":
+    run(main)
