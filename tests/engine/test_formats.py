@@ -104,7 +104,7 @@ def test_config_needs_n_head():
         checkpoint.config()
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(GPT2Config)])
+@pytest.mark.parametrize("field", [field.name for field in fields(GPT2Config) if field.name != "adapter"])
 def test_whoever_says_another_value_of_a_field_is_contradicted(field):
     known = replace(CONFIG, eos_token_id=3)
     assert names.agreed("m", known, {}, "it") == known
