@@ -8,7 +8,8 @@ AS @inspect.trace_text@;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
     'of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output '
-    'and block output; then the final norm, logits and probabilities. An op with parameters has their name. '
+    'and block output; then the final norm, logits and probabilities. An op with parameters has their name; where an '
+    'adapter adds to a layer, x A and x W + b have its name with .lora_A and .base_layer, and the sum has its name. '
     'pg_llm_values(data) shows the numbers.';
 
 CREATE FUNCTION llm_trace_sent(ids bytea, model text)

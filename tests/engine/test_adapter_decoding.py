@@ -1,6 +1,7 @@
 """What predicts with an adapter: it shares its base's arrays and plans, and neither company nor what was read changes a bit."""
 
 import gc
+import re
 import tracemalloc
 import weakref
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pg_gpt2.generation.decode import Decoder, feed_together, several, step_toge
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
+from tests.engine.constrained import EOS, constraint, said
 from tests.engine.small_models import CONFIGS, GREEDY, random_adapter, random_params
 from tests.engine.test_prefixes import in_a_process
 
@@ -343,6 +345,24 @@ def test_a_batch_of_an_adapter_gives_each_prompt_what_it_gets_alone(by_panels: b
     together = batch.generate_batch(weights, config, prompts, options, [lambda token: False] * 4)
     for prompt, option, found in zip(prompts, options, together):
         assert [t.id for t in found] == [t.id for t in generate.tokens(weights, config, prompt, option)]
+
+
+@pytest.mark.parametrize("form", [r"\d{4}-\d{2}-\d{2}", ["yes", "no", "nowhere", "the lower one"], r"\w+( \w+)*\."])
+def test_constrained_text_of_an_adapter_is_the_same_alone_in_a_batch_and_without_drafts(
+    form: str | list[str], by_panels: bool
+) -> None:
+    config = adapted(FORMS[2])
+    weights = layout.lay_out(random_params(config), config)
+    made = constraint(form)
+    options = [Options(30, GREEDY if seed else Sampling(), EOS, seed, constraint=made) for seed in range(3)]
+    prompts = [[1, 2, 3], list(range(40)), [7]]
+    alone = [list(generate.tokens(weights, config, prompt, each)) for prompt, each in zip(prompts, options)]
+    for tokens in alone:
+        text = said([token.id for token in tokens if token.id != EOS])
+        assert text in form if isinstance(form, list) else re.fullmatch(form, text)
+    plain = [replace(each, look_up=False) for each in options]
+    assert [list(generate.tokens(weights, config, prompt, each)) for prompt, each in zip(prompts, plain)] == alone
+    assert batch.generate_batch(weights, config, prompts, options, [lambda token: False] * 3) == alone
 
 
 # ---- looking inside

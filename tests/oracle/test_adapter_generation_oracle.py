@@ -11,14 +11,14 @@ import numpy as np
 import peft
 import pytest
 import torch
-import transformers
-from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.fast import layout
 from pg_gpt2.generation import batch, beam, scoring
 from pg_gpt2.generation import generate as generation
 from pg_gpt2.generation.decode import Decoder
 from pg_gpt2.generation.sampling import Sampling
+
+from tests.oracle.peft_models import by_peft, random_params
 
 BASE = GPT2Config(n_layer=3, n_head=2, d_model=64, n_positions=96, vocab=300, eos_token_id=299)
 FORMS = {
@@ -37,52 +37,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def random_params(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        name: w + (0.15 * rng.normal(size=w.shape)).astype(np.float32)
-        for name, w in gpt2.init_params(config, seed).items()
-    }
-
-
-def by_peft(config: GPT2Config, params: dict[str, np.ndarray]) -> peft.PeftModel:
-    """get_peft_model on GPT2LMHeadModel, with these weights; all of its own parameters are set."""
-    form = config.adapter
-    assert form is not None
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.d_model,
-            n_positions=config.n_positions,
-            vocab_size=config.vocab,
-            bos_token_id=config.eos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=0,
-        )
-    )
-    asked = peft.LoraConfig(
-        r=form.r,
-        lora_alpha=form.alpha,
-        target_modules=rf"transformer\.h\.\d+\.({'|'.join(form.targets)})",
-        lora_dropout=form.dropout_p,
-        fan_in_fan_out=True,
-        task_type="CAUSAL_LM",
-    )
-    found = peft.get_peft_model(model, asked).eval()
-    left = dict(params)
-    with torch.no_grad():
-        for full, parameter in found.named_parameters():
-            name = full.removeprefix("base_model.model.transformer.").replace(".base_layer", "")
-            name = {"wte.weight": "wte", "wpe.weight": "wpe"}.get(name, name)
-            for matrix in ("lora_A", "lora_B"):
-                name = name.replace(f"{matrix}.default.weight", matrix)
-            array = left.pop(name)
-            parameter.copy_(torch.from_numpy(array.T.copy() if "lora" in name else array))
-    assert not left
-    return found
 
 
 @pytest.fixture

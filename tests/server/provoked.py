@@ -451,6 +451,11 @@ STATEMENTS = [
     " $$BEGIN UPDATE public.llm_param SET step = step + 1; RETURN NEW; END$$;"
     " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
     " SELECT llm_train_step('bare')",
+    "UPDATE llm_dataset SET model = NULL WHERE model = 'bare';"
+    " CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN UPDATE public.llm_param SET data ="
+    " overlay(data PLACING '\\x0000003f' FROM 1) WHERE model = 'base' AND name = 'ln_f.bias'; RETURN NEW; END$$;"
+    " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
+    " SELECT llm_train_step('fit')",
     "SELECT llm_log_prune(older_than => '-1 day')",
     "SELECT llm_run_sparkline(-1)",
     # Checkpoints and runs

@@ -208,7 +208,7 @@ TAPES = [
 ]
 ADAPTERS = [
     "SELECT llm_logits('{1}', 'fit')",
-    "SELECT llm_train_step('fit', batch => ARRAY(SELECT id FROM llm_dataset LIMIT 1))",
+    "SELECT llm_train_step('fit')",
     "SELECT llm_checkpoint_save('fit')",
     "SELECT llm_copy_model('fit', 'another')",
     "SELECT llm_adapter_merge('fit', 'another')",
@@ -241,6 +241,7 @@ def filled(recorded, server_files):
     recorded.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 260, 'b')")
     recorded.execute("ALTER TABLE llm_checkpoint ALTER id RESTART WITH 1")
     recorded.execute("SELECT llm_copy_model('m', 'base'), llm_adapter_create('fit', 'base', r => 2)")
+    recorded.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('fit', '{1,2,3}', '{2,3,4}')")
     recorded.execute("SELECT llm_checkpoint_save('m')")
     recorded.execute("SELECT llm_train_step('m')")
     recorded.execute("SELECT llm_checkpoint_save('m', '', %s)", [str(path)])

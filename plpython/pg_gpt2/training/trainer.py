@@ -267,11 +267,6 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
-def state_bytes(config: GPT2Config) -> int:
-    """Memory of what a Trainer holds: weights, and for those that are trained gradients and two moments."""
-    return 4 * (config.n_params() + 3 * config.n_trained())
-
-
 def _widths_kept(config: GPT2Config) -> tuple[int, int]:
     """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
 
@@ -289,8 +284,12 @@ def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
-    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
+    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits.
+
+    An adapter's base is not counted: it is there already, for others too.
+    """
     n, d = batch * length, config.d_model
+    state = 4 * config.n_trained()  # weights, gradients, two moments
     widths, cheap = _widths_kept(config)
     kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
@@ -299,8 +298,9 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
-    if config.adapter is not None:  # the rows between its two matrices, and masks of what goes to them
-        for name, (rows, columns) in config.adapter_shapes().items():
-            kept += n * columns if name.endswith("lora_A") else 0
-            masks += n * rows if name.endswith("lora_A") and config.adapter.dropout_p else 0
-    return state_bytes(config) + 4 * (kept + passing + head) + masks
+    if config.adapter is not None:  # the rows between its two matrices; what goes to them, and its masks
+        passing += 4 * n * d if config.adapter.dropout_p else 0
+        for name, (width, rank) in config.adapter_shapes().items():
+            kept += n * rank if name.endswith("lora_A") else 0
+            masks += n * width if name.endswith("lora_A") and config.adapter.dropout_p else 0
+    return 4 * (state + kept + passing + head) + masks
