@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 858d69654ac4 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 858d69654ac4 @extschema@', '@extschema@')
+    GD['pg_gpt2 51a4dc65f17a @extschema@'] = importer['import_package'](sources, 'pg_gpt2 51a4dc65f17a @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1195,8 +1195,10 @@ Names are those of the Hugging Face checkpoints without `transformer.`; linear w
 Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import isfinite, prod
+from typing import Any
 
 from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
@@ -1278,6 +1280,23 @@ class GPT2Config:
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
                 hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, as an object of JSON; `adapter` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
+        """Back from `to_json`. ValueError, TypeError, KeyError or InvalidParameter where it is not what that gives."""
+        given = dict(fields)
+        own = given.pop("adapter", None)
+        if own is None:
+            return cls(**given)
+        try:
+            alpha, dropout_p = float(own["alpha"]), float(own["dropout_p"])
+        except OverflowError:
+            raise ValueError("alpha or dropout_p") from None
+        return cls(**given, adapter=Adapter(own["r"], alpha, tuple(own["targets"]), dropout_p))
 
     @property
     def d_head(self) -> int:
@@ -1367,7 +1386,7 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from . import rng
-from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .config import LAYER_NORM_EPS, LINEAR_LAYERS, Adapter, GPT2Config, block_shapes
 from .ops import CHUNK
 from .tape import Handle, Runner
 
@@ -1378,6 +1397,9 @@ Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
+ADAPTER_SITES = (
+    1 << 31
+)  # from here on, dropout of what goes to an adapter: one site for each linear layer of each block
 
 
 def run_in_turn(calls: list[Callable[[], object]]) -> None:
@@ -1395,9 +1417,10 @@ class Dropout:
     step: int = 0
     part: int = 0
 
-    def at(self, site: int) -> dict[str, Any]:
-        """Attributes of the op at that site: 0 is the embedding, then three for each layer."""
-        return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+    def at(self, site: int, p: float | None = None) -> dict[str, Any]:
+        """Attributes of the op at that site: 0 is the embedding, then three for each layer; `p` where it is another."""
+        address = {"seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
+        return {"p": self.p if p is None else p, **address}
 
 
 @dataclass(frozen=True)
@@ -1424,25 +1447,52 @@ class Pass:
         attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
         return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
+    def to_adapter(self, run: Runner, x: Handle, p: float, layer: int, target: str) -> Handle:
+        """What an adapter's A is given of x: in training, x after a dropout of its own."""
+        if self.drop is None or not p:
+            return x
+        site = ADAPTER_SITES + len(LINEAR_LAYERS) * layer + LINEAR_LAYERS.index(target)
+        return run.apply("dropout", x, **self.drop.at(site, p))
+
 
 def block(
-    run: Runner, p: Params, x: Handle, *, n_head: int, eps: float = LAYER_NORM_EPS, layer: int = 0, how: Pass = Pass()
+    run: Runner,
+    p: Params,
+    x: Handle,
+    *,
+    n_head: int,
+    eps: float = LAYER_NORM_EPS,
+    layer: int = 0,
+    adapter: Adapter | None = None,
+    how: Pass = Pass(),
 ) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
     """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
     site = 1 + 3 * layer
+    linear = partial(_linear, run, p, adapter=adapter, layer=layer, how=how)
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
-    qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
+    qkv = linear("attn.c_attn", normed)
     mixed = how.attention(run, qkv, n_head, layer, site)
     if how.keep is not None:
         x = how.keep(x)
-    y = run.apply("linear", mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    y = linear("attn.c_proj", mixed)
     x = run.apply("add", x, how.dropped(run, y, site + 1))
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
-    hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
+    hidden = linear("mlp.c_fc", normed)
     active = run.apply("gelu", hidden)
-    y = run.apply("linear", active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    y = linear("mlp.c_proj", active)
     return run.apply("add", x, how.dropped(run, y, site + 2))
+
+
+def _linear(
+    run: Runner, p: Params, name: str, x: Handle, *, adapter: Adapter | None, layer: int, how: Pass
+) -> Handle:  # [.., m] -> [.., n]
+    """x W + b; where an adapter has this layer among its targets, + (alpha / r) (x A) B."""
+    if adapter is None or name not in adapter.targets:
+        return run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    low = run.apply("matmul", how.to_adapter(run, x, adapter.dropout_p, layer, name), p[f"{name}.lora_A"])
+    y = run.apply("linear", x, p[f"{name}.weight"], p[f"{name}.bias"])
+    return run.apply("addmm", y, low, p[f"{name}.lora_B"], factor=adapter.scale)
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
@@ -1459,7 +1509,8 @@ def blocks(
     last = config.n_layer - 1
     for i in range(config.n_layer):
         here = how if i == last or how.keep is None else replace(how, keep=None)
-        x = block(run, layer_params(params, i), x, n_head=config.n_head, layer=i, how=here)
+        p = layer_params(params, i, config.adapter)
+        x = block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=here)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
 
 
@@ -1472,14 +1523,15 @@ def hidden(
     return blocks(run, params, asked.dropped(run, embed(run, params, ids, position=position), 0), config, asked)
 
 
-def layer_params(params: Params, layer: int) -> dict[str, Handle]:
-    """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[full] for name, full in _block_names(layer)}
+def layer_params(params: Params, layer: int, adapter: Adapter | None = None) -> dict[str, Handle]:
+    """The twelve parameters of a block, and those of its adapter, by their names without `h.{layer}.`."""
+    return {name: params[full] for name, full in _block_names(layer, adapter and adapter.targets)}
 
 
 @lru_cache(maxsize=256)
-def _block_names(layer: int) -> list[tuple[str, str]]:
-    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
+def _block_names(layer: int, targets: tuple[str, ...] | None) -> list[tuple[str, str]]:
+    own = [f"{target}.{matrix}" for target in targets or () for matrix in ("lora_A", "lora_B")]
+    return [(name, f"h.{layer}.{name}") for name in (*block_shapes(1), *own)]
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
@@ -1526,12 +1578,12 @@ def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn
 
 
 def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's.
 
     Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
     functions that make them, in any order.
     """
-    for index, (name, shape) in enumerate(config.param_shapes().items()):
+    for index, (name, shape) in enumerate(replace(config, adapter=None).param_shapes().items()):
         tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
@@ -1543,6 +1595,32 @@ def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_tur
         elif name.endswith("weight"):
             tensor[:] = 1.0
         yield name, tensor
+    yield from init_adapter(config, seed)
+
+
+def init_adapter(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of an adapter's tensors: A [in, r] uniform within 1 / sqrt(in) of 0, B zero, as PEFT has them.
+
+    Draws depend on (seed, index of the tensor) only.
+    """
+    for index, (name, shape) in enumerate(config.adapter_shapes().items()):
+        tensor = np.zeros(shape, np.float32)
+        if name.endswith("lora_A"):
+            np.random.Generator(rng.philox(seed, rng.ADAPTER, site=index)).random(out=tensor, dtype=np.float32)
+            tensor -= 0.5
+            tensor *= 2 / sqrt(shape[0])
+        yield name, tensor
+
+
+def merged(params: Mapping[str, np.ndarray], config: GPT2Config) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of each tensor of the ordinary model that an adapter and its base make together: W + (alpha / r) A B."""
+    scale = np.float32(config.adapter.scale if config.adapter else 0)
+    own = config.adapter_shapes()
+    for name in replace(config, adapter=None).param_shapes():
+        w, layer = params[name], name.removesuffix(".weight")
+        if f"{layer}.lora_A" in own:
+            w = w + scale * (params[f"{layer}.lora_A"] @ params[f"{layer}.lora_B"])
+        yield name, w
 
 
 def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
@@ -1584,7 +1662,8 @@ class Op:
     arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
     `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
     allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
-    `fused` is forward and backward of a last op in one.
+    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and gives None for
+    the others; `fused` is forward and backward of a last op in one.
     """
 
     name: str
@@ -1597,6 +1676,7 @@ class Op:
     saves: bool = False
     saving: Callable[..., tuple[np.ndarray, Any]] | None = None
     sinks: bool = False
+    apart: tuple[frozenset[int | str], ...] | None = None
     fused: Callable[..., tuple[np.ndarray, Grads]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
@@ -1632,6 +1712,12 @@ class Op:
                 hint="Give one array for each of them, in this order.",
             )
 
+    def reads_for(self, wanted: Sequence[bool]) -> frozenset[int | str]:
+        """What backward looks at where these gradients are wanted."""
+        if self.apart is None:
+            return self.reads if any(wanted) else frozenset()
+        return frozenset().union(*(reads for reads, is_wanted in zip(self.apart, wanted, strict=True) if is_wanted))
+
     def gradients(
         self,
         dy: np.ndarray,
@@ -1639,13 +1725,16 @@ class Op:
         *arrays: np.ndarray,
         saved: Any = None,
         sinks: Sequence[Sink | None] | None = None,
+        wanted: Sequence[bool] | None = None,
         **attrs: Any,
     ) -> Grads:
-        """The backward pass, given of `saved` and `sinks` what this op takes."""
+        """The backward pass, given of `saved`, `sinks` and `wanted` what this op takes."""
         if self.saves or self.saving is not None:
             attrs["saved"] = saved
         if self.sinks:
             attrs["sinks"] = sinks or [None] * len(arrays)
+        if self.apart is not None:
+            attrs["wanted"] = wanted or [True] * len(arrays)
         return self.backward(dy, y, *arrays, **attrs)
 
     def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
@@ -1686,6 +1775,8 @@ def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grad
     """Enter a faster form of an op; `reads` where its backward pass looks at something else."""
     if "reads" in options:
         options["reads"] = frozenset(options["reads"])
+    if "apart" in options:
+        options["apart"] = tuple(map(frozenset, options["apart"]))
     fast[name] = registry[name] = changed(plain[name], forward=forward, backward=backward, **options)
 
 
@@ -1857,6 +1948,24 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 
 
 register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor a b."""
+    return c + (a @ b) * c.dtype.type(factor)
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy b', db = factor a' dy."""
+    k = dy.dtype.type(factor)
+    return dy, (dy @ b.T) * k, (rows_of(a).T @ rows_of(dy)) * k
+
+
+register("addmm", addmm, addmm_backward, "c a b", reads=(1, 2))
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
@@ -2239,7 +2348,7 @@ counter (tick, row, site, step): masks are the same bits for any number of threa
 import numpy as np
 
 WORD = (1 << 64) - 1
-DROPOUT, INIT, ORDER = 1, 2, 3  # purposes: the second key word keeps their streams apart
+DROPOUT, INIT, ORDER, ADAPTER = 1, 2, 3, 4  # purposes: the second key word keeps their streams apart
 VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
 
 
@@ -2460,6 +2569,12 @@ class WrongState(PgGpt2Error):
     """The object exists but cannot do this now, such as a model without weights."""
 
     sqlstate = "55000"
+
+
+class StillUsed(PgGpt2Error):
+    """What other models are made of cannot go away under them."""
+
+    sqlstate = "2BP01"
 
 
 class LockNotAvailable(PgGpt2Error):
@@ -4256,16 +4371,18 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+An adapter's weights are those of its base, the very same arrays, and its own beside them; what is kept in a file is the base's.
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -4283,12 +4400,17 @@ def in_panels(config: GPT2Config) -> bool:
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what is kept for each tensor."""
-    shapes = config.param_shapes()
+    """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
+    shapes = base_of(config).param_shapes()
     if in_panels(config):
         shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
         shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
     return shapes
+
+
+def base_of(config: GPT2Config) -> GPT2Config:
+    """The configuration of an adapter's base; of another model, its own."""
+    return replace(config, adapter=None)
 
 
 def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
@@ -4302,18 +4424,45 @@ class DecoderWeights(dict[str, Any]):
     """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes.
 
     `identity` says which weights these are: the same for those that are equal, of whatever object; None where nobody knows.
+    With `exact`, all matrices lie in panels, hence a row's results have the same bits whatever rows share its pass.
     """
 
     def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
         self.identity = identity
-        self.prepared: dict[int, Any] = {}
+        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
+        self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
         """The same weights under another identity."""
-        twin = DecoderWeights(self, identity)
-        twin.prepared = self.prepared
-        return twin
+        return DecoderWeights(self, identity)._preparing_like(self)
+
+    def with_adapter(self, own: Mapping[str, np.ndarray]) -> "DecoderWeights":
+        """The weights of an adapter of this model, whose own tensors are `own`; its identity is nobody's yet.
+
+        The other tensors are these very objects; so is what is prepared, which holds nothing of an adapter's own.
+        """
+        widths = {name: _width(name, array) for name, array in own.items()}
+        if self.exact and (use_panels or all(panels.keep_rows_alone(len(own[name]), widths[name]) for name in own)):
+            kept: dict[str, Any] = {name: Panels.of(array, widths[name]) for name, array in own.items()}
+        else:
+            kept = {name: _read_only(array) for name, array in own.items()}
+        return DecoderWeights({**self, **kept})._preparing_like(self)
+
+    def _preparing_like(self, other: "DecoderWeights") -> "DecoderWeights":
+        self.prepared = other.prepared
+        return self
+
+
+def _width(name: str, array: np.ndarray) -> int:
+    """Of the panels of an adapter's A [in, r] or B [r, out]."""
+    return panels.narrow_width(array.shape[1]) if name.endswith("lora_A") else panels.WIDTH
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 class KeptTensors(Mapping[str, np.ndarray]):
@@ -4357,9 +4506,14 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
         return len(self._arranged)
 
 
+def plain(params: Mapping[str, Any]) -> Params:
+    """The parameters as the checkpoint has them: those themselves, unless some are in panels."""
+    return CheckpointTensors(params) if any(isinstance(w, Panels) for w in params.values()) else params
+
+
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
-    """The parameters for a `Decoder`, from what is kept for them."""
-    shapes = config.param_shapes()
+    """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
+    shapes = base_of(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
         kind = _kind(name, shapes[name])
@@ -4372,18 +4526,21 @@ def lay_out(params: dict[str, np.ndarray], config: GPT2Config) -> DecoderWeights
     """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
     stored = KeptTensors(params, config)
     kept = {}
-    for name in list(params):
+    for name in stored:
         kept[name] = stored[name]
         kept[name].flags.writeable = False
         del params[name]
-    return decoder_weights(kept, config)
+    base = decoder_weights(kept, config)
+    if config.adapter is None:
+        return base
+    return base.with_adapter({name: params.pop(name) for name in config.adapter_shapes()})
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
 
 Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -4391,17 +4548,19 @@ from typing import Any
 import numpy as np
 
 from ..core.op import Grads, Sink, replace
-from . import buffers, panels, slices, threads
+from . import buffers, panels, slices, threads, unpack
 from .activations import gelu, gelu_backward
-from .elementwise import contiguous, unbroadcast
+from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
 
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b; leading dimensions broadcast."""
+def matmul(a: np.ndarray, b: np.ndarray | Panels) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast. Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[1])
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     return _stacked(a, b)
@@ -4444,6 +4603,35 @@ def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Gra
 replace("matmul", matmul, matmul_backward)
 
 
+def addmm(
+    c: np.ndarray, a: np.ndarray, b: np.ndarray | Panels, *, factor: float = 1.0
+) -> np.ndarray:  # [.., n], [.., k], [k, n] -> [.., n]
+    """c + factor (a @ b); exactly c where the product is 0. The factor goes into a, which is the smaller for a low rank.
+    Weights for inference may come in panels."""
+    if isinstance(b, Panels):
+        return panels.added(as_rows(c), as_rows(scale(a, factor=factor)), b).reshape(c.shape)
+    y = buffers.empty(c.shape, c.dtype)
+    copy_into(y, c)
+    run_all(product_tasks(as_rows(scale(a, factor=factor)), b, as_rows(y), accumulate=True))
+    return y
+
+
+def addmm_backward(
+    dy: np.ndarray, y: Any, c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0
+) -> Grads:
+    """dc = dy, da = factor dy @ b', db = factor a' @ dy."""
+    rows, scaled = as_rows(dy), as_rows(scale(a, factor=factor))
+    da, db = np.empty(a.shape, dy.dtype), np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, b.T, as_rows(da), paired=True),
+        product_tasks(scaled.T, rows, db, paired=True),
+    )
+    return dy, scale(da, factor=factor), db
+
+
+replace("addmm", addmm, addmm_backward)
+
+
 def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
     """x @ w + b on the last axis. Weights for inference may come in panels."""
     y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
@@ -4454,25 +4642,39 @@ def linear_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    w: np.ndarray,
+    w: np.ndarray | Panels,
     b: np.ndarray,
     *,
     sinks: Sequence[Sink | None] = (None, None, None),
+    wanted: Sequence[bool] = (True, True, True),
 ) -> Grads:
-    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy. Weights that get no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    db = np.empty(b.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, w.T, as_rows(dx), paired=True),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
-        [lambda: column_sums(rows, out=db)],
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dw = db = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, w, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+        tasks += product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=wanted[0])
+    if wanted[2]:
+        db = np.empty(b.shape, dy.dtype)
+        tasks.append(lambda: column_sums(rows, out=db))
+    run_all(tasks)
     return dx, dw, db
 
 
-replace("linear", linear, linear_backward, sinks=True)
+def _input_tasks(
+    dy: np.ndarray, w: np.ndarray | Panels, dx: np.ndarray, paired: bool
+) -> Sequence[Callable[[], object]]:
+    """Tasks that together set dx = dy @ w'."""
+    if isinstance(w, Panels):
+        return unpack.tasks_with_transpose(dy, w, dx)
+    return product_tasks(dy, w.T, dx, paired=paired)
+
+
+replace("linear", linear, linear_backward, sinks=True, apart=((1,), (0,), ()))
 
 
 def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
@@ -4486,22 +4688,26 @@ def lm_head_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
-    """dx = dy @ wte, dwte = dy' @ x."""
+    """dx = dy @ wte, dwte = dy' @ x. A table that gets no gradient may come in panels."""
     rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, wte, as_rows(dx), paired=True),
-        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
-    )
+    tasks: list[Callable[[], object]] = []
+    dx = dwte = None
+    if wanted[0]:
+        dx = buffers.empty(x.shape, dy.dtype)
+        tasks += _input_tasks(rows, wte.T, as_rows(dx), paired=wanted[1])
+    if wanted[1]:
+        dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+        tasks += product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=wanted[0])
+    run_all(tasks)
     return dx, dwte
 
 
-replace("lm_head", lm_head, lm_head_backward, sinks=True)
+replace("lm_head", lm_head, lm_head_backward, sinks=True, apart=((1,), (0,)))
 
 
 def mlp(
@@ -4547,13 +4753,14 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from ..core.ops import counted
-from . import buffers, slices, threads
+from . import buffers, slices, threads, unpack
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows
-from .products import column_sums, gradient_buffer
+from .panels import Table
+from .products import column_sums
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
@@ -4629,10 +4836,11 @@ class _Group:
     They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
     """
 
-    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, wte: np.ndarray | Table, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = slices.pieces(len(wte), vocab_slice(len(wte)))
-        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        vocab = wte.shape[0]
+        self.slices = slices.pieces(vocab, vocab_slice(vocab))
+        logits = buffers.passing((vocab, len(x)), x.dtype)
         self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
         self.sums = np.empty((len(self.slices), len(x)))
@@ -4652,7 +4860,7 @@ class _Group:
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(self.wte[part], self.x.T, out=z)
+        np.matmul(unpack.rows(self.wte, part), self.x.T, out=z)
         self._pick(i, self.picked[0])
 
     def _pick(self, i: int, out: np.ndarray) -> None:
@@ -4675,7 +4883,7 @@ class _Group:
         logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
         return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
-    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+    def grads(self, weight: float | np.ndarray, dx: np.ndarray, dwte: Sink | None) -> None:
         """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x, with one weight, or one a row.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
@@ -4687,59 +4895,69 @@ class _Group:
         def work(i: int) -> None:
             part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
             if i < TURN:
-                np.matmul(z.T, self.wte[part], out=term)
+                np.matmul(z.T, unpack.rows(self.wte, part), out=term)
             else:
-                add_product(z.T, self.wte[part], term)
-            if add:
-                add_product(z, scaled, dwte[part])
+                add_product(z.T, unpack.rows(self.wte, part), term)
+            if dwte is None:
+                return
+            if dwte.filled:
+                add_product(z, scaled, dwte.array[part])
             else:
-                np.matmul(z, scaled, out=dwte[part])
+                np.matmul(z, scaled, out=dwte.array[part])
 
         self._each_slice(work)
         np.add.reduce(parts, axis=0, out=dx)
         dx *= factor
         each = np.asarray(weight, dx.dtype)[..., None]
-        dx -= self.wte[self.classes] * each
-        add_rows(dwte, self.classes, self.x * -each)
+        picked = self.wte.take(self.classes) if isinstance(self.wte, Table) else self.wte[self.classes]
+        dx -= picked * each
+        if dwte is not None:
+            add_rows(dwte.array, self.classes, self.x * -each)
+            dwte.filled = True
 
 
 def _head(
-    x: np.ndarray, wte: np.ndarray, target: Any, weight: Any, dy: float | None, sink: Sink | None
+    x: np.ndarray,
+    wte: np.ndarray | Table,
+    target: Any,
+    weight: Any,
+    dy: float | None = None,
+    sink: Sink | None = None,
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of the rows that carry loss."""
+    """The loss and, when dy is given, the gradients, in one walk over groups of the rows that carry loss."""
     here, classes, weight = counted(target, weight)
+    rows = x.reshape(-1, x.shape[-1])[here]
     with nullcontext() if isinstance(here, slice) else buffers.reusing(None):  # a pool would keep every size there is
-        loss, dx, dwte = _walk(x.reshape(-1, x.shape[-1])[here], wte, classes, weight, dy, sink)
-    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), dwte)
+        dwte = None
+        if dy is not None and wanted[1]:
+            dwte = sink or Sink(buffers.empty(wte.shape, rows.dtype))
+        loss, dx = _walk(rows, wte, classes, weight, dy, dwte)
+    return np.asarray(loss, x.dtype), (_spread(dx, here, x.shape), None if dwte is None else dwte.array)
 
 
 def _walk(
     rows: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     classes: np.ndarray,
     weight: np.ndarray | None,
     dy: float | None,
-    sink: Sink | None,
-) -> tuple[float, np.ndarray | None, np.ndarray | None]:
-    """Loss, dx and dwte of rows that carry loss."""
+    dwte: Sink | None,
+) -> tuple[float, np.ndarray | None]:
+    """Loss of rows that carry it, and dx when dy is given; dwte collects."""
     total = len(rows) if weight is None else float(weight.sum())
-    dx = dwte = None
-    add = False
-    if dy is not None:
-        dx = buffers.empty(rows.shape, rows.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, rows.dtype)
+    dx = None if dy is None else buffers.empty(rows.shape, rows.dtype)
     loss = 0.0
-    for r in slices.pieces(len(rows), group_rows(len(rows), len(wte))) if len(rows) else ():
+    for r in slices.pieces(len(rows), group_rows(len(rows), wte.shape[0])) if len(rows) else ():
         group = _Group(rows[r], wte, classes[r])
         losses = group.losses()
         loss += float((losses if weight is None else losses * weight[r]).sum())
-        if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte, add)
-            add = True
+        if dx is not None and dy is not None:
+            group.grads(dy / total if weight is None else dy / total * weight[r], dx[r], dwte)
         del group  # or its logits would be there beside those of the next
-    if dwte is not None and not add:
-        dwte[...] = 0.0
-    return loss / (total or 1), dx, dwte
+    if dwte is not None and not dwte.filled:
+        dwte.array[...], dwte.filled = 0.0, True
+    return loss / (total or 1), dx
 
 
 def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -4753,40 +4971,49 @@ def _spread(dx: np.ndarray | None, here: slice | np.ndarray, shape: tuple[int, .
 
 
 def lm_head_loss(
-    x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None
+    x: np.ndarray, wte: np.ndarray | Table, *, target: Any, weight: Any = None
 ) -> np.ndarray:  # [.., D], [V, D] -> []
-    """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, weight, None, None)[0]
+    """cross_entropy(x @ wte'). Where no gradient of it is wanted, wte may come in panels."""
+    return _head(x, wte, target, weight)[0]
 
 
 def lm_head_loss_backward(
     dy: np.ndarray,
     y: Any,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])[1]
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)[1]
 
 
 def lm_head_loss_and_grads(
     dy: np.ndarray,
     x: np.ndarray,
-    wte: np.ndarray,
+    wte: np.ndarray | Table,
     *,
     target: Any,
     weight: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
+    wanted: Sequence[bool] = (True, True),
 ) -> tuple[np.ndarray, Grads]:
     """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, weight, float(dy), sinks[1])
+    return _head(x, wte, target, weight, float(dy), sinks[1], wanted)
 
 
-replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)
+replace(
+    "lm_head_loss",
+    lm_head_loss,
+    lm_head_loss_backward,
+    sinks=True,
+    apart=((0, 1), (0, 1)),
+    fused=lm_head_loss_and_grads,
+)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
 
@@ -4930,6 +5157,7 @@ from . import buffers, slices, threads
 Call = Callable[[], object]
 
 WIDTH = 64
+NARROWEST = 4  # columns; kernels for widths that are no multiple of it do not treat all rows alike
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
@@ -4938,6 +5166,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -4950,12 +5179,17 @@ class Panels:
         self.data, self.shape, self.dtype = data, shape, data.dtype
 
     @classmethod
-    def of(cls, w: np.ndarray) -> "Panels":
+    def of(cls, w: np.ndarray, width: int = WIDTH) -> "Panels":
         """The panels of w [K, N]."""
-        data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(slices.pieces(w.shape[1], WIDTH), data):
+        data = np.zeros(stored_shape(w.shape, width), w.dtype)
+        for rows, panel in zip(slices.pieces(w.shape[1], width), data):
             panel[:, : rows.stop - rows.start] = w[:, rows]
         return cls(data, w.shape)
+
+    @property
+    def width(self) -> int:
+        """Columns of all panels, those beyond the weights' included."""
+        return self.data.shape[0] * self.data.shape[2]
 
     @property
     def ndim(self) -> int:
@@ -4979,9 +5213,9 @@ class Table(Panels):
     __slots__ = ()
 
     @classmethod
-    def of(cls, table: np.ndarray) -> "Table":
+    def of(cls, table: np.ndarray, width: int = WIDTH) -> "Table":
         """The panels of a table [V, D]."""
-        return cls(Panels.of(table.T).data, table.shape)
+        return cls(Panels.of(table.T, width).data, table.shape)
 
     @property
     def T(self) -> Panels:
@@ -4998,10 +5232,15 @@ class Table(Panels):
         return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
 
 
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def stored_shape(shape: tuple[int, ...], width: int = WIDTH) -> tuple[int, int, int]:
     """Shape of the panels of weights [K, N]."""
     k, n = shape
-    return -(-n // WIDTH), k, WIDTH
+    return -(-n // width), k, width
+
+
+def narrow_width(n: int) -> int:
+    """Width of the panels of weights that have only n columns: not more than they need."""
+    return min(WIDTH, -(-n // NARROWEST) * NARROWEST)
 
 
 def room(m: int) -> int:
@@ -5012,17 +5251,34 @@ def room(m: int) -> int:
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
     m, n = len(x), w.shape[1]
-    if len(x) < room(m):
-        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    x = _with_room(x)
+    out = buffers.empty((len(x), w.width), x.dtype)
     bind(x, w, out, bias)()
     return out[:m, :n]
+
+
+def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
+    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
+    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+
+    def some(rows: slice) -> None:
+        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
+        product = buffers.scratch("added", (len(left), w.width), x.dtype)
+        bind(left, w, product)()
+        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+
+    threads.for_rows(len(c), ADDED_ROWS, some)
+    return out
+
+
+def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
+    return x if len(x) == room(len(x)) else np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
 
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
 ) -> Call:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, w.width].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
@@ -5102,19 +5358,51 @@ def _columns(panels: slice) -> slice:
 
 def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
-    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    count, _, width = panels.shape
+    stack = _in_parts(panels, len(terms))
+    return [partial(np.matmul, rows, stack, out=results) for rows, results in _row_groups(x, terms, count, width)]
+
+
+def _in_parts(panels: np.ndarray, parts: int) -> np.ndarray:  # [P, K, w] -> [parts, P, 1, K / parts, w]
+    count, _, width = panels.shape
+    return panels.reshape(count, parts, 1, -1, width).swapaxes(0, 1)
+
+
+def _row_groups(
+    x: np.ndarray, terms: np.ndarray, count: int, width: int
+) -> list[tuple[np.ndarray, np.ndarray]]:  # of [parts, 1, G, rows, K / parts], [parts, P, G, rows, w]
+    """x [m, K] and terms [parts, m, P w] in groups of ROWS rows, as many as there are; and what remains as one more."""
+    m, parts = len(x), len(terms)
     x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Call] = []
-    if whole:
-        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
-        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
-    if m > whole:
-        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
-    return calls
+    return [
+        (
+            x[some].reshape(-1, rows, *x.shape[1:]).transpose(2, 0, 1, 3)[:, None],
+            terms[:, some].reshape(parts, -1, rows, count, width).transpose(0, 3, 1, 2, 4),
+        )
+        for some, rows in ((slice(0, whole), ROWS), (slice(whole, m), m - whole))
+        if some.stop > some.start
+    ]
+
+
+def bind_late(x: np.ndarray, out: np.ndarray, like: Panels) -> Callable[[Panels], None]:
+    """A call that sets out[:, :N] = x @ w, for whatever x [room, K], a few rows, then holds and whatever w [K, N] it is given.
+
+    `like` is one such w.
+    """
+    count, k, width = like.data.shape
+    parts = _parts(k)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    groups = _row_groups(x, terms, count, width)
+
+    def call(w: Panels) -> None:
+        stack = _in_parts(w.data, parts)
+        for rows, results in groups:
+            np.matmul(rows, stack, out=results)
+        if parts > 1:
+            np.add.reduce(terms, axis=0, out=out)
+
+    return call
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:
@@ -5144,10 +5432,21 @@ def are_usable(depths: Sequence[int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _is_usable(k: int) -> bool:
+def keep_rows_alone(k: int, width: int) -> bool:
+    """Whether panels of weights of this depth, and of this width each, give a row the same bits in any company."""
+    x, w = _trial(k // _parts(k), width)
+    panels = Panels.of(w, width)
+    return _rows_are_alone(lambda x: product(x, panels), x)
+
+
+def _trial(k: int, n: int) -> tuple[np.ndarray, np.ndarray]:  # [2 ROWS, k], [k, n]
     random = np.random.Generator(np.random.Philox(1))
-    x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    return random.standard_normal((2 * ROWS, k), np.float32), random.standard_normal((k, n), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _is_usable(k: int) -> bool:
+    x, w = _trial(k, 8 * WIDTH)
     panels = Panels.of(w)
     if not _rows_are_alone(lambda x: product(x, panels), x):
         return False
@@ -5188,6 +5487,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.prepared', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
 
 A `PreparedPass` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+What an adapter has of its own is looked up in every pass: one plan serves all adapters of a base that have the same form.
 """
 
 import weakref
@@ -5206,10 +5506,12 @@ from .activations import gelu_into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
-from .products import product_tasks
+from .products import product, product_tasks
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
+MOST_PREPARED = (
+    256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
+)
 
 Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
 
@@ -5230,6 +5532,13 @@ class _Product(NamedTuple):
     b: np.ndarray
 
 
+class _Own(NamedTuple):
+    """In the place of a tensor of an adapter: that of its name, which another adapter has as well, `like` this one."""
+
+    name: str
+    like: Panels | np.ndarray
+
+
 class PreparedPass:
     """The blocks of a model and ln_f, for passes over m rows."""
 
@@ -5237,21 +5546,22 @@ class PreparedPass:
         self._m = m
         self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
-        self._attention = _Attention()
+        self._given = _Given()
         x = self._new(config.d_model)
         self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, gpt2.Pass(attend=self._bind_attention)).data
+        known = {**params, **{name: _Own(name, params[name]) for name in config.adapter_shapes()}}
+        self._y = gpt2.blocks(self, known, x, config, gpt2.Pass(attend=self._bind_attention)).data
         self._bind_products(params["wte"])
 
-    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+    def __call__(self, params: DecoderWeights, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
         self._x[...] = x
-        self._attention.attend = attend
+        self._given.params, self._given.attend = params, attend
         try:
             for call in self._calls:
                 call()
         finally:
-            del self._attention.attend
+            del self._given.params, self._given.attend
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
@@ -5276,6 +5586,31 @@ class PreparedPass:
             self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
         return y
 
+    def _matmul(self, x: Rows, a: _Own) -> Rows:
+        y = self._new(a.like.shape[1])
+        if isinstance(a.like, Panels):
+            self._multiply_in_panels(x, a.name, a.like, y)
+        else:
+            self._calls.append(partial(self._given.multiply, partial(product, x.data, out=y.data), a.name))
+        return y
+
+    def _addmm(self, c: Rows, a: Rows, b: _Own, *, factor: float) -> Rows:
+        scaled, y = self._new(a.data.shape[1]), self._new(c.data.shape[1])
+        self._calls.append(partial(np.multiply, a.data, FLOAT32.type(factor), out=scaled.data))
+        if isinstance(b.like, Panels):
+            self._multiply_in_panels(scaled, b.name, b.like, y)
+            self._calls.append(partial(np.add, y.data, c.data, out=y.data))
+        else:
+            self._calls.append(partial(np.copyto, y.data, c.data))
+            self._calls.append(
+                partial(self._given.multiply, partial(product, scaled.data, out=y.data, accumulate=True), b.name)
+            )
+        return y
+
+    def _multiply_in_panels(self, x: Rows, name: str, like: Panels, y: Rows) -> None:
+        times = panels.bind_late(x.buffer[:, : like.shape[0]], y.buffer[:, : like.width], like)
+        self._calls.append(partial(self._given.multiply, times, name))
+
     def _bind_products(self, wte: np.ndarray | Table) -> None:
         """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
         following = wte.T if isinstance(wte, Table) else None
@@ -5297,7 +5632,7 @@ class PreparedPass:
 
     def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
         y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data))
         return y
 
     def _new(self, n: int) -> Rows:
@@ -5314,23 +5649,30 @@ class PreparedPass:
         return value
 
 
-class _Attention:
-    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+class _Given:
+    """What a pass is given for attention, and of an adapter; apart from the plan, which would otherwise hold itself, and the
+    weights, in memory."""
 
-    attend: Attend  # there during a pass
+    params: DecoderWeights  # there during a pass
+    attend: Attend
 
-    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        """Attention of a layer."""
         host.check_interrupts()
         self.attend(layer, qkv, out)
 
+    def multiply(self, times: Callable[[Any], object], name: str) -> None:
+        """A product with a tensor of the adapter."""
+        times(self.params[name])
+
 
 def prepared_pass(params: DecoderWeights, config: GPT2Config, m: int) -> PreparedPass:
-    """The model's plan for m rows; it stays with the weights."""
-    found = params.prepared.get(m)
+    """The model's plan for m rows; it stays with the weights, those of a base where this is an adapter."""
+    found = params.prepared.get((m, config.adapter))
     if found is None:
-        if sum(params.prepared) + m > MOST_PREPARED:
+        if sum(rows for rows, _ in params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
-        found = params.prepared[m] = PreparedPass(params, config, m)
+        found = params.prepared[m, config.adapter] = PreparedPass(params, config, m)
     return found
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
@@ -5340,6 +5682,7 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -5354,11 +5697,11 @@ LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a 
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: Any) -> np.ndarray:
     """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
     if out is None:
         out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    run_all(product_tasks(a, b, out, **options))
     return out
 
 
@@ -5545,7 +5888,14 @@ from .ops import lookup
 Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 # A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
 CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
-PASSED_ON = {"linear": ("add", "dropout"), "add": ("dropout",)}  # nor has a model another use of these results, used so
+# Nor has a model another use of these results, used so.
+PASSED_ON = {
+    "linear": ("add", "dropout", "addmm"),
+    "addmm": ("add", "dropout"),
+    "add": ("dropout",),
+    "causal_attention": ("linear",),
+}
+FIRST = ("matmul", "dropout")  # what an adapter does with what goes to a linear layer, before that has it
 
 
 class Value:
@@ -5580,6 +5930,16 @@ class Node:
         """Name of the op."""
         return self.op.name
 
+    @property
+    def wanted(self) -> list[bool]:
+        """Of which inputs there is to be a gradient."""
+        return [value.requires_grad for value in self.inputs]
+
+    @property
+    def reads(self) -> frozenset[int | str]:
+        """What its backward pass looks at."""
+        return self.op.reads_for(self.wanted)
+
 
 class Tape:
     """Records ops and differentiates them.
@@ -5608,8 +5968,8 @@ class Tape:
         output = self._record(op, inputs, attrs, y, saved)
         if not self.keep:
             for value in inputs:
-                if _is_spent(value, name) and (self.recompute or not value.is_read):
-                    value.data = None
+                if self._is_spent(value, name):
+                    _forget(value)
         return output
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
@@ -5633,20 +5993,28 @@ class Tape:
         arrays = [_data(value) for value in inputs]
         if op.check is not None:
             op.check(*arrays, **attrs)
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        wanted = {} if op.apart is None else {"wanted": [value.requires_grad for value in inputs]}
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **wanted, **attrs)
         loss = self._record(op, inputs, attrs, y, None)
         loss.grad = np.asarray(seed, loss.dtype)  # for the audit
         self._collect(self.nodes[-1], grads)
         self._sweep(len(self.nodes) - 2, loss)
         return loss
 
+    def _is_spent(self, value: Value, op: str) -> bool:
+        """Whether nobody needs a value's data now that an op of that name has used it, or the data will be computed again."""
+        maker = value.node and value.node.name
+        if maker in CHEAP:
+            return (self.recompute or not value.is_read) and (maker == "dropout" or op not in FIRST)
+        return not value.is_read and op in PASSED_ON.get(maker or "", ())
+
     def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
         output = Value(y, any(value.requires_grad for value in inputs))
         node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        output.is_read = "y" in op.reads
+        output.node, reads = node, node.reads
+        output.is_read = "y" in reads
         for i, value in enumerate(inputs):
-            value.is_read |= i in op.reads
+            value.is_read |= i in reads
         self.nodes.append(node)
         if self.audit is not None:
             self.audit("forward", node)
@@ -5657,11 +6025,11 @@ class Tape:
         for node in reversed(self.nodes[: last + 1]):
             host.check_interrupts()
             if node.output.grad is not None:
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.gradients(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
+                reads = node.reads
+                y = _data(node.output) if "y" in reads else None
+                arrays = [_operand(value, i in reads) for i, value in enumerate(node.inputs)]
+                given = {"saved": node.saved, "sinks": _sinks(node.inputs), "wanted": node.wanted}
+                self._collect(node, node.op.gradients(node.output.grad, y, *arrays, **given, **node.attrs))
             if not self.keep:
                 node.output.grad = node.saved = None
                 node.output.data = start.data if node.output is start else None
@@ -5679,10 +6047,12 @@ class Tape:
             self.audit("backward", node)
 
 
-def _is_spent(value: Value, op: str) -> bool:
-    """Whether a model makes no further use of a value that an op of that name has used."""
-    maker = value.node and value.node.name
-    return maker in CHEAP or op in PASSED_ON.get(maker or "", ())
+def _forget(value: Value) -> None:
+    """Free the data; where they will be computed again, what they are computed from stays."""
+    value.data = None
+    if value.is_read and value.node is not None:
+        for source in value.node.inputs:
+            source.is_read = True
 
 
 def _data(value: Value) -> np.ndarray:
@@ -5948,6 +6318,52 @@ def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     else:
         run([lambda rows=rows: work(rows) for rows in slices.pieces(total, size)])  # type: ignore[misc]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.unpack', $pg_gpt2_source$"""Weights out of their panels, a piece at a time: what a backward pass computes with weights that it leaves as they are.
+
+For a product with the transpose, panels are too narrow: BLAS would add up 64 terms at a time. The copy costs 5 % of a product
+with 256 rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from . import buffers, slices
+from .panels import PARALLEL_FLOPS, WIDTH, Panels, Table
+from .products import least_pieces
+
+MOST_COPIED = 8 << 20  # bytes at a time
+
+
+def rows(w: np.ndarray | Panels, part: slice) -> np.ndarray:  # [K, N] -> [part, N]
+    """Some rows of a matrix in either layout: perhaps in memory of the thread, valid until it asks for others."""
+    if isinstance(w, Table):
+        first = part.start // WIDTH
+        whole = _rows(w.data[first : -(-part.stop // WIDTH)], slice(0, w.shape[1]))
+        return whole[:, part.start - first * WIDTH : part.stop - first * WIDTH].T
+    return _rows(w.data, part)[:, : w.shape[1]] if isinstance(w, Panels) else w[part]
+
+
+def _rows(data: np.ndarray, part: slice) -> np.ndarray:  # [P, K, w] -> [part, P w]
+    found = buffers.scratch("rows", (part.stop - part.start, len(data), data.shape[2]), data.dtype)
+    np.copyto(found, data[:, part].swapaxes(0, 1))
+    return found.reshape(len(found), -1)
+
+
+def tasks_with_transpose(
+    x: np.ndarray, w: Panels, out: np.ndarray
+) -> list[Callable[[], object]]:  # [m, N], [K, N] -> [m, K]
+    """Tasks that together set out = x @ w'."""
+    k, n = w.shape
+    least = 1 if 2.0 * len(x) * k * n < PARALLEL_FLOPS else 2
+    count = max(least, least_pieces(len(x), n, k), -(-4 * k * n // MOST_COPIED))
+
+    def work(part: slice) -> None:
+        np.matmul(x, rows(w, part).T, out=out[:, part])
+
+    return [partial(work, part) for part in slices.pieces(k, -(-k // (16 * count)) * 16)]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
 Every reader presents one protocol, `TensorReader`, so that a 500 MB file never has to be in memory at once, and no
@@ -6029,7 +6445,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
-FIELDS = tuple(field.name for field in fields(GPT2Config))
+FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -6167,19 +6583,21 @@ class Checkpoint:
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
-        """Refuse (22000) a file that has not exactly the tensors of `config`, each in its shape; the error names the tensor."""
-        expected = config.param_shapes()
+        """Refuse (22000) a file that has not exactly the tensors of `config`, of an adapter its own, each in its shape; the error
+        names the tensor."""
+        expected = config.trained_shapes()
         for name, shape in expected.items():
             if name not in self._names:
+                what = "A model" if config.adapter is None else "An adapter"
                 raise InconsistentData(
                     f"tensor {name} is missing from the file",
-                    hint=f"A model with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
                 )
             self._check_shape(name, shape)
-        if LM_HEAD in self._names:
+        if LM_HEAD in self._names and "wte" in expected:
             self._check_shape(LM_HEAD, expected["wte"])
         for name in self._names:
-            if name not in expected and name != LM_HEAD:
+            if name not in expected and (name != LM_HEAD or config.adapter is not None):
                 raise InconsistentData(
                     f"tensor {name} in the file is not part of this model",
                     hint="Compare n_layer in llm_model_config with the file.",
@@ -7636,6 +8054,7 @@ class Scores(NamedTuple):
     logprobs: np.ndarray
     tokens: np.ndarray  # how many each has
     normalized: np.ndarray
+    per_character: np.ndarray  # log-probability of a character: what acc_norm of lm-evaluation-harness compares
     cut: int  # tokens of the prompt's beginning that the window had no room for, before the longest of them
 
     def best(self) -> int:
@@ -7692,6 +8111,8 @@ class Choices:
         self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         self.sizes = np.array(sizes, np.int64)  # in bytes
+        self.characters = np.array([len(text) for text in self.texts], np.int64)
+        self.priors: dict[str, np.ndarray] = {}  # log-probabilities at the beginning of a text, after blanks
         host.require_memory(BYTES_A_TEXT * len(sizes) + BYTES_A_BYTE * sum(sizes), f"{len(sizes)} choices")
         self._tokenizer, self._config, self._model, self._start = tokenizer, config, model, start
         self._ending: tuple[str, str] | None = None
@@ -7769,7 +8190,8 @@ class Choices:
 class Chooser:
     """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
 
-    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices, normalize: str) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices | None, normalize: str) -> None:
+        """`choices`: those of all prompts; None where each prompt comes with its own."""
         if normalize not in NORMALIZATIONS:
             raise InvalidParameter(
                 f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
@@ -7777,9 +8199,8 @@ class Chooser:
                 " that choices have at the beginning of a text.",
             )
         self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
-        self._priors: dict[str, np.ndarray] = {}  # by blanks
-        if normalize == "prior":
-            self._prior("")
+        if normalize == "prior" and choices is not None:
+            self._prior(choices, "")
 
     def choose(self, prompt: str) -> Scores:
         """The scores after one prompt."""
@@ -7792,47 +8213,53 @@ class Chooser:
     ) -> Iterator[tuple[Key, Scores | None]]:
         """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
         to `refused` with its error, and gets None; without `refused` the error is raised."""
+        return self.choose_each_among(((key, prompt, self._choices) for key, prompt in prompts), refused)
+
+    def choose_each_among(
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None = None
+    ) -> Iterator[tuple[Key, Scores | None]]:
+        """The same where each prompt comes with its choices; None where they are."""
         slots = Slots(self._params, self.config)
-        for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
-            yield key, self._scores(prompt, asked, found) if asked is not None else None
+        for (key, prompt, choices, asked), found in slots.answers(self._asked(prompts, refused)):
+            yield key, None if asked is None or choices is None else self._scores(prompt, choices, asked, found)
         slots.give()
 
     def _asked(
-        self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None
-    ) -> Iterator[tuple[tuple[Key, str, Asked | None], list[Question]]]:
-        for key, prompt in prompts:
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None
+    ) -> Iterator[tuple[tuple[Key, str, Choices | None, Asked | None], list[Question]]]:
+        for key, prompt, choices in prompts:
             asked = None
             try:
-                asked = None if prompt is None else self._choices.asked(prompt)
+                asked = None if prompt is None or choices is None else choices.asked(prompt)
             except InvalidParameter as error:
                 if refused is None:
                     raise
                 refused(key, error)
-            yield (key, prompt or "", asked), [] if asked is None else asked.questions
+            yield (key, prompt or "", choices, asked), [] if asked is None else asked.questions
 
-    def _scores(self, prompt: str, asked: Asked, found: list[np.ndarray]) -> Scores:
+    def _scores(self, prompt: str, choices: Choices, asked: Asked, found: list[np.ndarray]) -> Scores:
         """Log-probabilities beside what is made of them."""
-        logprobs = np.empty(len(self._choices))
+        logprobs = np.empty(len(choices))
         for numbers, some in zip(asked.numbers, found):
             logprobs[numbers] = some
         values = logprobs
         if self._normalize == "tokens":
             values = logprobs / asked.counts
         elif self._normalize == "bytes":
-            values = logprobs / self._choices.sizes
+            values = logprobs / choices.sizes
         elif self._normalize == "prior":
-            values = logprobs - self._prior(prompt)
-        return Scores(logprobs, asked.counts, values, asked.cut)
+            values = logprobs - self._prior(choices, prompt)
+        return Scores(logprobs, asked.counts, values, logprobs / choices.characters, asked.cut)
 
-    def _prior(self, prompt: str) -> np.ndarray:
+    def _prior(self, choices: Choices, prompt: str) -> np.ndarray:
         """Log-probabilities of the choices at the beginning of a text."""
         blanks = prompt[len(prompt.rstrip()) :]
-        if blanks not in self._priors:
-            if len(self._priors) >= MOST_PRIORS:
-                self._priors.clear()
-            question = self._choices.unconditional(blanks)
-            (self._priors[blanks],) = Slots(self._params, self.config).answer([question])
-        return self._priors[blanks]
+        if blanks not in choices.priors:
+            if len(choices.priors) >= MOST_PRIORS:
+                choices.priors.clear()
+            question = choices.unconditional(blanks)
+            (choices.priors[blanks],) = Slots(self._params, self.config).answer([question])
+        return choices.priors[blanks]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints', $pg_gpt2_source$"""What a text must look like: grammars, and the tokens that keep a text within one."""
 $pg_gpt2_source$);
@@ -10047,7 +10474,6 @@ from ..fast import buffers, prepared, slices, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from ..fast.layout import DecoderWeights
 from ..fast.ops import lookup
-from ..fast.panels import Panels
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
@@ -10287,7 +10713,7 @@ def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence
 
 def is_exact(params: DecoderWeights) -> bool:
     """Whether a row's results have the same bits whatever rows share its pass."""
-    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+    return params.exact
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
@@ -10307,7 +10733,7 @@ def _hidden(
     if ids.size <= prepared.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return prepared.prepared_pass(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
+        return prepared.prepared_pass(params, config, ids.size)(params, x.reshape(ids.size, -1), attend)[wanted]
 
     count = len(np.arange(ids.size)[wanted])
 
@@ -11008,7 +11434,8 @@ def states(
         ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
         x = gpt2.embed(run, params, ids, position=places)
         for i in range(depth):
-            x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i, how=how)
+            p = gpt2.layer_params(params, i, config.adapter)
+            x = gpt2.block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=how)
         if depth == config.n_layer:
             x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
         return as_rows(x)
@@ -12469,6 +12896,69 @@ def _checked(stops: Sequence[str]) -> Sequence[str]:
         )
     return stops
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.tally', $pg_gpt2_source$"""How often the choices of a model are the answers that were expected, and which it takes for which.
+
+Accuracies are those of lm-evaluation-harness for a task of multiple choice: acc, or what stands in its place where something else
+is compared, and acc_norm. What has no result, and an answer that is none of the choices, is not right.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from .. import host
+from .choosing import Scores
+
+BYTES_A_PAIR, BYTES_A_CHARACTER = 400, 4  # of memory, at most, for an answer and what was chosen in its place
+FIRST_ASKED = 1 << 20  # bytes: for less, memory is not asked for
+
+
+class Tally:
+    """Counts of answers that were expected and texts that were chosen."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._right = self._right_by_character = 0
+        self._pairs: Counter[tuple[str, str | None]] = Counter()
+        self._held, self._asked = 0, FIRST_ASKED
+
+    def add(self, expected: str, texts: Sequence[str | None], scores: Scores | None) -> None:
+        """An answer, what there was to choose from, and its scores; None where there are none."""
+        self.n += 1
+        chosen = None
+        if scores is not None:
+            chosen = texts[scores.best()]
+            self._right += chosen == expected
+            self._right_by_character += texts[int(scores.per_character.argmax())] == expected
+        pair = expected, chosen
+        if pair not in self._pairs:
+            self._hold(BYTES_A_PAIR + BYTES_A_CHARACTER * sum(len(text or "") for text in pair))
+        self._pairs[pair] += 1
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of answers that were chosen; None of none."""
+        return self._right / self.n if self.n else None
+
+    @property
+    def accuracy_by_character(self) -> float | None:
+        """The same where log-probabilities of a character are compared."""
+        return self._right_by_character / self.n if self.n else None
+
+    def confusion(self) -> Iterator[tuple[str, str | None, int]]:
+        """(expected, chosen, n), in order; chosen is None, and last, where there was no result."""
+        for (expected, chosen), n in sorted(self._pairs.items(), key=lambda item: (item[0][0], _last(item[0][1]))):
+            yield expected, chosen, n
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._asked:
+            self._asked = 2 * self._held
+            host.require_memory(self._asked, f"{len(self._pairs):,} pairs of expected and chosen")
+
+
+def _last(text: str | None) -> tuple[bool, str]:
+    return text is None, text or ""
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
 The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
@@ -12506,6 +12996,7 @@ class Tracer:
     def __init__(self, params: Params, n_head: int) -> None:
         self.steps: list[Step] = []
         self._names = {id(array): name for name, array in params.items()}
+        self._known = frozenset(params)
         self._n_head = n_head
         self._layer: int | None = None
 
@@ -12522,8 +13013,9 @@ class Tracer:
             self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
         if name == "causal_attention":
             self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
-        self._keep(name, self._name(name, parameter), y)
-        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
+        short = self._name(name, parameter)
+        self._keep(name, short, y)
+        if short == "attn.c_attn":
             for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
                 self._keep("slice", f"attn.{part}", heads[0])
         return y
@@ -12533,12 +13025,19 @@ class Tracer:
         if op == "lm_head":
             return "logits"
         if parameter is not None:
-            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
+            return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
             return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
+
+    def _name_by(self, parameter: str) -> str:
+        """That of the layer, for its result; with an adapter the terms of that have names of their own, as in PEFT."""
+        layer, _, part = parameter.rpartition(".")
+        if part == "weight" and f"{layer}.lora_A" in self._known:
+            return f"{layer}.base_layer"
+        return layer if part in ("weight", "lora_B") else parameter
 
     def _keep(self, op: str, name: str, data: np.ndarray) -> None:
         full = name if self._layer is None else f"h.{self._layer}.{name}"
@@ -12917,6 +13416,11 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> None:
     _check_broadcast("matmul", "leading dimensions broadcast", a.shape, b.shape, matrix=2)
 
 
+def _addmm(c: np.ndarray, a: np.ndarray, b: np.ndarray, *, factor: float = 1.0) -> None:
+    if b.ndim != 2 or not a.ndim or a.shape[-1] != b.shape[0] or c.shape != (*a.shape[:-1], b.shape[1]):
+        raise misfit("addmm", "c is [.., n], a is [.., k], b is [k, n]", c=c.shape, a=a.shape, b=b.shape)
+
+
 def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
     if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
         raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
@@ -12993,7 +13497,7 @@ def _cross_entropy(logits: np.ndarray, *, target: Any, weight: Any = None) -> No
 def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any, weight: Any = None) -> None:
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), len(wte))
+    _check_targets("lm_head_loss", target, weight, x.size // max(1, x.shape[-1]), wte.shape[0])
 
 
 def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:
@@ -13047,6 +13551,7 @@ def _reduction(op: str) -> Any:
 check("add", _binary("add"))
 check("mul", _binary("mul"))
 check("matmul", _matmul)
+check("addmm", _addmm)
 check("linear", _linear)
 check("mlp", _mlp)
 check("lm_head", _lm_head)
@@ -13376,6 +13881,60 @@ def __getattr__(name: str) -> ModuleType:
         raise AttributeError(name)
     return importlib.import_module(f"{__name__}.{name}")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.adapters', $pg_gpt2_source$"""llm_adapter_create, llm_adapter_merge: arguments from SQL, checked."""
+
+from dataclasses import replace
+from math import prod
+
+from ...core import gpt2
+from ...core.config import Adapter
+from ...errors import WrongState, require
+from .. import resources, vocabularies
+from ..entry import entry
+from ..storage import adapters, store, weights
+
+
+@entry
+def create(model: str, base: str, r: int, alpha: float, targets: list[str], dropout_p: float, seed: int) -> None:
+    """A new adapter, which at first computes what its base does."""
+    store.require_name(model)
+    require(base=base, r=r, alpha=alpha, targets=targets, dropout_p=dropout_p, seed=seed)
+    adapter = Adapter(r, alpha, tuple(targets), dropout_p)
+    adapters.require_base(base)
+    store.lock(base, model)
+    config = replace(adapters.require_base(base), adapter=adapter)  # as it is now that nobody can change it
+    adapters.require_new(model)
+    vocabularies.require_none(model)
+    largest = max(4 * prod(shape) for shape in config.adapter_shapes().values())
+    resources.require_memory(largest + store.writing_bytes(4 * config.n_trained()), f'making adapter "{model}"')
+    adapters.register(model, base, config, seed)
+    adapters.insert(model, gpt2.init_adapter(config, seed))
+    resources.release_memory()
+
+
+@entry
+def merge(model: str, target: str) -> None:
+    """An ordinary model of an adapter and its base."""
+    require(model=model)
+    store.require_name(target, "target")
+    base = adapters.base_of(model)
+    if base is None:
+        store.config(model)
+        raise WrongState(
+            f'"{model}" is no adapter, and so there is nothing to merge', hint="llm_copy_model copies a model."
+        )
+    store.lock(target)
+    store.require_no_weights(target)
+    loaded = weights.load(model)
+    config = replace(loaded.config, adapter=None)
+    largest = max(4 * prod(shape) for shape in config.param_shapes().values())
+    needed = 2 * largest + store.writing_bytes(4 * config.n_params())
+    resources.require_memory(needed, f'merging "{model}" into "{target}"')
+    store.register(target, config)
+    adapters.insert(target, gpt2.merged(loaded.params, loaded.config))
+    vocabularies.copy(base, target)
+    resources.release_memory()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
 from typing import Any
@@ -13404,9 +13963,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         for used in prefixes.session.usage()
         if used.identity.role == role
     ]
-    rows += [
-        ("weights", m.name, m.version, weights.size(m), m.shared, None, None) for m in weights.cache.models.values()
-    ]
+    rows += [("weights", m.name, m.version, m.nbytes, m.shared, None, None) for m in weights.cache.models.values()]
     if state := weights.cache.state:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
     known = store.known([model for _, model, *_ in rows])
@@ -13758,7 +14315,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="Leave shape out to take the parameter's.",
         )
     recorder = Recorder(room=1)
-    handle = recorder.leaf(array, True).id
+    handle = recorder.leaf(array, _is_trained(model, name)).id
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
@@ -13767,6 +14324,12 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         *(own_tape(), model, name, token_id, handle),
     )
     return handle
+
+
+def _is_trained(model: str, name: str) -> bool:
+    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
+    config = store.find_config(model)
+    return config is None or config.adapter is None or name in config.adapter_shapes()
 
 
 @entry
@@ -13784,14 +14347,17 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
-    total, turn = 0, 1
-    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+    total, turn, trained = 0, 1, store.trained(store.find_config(model), "$2")
+    while updated := _accumulate(
+        model, trained, turn
+    ):  # a row shared as several tensors gets the gradient of each in its turn
         total, turn = total + updated, turn + 1
     return total
 
 
-def _accumulate(model: str, turn: int) -> int:
-    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
+def _accumulate(model: str, trained: str, turn: int) -> int:
+    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
+    rows."""
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
@@ -13802,7 +14368,7 @@ def _accumulate(model: str, turn: int) -> int:
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
         "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
         " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
         " AND new.turn = $3",
@@ -13899,15 +14465,17 @@ def history(model: str, name: str) -> list[tuple]:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.choosing', $pg_gpt2_source$"""llm_choose and its family: which of several texts follows a prompt, for one prompt or for the rows of a query."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
-from ...generation.choosing import Choices, Chooser, Scores
+from ...errors import InvalidParameter, NullNotAllowed, require
+from ...generation.choosing import SHOWN, Choices, Chooser, Scores
+from ...generation.tally import Tally
 from ...limits import MOST_IDS
 from .. import db, resources, vocabularies
-from ..caller_query import Keyed, keyed_texts, source_texts
+from ..arrays import not_one_dimension
+from ..caller_query import Keyed, Labelled, keyed_texts, labelled, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
@@ -13918,6 +14486,8 @@ TOO_LONG = (  # a NOTICE about one prompt, and about several
     "1 prompt did not fit the {window}-token window together with a choice; its beginning was dropped",
     "{count:,} prompts did not fit the {window}-token window together with a choice; their beginnings were dropped",
 )
+
+WRONG = (" and counts as wrong", " and count as wrong")
 
 Texts = list[str | None]
 
@@ -13975,6 +14545,98 @@ def _chosen(choices: Texts, chooser: Chooser, rows: Iterator[Keyed]) -> Iterator
     report.tell(chooser.config.n_positions)
 
 
+class _Row(NamedTuple):
+    """A row of the source of an evaluation, by its number from 1."""
+
+    number: int
+    answer: str
+    texts: Texts
+
+
+@entry
+def evaluate_choices(
+    source: str, choices: Texts | None, normalize: str, model_name: str | None, source_path: str
+) -> list[tuple[float | None, float | None, int, list[tuple[str, str | None, int]]]]:
+    """One row (accuracy, accuracy_norm, n, confusion)."""
+    require(source=source, normalize=normalize, source_path=source_path)
+    model = weights.load(model_name)
+    evaluation = _Evaluation(_encoder(model), choices or None)
+    chooser = Chooser(model.decoder_weights, model.config, evaluation.choices, normalize)
+    tally = evaluation.made(chooser, labelled(source, source_path, with_choices=not choices))
+    return [(tally.accuracy, tally.accuracy_by_character, tally.n, list(tally.confusion()))]
+
+
+class _Evaluation:
+    """Prompts with the answers that are expected, put to a model. `texts`: the choices of rows that have none of their own."""
+
+    def __init__(self, encode: Callable[[Texts], Choices], texts: Texts | None) -> None:
+        self._encode, self._texts = encode, texts
+        self.choices = encode(texts) if texts else None
+        self._own: tuple[Texts, Choices] | None = None  # of the row before, since rows often have the same
+        self._report = Report(TOO_LONG, "row", WRONG)
+        self._skipped = self._foreign = 0
+        self._first_foreign = ""
+
+    def made(self, chooser: Chooser, rows: Iterator[Labelled]) -> Tally:
+        """Its counts; NOTICEs say what is not as it was given."""
+        tally, progress = Tally(), host.Progress("evaluating", "rows")
+        for row, scores in chooser.choose_each_among(self._asked(rows), self._refused):
+            tally.add(row.answer, row.texts, scores)
+            self._report.cut += scores is not None and scores.cut > 0
+            progress.at(tally.n)
+        self._tell(chooser.config.n_positions)
+        return tally
+
+    def _asked(self, rows: Iterator[Labelled]) -> Iterator[tuple[_Row, str | None, Choices | None]]:
+        for number, (prompt, answer, own) in enumerate(rows, 1):
+            texts = own or self._texts
+            if prompt is None or answer is None or not texts:
+                self._skipped += 1
+                host.check_interrupts()
+                continue
+            row = _Row(number, answer, texts)
+            try:
+                choices = self._choices(texts)
+            except (InvalidParameter, NullNotAllowed) as error:
+                self._refused(row, error)
+                choices = None
+            else:
+                self._compare(row)
+            yield row, prompt, choices
+
+    def _choices(self, texts: Texts) -> Choices | None:
+        if texts is self._texts:
+            return self.choices
+        if self._own is None or self._own[0] != texts:
+            if isinstance(texts[0], list):
+                raise not_one_dimension("choices")
+            self._own = texts, self._encode(texts)
+        return self._own[1]
+
+    def _refused(self, row: _Row, error: InvalidParameter | NullNotAllowed) -> None:
+        self._report.failed(str(row.number), error)
+
+    def _compare(self, row: _Row) -> None:
+        """Note an answer that cannot be chosen."""
+        if row.answer not in row.texts:
+            self._foreign += 1
+            shown = row.answer if len(row.answer) <= SHOWN else f"{row.answer[:SHOWN]}..."
+            self._first_foreign = self._first_foreign or f"row {row.number}: '{shown}'"
+
+    def _tell(self, window: int) -> None:
+        if self._skipped:
+            count = "1 row" if self._skipped == 1 else f"{self._skipped:,} rows"
+            db.notice(f"skipped {count} with a NULL or without choices")
+        if self._foreign == 1:
+            db.notice(f"the answer of 1 row is none of its choices and counts as wrong ({self._first_foreign})")
+        elif self._foreign:
+            db.notice(
+                f"the answers of {self._foreign:,} rows are none of their choices and count as wrong; first:"
+                f" {self._first_foreign}"
+            )
+        self._report.tell(window)
+
+
 def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None) -> Scores:
     """The scores of the choices after one prompt; a NOTICE where that is too long for the window."""
     scores = _chooser(choices, normalize, model_name).choose(prompt)
@@ -13986,13 +14648,17 @@ def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None)
 def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
     require(normalize=normalize)
     model = weights.load(model_name)
+    return Chooser(model.decoder_weights, model.config, _encoder(model)(choices), normalize)
+
+
+def _encoder(model: weights.Model) -> Callable[[Texts], Choices]:
+    """What makes choices of texts: tokens of the model's vocabulary."""
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
         return end_of_text(model, tokenizer, what)
 
-    found = Choices(choices, tokenizer, model.config, model.name, start)
-    return Chooser(model.decoder_weights, model.config, found, normalize)
+    return lambda texts: Choices(texts, tokenizer, model.config, model.name, start)
 
 
 def _ranked(choices: Texts, scores: Scores) -> Iterator[tuple[int, str | None, float, float, int]]:
@@ -14705,9 +15371,9 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
-from .. import db, resources
+from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import checkpoints, sharing, store, weights
+from ..storage import adapters, checkpoints, sharing, store, weights
 from ..training import audit
 
 END_OF_TEXT = "<|endoftext|>"
@@ -14794,35 +15460,27 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    store.lock(target)
-    store.require_no_weights(target)
+    base = adapters.base_of(source)
+    if base is None:
+        store.lock(target)
+        store.require_no_weights(target)
+    else:
+        store.lock(base, target)
+        adapters.require_new(target)
+        adapters.register(target, base, config)
     if saved is not None:
         checkpoints.restore(saved, target)
     else:
         store.register(target, config)
         db.run(
             "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.trained(config)} AS p",
             ["text", "text"],
             source,
             target,
         )
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
-        ["text", "text"],
-        source,
-        target,
-    )
+    if base is None:
+        vocabularies.copy(source, target)
 
 
 TABLES = (
@@ -14836,9 +15494,11 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     store.lock(model)
+    adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
-    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    dropped = adapters.forget(model)
+    dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
@@ -15042,7 +15702,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
+from ...errors import InvalidParameter, NullNotAllowed, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
@@ -15075,24 +15735,26 @@ class Row(NamedTuple):
 
 class Report:
     """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
-    words `about_cut` for one and for several."""
+    words `about_cut` for one and for several. `called`: what rows go by; `so`: what follows for those without a result."""
 
-    def __init__(self, about_cut: tuple[str, str] = LONGER) -> None:
+    def __init__(
+        self, about_cut: tuple[str, str] = LONGER, called: str = "key", so: tuple[str, str] = ("", "")
+    ) -> None:
         self.cut = 0
-        self._about_cut = about_cut
+        self._about_cut, self._called, self._so = about_cut, called, so
         self._failed, self._first = 0, ""
 
-    def failed(self, key: str | None, error: InvalidParameter) -> None:
+    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
-        self._first = self._first or f"key {'NULL' if key is None else key}: {error.message}"
+        self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
 
     def tell(self, window: int) -> None:
         """NOTICEs, where there is something to tell."""
         if self._failed == 1:
-            db.notice(f"1 row has no result ({self._first})")
+            db.notice(f"1 row has no result{self._so[0]} ({self._first})")
         elif self._failed:
-            db.notice(f"{self._failed:,} rows have no result; first: {self._first}")
+            db.notice(f"{self._failed:,} rows have no result{self._so[1]}; first: {self._first}")
         if self.cut:
             db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
@@ -15629,9 +16291,10 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
     for ids in (tokens, counting):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
-    drop = None
-    if train and dropout_p:  # the masks of the model's next step
-        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
+    drop, adapter = None, loaded.config.adapter
+    if train and (dropout_p or (adapter and adapter.dropout_p)):  # the masks of the model's next step
+        step = store.last_step(loaded.name, loaded.config) + 1
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, step)
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
 
@@ -15759,7 +16422,6 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.transfer', $pg
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -15784,7 +16446,7 @@ from ...formats import (
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
-from ..storage import server_files, sharing, store
+from ..storage import adapters, server_files, sharing, store
 
 
 @entry
@@ -15830,13 +16492,15 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
             store.require_no_weights(model)
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-            sharing.forget(model)
-        store.register(model, config)
+            sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        if config.adapter is None:
+            store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
-        return len(config.param_shapes())
+        adapters.follow(model)
+        return len(config.trained_shapes())
 
 
 def _configuration(
@@ -15852,7 +16516,7 @@ def _configuration(
         )
     said = checkpoint.said()
     if beside is not None:
-        config = agreed(model, config, asdict(beside), "config.json")
+        config = agreed(model, config, beside.to_json(), "config.json")
     elif "n_head" not in said:
         host.notice(
             f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
@@ -15866,7 +16530,7 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
 
     def fill(file: BinaryIO) -> None:
         for chunk in _safetensors(config, stored):
@@ -15881,7 +16545,7 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config, _through_cursor(model))
+    stored = _Stored(model, config, _through_cursor(model, config))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
@@ -15889,7 +16553,7 @@ def export_npz_file(path: str, model: str) -> int:
 def export_safetensors(model: str) -> Iterator[bytes]:
     """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
     config = store.config(model)
-    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
+    return _safetensors(config, _Stored(model, config, _one_by_one(model, config)))
 
 
 def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
@@ -15901,14 +16565,14 @@ def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
 IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
 
-def _through_cursor(model: str) -> Iterator[db.Row]:
+def _through_cursor(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
-    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model)
 
 
-def _one_by_one(model: str) -> Iterator[db.Row]:
+def _one_by_one(model: str, config: GPT2Config) -> Iterator[db.Row]:
     """The same by a query each, for the rows of a set, between which no cursor may be open."""
-    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+    for key in db.query(f"SELECT name, token_id FROM {store.trained(config)} AS p {IN_ORDER}", ["text"], model):
         row = db.row(
             f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
             ["text", "text", "int4"],
@@ -15919,11 +16583,11 @@ def _one_by_one(model: str) -> Iterator[db.Row]:
 
 
 class _Stored:
-    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+    """The stored tensors of a model, of an adapter its own, read once in the order of their names, from rows of one snapshot."""
 
     def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
-        self.shapes = dict(sorted(config.param_shapes().items()))
-        self._model = model
+        self.shapes = dict(sorted(config.trained_shapes().items()))
+        self._model, self._config = model, config
         self._check()
         self._tensors = groupby(rows, lambda row: row["name"])
 
@@ -15936,7 +16600,7 @@ class _Stored:
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(
                 "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
-                f" FROM {store.resolved()} AS p GROUP BY name",
+                f" FROM {store.trained(self._config)} AS p GROUP BY name",
                 ["text"],
                 self._model,
             )
@@ -16079,7 +16743,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16094,9 +16758,15 @@ FIRST, MOST = 16, 256  # rows at a time
 TEXTS = "SELECT body FROM documents"
 KEYED = "SELECT id, body FROM documents"
 PAIRS = "SELECT question, answer FROM faq"
+LABELLED = "SELECT body, topic FROM labelled"
+WITH_CHOICES = "SELECT question, answer, choices FROM quiz"
 
 Keyed = tuple[str | None, str | None]  # key and text of a row
 Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and weight of a row
+Labelled = tuple[str | None, str | None, list[str | None] | None]  # prompt, answer and choices of a row
+Kinds = dict[str, str | None]  # what columns are called, and the category of their types; None: any
+TEXT = "pg_catalog.text"
+KINDS = {"S": "a text", "N": "a number", "A": "an array of texts"}
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -16143,7 +16813,9 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
     _require_key_and_text(columns)
-    declaration = f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
+    declaration = (
+        f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, {'key': TEXT, 'text': TEXT})}"
+    )
     with _search_path(search_path), _only_reading(KEYED):
         plpy.execute(declaration)
     return _rows_of(name, search_path)
@@ -16154,18 +16826,43 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
 
     Without a third column all weights are 1. Columns go by their places: expressions without a name are all called ?column?.
     """
+    kinds: Kinds = {"prompt": "S", "completion": "S", "weight": "N"}
+    for row in _rows_of_columns(source, search_path, kinds, PAIRS):
+        yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+
+
+def labelled(source: str, search_path: str, with_choices: bool) -> Iterator[Labelled]:
+    """(prompt, answer, choices) of each row of a caller's query of three columns, or unless `with_choices` two, as
+    `weighted_pairs` reads one.
+
+    The answer is of any type, and comes as a text. Without a third column choices are None.
+    """
+    kinds: Kinds = {"prompt": "S", "answer": None, "choices": "A"}
+    example, least = (WITH_CHOICES, 3) if with_choices else (LABELLED, 2)
+    for row in _rows_of_columns(source, search_path, kinds, example, least):
+        yield row["prompt"], row["answer"], row.get("choices")
+
+
+def _rows_of_columns(
+    source: str, search_path: str, kinds: Kinds, example: str, least: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Rows of a query whose columns, all or the `least` first of them, are of these kinds, by these names.
+
+    Arrays come as lists of texts, all else as texts.
+    """
     with _search_path(search_path):
-        rows, columns = _open(source, PAIRS)
+        rows, columns = _open(source, example)
         rows.close()
-    _require_pair(columns)
-    query = _renamed(source, ("prompt", "completion", "weight")[: len(columns)])
+    _require_columns(columns, kinds, example, least)
+    types = {
+        name: db.qualified("llm_texts") if kind == "A" else TEXT for name, kind in [*kinds.items()][: len(columns)]
+    }
     with _search_path(search_path):
-        with _only_reading(PAIRS):
-            rows = db.open_cursor(query)
+        with _only_reading(example):
+            rows = db.open_cursor(_renamed(source, types))
         batch = rows.fetch(100)
     while batch.nrows():
-        for row in batch:
-            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        yield from batch
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
@@ -16182,12 +16879,12 @@ def _number(text: str | None) -> float | None:
         ) from None
 
 
-def _renamed(source: str, names: Sequence[str]) -> str:
-    """A query for what `source` gives, its columns as texts by other names."""
+def _renamed(source: str, types: Mapping[str, str]) -> str:
+    """A query for what `source` gives, its columns by other names and of other types."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
     within = source.rstrip("; \t\r\n")
-    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
+    columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
 
 
 @contextmanager
@@ -16255,20 +16952,23 @@ def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
         )
 
 
-def _require_pair(columns: list[tuple[str, int]]) -> None:
-    """22023 unless there are two columns of a type of texts, or a third of numbers."""
-    names = ", ".join(name for name, _ in columns)
-    if len(columns) not in (2, 3):
+def _require_columns(columns: list[tuple[str, int]], kinds: Kinds, example: str, least: int) -> None:
+    """22023 unless the columns, all or the `least` first, are of these kinds."""
+    *first, last = kinds
+    wanted = f"two columns, {' and '.join(first)}, or a third, {last}"
+    if least == len(kinds):
+        wanted = f"three columns, {', '.join(first)} and {last}"
+    if not least <= len(columns) <= len(kinds):
         raise InvalidParameter(
-            f"source must return two columns, prompt and completion, or a third, weight, not ({names})",
-            hint=f"Example: '{PAIRS}'.",
+            f"source must return {wanted}, not ({', '.join(name for name, _ in columns)})",
+            hint=f"Example: '{example}'{f', or give the parameter {last}' if least == len(kinds) else ''}.",
         )
-    for column, wanted, kind in zip(columns, "SSN", ("a text", "a text", "a number")):
+    for column, kind in zip(columns, kinds.values()):
         category, of_type = _type_of(column)
-        if category != wanted:
+        if kind is not None and kind != category:
             raise InvalidParameter(
-                f"column {column[0]} of source must be {kind}, not of type {of_type}",
-                hint=f"The columns are prompt, completion and perhaps weight. Example: '{PAIRS}'.",
+                f"column {column[0]} of source must be {KINDS[kind]}, not of type {of_type}",
+                hint=f"The columns are {', '.join(first)} and perhaps {last}. Example: '{example}'.",
             )
 
 
@@ -17063,7 +17763,7 @@ from .. import __version__
 from ..errors import InvalidParameter
 from ..fast import blas_library, threads
 from . import db, resources
-from .storage import store, weight_file, weights
+from .storage import reading, store, weight_file, weights
 from .tape import recording
 from .training import audit
 
@@ -17072,7 +17772,15 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
-LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
+LISTING = (
+    "llm_models",
+    "llm_param_resolved",
+    "llm_model_config",
+    "llm_param",
+    "llm_param_share",
+    "llm_adapter",
+    "llm_bpe_vocab",
+)
 SETTINGS: dict[str, Callable[[], object]] = {
     "threads": resources.wanted_threads,
     "fast": resources.wants_fast,
@@ -17186,9 +17894,9 @@ def _database() -> Iterator[Finding]:
         yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
     models = db.query(
-        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
-        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
-        " WHERE n_params > 0 ORDER BY model"
+        "SELECT m.model, base, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models AS m"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v"
+        " ON v.model = coalesce(m.base, m.model) WHERE n_params > 0 ORDER BY m.model"
     )
     if not models:
         hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
@@ -17204,7 +17912,8 @@ def _database() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
-    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    adapts = "" if row["base"] is None else f", adapter of {row['base']}"
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."
     if row["tokenizer_tokens"]:
         hint = (
@@ -17217,7 +17926,9 @@ def _model(row: db.Row) -> Finding:
 def _shared_file(model: str) -> Iterator[Finding]:
     """Whether the file that sessions share is what was written; no row without a file. Large files are verified only here."""
     config = store.find_config(model)
-    file = config and weights.file_of(model, config, weights.version_of(model))
+    if config is None or config.adapter is not None:  # an adapter is mapped as its base is
+        return
+    file = weights.file_of(model, config, reading.version_of(model))
     if file and file.is_there():
         damage = file.damage()
         hint = (
@@ -18222,17 +18933,146 @@ def _who_gives_the_right(message: str) -> str | None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.adapters', $pg_gpt2_source$"""Adapters as rows: which model each adapts, and the sharing by which it uses that model's tensors.
+
+An adapter has a row of llm_model_config, one of llm_adapter, its own tensors in llm_param, and for each block of its base a row
+of llm_param_share. What it is made of in memory is in `weights`; what it computes, in core/gpt2.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from ...core.config import Adapter, GPT2Config
+from ...errors import DuplicateObject, FeatureNotSupported, StillUsed, WrongState
+from .. import db
+from . import store
+
+
+def base_of(model: str) -> str | None:
+    """The model that `model` adapts; None where it is no adapter."""
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    return row["base"] if row else None
+
+
+def refuse(model: str, what: str) -> None:
+    """Refuse (55000) to do `what` with an adapter."""
+    base = base_of(model)
+    if base is not None:
+        raise WrongState(
+            f'"{model}" is an adapter of "{base}" and cannot {what}',
+            hint="Do it with the base, or llm_adapter_merge(model, target) makes an ordinary model of the two.",
+        )
+
+
+def require_base(base: str) -> GPT2Config:
+    """The configuration of a model that can be adapted; 42704 unknown, 0A000 itself an adapter, 55000 without weights."""
+    config = store.config(base)
+    if config.adapter is not None:
+        raise FeatureNotSupported(
+            f'"{base}" is an adapter, of which there are no adapters',
+            hint=f"SELECT llm_adapter_merge('{base}', target) makes a model of it that can be adapted.",
+        )
+    if not store.has_weights(base):
+        raise store.no_weights(base)
+    return config
+
+
+def require_new(model: str) -> None:
+    """Refuse (42710) the name of a model that is there already, with weights or without."""
+    store.require_no_weights(model)
+    if store.find_config(model) is not None:
+        raise DuplicateObject(f'model "{model}" already exists', hint="Choose another name.")
+
+
+def register(model: str, base: str, config: GPT2Config, seed: int | None = None) -> None:
+    """Enter a model without weights as an adapter of `base`, whose tensors are then its own. The caller has both locks."""
+    adapter = config.adapter
+    if adapter is None:
+        raise ValueError("no adapter")
+    store.register(model, replace(config, adapter=None))
+    db.run(
+        "INSERT INTO {schema}.llm_adapter (model, base, r, alpha, targets, dropout_p, seed)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        ["text", "text", "int4", "float8", "text[]", "float8", "int8"],
+        *(model, base, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p, seed),
+    )
+    _share(base, [model])
+
+
+def change(model: str, adapter: Adapter) -> None:
+    """Another rank, scale, targets or dropout for an adapter, whose own tensors are being replaced."""
+    db.run(
+        "UPDATE {schema}.llm_adapter SET (r, alpha, targets, dropout_p) = ($2, $3, $4, $5) WHERE model = $1",
+        ["text", "int4", "float8", "text[]", "float8"],
+        *(model, adapter.r, adapter.alpha, list(adapter.targets), adapter.dropout_p),
+    )
+
+
+def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Insert tensors that are in memory."""
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
+
+
+def follow(base: str) -> None:
+    """Give the adapters of a model whose rows were replaced the blocks that it has now. The caller has the model's lock."""
+    # An adapter that is being dropped is waited for: its row of llm_adapter goes first.
+    rows = db.query(
+        "SELECT model FROM {schema}.llm_adapter WHERE base = $1 ORDER BY model FOR KEY SHARE", ["text"], base
+    )
+    if not rows:
+        return
+    db.run(
+        "DELETE FROM {schema}.llm_param_share WHERE target_model IN"
+        f" (SELECT model FROM {{schema}}.llm_adapter WHERE base = $1) AND NOT target_name {store.IS_OWN}",
+        ["text"],
+        base,
+    )
+    _share(base, [row["model"] for row in rows])
+
+
+def _share(base: str, adapters: list[str]) -> None:
+    db.run(
+        "INSERT INTO {schema}.llm_param_share"
+        " SELECT source_model, source_name, source_token_id, a.model, p.name, p.token_id"
+        f" FROM {store.resolved()} AS p, {{schema}}.llm_adapter AS a WHERE a.model = ANY ($2)",
+        ["text", "text[]"],
+        base,
+        adapters,
+    )
+
+
+def refuse_if_base(model: str) -> None:
+    """Refuse (2BP01) to drop a model that has adapters; the error names them."""
+    row = db.row(
+        "SELECT string_agg(format('\"%s\"', model), ', ' ORDER BY model) AS names FROM {schema}.llm_adapter WHERE base = $1",
+        ["text"],
+        model,
+    )
+    if row and row["names"]:
+        raise StillUsed(
+            f'"{model}" is the base of {row["names"]}',
+            hint="Drop its adapters first; llm_adapter_merge(adapter, target) makes a model that needs no base.",
+        )
+
+
+def forget(model: str) -> int:
+    """`model` is no adapter any more; 1 where it was one."""
+    return db.run("DELETE FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
 
 Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
-keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
+keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused. Of an
+adapter it has the adapter's own tensors.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from typing import Any, BinaryIO
@@ -18319,8 +19159,8 @@ def sha256(data: bytes) -> bytes:
 
 
 def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
-    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
-    shapes = config.param_shapes()
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do. Of an adapter, its own."""
+    shapes = config.trained_shapes()
     rows = dict.fromkeys(shapes, 0)
     for part in parts:
         if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
@@ -18366,13 +19206,13 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
         "pg_gpt2.checkpoint": str(checkpoint_id),
         "pg_gpt2.model": model,
         "pg_gpt2.step": str(max(part.step for part in manifest)),
-        "pg_gpt2.config": json.dumps(asdict(config)),
+        "pg_gpt2.config": json.dumps(config.to_json()),
         "pg_gpt2.sha256": manifest_digest(manifest),
     }
     unusual = json.dumps(_unusual(config, manifest))
     if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
         metadata["pg_gpt2.blocks"] = unusual
-    blocks = _stored_blocks(model, manifest)
+    blocks = _stored_blocks(model, config, manifest)
 
     def fill(file: BinaryIO) -> None:
         if path.endswith(".npz"):
@@ -18391,7 +19231,7 @@ def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
 
 def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
     """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
-    step, shapes = max(part.step for part in manifest), config.param_shapes()
+    step, shapes = max(part.step for part in manifest), config.trained_shapes()
     found = {}
     for name, group in groupby(manifest, lambda part: part.name):
         parts = list(group)
@@ -18408,17 +19248,17 @@ def _moments(parts: Sequence[Part]) -> str:
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
-    shapes = sorted(config.param_shapes().items())
+    shapes = sorted(config.trained_shapes().items())
     return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
-def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
+def _stored_blocks(model: str, config: GPT2Config, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
     """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
     digests = {(part.name, part.token_id): part for part in manifest}
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
     rows = db.cursor(
         "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        f" FROM {store.trained(config)} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
         ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
         ["text"],
         model,
@@ -18449,7 +19289,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
     file = server_files.open_to_read(path)
     try:
-        most = 12 * config.n_params() + (1 << 20)
+        most = 12 * config.n_trained() + (1 << 20)
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
@@ -18468,7 +19308,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
     said = {name: metadata[name] for name in FIELDS if name in metadata}
-    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -18479,8 +19319,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
         metadata = reader.metadata
         try:
-            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not _says(metadata, config):
+            config = GPT2Config.from_json(json.loads(metadata["pg_gpt2.config"]))
+            if 4 * config.n_trained() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             if "\0" in model or not model.encode():  # which is a ValueError of half of a pair of UTF-16
@@ -18502,7 +19342,7 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
 def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
     """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
     within = {name: reader.shape(name) for name in reader.names()}
-    layout, shapes = {}, config.param_shapes()
+    layout, shapes = {}, config.trained_shapes()
     for name, shape in sorted(shapes.items()):
         moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
         layout[name] = unusual.get(name) or _usual(shape, step, moments)
@@ -18546,7 +19386,7 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
         largest = max(4 * prod(part.shape) for part in manifest)  # a statement of its own
-        store.require_memory_of_batches(4 * config.n_params())
+        store.require_memory_of_batches(4 * config.n_trained())
         if largest > store.BLOCK_BYTES:
             host.require_memory(6 * largest, f"blocks of {largest} bytes")
         for batch in _batches(reader, manifest, "data", checkpoint_id):
@@ -18615,12 +19455,12 @@ sql/checkpoints.sql.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from ...core.config import GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
-from . import checkpoint_files, server_files, sharing, store
+from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -18635,7 +19475,11 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
+CONFIG = """
+    to_jsonb(c) - 'model' - 'preset' - 'init_seed' || coalesce(
+        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {schema}.llm_adapter AS a
+         WHERE a.model = c.model), '{}')
+"""
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -18671,8 +19515,8 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
         )
     try:
         manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-        config = GPT2Config(**json.loads(row["config"]))
-    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        config = GPT2Config.from_json(json.loads(row["config"]))
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
         raise InconsistentData(
             f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
             hint="The row was changed by hand; DELETE it from llm_checkpoint.",
@@ -18699,11 +19543,11 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     return [Part(**row) for row in rows]
 
 
-def current_parts(model: str) -> list[Part]:
+def current_parts(model: str, config: GPT2Config | None) -> list[Part]:
     """As `parts`, of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+        f' FROM {store.trained(config)} AS p ORDER BY name COLLATE "C", token_id',
         ["text"],
         model,
     )
@@ -18765,7 +19609,7 @@ def save(model: str, note: str) -> int:
         WITH state AS MATERIALIZED (
             SELECT name, token_id, shape, step, data, m, v,
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {store.resolved()} AS p
+            FROM {store.trained(config)} AS p
         ), new AS (
             INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
             SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
@@ -18804,7 +19648,7 @@ def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
     real = _new_path(server_files.to_write(path))
     config = store.config(model)
-    manifest = current_parts(model)
+    manifest = current_parts(model, config)
     if not manifest:
         raise store.no_weights(model)
     check_layout(model, config, manifest)
@@ -18816,7 +19660,7 @@ def save_file(model: str, note: str, path: str) -> int:
         RETURNING id
         """,
         ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
-        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        *(model, note, real, max(part.step for part in manifest), config.n_trained()),
         sum(part.nbytes() for part in manifest),
         json.dumps([part.to_json() for part in manifest]),
     )
@@ -18835,7 +19679,7 @@ def attach(path: str, model: str | None) -> int:
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
         ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
         *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
-        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        *(config.n_trained(), sum(part.nbytes() for part in manifest), json.dumps(config.to_json()), real),
         json.dumps([part.to_json() for part in manifest]),
     )
     return (row or {})["id"]
@@ -18863,15 +19707,19 @@ def go_back(model: str, checkpoint_id: int) -> Checkpoint:
 
 
 def restore(saved: Checkpoint, model: str) -> None:
-    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved. Of an
+    adapter these are its own: `model` must be an adapter of such a base."""
     if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
         raise InconsistentData(
             f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
-    sharing.forget(model)
-    if store.find_config(model) != saved.config:
+    if adapters.base_of(model) is None and saved.config.adapter is None:
+        sharing.forget(model)
         store.register(model, saved.config)
+    else:
+        sharing.forget(model, f"target_name {store.IS_OWN}")
+        _restore_adapter(saved, model)
     if saved.manifest is None:
         _restore_rows(saved, model)
     else:
@@ -18885,6 +19733,26 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
+    adapters.follow(model)
+
+
+def _restore_adapter(saved: Checkpoint, model: str) -> None:
+    """What `saved` says of the adapter `model`; 55000 where one of the two is none, 22000 where the base has another shape."""
+    now = store.config(model)
+    if now.adapter is None or saved.config.adapter is None:
+        what = "an adapter" if saved.config.adapter else "no adapter"
+        raise WrongState(
+            f'checkpoint {saved.id} is of {what}, and "{model}" is {"one" if now.adapter else "none"}',
+            hint="A checkpoint of an adapter has its own tensors only. Make it first, with the same targets:"
+            " llm_adapter_create(model, base, ...); then llm_checkpoint_load puts them there.",
+        )
+    if replace(saved.config, adapter=None, eos_token_id=None) != replace(now, adapter=None, eos_token_id=None):
+        raise InconsistentData(
+            f'checkpoint {saved.id} is of an adapter of another shape than the base of "{model}" has',
+            hint="Make an adapter of the base that it is for, and load it there.",
+        )
+    if now.adapter != saved.config.adapter:
+        adapters.change(model, saved.config.adapter)
 
 
 def _restore_rows(saved: Checkpoint, model: str) -> None:
@@ -19017,6 +19885,183 @@ class Checksum:
     def digest(self) -> bytes:
         """SIZE bytes."""
         return self._hash.digest()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.reading', $pg_gpt2_source$"""Tensors out of rows: the version of what is visible of a model, and its blocks put together.
+
+The rows of an adapter's base are read as the adapter sees them, so that who uses it needs no right to anything else.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData
+from ...fast import slices
+from ...tensor import FLOAT32, PART
+from .. import db, resources
+from . import store
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
+READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
+
+Params = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Versions(NamedTuple):
+    """Of the visible rows of a model, and of those of its base among them; and that base, where it has any of them. A model that
+    is no adapter has none."""
+
+    whole: str
+    base_version: str = NO_ROWS
+    own: str = NO_ROWS  # of the others
+    base: str | None = None
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return versions_of(model, store.find_config(model)).whole
+
+
+def versions_of(model: str, config: GPT2Config | None) -> Versions:
+    """The versions of the visible rows of `model`, whose configuration is known."""
+    return versions_and_role(model, config)[0]
+
+
+def versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
+    digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
+    rows = f"{store.resolved()} AS p"
+    if config is None or config.adapter is None:
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {rows}", ["text"], model)
+        return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
+    row = db.row(
+        f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
+        " CASE WHEN bool_or(p.source_model = a.base) THEN a.base END AS base"
+        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {rows} ON true WHERE a.model = $1 GROUP BY a.base",
+        ["text"],
+        model,
+    )
+    if row is None:  # dropped since we read its configuration
+        raise store.unknown(model)
+    theirs, own = row["theirs"] or NO_ROWS, row["own"] or NO_ROWS
+    return Versions(together(theirs, own), theirs, own, row["base"]), row["role"]
+
+
+def together(base: str, own: str) -> str:
+    """The version of an adapter: that of no rows where neither has any."""
+    return NO_ROWS if base == own == NO_ROWS else hashlib.md5(f"{base} {own}".encode()).hexdigest()
+
+
+class Rows(NamedTuple):
+    """Where the rows of a model are read: those of `model`, or a part of them; a base, as one of its adapters sees it."""
+
+    model: str
+    part: str = WHOLE
+
+
+def largest(shapes: Shapes) -> int:
+    """Bytes of the largest tensor."""
+    return max(4 * prod(shape) for shape in shapes.values())
+
+
+def reading_bytes(size: int) -> int:
+    """Bytes that reading rows of `size` takes, besides the arrays that are made of them."""
+    return READING * min(size, store.BLOCK_BYTES)
+
+
+def read_params(rows: Rows, name: str, shapes: Shapes) -> tuple[str, Params]:
+    """Version and tensors."""
+    size = sum(4 * prod(shape) for shape in shapes.values())
+    resources.require_memory(size + largest(shapes) + reading_bytes(size), f'model "{name}"')
+    digest = hashlib.md5()
+    params = dict(tensors(rows, name, shapes, digest))
+    return digest.hexdigest(), {name: params[name] for name in shapes}
+
+
+def tensors(rows: Rows, name: str, shapes: Shapes, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
+    found = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p WHERE {rows.part} ORDER BY p.name, p.token_id",
+        ["text"],
+        rows.model,
+    )
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(found):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
+            yield row["name"], assembly.params.pop(row["name"])
+        host.check_interrupts()
+    assembly.check()
+
+
+def digest_of(tensors: Iterable[np.ndarray]) -> str:
+    """SHA-256 of tensors, one after the other."""
+    found = hashlib.sha256()
+    for array in tensors:
+        values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
+        for part in slices.pieces(values.size, PART):
+            found.update(values[part].data)
+            host.check_interrupts()
+    return found.hexdigest()
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: Shapes) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
+        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+        return self._rows[name] == wanted[0]
+
+    def finish(self) -> Params:
+        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
+        self.check()
+        return {name: self.params[name] for name in self.shapes}
+
+    def check(self) -> None:
+        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
+        if not self._rows:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
 
@@ -19184,20 +20229,15 @@ def _culprit(path: str, error: OSError) -> str:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
-A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too; but an adapter
+only reads its base.
 """
 
-from ...errors import InvalidParameter, PgGpt2Error, UndefinedObject
+from ...errors import InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import store
+from . import adapters, store
 
 Block = tuple[str, str, int]  # model, name, token_id
-
-
-class StillUsed(PgGpt2Error):
-    """Rows that other models share cannot go away under them."""
-
-    sqlstate = "2BP01"
 
 
 def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
@@ -19206,7 +20246,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target)
+    store.lock(source, target, *(base for base in (adapters.base_of(source),) if base))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
@@ -19218,6 +20258,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
             ["text", "text", "int4", "text", "text", "int4"],
             *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
         )
+    adapters.follow(target)
     return len(blocks)
 
 
@@ -19242,7 +20283,10 @@ def _check_target(
     target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
 ) -> None:
     """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
-    wanted = store.config(target).param_shapes().get(name)
+    config = store.config(target)
+    wanted = config.param_shapes().get(name)
+    if wanted is not None and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     if wanted is None:
         raise UndefinedObject(
             f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
@@ -19293,13 +20337,17 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
     if row and row["users"]:
         raise StillUsed(
             f'"{model}" shares tensors with {row["users"]}',
-            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own; of an"
+            " adapter, llm_adapter_merge makes a model that needs no base.",
         )
 
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
     """Put copies in the place of shared blocks; how many."""
     store.lock(target)
+    config = store.find_config(target)
+    if config is not None and name in config.param_shapes() and name not in config.trained_shapes():
+        adapters.refuse(target, f'have a "{name}" other than that of its base')
     copied = db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
         " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
@@ -19321,12 +20369,14 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         ["text", "text", "int4"],
         *(target, name, token_id),
     )
+    adapters.follow(target)
     return copied
 
 
-def forget(target: str) -> int:
-    """End all sharing by `target`, without making copies, because its weights are replaced or dropped; how many it shared."""
-    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
+def forget(target: str, which: str = "true") -> int:
+    """End all sharing by `target`, or that of tensors of which `which`, a condition in SQL, holds, without making copies, because
+    its weights are replaced or dropped; how many it shared."""
+    return db.run(f"DELETE FROM {{schema}}.llm_param_share WHERE target_model = $1 AND {which}", ["text"], target)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
 
@@ -19339,7 +20389,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import Adapter, GPT2Config
 from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
@@ -19364,6 +20414,16 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
+
+
+def trained(config: GPT2Config | None, model: str = "$1") -> str:
+    """As `resolved`, of the tensors that training changes: of an adapter its own."""
+    if config is None or config.adapter is None:
+        return resolved(model)
+    return f"(SELECT p.* FROM {resolved(model)} AS p WHERE p.name {IS_OWN})"
+
+
 _told: set[str] = set()  # models of which this session knows that they are meant where none is named
 
 RowReader = Callable[[int, int], np.ndarray]
@@ -19376,11 +20436,12 @@ def model_name(model: str | None) -> str:
 
 def only_model(tell: bool = True) -> str | None:
     """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
-    one that has weights, where there is one. The session is told once, unless `tell` is false."""
+    one that has weights, where there is one; beside a model its adapters do not count. The session is told once, unless `tell`
+    is false."""
     if db.setting("model") is not None:
         return None
     row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
-    names = _weighted(2)
+    names = _weighted(2, but=IS_BESIDE_ITS_BASE)
     if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
         return None
     if tell and names[0] not in _told:
@@ -19389,12 +20450,20 @@ def only_model(tell: bool = True) -> str | None:
     return names[0]
 
 
-def _weighted(most: int) -> list[str]:
-    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+IS_BESIDE_ITS_BASE = (
+    "EXISTS (SELECT FROM {schema}.llm_adapter AS a JOIN {schema}.llm_model_config AS b ON b.model = a.base"
+    " WHERE a.model = c.model)"
+)
+
+
+def _weighted(most: int, but: str = "false") -> list[str]:
+    """Names of at most so many models of which the caller sees weights, without those of which `but`, a condition in SQL, holds.
+    The inner ORDER BY keeps llm_param from being scanned."""
     rows = db.query(
-        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE ((SELECT true FROM {schema}.llm_param AS p"
         " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
-        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model))"
+        f" AND NOT {but} ORDER BY c.model LIMIT $1",
         ["int4"],
         most,
     )
@@ -19413,11 +20482,16 @@ def config(model: str) -> GPT2Config:
     """The configuration of `model`; 42704 when there is none."""
     found = find_config(model)
     if found is None:
-        raise UndefinedObject(
-            f'model "{model}" does not exist',
-            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
-        )
+        raise unknown(model)
     return found
+
+
+def unknown(model: str) -> UndefinedObject:
+    """The error for a model that is not there, or that the caller does not see."""
+    return UndefinedObject(
+        f'model "{model}" does not exist',
+        hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+    )
 
 
 def find_config(model: str) -> GPT2Config | None:
@@ -19427,11 +20501,18 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
     )
-    return GPT2Config(**row) if row else None
+    if row is None:
+        return None
+    r, alpha, targets, dropout_p = (row.pop(name) for name in ADAPTER_FIELDS)
+    return GPT2Config(**row, adapter=None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
+
+
+ADAPTER_FIELDS = ("r", "alpha", "targets", "dropout_p")
 
 
 def check_overrides(
@@ -19493,9 +20574,13 @@ def _holder(model: str) -> str:
 
 
 def locked_with(model: str) -> list[str]:
-    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    """`model` and those that it shares weights of, in the order in which all take their locks; but not the base of an adapter,
+    which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1"
+        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = $1))",
+        ["text"],
+        model,
     )
     return sorted({model, *(row["source_model"] for row in rows)})
 
@@ -19572,9 +20657,9 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str) -> int:
+def last_step(model: str, config: GPT2Config) -> int:
     """AdamW updates that the model has had."""
-    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
+    row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
 
 
@@ -19690,7 +20775,11 @@ class Snapshot:
     def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
         self.checkpoint = checkpoint
         self.model = model
-        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
+        found = (
+            checkpoints.current_parts(model, store.find_config(model))
+            if checkpoint is None
+            else checkpoints.parts(checkpoint)
+        )
         self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
         self._open = ExitStack()
 
@@ -19808,7 +20897,9 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: Snapshot | None = None
     found = False
-    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
+    for row in db.query(
+        EVENTS.replace("{rows}", store.trained(store.find_config(model))), ["text", "text"], model, name
+    ):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
@@ -20126,40 +21217,43 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ... import host
 from ...core.config import GPT2Config
 from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
-from ...tensor import FLOAT32
 from .. import db, resources
-from . import store, weight_file
+from . import reading, store, weight_file
 
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
-READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
-
-Params = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; its arrays are read-only."""
+    """A model at one version; its arrays are read-only. An adapter has those of its base, as that is held, and its own."""
 
     name: str
     config: GPT2Config
     version: str
     decoder_weights: layout.DecoderWeights  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+    base: "Model | None" = None  # of an adapter
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of its weights, without those of a base."""
+        return sum(self.decoder_weights[name].nbytes for name in self.config.trained_shapes())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        params = self.params
+        return reading.digest_of(params[name] for name in self.config.param_shapes())
 
     @property
     def params(self) -> layout.CheckpointTensors:
@@ -20210,12 +21304,15 @@ class _Cache:
         found = self.models.get(name)
         if found is None or found.version != version:
             return None
-        self.models.move_to_end(name)
+        self.put(found)
         return found
 
     def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`; texts that were read first."""
+        """Give up an older version of `name` with its adapters, and others until `wanted` bytes fit into `room`; texts that were
+        read first."""
         self.models.pop(name, None)
+        for adapter in [model.name for model in self.models.values() if model.base and model.base.name == name]:
+            del self.models[adapter]
         prefixes.session.fit(max(0, room - self.bytes() - wanted))
         if self.state is not None and self.bytes() + wanted > room:
             self.state = None
@@ -20223,12 +21320,16 @@ class _Cache:
             self.models.popitem(last=False)
 
     def put(self, model: Model) -> None:
+        """Keep a model, as the one used last; but a base stays younger than its adapters, and so outlives them."""
         self.models[model.name] = model
+        self.models.move_to_end(model.name)
+        if model.base is not None and model.base.name in self.models:
+            self.models.move_to_end(model.base.name)
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
         state = 0 if self.state is None else self.state.nbytes
-        return state + sum(size(model) for model in self.models.values() if not model.shared)
+        return state + sum(model.nbytes for model in self.models.values() if not model.shared)
 
     def clear(self) -> None:
         """Give up everything."""
@@ -20251,38 +21352,21 @@ def prefix_room() -> int:
     return resources.prefix_room(cache.bytes())
 
 
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.decoder_weights.values())
-
-
-def version_of(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _version_and_role(model)[0]
-
-
-def _version_and_role(model: str) -> tuple[str, str]:
-    row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version, current_user AS role"
-        f" FROM {store.resolved()} AS p",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"] or NO_ROWS, (row or {})["role"]
-
-
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
-    version, role = _version_and_role(name)
-    if version == NO_ROWS and model is None and (only := store.only_model()):
+    known = store.find_config(name)
+    versions, role = reading.versions_and_role(name, known)
+    if versions.whole == reading.NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
-    wanted = store.config(name)
+    wanted = known or store.config(name)
     resources.apply_settings()
-    found = cache.get(name, version)
+    found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
-        cache.make_room(name, _loading(wanted), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        if wanted.adapter is None:
+            found = _load(reading.Rows(name), name, wanted, versions.whole)
+        else:
+            found = _load_adapter(name, wanted, versions)
         cache.put(found)
     mine = Identity(name, found.version, wanted, role)
     if found.decoder_weights.identity != mine:  # a stream of another role may be open, which goes on with its own
@@ -20293,24 +21377,68 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def _load_private(name: str, wanted: GPT2Config) -> Model:
+def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+    """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
+    while True:
+        base = _load_base(adapter, config, versions)
+        if base.version == versions.base_version:
+            return base, versions
+        versions = reading.versions_of(adapter, config)
+
+
+def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
+    """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
+    caller needs to see nothing else of it."""
+    base, wanted = versions.base, replace(config, adapter=None)
+    if base is None:  # else any rows could be made to pass for those of a base that the caller does not see
+        raise InconsistentData(
+            f'adapter "{adapter}" finds no row of its base in llm_param',
+            hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
+        )
+    found = cache.get(base, versions.base_version)
+    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+        found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
+        cache.put(found)
+    return found
+
+
+def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
+    """Base and own tensors of an adapter, of one snapshot."""
+    while True:
+        base, versions = base_of(name, wanted, versions)
+        own = 4 * wanted.n_trained()
+        cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
+        version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())
+        whole = reading.together(base.version, version)
+        versions = reading.versions_of(name, wanted)  # others where a change was committed between these statements
+        if whole == versions.whole:
+            return Model(name, wanted, whole, base.decoder_weights.with_adapter(params), base=base)
+
+
+def _load(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model:
+    """A model that is no adapter, from the file that sessions share or in this session's own memory."""
+    cache.make_room(name, _loading(wanted), resources.memory_limit())
+    return _load_shared(rows, name, wanted, version) or _load_private(rows, name, wanted)
+
+
+def _load_private(rows: reading.Rows, name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    version, params = _read_params(name, wanted)
+    version, params = reading.read_params(rows, name, wanted.param_shapes())
     return Model(name, wanted, version, layout.lay_out(params, wanted))
 
 
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> Model | None:
     """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
 
-    A transaction that has written may see rows that are nobody else's business yet.
+    A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES else file_of(name, wanted, version)
     if file is None:
         return None
     stored = file.attach()
-    if stored is None:
+    if stored is None and not _has_written():
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
@@ -20328,16 +21456,18 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+def _build(
+    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
+) -> reading.Params | None:
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
-    rows = db.query(
+    models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
-    if rows:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
+    if models:  # the caller sees all there are
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
+    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -20358,106 +21488,24 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
-def _largest(wanted: GPT2Config) -> int:
-    """Bytes of the largest tensor."""
-    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
-
-
 def _loading(wanted: GPT2Config) -> int:
     """Bytes that making a model's arrays takes, themselves included."""
-    return 4 * wanted.n_params() + _largest(wanted) + _reading(wanted)
+    size = 4 * wanted.n_params()
+    return size + reading.largest(wanted.param_shapes()) + reading.reading_bytes(size)
 
 
-def _reading(wanted: GPT2Config) -> int:
-    """Bytes that reading the rows takes, besides the arrays that are made of them."""
-    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
-
-
-def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(rows: reading.Rows, name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model in the layout of the file, one at a time."""
-    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
-    params: Params = {}
+    shapes = wanted.param_shapes()
+    needed = 2 * reading.largest(shapes) + reading.reading_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'reading model "{name}"')
+    params: reading.Params = {}
     stored = layout.KeptTensors(params, wanted)
-    for tensor, array in _tensors(name, wanted, digest):
+    for tensor, array in reading.tensors(rows, name, shapes, digest):
         params[tensor] = array
         del array
         yield tensor, stored[tensor]
         params.clear()
-
-
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights."""
-    resources.require_memory(_loading(wanted), f'model "{name}"')
-    digest = hashlib.md5()
-    params = dict(_tensors(name, wanted, digest))
-    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
-
-
-def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
-        ["text"],
-        name,
-    )
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
-            yield row["name"], assembly.params.pop(row["name"])
-        host.check_interrupts()
-    assembly.check()
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
-        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
-            )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
-        return self._rows[name] == wanted[0]
-
-    def finish(self) -> Params:
-        """All tensors, in the order of the configuration; for when none was taken out of `params`."""
-        self.check()
-        return {name: self.params[name] for name in self.shapes}
-
-    def check(self) -> None:
-        """Refuse a model of which a tensor is missing or not complete, or which has no weights at all (55000)."""
-        if not self._rows:
-            raise store.no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape', $pg_gpt2_source$"""Tapes as rows of `llm_tape` and its tables."""
 $pg_gpt2_source$);
@@ -20568,13 +21616,14 @@ def on_tape(
 
 
 def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
-    """New handles for parameters, mapped to their rows of llm_param."""
+    """New handles for parameters, mapped to their rows of llm_param. Those of an adapter's base require no gradient."""
     params = model.params
     shapes = model.config.param_shapes()
     sizes = [4 * prod(shapes[name]) for name in names]
     written = min(sum(sizes), max(FLUSH_BYTES, *sizes)) if sizes else 0
     resources.require_memory(sum(sizes) + COPIES * written, f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(params[name], True) for name in names}
+    trained = model.config.trained_shapes()
+    found = {name: recorder.leaf(params[name], name in trained) for name in names}
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
@@ -20999,6 +22048,7 @@ import numpy as np
 
 from ...core.op import Sink
 from ...errors import InvalidParameter
+from ...fast.panels import Panels
 from ...fast.tape import Node, Value
 from ...training.options import AUDIT_LEVELS
 from ...training.trainer import Trainer
@@ -21066,7 +22116,7 @@ class StepTape:
     def _handle(self, value: Value) -> int:
         key = value if value.sink is None else value.sink
         if id(key) not in self._handles:
-            data = content(value.data) if self.full and value.data is not None else None
+            data = _bytes_of(value.data) if self.full and value.data is not None else None
             self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
             self._seen.append(key)
         return self._handles[id(key)]
@@ -21084,8 +22134,13 @@ class StepTape:
         self._held = 0
 
     def finish(self, trainer: Trainer) -> dict[str, int]:
-        """Called after the step, with the gradients of the parameters; returns their handles by name."""
+        """Called after the step, with the gradients of the parameters; returns the handles of all parameters by name."""
         names = {id(sink): name for name, sink in trainer.sinks.items()}
+        learning = trainer.sinks.keys() | trainer.tied.keys()  # an adapter's base has no sinks
+        still = {id(w): name for name, w in trainer.params.items() if name not in learning}
+        for seen in self._seen:
+            if isinstance(seen, Value) and id(seen.data) in still:
+                names[id(seen)] = still[id(seen.data)]
         params = {names[key]: handle for key, handle in self._handles.items() if key in names}
         if self.full:
             for name, grad in trainer.grads.items():
@@ -21094,6 +22149,10 @@ class StepTape:
         self._seen.clear()
         self._handles.clear()
         return params
+
+
+def _bytes_of(data: np.ndarray | Panels) -> bytes:
+    return content(data.plain() if isinstance(data, Panels) else data)
 
 
 class Auditor:
@@ -21223,7 +22282,7 @@ class InMemory:
 
     def _require_memory(self) -> None:
         learner = self._learner
-        resources.require_memory(12 * learner.config.n_params(), f'the best weights of "{learner.model}" (keep_best)')
+        resources.require_memory(12 * learner.config.n_trained(), f'the best weights of "{learner.model}" (keep_best)')
 
 
 class InCheckpoint:
@@ -21773,7 +22832,7 @@ def _manual_run(session: Session, seed: int) -> int:
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)
-        return run_log.new_run(session, runs.tied_in(session), seed, None, "manual")
+        return run_log.new_run(session, runs.made_of(session), seed, None, "manual")
     if not row["here"]:
         db.run(
             f"UPDATE {{schema}}.llm_run SET {run_log.RESUMED} WHERE run_id = $1",
@@ -21933,7 +22992,7 @@ The state is read into memory, each block compared with its digest; nothing is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21948,11 +23007,11 @@ from ...tensor import FLOAT32
 from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db
-from ..storage import checkpoints, store
+from ..storage import checkpoints, reading, store, weights
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
 from . import run_log, runs
-from .session import Learner, Settings
+from .session import Learner, Settings, with_base
 
 
 @dataclass(frozen=True)
@@ -21964,6 +23023,7 @@ class Record:
     plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
+    base: dict[str, str] | None  # name and digest of what an adapter adapted
     first_step: int
     weights_digest: str | None
     environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
@@ -22060,12 +23120,13 @@ class Record:
         for step, loss in run_log.validation(run_id):
             evaluations.add(step, loss)
         record = cls(
-            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(run_id, row["model"], plan, data, tied, config.get("base"), row["first_step"]),
             *(row["weights_digest"], environments, row["last"], row["status"], evaluations),
         )
         if not all(type(number) is int for number in whole) or record.chunk <= 0:
             raise ValueError
-        if not all(isinstance(one, str) for one in tied.values()):
+        named = [*tied.values(), *((record.base["model"], record.base["digest"]) if record.base else ())]
+        if not all(isinstance(one, str) for one in named):
             raise ValueError
         return record
 
@@ -22107,20 +23168,34 @@ class Start:
         )
 
 
-def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+def base_now(record: Record) -> weights.Model | Difference | None:
+    """The base of an adapter, which must be what it was; None where the run was not of one."""
+    if record.base is None:
+        return None
+    config = store.config(record.model)
+    found = None
+    if config.adapter is not None:
+        found, _ = weights.base_of(record.model, config, reading.versions_of(record.model, config))
+        if record.base == {"model": found.name, "digest": found.digest}:
+            return found
+    what = f'weights of its base "{record.base["model"]}"'
+    return Difference(record.start, what, record.base["digest"], found and found.digest)
+
+
+def begin(record: Record, from_checkpoint: int | None, base: weights.Model | None) -> Start | Difference:
     """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
-        return _from_checkpoint(record, _required(record, from_checkpoint))
+        return _from_checkpoint(record, _required(record, from_checkpoint), base)
     at_start = saved_checkpoints(record, "c.step = $3")
     for saved in at_start:
-        start = _from_checkpoint(record, saved)
+        start = _from_checkpoint(record, saved, base)
         if isinstance(start, Difference) or start.difference(record) is None:
             return start
-    initial = _initial(record)
+    initial = _initial(record, base)
     if initial is not None and initial.difference(record) is None:
         return initial
     for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
-        return _from_checkpoint(record, saved)
+        return _from_checkpoint(record, saved, base)
     raise WrongState(
         f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
         hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
@@ -22158,9 +23233,13 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     )
 
 
-def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+def _from_checkpoint(record: Record, saved: Checkpoint, base: weights.Model | None) -> Start | Difference:
     done = record.number(saved.step)
-    shapes = saved.config.param_shapes()
+    shapes = saved.config.trained_shapes()
+    if base is not None and replace(saved.config, adapter=None) != replace(
+        base.config, eos_token_id=saved.config.eos_token_id
+    ):
+        return Difference(done, f'checkpoint {saved.id} is of no adapter of "{base.name}"')
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
     try:
@@ -22174,21 +23253,26 @@ def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
             host.check_interrupts()
     except InconsistentData as error:
         return Difference(done, error.message)
-    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    learner = _learner(record, base, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
     return Start(learner, done, f"checkpoint {saved.id}")
 
 
-def _initial(record: Record) -> Start | None:
-    """The model as llm_init_model made it, where that is how it began."""
-    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
-    if record.first_step or row is None or row["init_seed"] is None:
+def _initial(record: Record, base: weights.Model | None) -> Start | None:
+    """The model as llm_init_model or llm_adapter_create made it, where that is how it began."""
+    source = "init_seed FROM {schema}.llm_model_config" if base is None else "seed FROM {schema}.llm_adapter"
+    row = db.row(f"SELECT {source} WHERE model = $1", ["text"], record.model)
+    seed = next(iter((row or {}).values()), None)
+    if record.first_step or seed is None:
         return None
     config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"], threads.run)), 0, "llm_init_model")
+    if base is None:
+        return Start(_learner(record, None, config, gpt2.init_params(config, seed, threads.run)), 0, "llm_init_model")
+    return Start(_learner(record, base, config, dict(gpt2.init_adapter(config, seed))), 0, "llm_adapter_create")
 
 
-def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
+def _learner(record: Record, base: weights.Model | None, config: GPT2Config, own: dict, *state: dict) -> Learner:
+    trainer = Trainer(config, with_base(base, own), *state, tied=record.tied, chunk=record.chunk)
+    return Learner(record.model, config, trainer)
 
 
 def logged_step(run_id: int, step: int) -> db.Row | None:
@@ -22325,7 +23409,7 @@ from ..storage.checkpoints import Checkpoint
 from . import datasets, environment, runs
 from .hand_steps import StepPlan
 from .progress import NOTICES
-from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
+from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
 DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
@@ -22352,8 +23436,9 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
             f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
             hint="Leave it out to replay all of them.",
         )
-    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    start = begin(record, from_checkpoint)
+    resources.require_memory(16 * store.config(record.model).n_trained(), f"a replay of run {record.run_id}")
+    base = base_now(record)
+    start = base if isinstance(base, Difference) else begin(record, from_checkpoint, base)
     first = record.start if isinstance(start, Difference) else start.done + 1
     here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
@@ -22531,10 +23616,10 @@ class _Replay:
     def _model(self, step: int) -> Iterator[Difference]:
         """The model's weights now, where they are those that the run left, which it had after this step."""
         record = self.record
-        now = self.report.exact and store.last_step(record.model) == record.model_step(step)
+        now = self.report.exact and store.last_step(record.model, self.learner.config) == record.model_step(step)
         if now and checkpoints.last_run(record.model) == record.run_id:
             self.report.notes.append("llm_param compared")
-            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model, self.learner.config))
 
     def end(self, step: int) -> Iterator[Difference]:
         """Whether the run was right to end here."""
@@ -22677,16 +23762,18 @@ class Run:
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
+            "SELECT r.run_id, r.first_step, ($3 || r.config) - $4 = $2 - $4 AS same, l.step,"
+            " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
-            ["text", "jsonb", "jsonb"],
+            ["text", "jsonb", "jsonb", "text[]"],
             self.session.model,
             json.dumps(self._config()),
             json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
+            [] if self.plan.course.evaluates else ["eval_every"],  # which then decides nothing
         )
         if row is None:
             return False
@@ -22694,6 +23781,7 @@ class Run:
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
             what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+            what = what if row["same_base"] else "the weights of the base"
             db.notice(
                 f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
             )
@@ -22719,11 +23807,11 @@ class Run:
             self._best = InCheckpoint(self.session, self.run_id) if self._commits else InMemory(self.session)
 
     def _config(self) -> dict[str, object]:
-        """What determines the run, beside the weights at its start."""
+        """What determines the run, beside the weights at its start; and how often it is evaluated, where that decides nothing."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
-        return asdict(plan.settings) | numbers | course | {"data": self.data} | tied_in(self.session)
+        course = asdict(plan.course) | {"eval_every": plan.eval_every}
+        return asdict(plan.settings) | numbers | course | {"data": self.data} | made_of(self.session)
 
     @property
     def over(self) -> bool:
@@ -22796,9 +23884,12 @@ class Run:
         return row is None or row["stop_requested"]
 
 
-def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says about tensors that share their rows."""
-    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+def made_of(session: Session) -> dict[str, object]:
+    """What a run's config says about tensors that share their rows, and about the base of an adapter."""
+    found: dict[str, object] = {"tied": session.trainer.tied} if session.trainer.tied else {}
+    if session.base is not None:
+        found["base"] = {"model": session.base.name, "digest": session.base.digest}
+    return found
 
 
 def learn(
@@ -22864,18 +23955,18 @@ What a run does with it, and what is recorded of that, is in `runs`.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
-from ...fast import slices
-from ...tensor import FLOAT32, PART, to_bytes
+from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
-from ..storage import store, weights
+from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
 from . import datasets
 
@@ -22940,20 +24031,14 @@ class Learner:
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
 
     def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
-            for part in slices.pieces(values.size, PART):
-                found.update(values[part].data)
-                host.check_interrupts()
-        return found.hexdigest()
+        """SHA-256 of all weights that are trained, tensors in the order of the configuration."""
+        return reading.digest_of(self.trainer.params[name] for name in self.config.trained_shapes())
 
 
 Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
@@ -22961,14 +24046,16 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 @dataclass
 class LearnerState:
-    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are; of an adapter its own, beside
+    the base as others have it."""
 
     model: str
     config: GPT2Config
     version: str
-    params: weights.Params
-    m: weights.Params
-    v: weights.Params
+    base: weights.Model | None  # of an adapter
+    params: reading.Params
+    m: reading.Params
+    v: reading.Params
     steps: dict[str, int]
     tied: dict[str, str]
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
@@ -22978,24 +24065,25 @@ class LearnerState:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return 12 * self.config.n_params()
+        return 12 * self.config.n_trained()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
+def read_state(model: str, config: GPT2Config, version: str, base: weights.Model | None) -> LearnerState:
     """The state of `model` from its rows."""
-    assembly = weights.Assembly(model, config.param_shapes())
-    m: weights.Params = {}
-    v: weights.Params = {}
+    shapes = config.trained_shapes()
+    assembly = reading.Assembly(model, shapes)
+    m: reading.Params = {}
+    v: reading.Params = {}
     steps: dict[str, int] = {}
     blocks: list[tuple[str, int, int]] = []
     places: dict[tuple[str, int], Place] = {}
     sums: dict[Place, bytes] = {}
-    for place, row in _rows(model):
+    for place, row in _rows(model, config):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
         for moments, data in ((m, row["m"]), (v, row["v"])):
             if name not in moments:
-                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+                moments[name] = np.zeros(shapes[name], FLOAT32)
             if data:
                 if len(data) != len(row["data"]):
                     raise InconsistentData(
@@ -23009,14 +24097,14 @@ def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
-def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
-    """Each block of `model`, with the row that it is in."""
+def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model` that is trained, with the row that it is in."""
     for row in db.cursor(
         "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        f" FROM {store.trained(config)} AS p ORDER BY name, token_id",
         ["text"],
         model,
     ):
@@ -23058,23 +24146,30 @@ def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]
     return tied, blocks
 
 
+def with_base(base: weights.Model | None, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a Trainer works with: an adapter's own tensors, and those of its base as the base itself has them."""
+    return own if base is None else {**base.decoder_weights, **own}
+
+
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
         resources.apply_settings(workers)
-        version = weights.version_of(model)
-        state = weights.cache.take_state(model, version)
+        versions, base = reading.versions_of(model, config), None
+        state = weights.cache.take_state(model, versions.whole)
         held = 0 if state is None else state.nbytes
-        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        whole, row = 12 * config.n_trained(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
         writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
-        resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
+        resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
-            state = read_state(model, config, version)
+            if config.adapter is not None:
+                base, versions = weights.base_of(model, config, versions)
+            state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
-        arrays = (state.params, state.m, state.v, state.steps)
+        arrays = (with_base(state.base, state.params), state.m, state.v, state.steps)
         super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
     @property
@@ -23083,9 +24178,17 @@ class Session(Learner):
         return self._state.version
 
     @property
+    def base(self) -> weights.Model | None:
+        """What is adapted, where the model is an adapter."""
+        return self._state.base
+
+    @property
     def content(self) -> str:
         """Digest of what those rows hold, which stays the same where they are moved or restored."""
-        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+        held: list = sorted(self._state.sums.items())
+        if self.base is not None:
+            held.append(self.base.digest)
+        return hashlib.md5(repr(held).encode()).hexdigest()
 
     def keep(self) -> None:
         """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
@@ -23101,10 +24204,11 @@ class Session(Learner):
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
         self._lock_rows()
-        if (
-            weights.version_of(self.model) != state.version and not self._only_moved()
-        ):  # by a snapshot after the rows are ours
-            raise self._changed()
+        versions = reading.versions_of(self.model, self.config)  # by a snapshot after the rows are ours
+        if versions.whole != state.version:
+            self._require_same_base(versions)
+            if not self._only_moved():
+                raise self._changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
@@ -23128,7 +24232,22 @@ class Session(Learner):
         if batch:
             self._update(batch)
         self._written = dict(trainer.steps)
-        state.version = weights.version_of(self.model)
+        versions = reading.versions_of(self.model, self.config)
+        # A base that has changed since we looked is found at the next look.
+        state.version = reading.together(state.base.version, versions.own) if state.base else versions.whole
+
+    def _require_same_base(self, versions: reading.Versions) -> None:
+        """Refuse (22000) to write what was learned beside another base; one whose rows were only moved is the same."""
+        state = self._state
+        if state.base is None or versions.base_version == state.base.version:
+            return
+        now, _ = weights.base_of(self.model, self.config, versions)
+        if now.digest != state.base.digest:
+            raise InconsistentData(
+                f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',
+                hint="Nothing was written. Train the adapter again, on the base as it is now.",
+            )
+        state.base = now
 
     def _lock_rows(self) -> None:
         sources = sorted({source for source, _, _ in self._state.rows.values()})
@@ -23137,7 +24256,7 @@ class Session(Learner):
     def _only_moved(self) -> bool:
         """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
         self._lock_rows()  # those that were inserted while the others were waited for
-        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
+        return {place: _checksum_of(row) for place, row in _rows(self.model, self.config)} == self._state.sums
 
     def _update(self, batch: list[Block]) -> None:
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
@@ -23179,7 +24298,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg
 
 A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
 the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
-row-level security is active for the caller, the visible rows are digested after all.
+row-level security may show the caller a part of a vocabulary, the visible rows are digested after all.
 """
 
 from collections import OrderedDict
@@ -23193,6 +24312,13 @@ from . import db
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+# Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
+# table, which is the model here. Policies by model alone, as most are, show all or nothing, and cost no digest.
+DIFFERS_BY_ROW = (
+    "EXISTS (SELECT FROM pg_policy AS p, regexp_matches(p.polqual::text, ':varattno (-?[0-9]+)', 'g') AS columns"
+    " WHERE p.polrelid IN ('{schema}.llm_bpe_vocab'::regclass, '{schema}.llm_bpe_merges'::regclass) AND columns[1] <> '1')"
+)
 
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
@@ -23210,18 +24336,18 @@ def tokenizer_of(model: str) -> Tokenizer:
 
 
 def find(model: str) -> Tokenizer | None:
-    """The tokenizer of `model`, or None when it has no vocabulary."""
-    version = _version(model)
+    """The tokenizer of `model`, or None when it has no vocabulary. An adapter uses that of its base."""
+    name, version = _version(model)
     if version is None:
         return None
-    found = _cache.get(model)
+    found = _cache.get(name)
     while found is None or found[0] != version:
-        found = (version, _read(model))
-        version = _version(model)  # another one where a change was committed between the statements that read
+        found = (version, _read(name))
+        name, version = _version(model)  # another one where a change was committed between the statements that read
         if version is None:
             return None
-    _cache[model] = found
-    _cache.move_to_end(model)
+    _cache[name] = found
+    _cache.move_to_end(name)
     while len(_cache) > MOST:
         _cache.popitem(last=False)
     return found[1]
@@ -23246,23 +24372,27 @@ def forget() -> None:
     _cache.clear()
 
 
-def _version(model: str) -> str | None:
-    """The version of the vocabulary; None when the caller sees no token of `model`.
+def _version(model: str) -> tuple[str, str | None]:
+    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
 
-    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share.
+    The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
+    row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
     """
     row = db.row(
-        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
-        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
+        " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
+        f" AND {DIFFERS_BY_ROW} AS filtered"
+        " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"
+        " CROSS JOIN LATERAL"
+        " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
     if row is None:
-        return None
-    return _digest(model) if row["filtered"] else row["version"]
+        return model, None
+    return row["name"], _digest(row["name"]) if row["filtered"] else row["version"]
 
 
 def _digest(model: str) -> str:
@@ -23340,9 +24470,40 @@ def _empty(table: str, model: str) -> None:
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
 
 
+def copy(source: str, target: str) -> None:
+    """Give `target` a copy of the vocabulary of `source`, unless it has one."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], target):
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
+        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        source,
+        target,
+    )
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        ["text", "text"],
+        source,
+        target,
+    )
+
+
+def _refuse_adapter(model: str) -> None:
+    """Refuse (55000) to give an adapter a vocabulary."""
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    if row is not None:
+        raise WrongState(
+            f'"{model}" is an adapter, which uses the vocabulary of its base "{row["base"]}"',
+            hint="Give the base the vocabulary; llm_adapter_merge makes a model that can have its own.",
+        )
+
+
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
+    _refuse_adapter(model)
     tokens = [token_bytes(token) for token in vocab]
     _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
@@ -23357,6 +24518,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
     require(model=model)
+    _refuse_adapter(model)
     _empty("llm_bpe_merges", model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
@@ -23367,7 +24529,8 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 
 def require_none(model: str) -> None:
-    """Refuse (42710) a `model` that has a vocabulary already."""
+    """Refuse (42710) a `model` that has a vocabulary already, and (55000) an adapter."""
+    _refuse_adapter(model)
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',
@@ -24777,7 +25940,7 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import GPT2Config
+from ..core.config import LINEAR_LAYERS, GPT2Config
 from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
@@ -24785,7 +25948,8 @@ from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
-from ..fast.tape import Audit, Tape
+from ..fast.layout import plain
+from ..fast.tape import Audit, Tape, Value
 from ..op_checks import check_p
 from . import optim
 
@@ -24839,14 +26003,15 @@ class Trainer:
         tied: Mapping[str, str] | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+        """Arrays are float32 and contiguous, by checkpoint name; missing moments and steps are 0.
 
-        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        Those that training changes are writable. An adapter's base stays as it is, and may be in panels. `tied` says which names
+        are the same tensor as another: it is updated once, by the sum of their gradients.
         """
         self.config = config
         self.tied = dict(tied or {})
         self.params = {name: params[self.tied.get(name, name)] for name in params}
-        own = {name: w for name, w in self.params.items() if name not in self.tied}
+        own = {name: self.params[name] for name in config.trained_shapes() if name not in self.tied}
         self.chunk = chunk
         self.m = {name: _moment(m, name, w) for name, w in own.items()}
         self.v = {name: _moment(v, name, w) for name, w in own.items()}
@@ -24857,11 +26022,20 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
-        wte = self._sinks[self.tied.get("wte", "wte")].array
         # Gradients of wte are the first of a step; logits lie where the later ones will.
-        self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
+        wte = self._sink("wte")
+        first = 0 if wte is None else wte.array.size
+        self._unused = self._arena[first:] if wte and np.may_share_memory(wte.array, self._arena[:first]) else None
         self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
+
+    def _sink(self, name: str) -> Sink | None:
+        """Where the gradient of a tensor is collected; None for one that stays as it is."""
+        return self._sinks.get(self.tied.get(name, name))
+
+    def _learns(self, name: str) -> bool:
+        """Whether training changes a tensor."""
+        return self._sink(name) is not None
 
     @property
     def sinks(self) -> Mapping[str, Sink]:
@@ -24934,6 +26108,8 @@ class Trainer:
         if not n_tokens:
             raise nothing_counts()
         loss = 0.0
+        params = self.params if is_fast() else dict(plain(self.params))
+        leaves = {name: Value(w, self._learns(name), sink=self._sink(name)) for name, w in params.items()}
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches):
                 host.check_interrupts()
@@ -24944,29 +26120,26 @@ class Trainer:
                 share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 if not (is_fast() or keep or audit):
-                    loss += share * self._plain_gradients(batch, drop, share)
+                    loss += share * self._plain_gradients(params, batch, drop, share)
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                handles = {
-                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
-                }
-                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
                     attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, handles["wte"], seed=share, **attrs)
+                    value = tape.finish("lm_head_loss", x, leaves["wte"], seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
-    def _plain_gradients(self, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
+    def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
         """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
         tape = PlainTape()
-        handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
+        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
         loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
         tape.backward(loss, share)
         for name, handle in handles.items():
-            sink = self._sinks[self.tied.get(name, name)]
-            if handle.grad is not None:
+            sink = self._sink(name)
+            if sink is not None and handle.grad is not None:
                 sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
                 sink.filled = True
         return float(loss.data)
@@ -25003,6 +26176,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """(weighted sum of the losses of the tokens that count, sum of the weights) of a batch, without dropout."""
     tokens, targets, weight = batch
+    params = params if is_fast() else plain(params)
     return float(
         gpt2.loss(Eager(), params, tokens, targets, config, weight, chunk=chunk)
     ) * batch.total(), batch.total()
@@ -25020,24 +26194,42 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
+def _widths_kept(config: GPT2Config) -> tuple[int, int]:
+    """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
+
+    Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
+    multiplied with; normalised rows and active hidden units, if the weights after them learn.
+    """
+    learn = LINEAR_LAYERS if config.adapter is None else config.adapter.targets
+    kept, cheap = 2 + 3 + 4 + ("attn.c_proj" in learn), 4 + 4 * ("mlp.c_proj" in learn)
+    return kept, cheap + ("attn.c_attn" in learn) + ("mlp.c_fc" in learn)
+
+
 def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
-    """Whether normalised rows, and hidden units after gelu with what they were multiplied with, are not kept."""
-    return 4 * 10 * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+    """Whether what is cheap to recompute is not kept."""
+    return 4 * _widths_kept(config)[1] * n_tokens * config.d_model * config.n_layer > MOST_KEPT
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
-    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
+    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits.
+
+    An adapter's base is not counted: it is there already, for others too.
+    """
     n, d = batch * length, config.d_model
-    state = 4 * config.n_params()  # weights, gradients, two moments
-    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
-    if not _recomputes(config, n):
-        kept *= 2
+    state = 4 * config.n_trained()  # weights, gradients, two moments
+    widths, cheap = _widths_kept(config)
+    kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
+    if config.adapter is not None:  # the rows between its two matrices; what goes to them, and its masks
+        passing += 4 * n * d if config.adapter.dropout_p else 0
+        for name, (width, rank) in config.adapter_shapes().items():
+            kept += n * rank if name.endswith("lora_A") else 0
+            masks += n * width if name.endswith("lora_A") and config.adapter.dropout_p else 0
     return 4 * (state + kept + passing + head) + masks
 $pg_gpt2_source$);
 
@@ -25054,11 +26246,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -25071,11 +26263,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -25449,11 +26641,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -25471,15 +26663,92 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
     'returns how many. Without copy_optimizer_state, AdamW starts anew on them.';
+
+-- sql/adapters.sql
+
+-- Adapters: a model that is another one plus two small matrices beside some of its linear layers.
+
+CREATE TABLE llm_adapter (
+    model     text PRIMARY KEY CHECK (model <> ''),
+    base      text NOT NULL,
+    r         integer NOT NULL CHECK (r > 0),
+    alpha     double precision NOT NULL CHECK (alpha > '-Infinity' AND alpha < 'Infinity'),
+    targets   text[] NOT NULL CHECK (
+        (
+            array_ndims(targets) = 1 AND array_lower(targets, 1) = 1 AND cardinality(targets)
+            = ('attn.c_attn' = ANY (targets))::integer + ('attn.c_proj' = ANY (targets))::integer
+            + ('mlp.c_fc' = ANY (targets))::integer + ('mlp.c_proj' = ANY (targets))::integer
+        ) IS TRUE
+    ), -- some of the four, each once
+    dropout_p double precision NOT NULL DEFAULT 0 CHECK (dropout_p >= 0 AND dropout_p < 1),
+    seed      bigint,
+    CHECK (model <> base)
+);
+CREATE INDEX llm_adapter_base ON llm_adapter (base);
+COMMENT ON TABLE llm_adapter IS
+    'One row per adapter: which model it adapts, and how. Its tensors are those of its base, rows of llm_param_share, '
+    'and two of its own for each matrix that it adapts, NAME.lora_A and NAME.lora_B in llm_param; its vocabulary is '
+    'that of its base.';
+COMMENT ON COLUMN llm_adapter.model IS 'Name of the adapter, which is a model: its shape is in llm_model_config.';
+COMMENT ON COLUMN llm_adapter.base IS 'Model that it adapts, which is no adapter itself.';
+COMMENT ON COLUMN llm_adapter.r IS 'Rank: how many columns lora_A, and rows lora_B, has.';
+COMMENT ON COLUMN llm_adapter.alpha IS 'What alpha / r, the factor of the product of the two, follows from.';
+COMMENT ON COLUMN llm_adapter.targets IS
+    'The linear layers of a block that it adapts, in all blocks: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj.';
+COMMENT ON COLUMN llm_adapter.dropout_p IS
+    'Probability of dropout of what goes into lora_A, in training; beside the dropout_p of a run.';
+COMMENT ON COLUMN llm_adapter.seed IS 'Seed of its first lora_A; null = it came from elsewhere.';
+
+SELECT pg_extension_config_dump('llm_adapter', '');
+
+CREATE FUNCTION llm_adapter_create(
+    model text,
+    base text,
+    r integer DEFAULT 8,
+    alpha double precision DEFAULT 16,
+    targets text[] DEFAULT '{attn.c_attn}',
+    dropout_p double precision DEFAULT 0,
+    seed bigint DEFAULT 0
+)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].adapters.create(globals())
+$$;
+COMMENT ON FUNCTION llm_adapter_create IS
+    'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
+    'and adds, beside each matrix W of the targets, matrices A and B of rank r: y = x W + b + (alpha / r) (x A) B. A '
+    'is random, by the seed, and B zero: at first the adapter gives what its base gives, bit for bit. Training it '
+    'changes A and B only.';
+
+CREATE FUNCTION llm_adapter_merge(model text, target text)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].adapters.merge(globals())
+$$;
+COMMENT ON FUNCTION llm_adapter_merge IS
+    'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
+    'a copy of the vocabulary. The adapter stays.';
 
 -- sql/models.sql
 
@@ -25490,11 +26759,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -25521,11 +26790,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -25537,26 +26806,27 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
-    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+    'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is). The copy of an '
+    'adapter is an adapter of the same base.';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -25569,22 +26839,25 @@ SELECT
     coalesce(p.n_params, 0) AS n_params,
     coalesce(t.tokens, 0) AS tokenizer_tokens,
     p.step,
-    coalesce(p.bytes, 0) AS bytes
+    coalesce(p.bytes, 0) AS bytes,
+    a.base
 FROM llm_model_config AS c
+LEFT JOIN llm_adapter AS a USING (model)
 LEFT JOIN (
     SELECT
         model,
         sum(octet_length(data)) / 4 AS n_params,
-        max(step) AS step,
+        coalesce(max(step) FILTER (WHERE name LIKE '%.lora__'), max(step)) AS step,
         sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0))
             FILTER (WHERE source_model = model) AS bytes
     FROM llm_param_resolved
     GROUP BY model
 ) AS p USING (model)
-LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
+LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t ON t.model = coalesce(a.base, c.model);
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
-    'bytes stored, not counting weights that they share.';
+    'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
+    'its own.';
 
 -- sql/tokenizer.sql
 
@@ -25598,11 +26871,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -25618,11 +26891,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -25636,11 +26909,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -25666,11 +26939,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -25681,11 +26954,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -25694,11 +26967,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -25713,11 +26986,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -25730,11 +27003,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -25745,11 +27018,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -25764,11 +27037,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -25782,11 +27055,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -25797,11 +27070,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -25819,11 +27092,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -25834,11 +27107,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -25849,11 +27122,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -25882,11 +27155,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -25927,11 +27200,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -25959,11 +27232,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -26010,11 +27283,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -26036,11 +27309,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -26076,11 +27349,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -26103,11 +27376,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -26125,11 +27398,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -26173,11 +27446,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -26197,11 +27470,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -26222,11 +27495,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -26238,11 +27511,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -26259,11 +27532,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -26322,11 +27595,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -26348,11 +27621,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -26375,11 +27648,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -26397,11 +27670,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -26409,6 +27682,38 @@ COMMENT ON FUNCTION llm_choose_rows IS
     'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
     'in its order; for a null prompt choice and probability are null, and so they are for one that the model cannot answer: '
     'a NOTICE at the end counts these.';
+
+CREATE TYPE llm_confusion AS (expected text, chosen text, n bigint);
+COMMENT ON TYPE llm_confusion IS
+    'An element of the confusion matrix of llm_evaluate_choices: in n rows the answer was expected and the choice was chosen; '
+    'chosen is null where the model has no result.';
+
+CREATE FUNCTION llm_evaluate_choices(
+    source text,
+    choices llm_texts DEFAULT NULL,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigint, confusion llm_confusion[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.evaluate_choices(globals())
+$$;
+COMMENT ON FUNCTION llm_evaluate_choices IS
+    'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
+    'prompt, its answer and an array of its own choices, which go before the parameter choices; it runs with the caller''s rights '
+    'and search_path (source_path). accuracy is the share of rows for which llm_choose_rows with the same choices, normalize and '
+    'model gives the answer: acc of lm-evaluation-harness. accuracy_norm is that where log-probabilities are divided by the '
+    'number of characters, whatever normalize says: its acc_norm. n is the number of rows with a prompt, an answer and choices; '
+    'others are skipped. An answer that is none of the choices, and a row that the model cannot answer, counts as wrong; NOTICEs '
+    'tell how many there are of each. confusion has an element for each pair of expected and chosen: SELECT c.* FROM '
+    'llm_evaluate_choices(...), unnest(confusion) AS c. Of no rows, accuracies are null.';
 
 -- sql/rows.sql
 
@@ -26434,11 +27739,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -26457,11 +27762,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -26481,11 +27786,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -26511,11 +27816,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -26539,11 +27844,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -26571,11 +27876,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -26617,11 +27922,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -26654,11 +27959,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -26730,11 +28035,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -26781,11 +28086,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -26801,11 +28106,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.options(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -26822,11 +28127,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -26971,11 +28276,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -26988,11 +28293,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -27005,11 +28310,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -27046,11 +28351,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -27061,11 +28366,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -27083,11 +28388,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -27111,11 +28416,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -27141,11 +28446,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -27165,11 +28470,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -27188,11 +28493,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -27208,11 +28513,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -27289,11 +28594,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -27318,11 +28623,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -27340,11 +28645,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -27353,11 +28658,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -27367,11 +28672,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -27380,11 +28685,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -27394,11 +28699,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -27407,11 +28712,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -27426,11 +28731,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -27446,11 +28751,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -27460,11 +28765,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -27474,11 +28779,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -27493,11 +28798,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -27515,11 +28820,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -27530,11 +28835,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -27543,11 +28848,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -27556,11 +28861,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -27578,11 +28883,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -27603,11 +28908,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -27626,11 +28931,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -27654,11 +28959,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -27669,11 +28974,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -27687,11 +28992,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -27707,11 +29012,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -27736,11 +29041,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -27759,11 +29064,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -27776,11 +29081,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -27799,11 +29104,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -27814,22 +29119,22 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
 COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
-    'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
-    'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
-    'int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), lm_head_loss '
-    '{target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat '
-    '{axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
+    'softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy '
+    '{target: int or int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), '
+    'lm_head_loss {target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
+    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -27838,11 +29143,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -27855,11 +29160,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -27870,11 +29175,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -27912,11 +29217,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -27939,11 +29244,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -27958,16 +29263,17 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
     'of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output '
-    'and block output; then the final norm, logits and probabilities. An op with parameters has their name. '
+    'and block output; then the final norm, logits and probabilities. An op with parameters has their name; where an '
+    'adapter adds to a layer, x A and x W + b have its name with .lora_A and .base_layer, and the sum has its name. '
     'pg_llm_values(data) shows the numbers.';
 
 CREATE FUNCTION llm_trace_sent(ids bytea, model text)
@@ -27975,11 +29281,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -28005,11 +29311,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -28020,11 +29326,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -28035,11 +29341,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -28050,11 +29356,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -28065,11 +29371,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -28082,11 +29388,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -28114,11 +29420,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -28137,11 +29443,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -28156,11 +29462,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -28172,11 +29478,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -28235,11 +29541,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -28263,11 +29569,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -28293,11 +29599,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -28308,11 +29614,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -28323,11 +29629,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 858d69654ac4 @extschema@' not in GD:
+if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 858d69654ac4 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -28342,6 +29648,8 @@ REVOKE EXECUTE ON FUNCTION
     llm_init_model,
     llm_copy_model,
     llm_drop_model,
+    llm_adapter_create,
+    llm_adapter_merge,
     llm_train_bpe,
     pg_llm_load_bpe_vocab,
     pg_llm_load_bpe_merges,

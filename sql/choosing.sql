@@ -79,3 +79,29 @@ COMMENT ON FUNCTION llm_choose_rows IS
     'columns, a key of any type and a prompt, and runs with the caller''s rights and search_path (source_path). Rows come '
     'in its order; for a null prompt choice and probability are null, and so they are for one that the model cannot answer: '
     'a NOTICE at the end counts these.';
+
+CREATE TYPE llm_confusion AS (expected text, chosen text, n bigint);
+COMMENT ON TYPE llm_confusion IS
+    'An element of the confusion matrix of llm_evaluate_choices: in n rows the answer was expected and the choice was chosen; '
+    'chosen is null where the model has no result.';
+
+CREATE FUNCTION llm_evaluate_choices(
+    source text,
+    choices llm_texts DEFAULT NULL,
+    "normalize" text DEFAULT 'none',
+    model_name text DEFAULT NULL,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigint, confusion llm_confusion[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @choosing.evaluate_choices@;
+COMMENT ON FUNCTION llm_evaluate_choices IS
+    'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
+    'prompt, its answer and an array of its own choices, which go before the parameter choices; it runs with the caller''s rights '
+    'and search_path (source_path). accuracy is the share of rows for which llm_choose_rows with the same choices, normalize and '
+    'model gives the answer: acc of lm-evaluation-harness. accuracy_norm is that where log-probabilities are divided by the '
+    'number of characters, whatever normalize says: its acc_norm. n is the number of rows with a prompt, an answer and choices; '
+    'others are skipped. An answer that is none of the choices, and a row that the model cannot answer, counts as wrong; NOTICEs '
+    'tell how many there are of each. confusion has an element for each pair of expected and chosen: SELECT c.* FROM '
+    'llm_evaluate_choices(...), unnest(confusion) AS c. Of no rows, accuracies are null.';

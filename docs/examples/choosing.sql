@@ -19,3 +19,13 @@ SELECT key, choice FROM llm_choose_rows('SELECT id, body FROM saying ORDER BY id
 --> 1| worm.
 --> 2| broth.
 --> 3|
+
+-- llm_evaluate_choices
+CREATE TABLE held_out (prompt text, answer text);
+INSERT INTO held_out VALUES ('The early bird catches the', ' worm.'), ('Too many cooks spoil the', ' broth.'), ('Many hands make light', ' worm.');
+SELECT accuracy, n FROM llm_evaluate_choices('SELECT prompt, answer FROM held_out', '{" work."," worm."," broth."}');
+--> 0.6666666666666666|3
+SELECT c.* FROM llm_evaluate_choices('SELECT prompt, answer FROM held_out', '{" work."," worm."," broth."}'), unnest(confusion) AS c;
+-->  broth.| broth.|1
+-->  worm.| work.|1
+-->  worm.| worm.|1

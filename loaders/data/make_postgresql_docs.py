@@ -52,6 +52,10 @@ class Page(HTMLParser):
         self.close()
         self._finish_block()
 
+    def prose(self) -> str:
+        """Its text: paragraphs with blank lines between."""
+        return "\n\n".join(self.blocks)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         if tag == "link" and attributes.get("rel") == "next":
@@ -118,18 +122,24 @@ def pages(directory: Path) -> Iterator[tuple[str, Page]]:
         name = page.next
 
 
-def sections(directory: Path) -> Iterator[tuple[str, str]]:
-    """(chapter, text) of every page that has prose, where a chapter is the name of its first page."""
-    chapter = ""
+def numbered_sections(directory: Path) -> Iterator[tuple[int, str, str, Page]]:
+    """(number from 1 on, chapter, name, page) of every page that has prose; a chapter is the name of its first page."""
+    chapter, number = "", 0
     for name, page in pages(directory):
         if re.match(r"(Chapter|Part|Appendix|Preface)\b", page.title):
             chapter = name
-        prose = "\n\n".join(page.blocks)
+        prose = page.prose()
         if SKIPPED_PAGES.match(name) or len(prose) < 400:
             continue  # a page that only lists its sections says nothing
         if SEPARATOR in prose.split("\n"):
             raise SystemExit(f"{name}: contains the separator {SEPARATOR}")
-        yield chapter, prose
+        number += 1
+        yield number, chapter, name, page
+
+
+def sections(directory: Path) -> Iterator[tuple[str, str]]:
+    """(chapter, text) of the same."""
+    return ((chapter, page.prose()) for _, chapter, _, page in numbered_sections(directory))
 
 
 def excerpt(directory: Path, limit: int) -> Iterator[str]:

@@ -91,13 +91,13 @@ class Console:
         row = self.conn.execute(sql.SQL(text), args or None).fetchone()
         return row[0] if row else None
 
-    def copy(self, text: str, values: Iterable[str]) -> None:
-        """Show and run a COPY FROM STDIN of one column."""
+    def copy(self, text: str, rows: Iterable[Sequence[str]]) -> None:
+        """Show and run a COPY FROM STDIN of texts."""
         self.statement(text)
         with self.conn.cursor() as cursor:
             with cursor.copy(sql.SQL(text)) as copy:
-                for value in values:
-                    copy.write_row([value.strip()])
+                for row in rows:
+                    copy.write_row([value.strip() for value in row])
             self.write(f"{cursor.statusmessage}\n")
 
     def run(self, text: str) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""What the demonstration shows, with the model that ships: it writes, decides, is looked into, learns, forgets.
+"""What the demonstration shows, with the model that ships: it writes, decides, has an adapter, is looked into, learns, forgets.
 
 Everything is SQL that the viewer could type; only the loading of files, the progress bar and the printing of tokens are
 the client's. What is changed is put back in the end; the model stays, with a checkpoint of it.
@@ -14,6 +14,7 @@ from psycopg import sql
 
 from ..common import Database
 from ..load_model import SHIPPED, load_model
+from .adapter import specialise
 from .console import BOLD, CYAN, DIM, GREEN, Console, literal, sparkline
 
 MODEL = "postgresql-docs"
@@ -51,6 +52,7 @@ class Size:
     batch_size: int = 4
     copies: int = 4
     most_tokens: int = 300_000  # that are learned from: a minute on two cores
+    passages: int = 140  # that base and adapter are asked about
 
     def lesson(self, tokens: int) -> tuple[int, int]:
         """(copies, steps) for texts of so many tokens: short texts are repeated; long ones are read once, if time allows."""
@@ -60,7 +62,7 @@ class Size:
         return 1, max(self.n_steps, min(-(-tokens // step), self.most_tokens // step))
 
 
-QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2, most_tokens=2_000)
+QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2, most_tokens=2_000, passages=20)
 
 
 def tell(
@@ -75,6 +77,7 @@ def tell(
     bring(console)
     write(console, size, began)
     decide(console)
+    specialise(console, MODEL, size.passages)
     look(console)
     texts = texts or LETTERS
     learn(console, size, texts, left_out)
@@ -226,7 +229,7 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
         )
     console.run("BEGIN")
     console.run("CREATE TABLE letter (id integer GENERATED ALWAYS AS IDENTITY, body text)")
-    console.copy("COPY letter (body) FROM STDIN", texts)
+    console.copy("COPY letter (body) FROM STDIN", ([text] for text in texts))
     console.run("SELECT id, left(body, 120) AS body FROM letter LIMIT 3")
     run_id = train(console, size)
     console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")

@@ -5,13 +5,25 @@ All work is done by the server's `llm_*` functions; the client names their param
 
 from .aio import AsyncPGLLMClient
 from .client import PGLLMClient
-from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
+from .results import (
+    Beam,
+    Choice,
+    ChoiceEvaluation,
+    ChosenRow,
+    Confused,
+    EmbeddingRow,
+    PerplexityRow,
+    StreamEvent,
+    TextRow,
+)
 
 __all__ = [
     "AsyncPGLLMClient",
     "Beam",
     "Choice",
+    "ChoiceEvaluation",
     "ChosenRow",
+    "Confused",
     "EmbeddingRow",
     "PGLLMClient",
     "PerplexityRow",

@@ -15,7 +15,17 @@ from psycopg.rows import tuple_row
 from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
 from .options import AdapterOptions, PairOptions, TrainOptions
-from .results import Beam, Choice, ChosenRow, EmbeddingRow, PerplexityRow, StreamEvent, TextRow
+from .results import (
+    Beam,
+    Choice,
+    ChoiceEvaluation,
+    ChosenRow,
+    EmbeddingRow,
+    PerplexityRow,
+    StreamEvent,
+    TextRow,
+    evaluation_of,
+)
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
 
@@ -172,6 +182,18 @@ class PGLLMClient:
         """
         given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
         return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
+
+    def evaluate_choices(
+        self, source: str, choices: Sequence[str] | None = None, *, normalize: str = "none", model: str | None = None
+    ) -> ChoiceEvaluation:
+        """How often the model chooses what is expected.
+
+        `source` is a query of two columns, a prompt and its answer, or of three: the last is an array, the choices of that row,
+        which go before `choices`. NOTICEs say which rows were skipped, and which count as wrong for want of a result.
+        """
+        given = {"choices": choices and list(choices), "normalize": normalize, "model_name": model or self.model}
+        statement = self._statements().evaluation("llm_evaluate_choices", source=source, **given)
+        return evaluation_of(self._fetch(statement))
 
     def load_pairs(
         self, source: str, *, model: str | None = None, max_length: int | None = None, **options: Unpack[PairOptions]

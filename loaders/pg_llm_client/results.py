@@ -1,6 +1,8 @@
 """What the client returns where a string or a number is not enough."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,32 @@ class ChosenRow:
     choice: str | None
     """None where the prompt was NULL, or could not be answered."""
     probability: float | None
+
+
+@dataclass(frozen=True)
+class Confused:
+    """How often a choice was chosen where an answer was expected."""
+
+    expected: str
+    chosen: str | None
+    """None where there was no result."""
+    n: int
+
+
+@dataclass(frozen=True)
+class ChoiceEvaluation:
+    """How often a model chooses what is expected."""
+
+    accuracy: float | None
+    """The share of rows for which `choose_rows` gives the answer; None of no rows."""
+    accuracy_norm: float | None
+    """The same where log-probabilities are divided by the number of characters: acc_norm of lm-evaluation-harness."""
+    n: int
+    confusion: list[Confused]
+
+
+def evaluation_of(rows: Sequence[Sequence[Any]]) -> ChoiceEvaluation:
+    """Of the rows of `Statements.evaluation`."""
+    accuracy, accuracy_norm, n = rows[0][:3]
+    confusion = [Confused(*row[3:6]) for row in rows if row[5] is not None]
+    return ChoiceEvaluation(accuracy, accuracy_norm, n, confusion)

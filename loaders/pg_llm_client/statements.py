@@ -86,6 +86,16 @@ class Statements:
         """SELECT * FROM function(...), in the order of its first column."""
         return sql.SQL("SELECT * FROM ") + self._call(function, arguments) + sql.SQL(" ORDER BY 1"), arguments
 
+    def evaluation(self, function: str, **arguments: Any) -> Statement:
+        """The one row of function(...), once for each element of its confusion, or once alone where there is none."""
+        return (
+            sql.SQL("SELECT e.accuracy, e.accuracy_norm, e.n, c.* FROM ")
+            + self._call(function, arguments)
+            + sql.SQL(
+                " AS e LEFT JOIN LATERAL pg_catalog.unnest(e.confusion) WITH ORDINALITY AS c ON true ORDER BY c.ordinality"
+            )
+        ), arguments
+
     def stream(self, function: str, **arguments: Any) -> Statement:
         """SELECT (function(...)).*, whose rows a cursor returns as they are computed; FROM would collect them first."""
         return sql.SQL("SELECT (") + self._call(function, arguments) + sql.SQL(").*"), arguments

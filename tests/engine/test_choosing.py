@@ -291,6 +291,7 @@ def test_scores_are_those_of_a_pass_over_prompt_and_choice(
         found = chooser.choose(prompt)
         np.testing.assert_allclose(found.logprobs, logprobs, atol=2e-4)
         np.testing.assert_allclose(found.normalized, values, atol=2e-4)
+        np.testing.assert_allclose(found.per_character, np.array(logprobs) / [*map(len, texts)], atol=2e-4)
         assert found.tokens.tolist() == [len(encode_pair(prompt, text)[1]) for text in texts]
         assert found.best() == found.ranking()[0] == np.argmax(values)
         assert found.probabilities().sum() == pytest.approx(1)
@@ -338,6 +339,28 @@ def some_prompts(source: random.Random, count: int) -> list[str | None]:
         source.choice(kinds) + " ".join(source.choices(tails, k=source.randrange(4))) for _ in range(count)
     ]
     return [None if source.random() < 0.1 else prompt for prompt in found]
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_prompts_with_choices_of_their_own_get_the_bits_that_each_gets_alone(normalize: str, kind: str) -> None:
+    weights = arranged(random_params(CONFIG), CONFIG, kind, "m")
+    source = random.Random(9)
+    prompts = some_prompts(source, 40)
+    own = [source.sample(LABELS, source.randint(1, 5)) if n % 9 else None for n in range(40)]
+    asked = [
+        (n, prompt, None if texts is None else choices_of(texts)) for n, (prompt, texts) in enumerate(zip(prompts, own))
+    ]
+    told = []
+    together = Chooser(weights, CONFIG, None, normalize)
+    for key, found in together.choose_each_among(asked, lambda key, error: told.append(key)):
+        prompt, texts = prompts[key], own[key]
+        if prompt is None or texts is None or key in told:
+            assert found is None
+            continue
+        alone = Chooser(weights, CONFIG, choices_of(texts), normalize).choose(prompt)
+        for some, other in zip(found, alone):
+            np.testing.assert_array_equal(some, other)
+    assert len(told) < 10, "most can be answered"
 
 
 @models

@@ -184,6 +184,64 @@ def results(choices: list[str], gold: int, values: list[tuple[float, bool]]) -> 
     return ConfigurableTask.process_results(task, {}, values)
 
 
+def task_results(harness, docs: list[tuple[str, str, list[str]]], normalize: str) -> list[dict[str, float]]:
+    """What the harness gives for each (prompt, answer, choices), a blank before each choice."""
+    found = []
+    for prompt, answer, choices in docs:
+        pairs = [(prompt, f" {choice}") for choice in choices]
+        if normalize == "prior":
+            pairs += [("", continuation) for _, continuation in pairs]
+        gold = choices.index(answer) if answer in choices else -100
+        found.append(results(choices, gold, log_likelihoods(harness, pairs)))
+    return found
+
+
+def evaluated(
+    sql: psycopg.Connection, docs: list[tuple[str, str, list[str]]], shared: list[str] | None, normalize: str
+):
+    """(accuracy, accuracy_norm, n) of the same rows, whose choices are their own or `shared`."""
+    columns = "prompt || ' ', answer" + ("" if shared else ", choices")
+    sql.execute("CREATE TEMP TABLE IF NOT EXISTS doc (id integer, prompt text, answer text, choices text[])")
+    sql.execute("TRUNCATE doc")
+    with sql.cursor() as cursor:
+        cursor.executemany("INSERT INTO doc VALUES (%s, %s, %s, %s)", [(n, *doc) for n, doc in enumerate(docs)])
+    query = "SELECT accuracy, accuracy_norm, n FROM llm_evaluate_choices(%s, %s, %s, 'chooser')"
+    return sql.execute(query, [f"SELECT {columns} FROM doc ORDER BY id", shared, normalize]).fetchone()
+
+
+@pytest.mark.parametrize("normalize", METRICS)
+def test_an_evaluation_of_rows_with_their_own_endings_has_the_accuracies_of_the_harness(sql, harness, normalize):
+    """As HellaSwag: a context, and four endings of which one is right; not all in ASCII, and some contexts are cut."""
+    source = random.Random(8)
+    docs = []
+    for n in range(150):
+        context = text(source, 3, 60 if n % 10 == 0 else 20).strip() or "the"
+        endings = list({text(source, 1, 9).strip() or "low" for _ in range(4)})
+        docs.append((context, source.choice(endings), endings))
+    theirs = task_results(harness, docs, normalize)
+    assert any(not ending.isascii() for _, _, endings in docs for ending in endings)
+    accuracy, accuracy_norm, n = evaluated(sql, docs, None, normalize)
+    assert n == len(docs)
+    assert accuracy == pytest.approx(np.mean([metrics[METRICS[normalize]] for metrics in theirs]))
+    assert accuracy_norm == pytest.approx(np.mean([metrics["acc_norm"] for metrics in theirs]))
+    assert 0.1 < accuracy < 0.9, "it is a question"
+
+
+def test_an_evaluation_of_the_last_word_has_the_accuracies_of_the_harness(sql, harness):
+    """LAMBADA by choice: which of some words ends the passage; one of them is right, or none."""
+    source = random.Random(4)
+    words = ["the", "low", "lower", "newest", "1999", "naïve", "日本"]
+    docs = [
+        (text(source, 5, 25).strip() or "the", source.choice([*words, "nothing of these"]), words) for _ in range(120)
+    ]
+    theirs = task_results(harness, docs, "none")
+    accuracy, accuracy_norm, n = evaluated(sql, docs, words, "none")
+    assert n == len(docs)
+    assert accuracy == pytest.approx(np.mean([metrics["acc"] for metrics in theirs]))
+    assert accuracy_norm == pytest.approx(np.mean([metrics["acc_norm"] for metrics in theirs]))
+    assert evaluated(sql, docs, None, "none") == (accuracy, accuracy_norm, n), "their own choices or those of all"
+
+
 def test_rows_have_the_harness_choices(sql, harness):
     asked = [(prompt, choice) for prompt, choices in questions(40) for choice in choices[:1]]
     labels = [" low", " lower", " the low", " 1999", " naïve"]

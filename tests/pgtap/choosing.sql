@@ -1,6 +1,6 @@
--- Choosing: llm_choose, llm_classify, llm_choose_from, llm_choose_rows.
+-- Choosing: llm_choose, llm_classify, llm_choose_from, llm_choose_rows, llm_evaluate_choices.
 BEGIN;
-SELECT plan(45);
+SELECT plan(64);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
@@ -62,5 +62,28 @@ SELECT results_eq($$SELECT choice FROM llm_choose_rows('VALUES (1, $x$lo$x$), (2
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT name FROM label', '{a}')$$, '22023', NULL, 'one column');
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT 1, name FROM label', '{a}', 'sum')$$, '22023', NULL, 'no such normalization');
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT 1, name FROM label', '{a,NULL}')$$, '22004', NULL, 'a null choice');
+
+-- llm_evaluate_choices. What is skipped, and what counts as wrong, tests/server/test_evaluate_choices.py.
+CREATE TEMP TABLE quiz AS SELECT n AS id, 'low ' || n AS prompt, own[1 + n % 3] AS answer, own[n % 2 :] AS own
+FROM generate_series(1, 12) AS n, CAST('{low,wider,n}' AS text[]) AS own;
+SELECT volatility_is('llm_evaluate_choices', '{text,llm_texts,text,text,text}'::name[], 'volatile');
+SELECT results_eq($$SELECT accuracy, n FROM llm_evaluate_choices('SELECT prompt, answer FROM quiz', '{low,wider,n}')$$,
+                  $$SELECT avg((choice = answer)::integer)::float8, count(*) FROM llm_choose_rows('SELECT id, prompt FROM quiz', '{low,wider,n}') JOIN quiz ON id = key::integer$$, 'accuracy is how often llm_choose_rows is right');
+SELECT results_eq($$SELECT c.* FROM llm_evaluate_choices('SELECT prompt, answer FROM quiz', '{low,wider,n}', 'tokens'), unnest(confusion) AS c$$,
+                  $$SELECT answer, choice, count(*) FROM llm_choose_rows('SELECT id, prompt FROM quiz', '{low,wider,n}', 'tokens') JOIN quiz ON id = key::integer GROUP BY 1, 2 ORDER BY answer COLLATE "C", choice COLLATE "C"$$, 'confusion, what it takes for what');
+SELECT results_eq($$SELECT accuracy_norm FROM llm_evaluate_choices('SELECT prompt, answer FROM quiz', '{low,wider,n}', 'prior')$$,
+                  $$SELECT avg((best.choice = answer)::integer)::float8 FROM quiz, LATERAL (SELECT choice FROM llm_choose(prompt, '{low,wider,n}') ORDER BY logprob / length(choice) DESC LIMIT 1) AS best$$, 'accuracy_norm goes by characters, whatever is asked for');
+SELECT results_eq($$SELECT accuracy FROM llm_evaluate_choices('SELECT prompt, answer, own FROM quiz')$$,
+                  $$SELECT avg((llm_classify(prompt, own) = answer)::integer)::float8 FROM quiz$$, 'rows with choices of their own');
+SELECT results_eq($$SELECT * FROM llm_evaluate_choices('SELECT prompt, answer FROM quiz WHERE false', '{low}')$$, $$VALUES (NULL::float8, NULL::float8, 0::bigint, '{}'::llm_confusion[])$$, 'of no rows');
+SELECT results_eq($$SELECT n, confusion FROM llm_evaluate_choices('VALUES ($x$low$x$, NULL), (NULL, $x$low$x$), ($x$low$x$, $x$ low$x$)', '{" low"}')$$, $$VALUES (1::bigint, ARRAY[(' low', ' low', 1)::llm_confusion])$$, 'a null is not counted');
+SELECT results_eq($$SELECT accuracy, confusion FROM llm_evaluate_choices('VALUES ($x$low$x$, $x$low$x$)', '{" low"}')$$, $$VALUES (0::float8, ARRAY[('low', ' low', 1)::llm_confusion])$$, 'no choice is the answer');
+SELECT results_eq($$SELECT accuracy, confusion FROM llm_evaluate_choices('VALUES ($x$lo$x$, $x$w$x$)', '{w}')$$, $$VALUES (0::float8, ARRAY[('w', NULL, 1)::llm_confusion])$$, 'no result is not right');
+SELECT results_eq($$SELECT n FROM llm_evaluate_choices('VALUES ($x$low$x$, 7, ARRAY[7, 8])')$$, 'VALUES (1::bigint)', 'answers and choices of other types');
+SELECT throws_ok(format('SELECT * FROM llm_evaluate_choices(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$NULL, '{a}'$$, '22004'), ($$'SELECT prompt, answer FROM quiz'$$, '22023'), ($$'SELECT prompt, answer FROM quiz', '{}'$$, '22023'),
+    ($$'SELECT prompt FROM quiz', '{a}'$$, '22023'), ($$'SELECT prompt, answer, id FROM quiz'$$, '22023'),
+    ($$'SELECT prompt, answer FROM quiz', '{a}', 'sum'$$, '22023'), ($$'SELECT prompt, answer FROM quiz', '{a,NULL}'$$, '22004'),
+    ($$'SELECT prompt, answer FROM quiz', '{a}', model_name => 'nope'$$, '42704'), ($$'SELECT prompt, answer FROM quiz; SELECT 1', '{a}'$$, '22023')) AS v (arguments, state);
 SELECT * FROM finish();
 ROLLBACK;

@@ -79,6 +79,10 @@ LONG = {
     "choosing from a slow source": "SELECT * FROM llm_choose_from('low', 'SELECT pg_sleep(60)::text', model_name => 'slow')",
     "choosing for rows": f"SELECT count(*) FROM llm_choose_rows({PROMPTS}, '{{low,er}}', model_name => 'slow')",
     "choosing for rows, row by row": f"SELECT llm_choose_rows({PROMPTS}, '{{low,er}}', model_name => 'slow')",
+    "evaluating choices": f"SELECT * FROM llm_evaluate_choices('SELECT body, ''low'' FROM ({PROMPTS[1:-1]}) AS p (id, body)',"
+    " '{low,er}', model_name => 'slow')",
+    "evaluating rows without an answer": "SELECT * FROM llm_evaluate_choices('SELECT ''low'', NULL::text FROM"
+    " generate_series(1, 100000000)', '{low}', model_name => 'slow')",
     "making a model": "SELECT llm_init_model('x', 12, 16, 1024, 1024, 50000)",
     "exporting": "SELECT count(*) FROM generate_series(1, 30), llm_export_safetensors('slow')",
     "importing": "SELECT llm_import_safetensors(data, 'x' || i) FROM file, generate_series(1, 60) AS i",

@@ -63,7 +63,7 @@ def test_shows_next_tokens_and_attention(told: str) -> None:
 
 
 def test_chooses_and_fills_a_column(told: str) -> None:
-    chapter = told.split("\nDeciding\n")[1].split("\nLooking inside\n")[0]
+    chapter = told.split("\nDeciding\n")[1].split("\nA model that is another")[0]
     topics = ("backup", "index", "privileges", "replication")
     probabilities = dict(re.findall(r"^ (\w+) +\| +(\d\.\d+) \|", chapter, re.MULTILINE))
     assert sorted(probabilities) == list(topics)
@@ -71,6 +71,16 @@ def test_chooses_and_fills_a_column(told: str) -> None:
     filled = re.findall(r"^ (\S.*[?.]) +\| (\w+)$", chapter, re.MULTILINE)
     assert [topic for _, topic in filled] == list(topics)
     assert re.search(r"^ (backup|index) +\| +[123]$", chapter, re.MULTILINE)
+
+
+def test_adapter_is_small_and_better_than_its_base(told: str) -> None:
+    chapter = told.split("\nA model that is another")[1].split("\nLooking inside\n")[0]
+    assert "$ pg-gpt2 load-adapter postgresql-topics --base postgresql-docs" in chapter
+    rows = dict(re.findall(r"^ (postgresql-\w+) +\| +\d+ \| +(\d+ \w+)$", chapter, re.MULTILINE))
+    assert rows == {"postgresql-docs": "22 MB", "postgresql-topics": "768 kB"}
+    accuracy = dict(re.findall(r"^ (postgresql-\w+) +\| +21 \| +(\d\.\d+) \| █+$", chapter, re.MULTILINE))
+    assert float(accuracy["postgresql-topics"]) > float(accuracy["postgresql-docs"])
+    assert len(re.findall(r"^ \w+ +\| .{40} +\| \w+ +\| \w+$", chapter, re.MULTILINE)) == 6
 
 
 def test_shows_the_loss_as_it_falls(told: str) -> None:
@@ -95,7 +105,7 @@ def test_rollback_and_checkpoint_bring_the_old_model_back(told: str) -> None:
 def test_leaves_the_model_as_it_ships(told: str, conn: psycopg.Connection, dsn: str) -> None:
     before = weights(conn)
     conn.execute("SELECT llm_copy_model('postgresql-docs', 'kept')")
-    conn.execute("SELECT llm_drop_model('postgresql-docs')")
+    conn.execute("SELECT llm_drop_model('postgresql-topics'), llm_drop_model('postgresql-docs')")
     command = [sys.executable, "-m", "loaders.load_model", "--dsn", dsn, "postgresql-docs"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert weights(conn) == before
@@ -110,7 +120,7 @@ def test_every_statement_can_be_typed_into_psql(told: str, conn: psycopg.Connect
     for statement in statements:
         skipped = ("BEGIN", "ROLLBACK", "COPY", "FETCH", "DECLARE", "CREATE", "ALTER", "DELETE", "SET")
         if not statement.startswith(skipped) and not re.search(
-            "FROM letter|UPDATE question|INTO question|INTO entry", statement
+            "FROM letter|FROM passage|UPDATE question|INTO question|INTO entry", statement
         ):
             conn.execute(f"EXPLAIN {statement}")
 

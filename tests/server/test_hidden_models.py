@@ -64,6 +64,9 @@ STATEMENTS = {
     "llm_choose": ["SELECT * FROM llm_choose('low', '{{x,the}}', model_name => '{m}')"],
     "llm_classify": ["SELECT llm_classify('low', '{{x,the}}', model_name => '{m}')"],
     "llm_choose_from": ["SELECT * FROM llm_choose_from('low', 'VALUES ($$ low$$)', model_name => '{m}')"],
+    "llm_evaluate_choices": [
+        "SELECT * FROM llm_evaluate_choices('SELECT $$low$$::text, $$x$$::text', '{{x,the}}', model_name => '{m}')"
+    ],
     "llm_choose_rows": ["SELECT * FROM llm_choose_rows('SELECT 1, $$low$$', '{{x,the}}', model_name => '{m}')"],
     "llm_encode": ["SELECT llm_encode('low lower', '{m}')"],
     "llm_decode": ["SELECT llm_decode('{{1,2}}', '{m}')"],

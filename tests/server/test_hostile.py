@@ -68,6 +68,7 @@ EXAMPLES = {
     "llm_classify": "prompt => 'low ', choices => '{low,the cat}', model_name => 'm'",
     "llm_choose_from": "prompt => 'low ', source => 'SELECT x FROM public.t', model_name => 'm'",
     "llm_choose_rows": "source => 'VALUES (1, ''low '')', choices => '{low,the cat}', model_name => 'm'",
+    "llm_evaluate_choices": "source => 'VALUES (''low '', ''low'')', choices => '{low,the cat}', model_name => 'm'",
     "llm_encode": "text_in => 'low', model => 'm'",
     "llm_decode": "ids => '{1,2}', model => 'm'",
     "llm_decode_bytes": "ids => '{1,2}', model => 'm'",

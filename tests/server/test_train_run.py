@@ -1,6 +1,7 @@
 """CALL llm_train_run: what is committed stays, what is interrupted goes on, and the end is that of an uninterrupted run."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -284,3 +285,26 @@ def test_every_evaluation_is_shown(conn):
         validated = [step for step, text in zip(steps_said, said, strict=True) if "validation loss" in text]
         assert validated == [3, 6, 9, 10]
         assert steps_said == ([1, 3, 4, 6, 8, 9, 10] if log_every else validated)
+
+
+def test_every_option_of_a_call_is_recorded(conn):
+    make_model(conn, "recorded")
+    conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 10 = 0 AND model = 'recorded'")
+    for given in ({"lr_schedule": "linear"}, {"patience": 2, "min_delta": 0.25, "keep_best": True}):
+        call = "SELECT llm_train('recorded', 6, batch_size => 2, eval_every => 3, options => %s)"
+        config = one(conn, "SELECT config FROM llm_run WHERE run_id = %s", one(conn, call, json.dumps(given)))
+        defaults = {"lr_schedule": "cosine", "patience": None, "min_delta": 0, "keep_best": False, "eval_every": 3}
+        assert {name: config[name] for name in defaults} == defaults | given
+
+
+def test_how_often_a_run_is_evaluated_makes_it_no_other_run(conn, connect):
+    """Without patience and keep_best."""
+    make_model(conn, "asked")
+    conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 10 = 0 AND model = 'asked'")
+    session, thread = start(connect, "asked")
+    wait_for_steps(conn, "asked", 4)
+    cancel(conn, session.info.backend_pid)
+    thread.join()
+    conn.execute(CALL.replace("log_every => 0", "log_every => 0, eval_every => 5"), ["asked"])
+    assert one(conn, "SELECT array_agg(status) FROM llm_run WHERE model = 'asked'") == ["finished"]
+    assert one(conn, "SELECT count(*) > 0 FROM llm_train_log WHERE model = 'asked' AND val_loss IS NOT NULL") is True

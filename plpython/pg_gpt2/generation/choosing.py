@@ -35,6 +35,7 @@ class Scores(NamedTuple):
     logprobs: np.ndarray
     tokens: np.ndarray  # how many each has
     normalized: np.ndarray
+    per_character: np.ndarray  # log-probability of a character: what acc_norm of lm-evaluation-harness compares
     cut: int  # tokens of the prompt's beginning that the window had no room for, before the longest of them
 
     def best(self) -> int:
@@ -91,6 +92,8 @@ class Choices:
         self.texts: list[str] = list(texts)  # type: ignore[arg-type]  # no null is left
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in self.texts]
         self.sizes = np.array(sizes, np.int64)  # in bytes
+        self.characters = np.array([len(text) for text in self.texts], np.int64)
+        self.priors: dict[str, np.ndarray] = {}  # log-probabilities at the beginning of a text, after blanks
         host.require_memory(BYTES_A_TEXT * len(sizes) + BYTES_A_BYTE * sum(sizes), f"{len(sizes)} choices")
         self._tokenizer, self._config, self._model, self._start = tokenizer, config, model, start
         self._ending: tuple[str, str] | None = None
@@ -168,7 +171,8 @@ class Choices:
 class Chooser:
     """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
 
-    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices, normalize: str) -> None:
+    def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices | None, normalize: str) -> None:
+        """`choices`: those of all prompts; None where each prompt comes with its own."""
         if normalize not in NORMALIZATIONS:
             raise InvalidParameter(
                 f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
@@ -176,9 +180,8 @@ class Chooser:
                 " that choices have at the beginning of a text.",
             )
         self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
-        self._priors: dict[str, np.ndarray] = {}  # by blanks
-        if normalize == "prior":
-            self._prior("")
+        if normalize == "prior" and choices is not None:
+            self._prior(choices, "")
 
     def choose(self, prompt: str) -> Scores:
         """The scores after one prompt."""
@@ -191,44 +194,50 @@ class Chooser:
     ) -> Iterator[tuple[Key, Scores | None]]:
         """The scores after each prompt, in order, by its key; None after a prompt that is None. One that cannot be answered goes
         to `refused` with its error, and gets None; without `refused` the error is raised."""
+        return self.choose_each_among(((key, prompt, self._choices) for key, prompt in prompts), refused)
+
+    def choose_each_among(
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None = None
+    ) -> Iterator[tuple[Key, Scores | None]]:
+        """The same where each prompt comes with its choices; None where they are."""
         slots = Slots(self._params, self.config)
-        for (key, prompt, asked), found in slots.answers(self._asked(prompts, refused)):
-            yield key, self._scores(prompt, asked, found) if asked is not None else None
+        for (key, prompt, choices, asked), found in slots.answers(self._asked(prompts, refused)):
+            yield key, None if asked is None or choices is None else self._scores(prompt, choices, asked, found)
         slots.give()
 
     def _asked(
-        self, prompts: Iterable[tuple[Key, str | None]], refused: Refused | None
-    ) -> Iterator[tuple[tuple[Key, str, Asked | None], list[Question]]]:
-        for key, prompt in prompts:
+        self, prompts: Iterable[tuple[Key, str | None, Choices | None]], refused: Refused | None
+    ) -> Iterator[tuple[tuple[Key, str, Choices | None, Asked | None], list[Question]]]:
+        for key, prompt, choices in prompts:
             asked = None
             try:
-                asked = None if prompt is None else self._choices.asked(prompt)
+                asked = None if prompt is None or choices is None else choices.asked(prompt)
             except InvalidParameter as error:
                 if refused is None:
                     raise
                 refused(key, error)
-            yield (key, prompt or "", asked), [] if asked is None else asked.questions
+            yield (key, prompt or "", choices, asked), [] if asked is None else asked.questions
 
-    def _scores(self, prompt: str, asked: Asked, found: list[np.ndarray]) -> Scores:
+    def _scores(self, prompt: str, choices: Choices, asked: Asked, found: list[np.ndarray]) -> Scores:
         """Log-probabilities beside what is made of them."""
-        logprobs = np.empty(len(self._choices))
+        logprobs = np.empty(len(choices))
         for numbers, some in zip(asked.numbers, found):
             logprobs[numbers] = some
         values = logprobs
         if self._normalize == "tokens":
             values = logprobs / asked.counts
         elif self._normalize == "bytes":
-            values = logprobs / self._choices.sizes
+            values = logprobs / choices.sizes
         elif self._normalize == "prior":
-            values = logprobs - self._prior(prompt)
-        return Scores(logprobs, asked.counts, values, asked.cut)
+            values = logprobs - self._prior(choices, prompt)
+        return Scores(logprobs, asked.counts, values, logprobs / choices.characters, asked.cut)
 
-    def _prior(self, prompt: str) -> np.ndarray:
+    def _prior(self, choices: Choices, prompt: str) -> np.ndarray:
         """Log-probabilities of the choices at the beginning of a text."""
         blanks = prompt[len(prompt.rstrip()) :]
-        if blanks not in self._priors:
-            if len(self._priors) >= MOST_PRIORS:
-                self._priors.clear()
-            question = self._choices.unconditional(blanks)
-            (self._priors[blanks],) = Slots(self._params, self.config).answer([question])
-        return self._priors[blanks]
+        if blanks not in choices.priors:
+            if len(choices.priors) >= MOST_PRIORS:
+                choices.priors.clear()
+            question = choices.unconditional(blanks)
+            (choices.priors[blanks],) = Slots(self._params, self.config).answer([question])
+        return choices.priors[blanks]

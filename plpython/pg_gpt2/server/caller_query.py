@@ -1,7 +1,7 @@
 """A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,15 @@ FIRST, MOST = 16, 256  # rows at a time
 TEXTS = "SELECT body FROM documents"
 KEYED = "SELECT id, body FROM documents"
 PAIRS = "SELECT question, answer FROM faq"
+LABELLED = "SELECT body, topic FROM labelled"
+WITH_CHOICES = "SELECT question, answer, choices FROM quiz"
 
 Keyed = tuple[str | None, str | None]  # key and text of a row
 Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and weight of a row
+Labelled = tuple[str | None, str | None, list[str | None] | None]  # prompt, answer and choices of a row
+Kinds = dict[str, str | None]  # what columns are called, and the category of their types; None: any
+TEXT = "pg_catalog.text"
+KINDS = {"S": "a text", "N": "a number", "A": "an array of texts"}
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -65,7 +71,9 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
     _require_key_and_text(columns)
-    declaration = f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, ('key', 'text'))}"
+    declaration = (
+        f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, {'key': TEXT, 'text': TEXT})}"
+    )
     with _search_path(search_path), _only_reading(KEYED):
         plpy.execute(declaration)
     return _rows_of(name, search_path)
@@ -76,18 +84,43 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
 
     Without a third column all weights are 1. Columns go by their places: expressions without a name are all called ?column?.
     """
+    kinds: Kinds = {"prompt": "S", "completion": "S", "weight": "N"}
+    for row in _rows_of_columns(source, search_path, kinds, PAIRS):
+        yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+
+
+def labelled(source: str, search_path: str, with_choices: bool) -> Iterator[Labelled]:
+    """(prompt, answer, choices) of each row of a caller's query of three columns, or unless `with_choices` two, as
+    `weighted_pairs` reads one.
+
+    The answer is of any type, and comes as a text. Without a third column choices are None.
+    """
+    kinds: Kinds = {"prompt": "S", "answer": None, "choices": "A"}
+    example, least = (WITH_CHOICES, 3) if with_choices else (LABELLED, 2)
+    for row in _rows_of_columns(source, search_path, kinds, example, least):
+        yield row["prompt"], row["answer"], row.get("choices")
+
+
+def _rows_of_columns(
+    source: str, search_path: str, kinds: Kinds, example: str, least: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Rows of a query whose columns, all or the `least` first of them, are of these kinds, by these names.
+
+    Arrays come as lists of texts, all else as texts.
+    """
     with _search_path(search_path):
-        rows, columns = _open(source, PAIRS)
+        rows, columns = _open(source, example)
         rows.close()
-    _require_pair(columns)
-    query = _renamed(source, ("prompt", "completion", "weight")[: len(columns)])
+    _require_columns(columns, kinds, example, least)
+    types = {
+        name: db.qualified("llm_texts") if kind == "A" else TEXT for name, kind in [*kinds.items()][: len(columns)]
+    }
     with _search_path(search_path):
-        with _only_reading(PAIRS):
-            rows = db.open_cursor(query)
+        with _only_reading(example):
+            rows = db.open_cursor(_renamed(source, types))
         batch = rows.fetch(100)
     while batch.nrows():
-        for row in batch:
-            yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        yield from batch
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
@@ -104,12 +137,12 @@ def _number(text: str | None) -> float | None:
         ) from None
 
 
-def _renamed(source: str, names: Sequence[str]) -> str:
-    """A query for what `source` gives, its columns as texts by other names."""
+def _renamed(source: str, types: Mapping[str, str]) -> str:
+    """A query for what `source` gives, its columns by other names and of other types."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
     within = source.rstrip("; \t\r\n")
-    columns = ", ".join(f"s.{name}::pg_catalog.text AS {name}" for name in names)
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(names)})"
+    columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
+    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
 
 
 @contextmanager
@@ -177,20 +210,23 @@ def _require_key_and_text(columns: list[tuple[str, int]]) -> None:
         )
 
 
-def _require_pair(columns: list[tuple[str, int]]) -> None:
-    """22023 unless there are two columns of a type of texts, or a third of numbers."""
-    names = ", ".join(name for name, _ in columns)
-    if len(columns) not in (2, 3):
+def _require_columns(columns: list[tuple[str, int]], kinds: Kinds, example: str, least: int) -> None:
+    """22023 unless the columns, all or the `least` first, are of these kinds."""
+    *first, last = kinds
+    wanted = f"two columns, {' and '.join(first)}, or a third, {last}"
+    if least == len(kinds):
+        wanted = f"three columns, {', '.join(first)} and {last}"
+    if not least <= len(columns) <= len(kinds):
         raise InvalidParameter(
-            f"source must return two columns, prompt and completion, or a third, weight, not ({names})",
-            hint=f"Example: '{PAIRS}'.",
+            f"source must return {wanted}, not ({', '.join(name for name, _ in columns)})",
+            hint=f"Example: '{example}'{f', or give the parameter {last}' if least == len(kinds) else ''}.",
         )
-    for column, wanted, kind in zip(columns, "SSN", ("a text", "a text", "a number")):
+    for column, kind in zip(columns, kinds.values()):
         category, of_type = _type_of(column)
-        if category != wanted:
+        if kind is not None and kind != category:
             raise InvalidParameter(
-                f"column {column[0]} of source must be {kind}, not of type {of_type}",
-                hint=f"The columns are prompt, completion and perhaps weight. Example: '{PAIRS}'.",
+                f"column {column[0]} of source must be {KINDS[kind]}, not of type {of_type}",
+                hint=f"The columns are {', '.join(first)} and perhaps {last}. Example: '{example}'.",
             )
 
 

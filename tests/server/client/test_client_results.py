@@ -6,7 +6,7 @@ import re
 
 import psycopg
 import pytest
-from pg_llm_client import Beam, Choice, ChosenRow, PGLLMClient
+from pg_llm_client import Beam, Choice, ChoiceEvaluation, ChosenRow, Confused, PGLLMClient
 from pg_llm_client.statements import TYPES
 from psycopg.rows import dict_row
 
@@ -150,6 +150,23 @@ def test_rows_are_chosen_for_as_sql_does(conn, client):
     assert [(row.key, row.choice, row.probability) for row in found] == rows
     assert len(found) == 250
     assert found[4] == ChosenRow("5", None, None)
+
+
+def test_an_evaluation_is_that_of_sql(conn, client):
+    pairs = (
+        "SELECT 'the ' || i, CASE WHEN i % 5 > 0 THEN label[1 + i % 2] ELSE 'x' END{} FROM generate_series(1, 20) AS i,"
+    )
+    pairs += ' CAST(\'{{" dog"," cat"}}\' AS text[]) AS label'
+    for source, choices in ((pairs.format(""), CHOICES), (pairs.format(", label[i % 2 :] || 'é'::text"), None)):
+        found = client.evaluate_choices(source, choices, normalize="prior")
+        call = "llm_evaluate_choices(%s, %s, 'prior', 'tiny')"
+        row = conn.execute(f"SELECT accuracy, accuracy_norm, n FROM {call}", [source, choices]).fetchone()
+        assert (found.accuracy, found.accuracy_norm, found.n) == row
+        confusion = conn.execute(f"SELECT c.* FROM {call}, unnest(confusion) AS c", [source, choices]).fetchall()
+        assert [(c.expected, c.chosen, c.n) for c in found.confusion] == confusion
+        assert found.n == sum(c.n for c in found.confusion) == 20
+    assert isinstance(found.confusion[0], Confused)
+    assert client.evaluate_choices(f"{pairs.format('')} LIMIT 0", CHOICES) == ChoiceEvaluation(None, None, 0, [])
 
 
 def test_row_factory_and_search_path_of_the_connection_do_not_matter(connect, model, client_of):

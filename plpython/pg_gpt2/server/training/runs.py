@@ -122,17 +122,18 @@ class Run:
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, $3 || r.config = $2 AS same, l.step,"
+            "SELECT r.run_id, r.first_step, ($3 || r.config) - $4 = $2 - $4 AS same, l.step,"
             " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
-            ["text", "jsonb", "jsonb"],
+            ["text", "jsonb", "jsonb", "text[]"],
             self.session.model,
             json.dumps(self._config()),
             json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
+            [] if self.plan.course.evaluates else ["eval_every"],  # which then decides nothing
         )
         if row is None:
             return False
@@ -166,10 +167,10 @@ class Run:
             self._best = InCheckpoint(self.session, self.run_id) if self._commits else InMemory(self.session)
 
     def _config(self) -> dict[str, object]:
-        """What determines the run, beside the weights at its start."""
+        """What determines the run, beside the weights at its start; and how often it is evaluated, where that decides nothing."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        course = asdict(plan.course) | {"eval_every": plan.eval_every if plan.course.evaluates else None}
+        course = asdict(plan.course) | {"eval_every": plan.eval_every}
         return asdict(plan.settings) | numbers | course | {"data": self.data} | made_of(self.session)
 
     @property
