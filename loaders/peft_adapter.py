@@ -215,8 +215,8 @@ def configuration(database: Database, model: str) -> GPT2Config:
     ).fetchone()
     if row is None:
         raise LoaderError(f'model "{model}" does not exist')
-    *sizes, r, alpha, targets, dropout_p = row
-    return GPT2Config(*sizes, None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
+    config, (r, alpha, targets, dropout_p) = GPT2Config(*row[:6]), row[6:]
+    return config if r is None else replace(config, adapter=Adapter(r, alpha, tuple(targets), dropout_p))
 
 
 def peft_name(name: str) -> str:
