@@ -52,7 +52,7 @@ class Size:
     batch_size: int = 4
     copies: int = 4
     most_tokens: int = 300_000  # that are learned from: a minute on two cores
-    passages: int = 140  # that base and adapter are asked about
+    passages: int = 90  # that base and adapter are asked about
 
     def lesson(self, tokens: int) -> tuple[int, int]:
         """(copies, steps) for texts of so many tokens: short texts are repeated; long ones are read once, if time allows."""
