@@ -1,7 +1,7 @@
 """What the demonstration shows, with the model that ships: it writes, decides, has an adapter, is looked into, learns, forgets.
 
 Everything is SQL that the viewer could type; only the loading of files, the progress bar and the printing of tokens are
-the client's. What is changed is put back in the end; the model stays, with a checkpoint of it.
+the client's. What is changed is put back in the end; model and adapter stay, with a checkpoint of the model.
 """
 
 import re
