@@ -249,7 +249,7 @@ def write_peft(directory: Path, adapter: Adapter, base: str, tensors: dict[str, 
     directory.mkdir(parents=True, exist_ok=True)
     turned = {peft_name(name): np.ascontiguousarray(values.T) for name, values in tensors.items()}
     with complete(directory / WEIGHTS) as path:
-        safetensors.numpy.save_file(turned, path, {"format": "pt"})
+        path.write_bytes(safetensors.numpy.save(turned, {"format": "pt"}))
     alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
     fields = {
         "peft_type": "LORA",
