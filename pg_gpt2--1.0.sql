@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 51a4dc65f17a @extschema@'] = importer['import_package'](sources, 'pg_gpt2 51a4dc65f17a @extschema@', '@extschema@')
+    GD['pg_gpt2 e189afaa4ac4 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 e189afaa4ac4 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1196,7 +1196,7 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, prod
 from typing import Any
 
@@ -1244,7 +1244,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`.
+    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`. `stop_token_ids` end generation, where that is
+    not `eos_token_id` alone.
 
     With an `adapter`, the tensors are those of its base and two more for each matrix that it adapts.
     """
@@ -1256,6 +1257,7 @@ class GPT2Config:
     vocab: int
     eos_token_id: int | None = None
     adapter: Adapter | None = None
+    stop_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
@@ -1275,6 +1277,13 @@ class GPT2Config:
                 f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
                 hint="Null stands for that of the vocabulary.",
             )
+        if self.stop_token_ids is not None:
+            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+            if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
+                raise InvalidParameter(
+                    f"stop_token_ids has {unknown[0]!r}, which is not one of {self.vocab} token ids",
+                    hint="Null stands for eos_token_id alone.",
+                )
         if self.d_model % self.n_head:
             raise InvalidParameter(
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
@@ -1282,8 +1291,9 @@ class GPT2Config:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as an object of JSON; `adapter` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
+        """Its fields, as an object of JSON; `adapter` and `stop_token_ids` only where there are any."""
+        optional = ("adapter", "stop_token_ids")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
@@ -1297,6 +1307,17 @@ class GPT2Config:
         except OverflowError:
             raise ValueError("alpha or dropout_p") from None
         return cls(**given, adapter=Adapter(own["r"], alpha, tuple(own["targets"]), dropout_p))
+
+    @property
+    def stops(self) -> tuple[int, ...] | None:
+        """The tokens that end generation; None = the configuration does not say."""
+        if self.stop_token_ids is None and self.eos_token_id is not None:
+            return (self.eos_token_id,)
+        return self.stop_token_ids
+
+    def plain(self) -> "GPT2Config":
+        """Its sizes alone: without an adapter, and without the tokens that end texts."""
+        return replace(self, adapter=None, eos_token_id=None, stop_token_ids=None)
 
     @property
     def d_head(self) -> int:
@@ -1662,8 +1683,8 @@ class Op:
     arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
     `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
     allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
-    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and gives None for
-    the others; `fused` is forward and backward of a last op in one.
+    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and may give None
+    for the others; `fused` is forward and backward of a last op in one.
     """
 
     name: str
@@ -6379,7 +6400,7 @@ from .gzip_npz import GzipNpzReader
 from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
-from .source import DEFAULT_MAX_BYTES, TensorReader, reading
+from .source import DEFAULT_MAX_BYTES, LFS_POINTER, TensorReader, reading, refuse_pointer
 
 __all__ = [
     "ASSUMED",
@@ -6412,8 +6433,9 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
     """
     max_bytes = DEFAULT_MAX_BYTES if config is None else max_file_bytes(config)
     with reading("the file"):
-        magic = file.read(4)
+        magic = file.read(len(LFS_POINTER))
         file.seek(0)
+    refuse_pointer(magic, "the file")
     if magic[:2] == b"\x1f\x8b":
         return Checkpoint(GzipNpzReader(file, max_bytes))
     if magic[:2] == b"PK":
@@ -6425,16 +6447,16 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.checkpoint', $pg_gpt2_source$"""A GPT-2 in a checkpoint file: our names over the file's, its configuration, and the checks of an import.
 
-Names lose `transformer.` and the `_orig_mod.` of torch.compile; attention masks that older files carry are skipped. The
-output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
+Names lose `transformer.`, the `module.` of DataParallel and the `_orig_mod.` of torch.compile; attention masks that older files
+carry are skipped. The output projection is tied: `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -6442,10 +6464,11 @@ from .. import host
 from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
-from .source import TensorReader
+from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
-FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name != "adapter")
+STOPS = "stop_token_ids"
+FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS))  # one count each
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -6454,12 +6477,26 @@ BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 def canonical_name(name: str) -> str | None:
     """Our name of a tensor that a checkpoint calls `name`; None for an attention mask."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while parts[:1] == ["transformer"]:
+    while parts[:1] in (["transformer"], ["module"]):
         parts.pop(0)
     ours = ".".join(parts)
     if BUFFER.fullmatch(ours):
         return None
     return {"wte.weight": "wte", "wpe.weight": "wpe"}.get(ours, ours)
+
+
+def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
+    """Are those that are missing all the biases there would be, as nanoGPT writes a model with bias = False?"""
+    return (
+        bool(missing)
+        and all(name.endswith(".bias") for name in missing)
+        and not any(n.endswith(".bias") for n in names)
+    )
+
+
+def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
+    """Is it the weight of a linear layer, transposed?"""
+    return name.startswith("h.") and len(expected) == 2 and tuple(found) == tuple(expected)[::-1] != tuple(expected)
 
 
 def hub_name(name: str, prefix: str = "transformer.") -> str:
@@ -6469,12 +6506,14 @@ def hub_name(name: str, prefix: str = "transformer.") -> str:
 
 def hub_metadata(config: GPT2Config) -> dict[str, str]:
     """What shapes do not say about a model, for the metadata of an exported file."""
-    found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
+    found: dict[str, Any] = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
+    if config.stop_token_ids is not None:
+        found[STOPS] = " ".join(map(str, config.stop_token_ids))
     return {key: str(value) for key, value in found.items() if value is not None}
 
 
-def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source: str) -> GPT2Config:
-    """`known` with the end-of-text token that `source` says where it has none; 22000 where `source` says another value."""
+def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) -> GPT2Config:
+    """`known` with the tokens that end texts as `source` says where it has none; 22000 where `source` says another value."""
     for name, value in said.items():
         ours = getattr(known, name)
         if value is not None and ours is not None and value != ours:
@@ -6482,10 +6521,11 @@ def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source
                 f'{source} says {name} = {value}, and model "{model}" has {ours}',
                 hint="Import it under another name, or change llm_model_config to what the weights have.",
             )
-    if known.eos_token_id is not None:
-        return known
+    ends: dict[str, Any] = {
+        name: said.get(name) for name in ("eos_token_id", "stop_token_ids") if getattr(known, name) is None
+    }
     try:
-        return replace(known, eos_token_id=said.get("eos_token_id"))
+        return replace(known, **ends)
     except InvalidParameter as error:
         raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
@@ -6513,6 +6553,8 @@ class Checkpoint:
                     hint="Keep one of the two in the file.",
                 )
             self._names[ours] = name
+        if "wte" not in self._names:  # of two tensors that are one, safetensors.torch.save_model writes the first
+            self._names = {"wte" if ours == LM_HEAD else ours: name for ours, name in self._names.items()}
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -6549,9 +6591,12 @@ class Checkpoint:
             )
         return values
 
-    def said(self) -> dict[str, int]:
+    def said(self) -> dict[str, Any]:
         """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
-        return {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        said: dict[str, Any] = {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        if STOPS in self.metadata:
+            said[STOPS] = tuple(self._count(STOPS, word) for word in self.metadata[STOPS].split())
+        return said
 
     def config(self) -> GPT2Config | None:
         """The configuration that the shapes say, or None when the file does not know `n_head`."""
@@ -6569,12 +6614,15 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, said.get("eos_token_id"))
+            ends = {name: said.get(name) for name in ("eos_token_id", STOPS)}
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **ends)
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
     def _integer(self, key: str) -> int:
-        text = self.metadata[key]
+        return self._count(key, self.metadata[key])
+
+    def _count(self, key: str, text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise MalformedData(
                 f"the file's metadata says {key} = {text!r:.80}, which is not a count",
@@ -6586,12 +6634,19 @@ class Checkpoint:
         """Refuse (22000) a file that has not exactly the tensors of `config`, of an adapter its own, each in its shape; the error
         names the tensor."""
         expected = config.trained_shapes()
+        missing = [name for name in expected if name not in self._names]
+        if config.adapter is None and is_bias_free(missing, self._names):
+            raise InconsistentData(
+                "the file has no biases, and GPT-2 has some: it is of a model with bias = False",
+                hint="pg-gpt2 load-model enters zeros for them.",
+            )
         for name, shape in expected.items():
-            if name not in self._names:
+            if name in missing:
                 what = "A model" if config.adapter is None else "An adapter"
                 raise InconsistentData(
                     f"tensor {name} is missing from the file",
-                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                    hint=f"{what} with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config."
+                    f" The file's are called {shown(list(self._reader.names())[:3])} and so on.",
                 )
             self._check_shape(name, shape)
         if LM_HEAD in self._names and "wte" in expected:
@@ -6604,6 +6659,11 @@ class Checkpoint:
                 )
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.shape(name) != shape and is_turned(name, self.shape(name), shape):
+            raise InconsistentData(
+                f"tensor {name} has shape {list(self.shape(name))}, (out, in) as torch.nn.Linear stores it",
+                hint="GPT-2's are (in, out). pg-gpt2 load-model transposes such files.",
+            )
         if self.shape(name) != shape:
             raise InconsistentData(
                 f"tensor {name} has shape {list(self.shape(name))}, the model's configuration needs {list(shape)}",
@@ -6819,19 +6879,27 @@ SIZES = {
 }  # ours -> theirs
 
 
-def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
-    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
+def read_config(data: bytes, source: str = "config.json", generation: bytes | None = None) -> GPT2Config:
+    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors;
+    `generation` is the generation_config.json beside it."""
+    beside = None if generation is None else _object(generation, "generation_config.json")
+    return config_of(_object(data, source), source, beside)
+
+
+def _object(data: bytes, source: str) -> dict[str, Any]:
     fields = load_json(data, source)
     if not isinstance(fields, dict):
         raise MalformedData(
             f"{source} is not a JSON object",
             hint="Give the weights a directory of their own where it is of something else.",
         )
-    return config_of(fields, source)
+    return fields
 
 
-def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Config:
-    """The same of the object in it."""
+def config_of(
+    fields: Mapping[str, Any], source: str = "config.json", generation: Mapping[str, Any] | None = None
+) -> GPT2Config:
+    """The same of the objects in them."""
     for name, accepted in FIXED.items():
         if fields.get(name, accepted[0]) not in accepted:
             raise InconsistentData(
@@ -6844,12 +6912,19 @@ def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Con
             f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
             hint="pg_gpt2 has no other width inside its blocks.",
         )
-    # Small models keep the library's default of 50256, which is no token of theirs.
-    eos = fields.get("eos_token_id")
+    eos = _ids(fields, sizes["vocab"])
+    stops = eos if generation is None else _ids(generation, sizes["vocab"])
+    first = eos[0] if eos else None
     try:
-        return GPT2Config(**sizes, eos_token_id=eos if type(eos) is int and 0 <= eos < sizes["vocab"] else None)
+        return GPT2Config(**sizes, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
     except InvalidParameter as error:
         raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+
+
+def _ids(fields: Mapping[str, Any], vocab: int) -> tuple[int, ...]:
+    """Its eos_token_id, one or a list. Small models keep the library's default of 50256, which is no token of theirs."""
+    found = fields.get("eos_token_id")
+    return tuple(i for i in (found if isinstance(found, list) else [found]) if type(i) is int and 0 <= i < vocab)
 
 
 def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
@@ -7222,7 +7297,17 @@ import numpy as np
 from .. import host
 from ..errors import FeatureNotSupported, InconsistentData, MalformedData
 from ..tensor import to_bytes
-from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, shown, to_float32
+from .source import (
+    LFS_POINTER,
+    MAX_TENSORS,
+    check_rows,
+    read_array,
+    read_exactly,
+    reading,
+    refuse_pointer,
+    shown,
+    to_float32,
+)
 
 # The format allows 100 MB. JSON takes up to 20 times its size as Python objects and is parsed in one call that cannot be
 # interrupted, 2 MB in a quarter of a second; gpt2-xl needs 70 kB.
@@ -7257,6 +7342,9 @@ class SafetensorsReader:
         with reading("the file"):
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            start = file.read(len(LFS_POINTER))
+            file.seek(0)
+        refuse_pointer(start, "the file")
         self.metadata, self._entries = parse_header(file, size)
 
     def names(self) -> Sequence[str]:
@@ -7360,7 +7448,7 @@ def _refuse(constant: str) -> object:
 
 def malformed(reason: str) -> MalformedData:
     """The error for a file that is not safetensors."""
-    return MalformedData(f"not a safetensors file: {reason}", hint="Copy the file again; is it a Git LFS pointer?")
+    return MalformedData(f"not a safetensors file: {reason}", hint="Copy the file again.")
 
 
 def write_safetensors(
@@ -7425,6 +7513,7 @@ from ..errors import InconsistentData, InvalidParameter, MalformedData, OutOfMem
 DEFAULT_MAX_BYTES = 16 << 30  # gpt2-xl is 6.2 GB in float32; whoever knows the config passes less
 MAX_TENSORS = 10_000  # gpt2-xl has 580, and a header with ten times as many takes half a second
 SLICE_BYTES = 4 << 20  # read or skipped between two looks for a cancel
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 FREE_BYTES = 16 << 20  # an array above this asks for its memory
 
 
@@ -7554,6 +7643,15 @@ def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
     return prod(shape[1:])
 
 
+def refuse_pointer(start: bytes, source: str) -> None:
+    """Refuse (22P02) what a repository without its large files has in their place: a few lines that name them."""
+    if start.startswith(LFS_POINTER):
+        raise MalformedData(
+            f"{source} is a git-LFS pointer: it names a large file, and does not hold it",
+            hint="Run `git lfs pull` in its repository, or download the file itself.",
+        )
+
+
 def shown(value: object) -> str:
     """A value of a file, for an error: not too much of it, and Python refuses to write integers of thousands of digits."""
     try:
@@ -7564,6 +7662,7 @@ def shown(value: object) -> str:
 
 def decode_text(data: bytes, source: str) -> str:
     """UTF-8, with or without its mark at the beginning."""
+    refuse_pointer(data, source)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -7684,7 +7783,6 @@ from ..fast.layout import DecoderWeights
 from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
-from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
@@ -7696,7 +7794,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.history = History(prompt, options.eos, walk=options.walk())
+        self.history = options.history(prompt)
         self.unread: list[int] = []  # what it has said and its decoder has not read
         self.tokens: list[Token] = []
         self.error: InvalidParameter | None = None  # why it says no more
@@ -7753,7 +7851,7 @@ class Stream:
     def _say(self, token: int, logprob: float | None) -> None:
         self.history.append(token)
         self.unread.append(token)
-        ended = token == self.options.eos or self._stopped(token) or self.history.over
+        ended = self.history.ends(token) or self._stopped(token) or self.history.over
         full = len(self.tokens) + 1 == self.options.max_tokens
         self.tokens.append(Token(token, logprob, "stop" if ended else "length" if full else None))
 
@@ -7909,11 +8007,12 @@ class Beams:
     eos: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None  # what the text must be
+    also_ends: tuple[int, ...] = ()  # other tokens that end a text
 
     def history(self, prompt: Sequence[int], ids: Sequence[int] = ()) -> History:
         """What a beam of these ids has read, said and may say."""
         walk = self.constraint.begin(self.max_tokens) if self.constraint else None
-        return History(prompt, self.eos, ids, walk)
+        return History(prompt, self.eos, ids, walk, self.also_ends)
 
 
 def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
@@ -7959,7 +8058,7 @@ def beam_search(params: DecoderWeights, config: GPT2Config, prompt: Sequence[int
 def _has_ended(beam: Beam, asked: Beams) -> bool:
     """Whether nothing follows: after an end-of-text token, or where there is none and the text is complete."""
     if asked.eos is not None or asked.constraint is None:
-        return beam.ids[-1] == asked.eos
+        return beam.ids[-1] == asked.eos or beam.ids[-1] in asked.also_ends
     return asked.history((), beam.ids).over
 
 
@@ -8034,7 +8133,6 @@ from ..core.config import GPT2Config
 from ..errors import InvalidParameter, NullNotAllowed
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
-from ..tokenizer.pretokenize import last_cut
 from .decode import check_ids
 from .slots import Question, Slots
 from .trees import CHECKED, Trie
@@ -8146,7 +8244,7 @@ class Choices:
         blanks = prompt[len(text) :]
         if not text:
             return [self._start("an empty prompt")], "", blanks
-        cut = last_cut(text)
+        cut = self._tokenizer.last_cut(text)
         ids = self._tokenizer.encode(text[:cut]) + self._tokenizer.encode(text[cut:])
         check_ids(ids, self._config, self._model)
         return ids, text[cut:], blanks
@@ -8491,10 +8589,13 @@ GRAMMARS: Mapping[str, Callable[[Any], grammar.Node]] = {
 }
 
 
-def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None) -> Constraint:
-    """What an option asks for, of the tokens below `vocab`. 22023 where no text fits, 2201B for a pattern that is none."""
+def compiled(
+    option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int | None, also_ends: tuple[int, ...] = ()
+) -> Constraint:
+    """What an option asks for, of the tokens below `vocab` that do not end a text. 22023 where no text fits, 2201B for a pattern
+    that is none."""
     kept: dict[tuple[Any, ...], Constraint] = tokenizer.kept.setdefault("constraints", {})
-    key = option, value, vocab, eos
+    key = option, value, vocab, eos, also_ends
     found = kept.pop(key, None)
     if found is None:
         node = GRAMMARS[option](value)
@@ -8502,19 +8603,20 @@ def compiled(option: str, value: Any, tokenizer: Tokenizer, vocab: int, eos: int
             raise InvalidParameter(
                 f"no text fits {option}", hint="No text can match it: look for parts that contradict each other."
             )
-        found = Constraint(node, _vocabulary(tokenizer, vocab, eos), tokenizer.encode, eos)
+        found = Constraint(node, _vocabulary(tokenizer, vocab, {eos, *also_ends}), tokenizer.encode, eos)
     while len(kept) >= MOST:
         del kept[next(iter(kept))]  # the one that was used least recently
     kept[key] = found
     return found
 
 
-def _vocabulary(tokenizer: Tokenizer, vocab: int, eos: int | None) -> Vocabulary:
-    kept: dict[tuple[int, int | None], Vocabulary] = tokenizer.kept.setdefault("tree", {})
-    if (vocab, eos) not in kept:
+def _vocabulary(tokenizer: Tokenizer, vocab: int, ends: set[int | None]) -> Vocabulary:
+    kept: dict[tuple[int, frozenset[int | None]], Vocabulary] = tokenizer.kept.setdefault("tree", {})
+    key = vocab, frozenset(ends)
+    if key not in kept:
         kept.clear()
-        kept[vocab, eos] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i != eos})
-    return kept[vocab, eos]
+        kept[key] = Vocabulary({i: data for i, data in tokenizer.tokens.items() if i < vocab and i not in ends})
+    return kept[key]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.constraint', $pg_gpt2_source$"""Which tokens keep a text within a grammar, and how it still gets to an end when few tokens are left.
 
@@ -10804,7 +10906,7 @@ from .stops import Stops
 
 @dataclass(frozen=True)
 class Options:
-    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
+    """What a call asks for beside its prompt; `eos` None = no end-of-text token. `also_ends`: other tokens that end a text."""
 
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
@@ -10814,6 +10916,11 @@ class Options:
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
     constraint: Constraint | None = None  # what the text must be
+    also_ends: tuple[int, ...] = ()
+
+    def history(self, prompt: Sequence[int]) -> History:
+        """What a text after `prompt` has read."""
+        return History(prompt, self.eos, walk=self.walk(), also_ends=self.also_ends)
 
     def walk(self) -> Walk | None:
         """A text's way through the constraint; 22023 where max_tokens are too few for any."""
@@ -10841,7 +10948,7 @@ def tokens(
     stopped: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[Token]:
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
-    history = History(prompt, options.eos, walk=options.walk())
+    history = options.history(prompt)
     if not options.max_tokens or history.over:
         return iter(())
     draws = Draws(options.seed)
@@ -10850,7 +10957,7 @@ def tokens(
 
     def take(token: int, logprob: float | None) -> Token:
         history.append(token)
-        ended = token == options.eos or stopped(token) or history.over
+        ended = history.ends(token) or stopped(token) or history.over
         return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
 
     def generate() -> Iterator[Token]:
@@ -10924,17 +11031,17 @@ class TextStream:
     Bytes of an unfinished character are held back, and so is an end that might become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None, also_ends: Sequence[int] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops, self._state = stops, 0
-        self._eos = eos
+        self._silent = {eos, *also_ends}
         self._parts: list[str] = []
         self._length = 0
         self.stopped = False
 
     def add(self, token: int) -> bool:
         """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token != self._eos:
+        if token not in self._silent:
             self._take(self._decoder.push(token))
         return self.stopped
 
@@ -11845,8 +11952,8 @@ Stretch = Callable[[Any], float]
 
 
 class History:
-    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any; `walk` says what
-    it may say, where there is a constraint."""
+    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any, and so do others,
+    `also_ends`; `walk` says what it may say, where there is a constraint."""
 
     def __init__(
         self,
@@ -11854,9 +11961,10 @@ class History:
         eos: int | None = None,
         said: Iterable[int] = (),
         walk: Walk | None = None,
+        also_ends: Sequence[int] = (),
     ) -> None:
         self.ids = array("q", prompt)
-        self.eos = eos
+        self.endings = [] if eos is None else [eos, *also_ends]
         self.walk = walk
         self.occurred = set(self.ids)
         self.new = 0
@@ -11872,6 +11980,10 @@ class History:
         self.counts[token] = self.counts.get(token, 0) + 1
         if self.walk:
             self.walk.take(token)
+
+    def ends(self, token: int) -> bool:
+        """Whether nothing follows `token`."""
+        return token in self.endings
 
     @property
     def over(self) -> bool:
@@ -11937,12 +12049,11 @@ class Sequences:
             if len(ids) > 1:
                 self._longer.setdefault(ids[-2], []).append((array("q", ids[:-1]), ids[-1], np.float32(bias)))
 
-    def add_to(self, scores: np.ndarray, seen: array, spared: int | None = None) -> np.ndarray:
-        """`scores` with biases; a sequence of `spared` alone has none."""
+    def add_to(self, scores: np.ndarray, seen: array, spared: Sequence[int] = ()) -> np.ndarray:
+        """`scores` with biases; a sequence of one of `spared` alone has none."""
         bias = np.zeros_like(scores)
         bias[self._ids] = self._biases
-        if spared is not None:
-            bias[spared] = 0
+        bias[np.array(spared, np.int64)] = 0
         for before, last, value in self._longer.get(seen[-1], ()) if seen else ():
             if seen[-len(before) :] == before:
                 bias[last] += value
@@ -12024,15 +12135,15 @@ def _without(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 @adjusts(prepare=lambda words: Sequences([(ids, -np.inf) for ids in words]), stretch=_moves)
 def bad_words(scores: np.ndarray, words: Sequences, history: History) -> np.ndarray:
     """Exclude the last token of a sequence where the others stand before it; the end-of-text token alone is none."""
-    return words.add_to(scores, history.ids, spared=history.eos)
+    return words.add_to(scores, history.ids, spared=history.endings)
 
 
 @adjusts(stretch=_moves)
 def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarray:
     """Exclude the end-of-text token before `least` tokens are there."""
-    if history.new >= least or history.eos is None:
+    if history.new >= least or not history.endings:
         return scores
-    return _without(scores, np.array([history.eos]))
+    return _without(scores, np.array(history.endings))
 
 
 def constrain(scores: np.ndarray, history: History) -> np.ndarray:
@@ -13281,6 +13392,8 @@ MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an 
 MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_WORD = 1 << 24  # bytes of a word of a text: it is merged as a whole, at 150 bytes of memory for each
 MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a copy
+MOST_ADDED = 1 << 17  # characters of the tokens added to a vocabulary: all are looked for at every place of a text
+MOST_ADDED_TOKEN = 256  # characters of one of them
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
 MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
@@ -14721,7 +14834,7 @@ from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt, prompt_ids
+from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
 from ..storage import store, weights
 from ..tape import recording
 
@@ -14762,7 +14875,7 @@ class TextJob:
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
         self.prefix = prompt if asked.echo else ""
-        self.text = TextStream(self.tokenizer, stops, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
@@ -14783,38 +14896,50 @@ class TextJob:
 def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
     """What generation is asked for, with end-of-text, texts and seed resolved."""
     seed = draw_seed() if asked.seed is None else asked.seed
-    eos = _eos(asked, model.config, tokenizer)
-    constraint = _constraint(sampling, model, eos)
+    eos, also_ends = _ends(asked, model.config, tokenizer)
+    constraint = _constraint(sampling, model, eos, also_ends)
     if constraint and asked.stop:
         raise InvalidParameter(
             "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
         )
     look_up = resources.prompt_lookup()
-    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=look_up, constraint=constraint)
+    within = _in_ids(sampling, model, tokenizer)
+    return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
 
 
-def _constraint(sampling: Sampling, model: weights.Model, eos: int | None) -> Constraint | None:
+def _constraint(
+    sampling: Sampling, model: weights.Model, eos: int | None, also_ends: tuple[int, ...]
+) -> Constraint | None:
     """What the text must be, if anything; 55000 for a model without vocabulary."""
     if sampling.constraint is None:
         return None
-    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos)
+    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
 
 
-def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
-    """The end-of-text token, if any. 22023 for one that the model does not have."""
+def _ends(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
+    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
+
+    22023 for one that the model does not have.
+    """
     if asked.eos_token is None:
-        return config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+        eos = eos_of(config, tokenizer)
+        ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
+        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
+        return (some[0] if some else None), some[1:]
     if asked.eos_token >= config.vocab:
         raise InvalidParameter(
             f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
             hint="Give a token id, null for the model's, or -1 for none.",
         )
-    return None if asked.eos_token == -1 else asked.eos_token
+    return (None if asked.eos_token == -1 else asked.eos_token), ()
 
 
-def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
-    """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
-    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
+def _in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
+    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
+    there are texts and the model has no vocabulary."""
+    found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
+    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
+    return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -14849,7 +14974,8 @@ class TextsJob:
             replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
             for place, sample in samples
         ]
-        streams = [TextStream(self.tokenizer, self._stops, self._options.eos) for _ in samples]
+        options = self._options
+        streams = [TextStream(self.tokenizer, self._stops, options.eos, options.also_ends) for _ in samples]
         for number, outcome in batch.generate_each(
             self.model.decoder_weights,
             self.model.config,
@@ -14912,10 +15038,11 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.tokenizer_of(model.name) if stops or sampling.constraint else None
+    needed = stops or sampling.constraint
+    tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
-    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(
         model.decoder_weights, model.config, ids, options, text.add if text else lambda token: False
@@ -14944,29 +15071,30 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos = _eos(asked, model.config, tokenizer)
+    eos, also_ends = _ends(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=_in_ids(sampling, model),
-        constraint=_constraint(sampling, model, eos),
+        sampling=_in_ids(sampling, model, tokenizer),
+        constraint=_constraint(sampling, model, eos, also_ends),
+        also_ends=also_ends,
     )
     _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
-        (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
+        (rank, float(each.score), _text_of(each.ids, {eos, *also_ends}, tokenizer), list(each.ids))
         for rank, each in enumerate(found, 1)
     ]
 
 
-def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
-    """Text of generated ids, without a final end-of-text token."""
+def _text_of(ids: Sequence[int], ends: set[int | None], tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final token of those that end it."""
     if tokenizer is None:
         return None
-    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] in ends else ids))
 
 
 @entry
@@ -14992,6 +15120,11 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     _require_cache(model, [len(ids)], 0)
     decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
     prefixes.give(decoder)
+    lacking = tokenizer.lacking(model.config.vocab)
+    if lacking:
+        logits = logits.copy()
+        logits[list(lacking)] = -np.inf
+    n = min(n, len(logits) - len(lacking))
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     rows: list[tuple[Any, ...]] = []
@@ -15125,8 +15258,13 @@ def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any,
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
     tokenizer = vocabularies.tokenizer_of(loaded.name)
+    lacking = list(tokenizer.lacking(loaded.config.vocab))
+    n = min(n, loaded.config.vocab - len(lacking))
     rows = []
     for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
+        if lacking:
+            probabilities[lacking] = 0
+            probabilities /= probabilities.sum()
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
             rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
     return rows
@@ -15371,12 +15509,11 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
+from ...tokenizer.bpe import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
 from ..storage import adapters, checkpoints, sharing, store, weights
 from ..training import audit
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 @entry
@@ -15421,7 +15558,10 @@ def init_model(
     largest = max(4 * prod(shape) for shape in wanted.param_shapes().values())
     needed = largest + store.writing_bytes(4 * wanted.n_params())
     resources.require_memory(needed, f'making model "{model}"')
-    store.register(model, replace(wanted, eos_token_id=eos))
+    stops = known.stop_token_ids if known is not None else None
+    if stops is not None and max(stops, default=0) >= wanted.vocab:
+        stops = None
+    store.register(model, replace(wanted, eos_token_id=eos, stop_token_ids=stops))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
     tensors = gpt2.init_tensors(wanted, seed, threads.run)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
@@ -15442,7 +15582,8 @@ def _given(name: str, value: int | None, model: str) -> Any:
 def _vocabulary(model: str) -> tuple[int, int | None]:
     """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
     row = db.row(
-        "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
+        "SELECT max(token_id) + 1 AS tokens,"
+        " coalesce(max(token_id) FILTER (WHERE 'eos' = ANY (roles)), max(token_id) FILTER (WHERE token = $2)) AS eos"
         " FROM {schema}.llm_bpe_vocab WHERE model = $1",
         ["text", "text"],
         model,
@@ -16233,16 +16374,18 @@ def load_pairs(
     val_fraction: float,
     replace: bool,
     source_path: str,
+    special: bool,
 ) -> int:
     """Pairs of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace)
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, special=special)
     if max_length is None:
         max_length = store.config(model).n_positions
     require_positive(max_length=max_length)
     _check_split(split, val_fraction)
     _check_length(model, max_length=max_length)
     cut = datasets.Cut(max_length, split, val_fraction, replace, pack=False)
-    return pairs.add_pairs(weighted_pairs(source, source_path), vocabularies.tokenizer_of(model), model, cut)
+    tokenizer = vocabularies.tokenizer_of(model)
+    return pairs.add_pairs(weighted_pairs(source, source_path), tokenizer, model, cut, special)
 
 
 def _check_split(split: str, val_fraction: float) -> None:
@@ -16476,10 +16619,18 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
 
 
 def _config_beside(path: str) -> GPT2Config | None:
-    """What the config.json in the directory of a file says; None when there is none."""
+    """What the config.json in the directory of a file says, and the generation_config.json beside it; None when there is none."""
     beside = os.path.join(os.path.dirname(path), "config.json")
+    data = _content(beside)
+    if data is None:
+        return None
+    return read_config(data, f'"{beside}"', _content(os.path.join(os.path.dirname(path), "generation_config.json")))
+
+
+def _content(path: str) -> bytes | None:
+    """What is in a small file; None when there is none."""
     try:
-        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+        return server_files.read(path, MAX_CONFIG_BYTES)
     except UndefinedFile:
         return None
 
@@ -18161,6 +18312,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.prompts', $pg_gpt2
 A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter, require
 from ..generation.decode import check_ids
 from ..tokenizer.bpe import Tokenizer
@@ -18184,13 +18336,20 @@ def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[
 
 def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
     """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
-    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    eos = eos_of(model.config, tokenizer)
     if eos is None:
         raise InvalidParameter(
             f'{what} needs an end-of-text token, and model "{model.name}" has none',
             hint="Set eos_token_id in llm_model_config.",
         )
     return eos
+
+
+def eos_of(config: GPT2Config | None, tokenizer: Tokenizer | None) -> int | None:
+    """The token between texts: the configuration's, else the vocabulary's."""
+    if config is not None and config.eos_token_id is not None:
+        return config.eos_token_id
+    return None if tokenizer is None else tokenizer.eos_token_id
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
@@ -19017,12 +19176,12 @@ def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
 
 def follow(base: str) -> None:
     """Give the adapters of a model whose rows were replaced the blocks that it has now. The caller has the model's lock."""
+    if db.row("SELECT 1 FROM {schema}.llm_adapter WHERE base = $1 LIMIT 1", ["text"], base) is None:
+        return  # before the lock, which takes a right that reading does not
     # An adapter that is being dropped is waited for: its row of llm_adapter goes first.
     rows = db.query(
         "SELECT model FROM {schema}.llm_adapter WHERE base = $1 ORDER BY model FOR KEY SHARE", ["text"], base
     )
-    if not rows:
-        return
     db.run(
         "DELETE FROM {schema}.llm_param_share WHERE target_model IN"
         f" (SELECT model FROM {{schema}}.llm_adapter WHERE base = $1) AND NOT target_name {store.IS_OWN}",
@@ -19083,7 +19242,7 @@ from ... import host
 from ...core.config import GPT2Config
 from ...errors import InconsistentData, InvalidParameter
 from ...formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
-from ...formats.checkpoint import FIELDS
+from ...formats.checkpoint import FIELDS, STOPS
 from ...formats.source import shown
 from ...tensor import FLOAT32, to_bytes
 from .. import db
@@ -19307,7 +19466,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
-    said = {name: metadata[name] for name in FIELDS if name in metadata}
+    said = {name: metadata[name] for name in (*FIELDS, STOPS) if name in metadata}
     return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
@@ -19455,7 +19614,7 @@ sql/checkpoints.sql.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...core.config import GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
@@ -19746,7 +19905,7 @@ def _restore_adapter(saved: Checkpoint, model: str) -> None:
             hint="A checkpoint of an adapter has its own tensors only. Make it first, with the same targets:"
             " llm_adapter_create(model, base, ...); then llm_checkpoint_load puts them there.",
         )
-    if replace(saved.config, adapter=None, eos_token_id=None) != replace(now, adapter=None, eos_token_id=None):
+    if saved.config.plain() != now.plain():
         raise InconsistentData(
             f'checkpoint {saved.id} is of an adapter of another shape than the base of "{model}" has',
             hint="Make an adapter of the base that it is for, and load it there.",
@@ -20501,7 +20660,7 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, r, alpha, targets, dropout_p"
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
         " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
@@ -20607,12 +20766,14 @@ def register(model: str, wanted: GPT2Config) -> None:
     if find_config(model) == wanted:
         return
     db.run(
-        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
-        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id)",
-        ["text", *["int4"] * 6],
+        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id,"
+        " stop_token_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) ="
+        " (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab, excluded.eos_token_id,"
+        " excluded.stop_token_ids)",
+        ["text", *["int4"] * 6, "int4[]"],
         *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
+        None if wanted.stop_token_ids is None else list(wanted.stop_token_ids),
     )
 
 
@@ -21396,7 +21557,7 @@ def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> 
             hint="Either they were deleted, or this role may not read them: SELECT base FROM llm_models says whose they are.",
         )
     found = cache.get(base, versions.base_version)
-    if found is None or replace(found.config, eos_token_id=wanted.eos_token_id) != wanted:
+    if found is None or found.config.plain() != wanted.plain():
         found = _load(reading.Rows(adapter, reading.BASE), base, wanted, versions.base_version)
         cache.put(found)
     return found
@@ -22400,6 +22561,8 @@ from ...errors import InconsistentData, InvalidParameter, UndefinedObject, Wrong
 from ...tokenizer.bpe import Tokenizer
 from ...training.trainer import Batch
 from .. import db
+from ..prompts import eos_of
+from ..storage.store import find_config
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
@@ -22459,8 +22622,7 @@ class Places:
 
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
-    end_of_text(tokenizer, model)
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    parts = list(_encoded(texts, tokenizer, end_of_text(tokenizer, model))) or [np.empty(0, np.int32)]
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
@@ -22484,13 +22646,14 @@ def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
 
 
 def end_of_text(tokenizer: Tokenizer, model: str) -> int:
-    """Its id; 55000 where the vocabulary has none."""
-    if tokenizer.eos_token_id is None:
+    """Its id: the model's, else that of its vocabulary; 55000 where neither has one."""
+    eos = eos_of(find_config(model), tokenizer)
+    if eos is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+            hint="Name it in eos_token_id of llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    return tokenizer.eos_token_id
+    return eos
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22530,12 +22693,12 @@ def _make_room(model: str, split: str, replace: bool) -> None:
         )
 
 
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each text and one end-of-text."""
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer, eos: int) -> Iterator[np.ndarray]:
+    """Ids of each text and one `eos`."""
     count, room = 0, MANY_TOKENS
     progress = host.Progress("tokenizing the source", "tokens")
     for text in texts:
-        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        ids = np.asarray([*tokenizer.encode(text), eos], np.int32)
         count += ids.size
         progress.at(count)
         if count > room:
@@ -22868,6 +23031,7 @@ class _Encoded:
     tokenizer: Tokenizer
     eos: int
     max_length: int
+    special: bool
     parts: list[np.ndarray] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     ignored: list[int] = field(default_factory=list)
@@ -22888,7 +23052,7 @@ class _Encoded:
         if not 0 < weight <= MOST_WEIGHT:
             self.unweighted += 1
             return
-        before, ids = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + completion)
+        before, ids = (self.tokenizer.encode(text, self.special) for text in (prompt, prompt + completion))
         n_prompt = _common(before, ids)
         excess = len(ids) - self.max_length  # with the end-of-text, which is a target only
         if not ids:
@@ -22931,9 +23095,9 @@ def _common(some: list[int], others: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), len(others))
 
 
-def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
-    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number."""
-    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size)
+def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut, special: bool) -> int:
+    """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. With `special` as in encode."""
+    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size, special)
     room = MANY_TOKENS
     progress = host.Progress("tokenizing the source", "pairs")
     for n, pair in enumerate(pairs):
@@ -22992,7 +23156,7 @@ The state is read into memory, each block compared with its digest; nothing is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23236,9 +23400,7 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
 def _from_checkpoint(record: Record, saved: Checkpoint, base: weights.Model | None) -> Start | Difference:
     done = record.number(saved.step)
     shapes = saved.config.trained_shapes()
-    if base is not None and replace(saved.config, adapter=None) != replace(
-        base.config, eos_token_id=saved.config.eos_token_id
-    ):
+    if base is not None and saved.config.plain() != base.config.plain():
         return Difference(done, f'checkpoint {saved.id} is of no adapter of "{base.name}"')
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
@@ -24307,10 +24469,12 @@ from collections.abc import Mapping, Sequence
 from .. import host
 from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
+from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
+TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
 # Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
@@ -24460,7 +24624,16 @@ def _read(model: str) -> Tokenizer:
             'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
         )
     ]
-    return Tokenizer(tokens, merges)
+    rows = db.query(
+        "SELECT token_id, added, 'eos' = ANY (roles) AS is_eos, token AS content,"
+        " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab"
+        " WHERE model = $1 AND (added OR 'eos' = ANY (roles))",
+        ["text"],
+        model,
+    )
+    eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
+    added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
+    return Tokenizer(tokens, merges, eos, added)
 
 
 def _empty(table: str, model: str) -> None:
@@ -24475,8 +24648,8 @@ def copy(source: str, target: str) -> None:
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], target):
         return
     db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        f"INSERT INTO {{schema}}.llm_bpe_vocab (model, {TOKEN}) SELECT $2, {TOKEN} FROM {{schema}}.llm_bpe_vocab"
+        " WHERE model = $1",
         ["text", "text"],
         source,
         target,
@@ -24649,6 +24822,159 @@ def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer', $pg_gpt2_source$"""Text to tokens and back: byte-pair encoding, how a vocabulary is learned, and vocabularies as rows."""
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.added', $pg_gpt2_source$"""Tokens added to a vocabulary: found in a text as they stand, before the rest is split into words and merged.
+
+Follows AddedVocabulary of Hugging Face `tokenizers`: at each place the longest token, from left to right, and those that are
+`normalized` only in what the others leave. A normalizer there is none.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from .. import host
+from ..errors import LimitExceeded
+from ..limits import MOST_ADDED, MOST_ADDED_TOKEN
+from .unicode_classes import LETTER, WHITE_SPACE, WORD
+
+SEARCHED = 1 << 22  # characters, for one character of a token, between two looks for a cancel request
+
+Part = tuple[int, int, int | None]  # start, end, and the id of the token there; None: ordinary text
+
+
+class AddedToken(NamedTuple):
+    """How a token is found. The names are those of Hugging Face."""
+
+    content: str  # what stands in a text
+    special: bool = False  # ordinary text, unless special tokens are asked for
+    lstrip: bool = False  # takes the white space before it along
+    rstrip: bool = False  # and that after it
+    single_word: bool = False  # not next to a letter, a number or what else makes a word
+    normalized: bool = False  # sought last
+
+
+class AddedTokens:
+    """The added tokens of a vocabulary, by id."""
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        sizes = [len(token.content) for token in tokens.values()]
+        if sum(sizes) > MOST_ADDED or max(sizes, default=0) > MOST_ADDED_TOKEN:
+            raise LimitExceeded(
+                f"the {len(tokens)} added tokens have {sum(sizes)} characters, and one of them {max(sizes)}; all may have"
+                f" {MOST_ADDED}, and one {MOST_ADDED_TOKEN}",
+                hint="Tokens that merges make are not added: set added = false in llm_bpe_vocab.",
+            )
+        self.tokens = {token_id: token for token_id, token in tokens.items() if token.content}
+        passes = [{i: token for i, token in self.tokens.items() if token.normalized == last} for last in (False, True)]
+        self._passes = [_Finder(some) for some in passes if some]
+        self._any_plain = any(not token.special for token in self.tokens.values())
+        self._any_with_space = any(set(token.content) & set(_spaces()) for token in self.tokens.values())
+
+    @property
+    def any_special(self) -> bool:
+        """Whether there is a special one."""
+        return any(token.special for token in self.tokens.values())
+
+    def split(self, text: str, special: bool) -> Iterator[Part]:
+        """The parts of a text in order: added tokens, and what is between them; special ones only with `special`."""
+        if self.tokens and (special or self._any_plain):
+            return self._split(text, 0, len(text), special, self._passes)
+        return iter([(0, len(text), None)])
+
+    def _split(self, text: str, start: int, end: int, special: bool, passes: list["_Finder"]) -> Iterator[Part]:
+        if not passes:
+            yield start, end, None
+            return
+        for part in passes[0].split(text, start, end, special):
+            if part[2] is None:
+                yield from self._split(text, part[0], part[1], special, passes[1:])
+            else:
+                yield part
+
+    def settled(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of the ordinary parts of a text, last first. Between what is not white space and what is, they may be
+        encoded in two, whatever is appended to the text: no token spans such a place. There are none where one could.
+        """
+        if not self._any_plain:
+            yield 0, len(text)
+        elif not self._any_with_space:
+            yield from ((start, end) for start, end, token in reversed([*self.split(text, False)]) if token is None)
+
+
+class _Finder:
+    """Tokens that are sought together."""
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self._found = {token.content: (token_id, token) for token_id, token in tokens.items()}
+        contents = sorted(self._found, key=len, reverse=True)  # of alternatives, `re` takes the first that matches
+        self._pattern = re.compile("|".join(map(re.escape, contents)))
+        self._longest = len(contents[0])
+        self._window = max(self._longest, SEARCHED // sum(map(len, contents)))
+
+    def split(self, text: str, begin: int, end: int, special: bool) -> Iterator[Part]:
+        """The parts of text[begin:end], which is all that there is for them. A match that does not count is passed over whole."""
+        done = begin
+        for match in self._matches(text, begin, end):
+            token_id, token = self._found[match[0]]
+            start, stop = match.span()
+            if token.special and not special:
+                continue
+            if token.single_word and (
+                (start > begin and _in_word(text[start - 1])) or (stop < end and _in_word(text[stop]))
+            ):
+                continue
+            if token.lstrip:
+                start = done + len(text[done:start].rstrip(_spaces()))
+            if token.rstrip:
+                stop = _white().match(text, stop, end).end()  # type: ignore[union-attr]  # it matches nothing, too
+            if done < start:
+                yield done, start, None
+            if start < stop:  # else one before took all of it along
+                yield start, stop, token_id
+            done = stop
+        if done < end:
+            yield done, end, None
+
+    def _matches(self, text: str, begin: int, end: int) -> Iterator[re.Match[str]]:
+        """Matches from left to right, none within another, by windows in which they begin."""
+        place = begin
+        while place < end:
+            host.check_interrupts()
+            stop = min(end, place + self._window)
+            match = self._pattern.search(text, place, min(end, stop + self._longest))
+            if match is None or match.start() >= stop:
+                place = stop
+            else:
+                yield match
+                place = match.end()
+
+
+def _members(table: str) -> str:
+    """The inside of a `re` character class."""
+    pairs = (word.partition("-")[::2] for word in table.split())
+    return "".join(f"\\U{int(a, 16):08x}-\\U{int(b or a, 16):08x}" for a, b in pairs)
+
+
+@cache
+def _spaces() -> str:
+    pairs = (word.partition("-")[::2] for word in WHITE_SPACE.split())
+    return "".join(chr(i) for a, b in pairs for i in range(int(a, 16), int(b or a, 16) + 1))
+
+
+@cache
+def _white() -> re.Pattern[str]:
+    return re.compile(f"[{_members(WHITE_SPACE)}]*")
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    return re.compile(f"[{_members(LETTER)}{_members(WORD)}]")
+
+
+def _in_word(character: str) -> bool:
+    return _word().match(character) is not None
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
 
 Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). Words are cached:
@@ -24664,8 +24990,9 @@ from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from ..fast import slices
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
+from .added import AddedToken, AddedTokens
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .pretokenize import pretokens, split, word_too_long
+from .pretokenize import last_cut, pretokens, split, word_too_long
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
@@ -24676,7 +25003,6 @@ BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
-SEARCHED = 1 << 22  # characters, for an end-of-text token, between two looks for a cancel request
 
 
 def _byte_characters() -> list[str]:
@@ -24739,23 +25065,35 @@ class _Words(dict[str, list[int]]):
 
 
 class Tokenizer:
-    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first.
+    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
+    a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
 
     A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
     one): that is an error only when it remains in a word.
     """
 
     def __init__(
-        self, tokens: Mapping[int, bytes], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+        self,
+        tokens: Mapping[int, bytes],
+        merges: Iterable[tuple[str, str]],
+        eos_token_id: int | None = None,
+        added: Mapping[int, AddedToken] | None = None,
     ) -> None:
         if not tokens:
             raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
         self.tokens = dict(sorted(tokens.items()))
         self._missing: list[str] = []
         self._symbols: dict[str, int] = {}
-        for token_id, data in self.tokens.items():
-            self._symbols.setdefault(token_text(data), token_id)
+        added = dict(added or {})
+        for token_id in sorted(
+            self.tokens, key=added.__contains__
+        ):  # merges make one that was not added, where there is
+            self._symbols.setdefault(token_text(self.tokens[token_id]), token_id)
         self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
+        end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
+        if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
+            added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
+        self.added = AddedTokens(added)
         self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
         self._ranks: Ranks = {}
         self._merged: list[int] = []  # by rank
@@ -24764,7 +25102,7 @@ class Tokenizer:
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
         self._longest = max(map(len, self.tokens.values()))
-        self.kept: dict[str, Any] = {}  # what others make of the vocabulary, which goes with it
+        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
 
     @classmethod
     def from_strings(
@@ -24777,7 +25115,7 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
+        """Token ids. With `special`, special tokens such as `<|endoftext|>` are found in the text, else they are plain text."""
         ids: list[int] = []
         room = MANY_TOKENS
         for some in self._encoded(text, special):
@@ -24806,7 +25144,7 @@ class Tokenizer:
     def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
         """The tokens of `text`, each with its printable form and its bytes; these are made one by one."""
         ids = self.encode(text, special)
-        return (Token(n, i, token_text(data := self.token_bytes(i)), data) for n, i in enumerate(ids))
+        return (Token(n, i, self._token_text(i), self.token_bytes(i)) for n, i in enumerate(ids))
 
     def trace(self, word: str) -> Iterator[Merge]:
         """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
@@ -24820,7 +25158,10 @@ class Tokenizer:
     def _merges(self, word: str) -> Iterator[Merge]:
         done: list[str] = []
         step = 0
-        for pretoken in pretokens(word):
+        for pretoken in self._pretokens(word):
+            if isinstance(pretoken, int):
+                done.append(self._token_text(pretoken))
+                continue
             symbols = self._bytes_to_symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
             for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
@@ -24831,6 +25172,12 @@ class Tokenizer:
                 merged = self._merged[rank]
                 yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
             done += pieces
+
+    def lacking(self, vocab: int) -> tuple[int, ...]:
+        """The ids below `vocab` that are no tokens: rows of weights that only pad."""
+        if ("lacking", vocab) not in self.kept:
+            self.kept["lacking", vocab] = tuple(i for i in range(vocab) if i not in self.tokens)
+        return self.kept["lacking", vocab]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token."""
@@ -24850,33 +25197,30 @@ class Tokenizer:
         """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def last_cut(self, text: str) -> int:
+        """The last place where a text may be encoded in two: whatever is appended, the ids before it stay. 0: none."""
+        return next((start + cut for start, end in self.added.settled(text) if (cut := last_cut(text[start:end]))), 0)
+
     def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
         """Ids in lists of a piece of the text each."""
+        if special and not self.added.any_special and END_OF_TEXT in text:
+            raise InvalidParameter(
+                f"the vocabulary has no token {END_OF_TEXT}",
+                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+            )
         progress = host.Progress("encoding", "characters", len(text))
-        for start, end in self._ordinary_parts(text) if special else ((0, len(text)),):
-            if start:
-                yield [self.eos_token_id]  # type: ignore[list-item]  # _ordinary_parts looked
+        for start, end, token in self.added.split(text, special):
+            if token is not None:
+                yield [token]
+                continue
             for words in split(text[start:end], progress, start):
                 host.check_interrupts()
                 yield list(chain.from_iterable(map(self._words.__getitem__, words)))
 
-    def _ordinary_parts(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of what is before, between and after the end-of-text tokens in a text."""
-        start = place = 0
-        while place < len(text):
-            host.check_interrupts()
-            found = text.find(END_OF_TEXT, place, place + SEARCHED)
-            if found < 0:
-                place += SEARCHED - len(END_OF_TEXT) + 1
-                continue
-            if self.eos_token_id is None:
-                raise InvalidParameter(
-                    f"the vocabulary has no token {END_OF_TEXT}",
-                    hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
-                )
-            yield start, found
-            start = place = found + len(END_OF_TEXT)
-        yield start, len(text)
+    def _pretokens(self, text: str) -> Iterator[str | int]:
+        """The pretokens of a text, and the ids of the tokens added between them."""
+        for start, end, token in self.added.split(text, special=False):
+            yield from pretokens(text[start:end]) if token is None else [token]
 
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
@@ -24922,6 +25266,11 @@ class Tokenizer:
             self._missing.append(token)
             symbol = self._symbols[token] = -len(self._missing)
         return symbol
+
+    def _token_text(self, token_id: int) -> str:
+        """A token as the vocabulary has it: in printable form, or what was added as it stands."""
+        added = self.added.tokens.get(token_id)
+        return token_text(self.tokens[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
         return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
@@ -25410,7 +25759,7 @@ _ASCII = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern as code point ranges.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern, and of words, as code point ranges.
 
 Unicode 16.0, on which Hugging Face tokenizers and tiktoken agree; pinned, so that ids do not depend on the Python
 of a server. Hexadecimal, ends included.
@@ -25497,6 +25846,44 @@ LETTER = (
     "1EE47 1EE49 1EE4B 1EE4D-1EE4F 1EE51-1EE52 1EE54 1EE57 1EE59 1EE5B 1EE5D 1EE5F 1EE61-1EE62 1EE64 1EE67-1EE6A "
     "1EE6C-1EE72 1EE74-1EE77 1EE79-1EE7C 1EE7E 1EE80-1EE89 1EE8B-1EE9B 1EEA1-1EEA3 1EEA5-1EEA9 1EEAB-1EEBB "
     "20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D 2F800-2FA1D 30000-3134A 31350-323AF "
+)
+
+WORD = (
+    "30-39 5F 300-36F 483-489 591-5BD 5BF 5C1-5C2 5C4-5C5 5C7 610-61A 64B-669 670 6D6-6DC 6DF-6E4 6E7-6E8 6EA-6ED "
+    "6F0-6F9 711 730-74A 7A6-7B0 7C0-7C9 7EB-7F3 7FD 816-819 81B-823 825-827 829-82D 859-85B 897-89F 8CA-8E1 "
+    "8E3-903 93A-93C 93E-94F 951-957 962-963 966-96F 981-983 9BC 9BE-9C4 9C7-9C8 9CB-9CD 9D7 9E2-9E3 9E6-9EF 9FE "
+    "A01-A03 A3C A3E-A42 A47-A48 A4B-A4D A51 A66-A71 A75 A81-A83 ABC ABE-AC5 AC7-AC9 ACB-ACD AE2-AE3 AE6-AEF "
+    "AFA-AFF B01-B03 B3C B3E-B44 B47-B48 B4B-B4D B55-B57 B62-B63 B66-B6F B82 BBE-BC2 BC6-BC8 BCA-BCD BD7 BE6-BEF "
+    "C00-C04 C3C C3E-C44 C46-C48 C4A-C4D C55-C56 C62-C63 C66-C6F C81-C83 CBC CBE-CC4 CC6-CC8 CCA-CCD CD5-CD6 "
+    "CE2-CE3 CE6-CEF CF3 D00-D03 D3B-D3C D3E-D44 D46-D48 D4A-D4D D57 D62-D63 D66-D6F D81-D83 DCA DCF-DD4 DD6 "
+    "DD8-DDF DE6-DEF DF2-DF3 E31 E34-E3A E47-E4E E50-E59 EB1 EB4-EBC EC8-ECE ED0-ED9 F18-F19 F20-F29 F35 F37 F39 "
+    "F3E-F3F F71-F84 F86-F87 F8D-F97 F99-FBC FC6 102B-103E 1040-1049 1056-1059 105E-1060 1062-1064 1067-106D "
+    "1071-1074 1082-108D 108F-109D 135D-135F 16EE-16F0 1712-1715 1732-1734 1752-1753 1772-1773 17B4-17D3 17DD "
+    "17E0-17E9 180B-180D 180F-1819 1885-1886 18A9 1920-192B 1930-193B 1946-194F 19D0-19D9 1A17-1A1B 1A55-1A5E "
+    "1A60-1A7C 1A7F-1A89 1A90-1A99 1AB0-1ACE 1B00-1B04 1B34-1B44 1B50-1B59 1B6B-1B73 1B80-1B82 1BA1-1BAD 1BB0-1BB9 "
+    "1BE6-1BF3 1C24-1C37 1C40-1C49 1C50-1C59 1CD0-1CD2 1CD4-1CE8 1CED 1CF4 1CF7-1CF9 1DC0-1DFF 200C-200D 203F-2040 "
+    "2054 20D0-20F0 2160-2182 2185-2188 24B6-24E9 2CEF-2CF1 2D7F 2DE0-2DFF 3007 3021-302F 3038-303A 3099-309A "
+    "A620-A629 A66F-A672 A674-A67D A69E-A69F A6E6-A6F1 A802 A806 A80B A823-A827 A82C A880-A881 A8B4-A8C5 A8D0-A8D9 "
+    "A8E0-A8F1 A8FF-A909 A926-A92D A947-A953 A980-A983 A9B3-A9C0 A9D0-A9D9 A9E5 A9F0-A9F9 AA29-AA36 AA43 AA4C-AA4D "
+    "AA50-AA59 AA7B-AA7D AAB0 AAB2-AAB4 AAB7-AAB8 AABE-AABF AAC1 AAEB-AAEF AAF5-AAF6 ABE3-ABEA ABEC-ABED ABF0-ABF9 "
+    "FB1E FE00-FE0F FE20-FE2F FE33-FE34 FE4D-FE4F FF10-FF19 FF3F 10140-10174 101FD 102E0 10341 1034A 10376-1037A "
+    "103D1-103D5 104A0-104A9 10A01-10A03 10A05-10A06 10A0C-10A0F 10A38-10A3A 10A3F 10AE5-10AE6 10D24-10D27 "
+    "10D30-10D39 10D40-10D49 10D69-10D6D 10EAB-10EAC 10EFC-10EFF 10F46-10F50 10F82-10F85 11000-11002 11038-11046 "
+    "11066-11070 11073-11074 1107F-11082 110B0-110BA 110C2 110F0-110F9 11100-11102 11127-11134 11136-1113F "
+    "11145-11146 11173 11180-11182 111B3-111C0 111C9-111CC 111CE-111D9 1122C-11237 1123E 11241 112DF-112EA "
+    "112F0-112F9 11300-11303 1133B-1133C 1133E-11344 11347-11348 1134B-1134D 11357 11362-11363 11366-1136C "
+    "11370-11374 113B8-113C0 113C2 113C5 113C7-113CA 113CC-113D0 113D2 113E1-113E2 11435-11446 11450-11459 1145E "
+    "114B0-114C3 114D0-114D9 115AF-115B5 115B8-115C0 115DC-115DD 11630-11640 11650-11659 116AB-116B7 116C0-116C9 "
+    "116D0-116E3 1171D-1172B 11730-11739 1182C-1183A 118E0-118E9 11930-11935 11937-11938 1193B-1193E 11940 "
+    "11942-11943 11950-11959 119D1-119D7 119DA-119E0 119E4 11A01-11A0A 11A33-11A39 11A3B-11A3E 11A47 11A51-11A5B "
+    "11A8A-11A99 11BF0-11BF9 11C2F-11C36 11C38-11C3F 11C50-11C59 11C92-11CA7 11CA9-11CB6 11D31-11D36 11D3A "
+    "11D3C-11D3D 11D3F-11D45 11D47 11D50-11D59 11D8A-11D8E 11D90-11D91 11D93-11D97 11DA0-11DA9 11EF3-11EF6 "
+    "11F00-11F01 11F03 11F34-11F3A 11F3E-11F42 11F50-11F5A 12400-1246E 13440 13447-13455 1611E-16139 16A60-16A69 "
+    "16AC0-16AC9 16AF0-16AF4 16B30-16B36 16B50-16B59 16D70-16D79 16F4F 16F51-16F87 16F8F-16F92 16FE4 16FF0-16FF1 "
+    "1BC9D-1BC9E 1CCF0-1CCF9 1CF00-1CF2D 1CF30-1CF46 1D165-1D169 1D16D-1D172 1D17B-1D182 1D185-1D18B 1D1AA-1D1AD "
+    "1D242-1D244 1D7CE-1D7FF 1DA00-1DA36 1DA3B-1DA6C 1DA75 1DA84 1DA9B-1DA9F 1DAA1-1DAAF 1E000-1E006 1E008-1E018 "
+    "1E01B-1E021 1E023-1E024 1E026-1E02A 1E08F 1E130-1E136 1E140-1E149 1E2AE 1E2EC-1E2F9 1E4EC-1E4F9 1E5EE-1E5EF "
+    "1E5F1-1E5FA 1E8D0-1E8D6 1E944-1E94A 1E950-1E959 1F130-1F149 1F150-1F169 1F170-1F189 1FBF0-1FBF9 E0100-E01EF "
 )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Arithmetic of training: order of batches, a step in memory, AdamW and its schedule."""
@@ -26246,11 +26633,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -26263,11 +26650,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -26290,6 +26677,10 @@ CREATE TABLE llm_model_config (
     eos_token_id integer CHECK (eos_token_id >= 0 AND eos_token_id < vocab),
     preset       boolean NOT NULL DEFAULT false,
     init_seed    bigint,
+    stop_token_ids integer[] CHECK (
+        stop_token_ids IS NULL
+        OR (cardinality(stop_token_ids) <= 1024 AND 0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
+    ), -- null, of ids with a NULL among them, would pass
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
@@ -26301,7 +26692,9 @@ COMMENT ON COLUMN llm_model_config.d_model IS 'Width of the residual stream.';
 COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
 COMMENT ON COLUMN llm_model_config.eos_token_id IS
-    'Id of the end-of-text token; null = the one of the vocabulary, if any.';
+    'Id of the token between texts, whatever it looks like, which ends generation; null = that of the vocabulary, if any.';
+COMMENT ON COLUMN llm_model_config.stop_token_ids IS
+    'Ids of the tokens that end generation, where that is not eos_token_id alone; null = it is.';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS
@@ -26372,15 +26765,36 @@ CREATE TABLE llm_bpe_vocab (
     token    text NOT NULL,
     score    real,
     bytes    bytea NOT NULL,
-    PRIMARY KEY (model, token_id)
+    added       boolean NOT NULL DEFAULT false,
+    special     boolean NOT NULL DEFAULT false,
+    lstrip      boolean NOT NULL DEFAULT false,
+    rstrip      boolean NOT NULL DEFAULT false,
+    single_word boolean NOT NULL DEFAULT false,
+    normalized  boolean NOT NULL DEFAULT false,
+    roles       text[] NOT NULL DEFAULT '{}' CHECK (roles <@ ARRAY['bos', 'eos', 'unk', 'pad', 'sep', 'cls', 'mask']),
+    PRIMARY KEY (model, token_id),
+    CHECK (added OR NOT (special OR lstrip OR rstrip OR single_word OR normalized))
 );
+CREATE UNIQUE INDEX llm_bpe_vocab_eos ON llm_bpe_vocab (model) WHERE 'eos' = ANY (roles);
 COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row per token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
 COMMENT ON COLUMN llm_bpe_vocab.token IS
-    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
+    'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space. An added token is '
+    'written as it stands in a text.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
+COMMENT ON COLUMN llm_bpe_vocab.added IS
+    'Whether it is found in a text as it stands, before the text is split and merged, as Hugging Face''s added tokens '
+    'are: the longest at each place. Of <|endoftext|> this and special need not be said.';
+COMMENT ON COLUMN llm_bpe_vocab.special IS 'Whether it is ordinary text, unless special tokens are asked for.';
+COMMENT ON COLUMN llm_bpe_vocab.lstrip IS 'Whether it takes the white space before it along.';
+COMMENT ON COLUMN llm_bpe_vocab.rstrip IS 'Whether it takes the white space after it along.';
+COMMENT ON COLUMN llm_bpe_vocab.single_word IS 'Whether it is only found where it is not a part of a longer word.';
+COMMENT ON COLUMN llm_bpe_vocab.normalized IS 'Whether it is only sought in what the other added tokens leave.';
+COMMENT ON COLUMN llm_bpe_vocab.roles IS
+    'What the tokenizer has the token for, by Hugging Face''s names: eos is the token between texts, where the model''s '
+    'configuration names none; the others come back when the model is saved.';
 
 CREATE TABLE llm_bpe_merges (
     model   text NOT NULL,
@@ -26641,11 +27055,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -26663,11 +27077,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -26723,11 +27137,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -26740,11 +27154,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -26759,11 +27173,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -26790,11 +27204,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -26806,11 +27220,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -26822,11 +27236,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -26871,11 +27285,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -26891,15 +27305,15 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
-    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
-    'null text gives null; a null model is the setting pg_gpt2.model.';
+    'Token ids of a text, as GPT-2''s tokenizer gives them. Special tokens, such as <|endoftext|>, are ordinary text unless '
+    'special is true; other added tokens are always found. A null text gives null; a null model is the setting pg_gpt2.model.';
 
 -- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
 -- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this
@@ -26909,11 +27323,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -26939,11 +27353,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -26954,11 +27368,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -26967,11 +27381,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -26986,11 +27400,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -27003,11 +27417,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -27018,11 +27432,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -27037,11 +27451,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -27055,11 +27469,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -27070,11 +27484,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -27092,11 +27506,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -27107,11 +27521,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -27122,11 +27536,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -27155,11 +27569,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -27200,11 +27614,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -27232,11 +27646,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27283,11 +27697,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -27309,11 +27723,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -27349,11 +27763,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.options(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -27376,11 +27790,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -27398,11 +27812,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -27446,11 +27860,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -27470,11 +27884,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -27495,11 +27909,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -27511,11 +27925,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -27532,11 +27946,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -27595,11 +28009,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -27621,11 +28035,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -27648,11 +28062,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -27670,11 +28084,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -27699,11 +28113,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -27739,11 +28153,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -27762,11 +28176,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -27786,11 +28200,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -27816,11 +28230,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -27838,17 +28252,18 @@ CREATE FUNCTION llm_dataset_load_pairs(
     split text DEFAULT 'train',
     val_fraction double precision DEFAULT 0,
     replace boolean DEFAULT false,
-    source_path text DEFAULT current_setting('search_path')
+    source_path text DEFAULT current_setting('search_path'),
+    special boolean DEFAULT true
 )
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -27857,7 +28272,8 @@ COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'completion best begins with a space. A prompt that is too long for max_length tokens (null = n_positions of the '
     'model) loses its beginning. A pair is skipped that has a NULL, no text, a weight that is not above 0 and at most '
     '1e9, or a completion too long for max_length. NOTICEs say how many were cut, and how many skipped. Returns the '
-    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load.';
+    'number of rows. split, val_fraction, replace and source_path as in llm_dataset_load. Special tokens in the texts, which '
+    'mark the turns of a chat, are found; with special => false they are ordinary text, as for texts of strangers.';
 
 CREATE FUNCTION llm_loss_sent(
     model text,
@@ -27876,11 +28292,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.loss(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -27922,11 +28338,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -27959,11 +28375,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -28035,11 +28451,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -28086,11 +28502,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -28106,11 +28522,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.options(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -28127,11 +28543,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -28276,11 +28692,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -28293,11 +28709,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -28310,11 +28726,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -28351,11 +28767,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -28366,11 +28782,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -28388,11 +28804,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -28416,11 +28832,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -28446,11 +28862,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -28470,11 +28886,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -28493,11 +28909,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -28513,11 +28929,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -28594,11 +29010,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -28623,11 +29039,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -28645,11 +29061,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -28658,11 +29074,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -28672,11 +29088,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -28685,11 +29101,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -28699,11 +29115,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -28712,11 +29128,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -28731,11 +29147,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -28751,11 +29167,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -28765,11 +29181,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -28779,11 +29195,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -28798,11 +29214,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -28820,11 +29236,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -28835,11 +29251,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -28848,11 +29264,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -28861,11 +29277,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -28883,11 +29299,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -28908,11 +29324,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -28931,11 +29347,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -28959,11 +29375,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -28974,11 +29390,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -28992,11 +29408,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -29012,11 +29428,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -29041,11 +29457,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -29064,11 +29480,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -29081,11 +29497,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -29104,11 +29520,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -29130,11 +29546,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -29143,11 +29559,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -29160,11 +29576,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -29175,11 +29591,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -29217,11 +29633,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -29244,11 +29660,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -29263,11 +29679,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -29281,11 +29697,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -29311,11 +29727,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -29326,11 +29742,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -29341,11 +29757,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -29356,11 +29772,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -29371,11 +29787,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -29388,11 +29804,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -29420,11 +29836,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -29443,11 +29859,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -29462,11 +29878,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -29478,11 +29894,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -29541,11 +29957,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -29569,11 +29985,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -29599,11 +30015,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -29614,11 +30030,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -29629,11 +30045,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 51a4dc65f17a @extschema@' not in GD:
+if 'pg_gpt2 e189afaa4ac4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 51a4dc65f17a @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 e189afaa4ac4 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -219,8 +219,8 @@ def configuration(database: Database, model: str) -> GPT2Config:
     if row is None:
         raise LoaderError(f'model "{model}" does not exist')
     n_layer, n_head, d_model, n_positions, vocab, eos, stops, r, alpha, targets, dropout_p = row
-    adapter = None if r is None else Adapter(r, alpha, tuple(targets), dropout_p)
-    return GPT2Config(n_layer, n_head, d_model, n_positions, vocab, eos, adapter, stops)
+    config = GPT2Config(n_layer, n_head, d_model, n_positions, vocab, eos, stop_token_ids=stops)
+    return config if r is None else replace(config, adapter=Adapter(r, alpha, tuple(targets), dropout_p))
 
 
 def peft_name(name: str) -> str:
@@ -254,7 +254,7 @@ def write_peft(directory: Path, adapter: Adapter, base: str, tensors: dict[str, 
     directory.mkdir(parents=True, exist_ok=True)
     turned = {peft_name(name): np.ascontiguousarray(values.T) for name, values in tensors.items()}
     with complete(directory / WEIGHTS) as path:
-        safetensors.numpy.save_file(turned, path, {"format": "pt"})
+        path.write_bytes(safetensors.numpy.save(turned, {"format": "pt"}))
     alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
     fields = {
         "peft_type": "LORA",

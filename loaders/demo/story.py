@@ -1,7 +1,7 @@
 """What the demonstration shows, with the model that ships: it writes, decides, has an adapter, is looked into, learns, forgets.
 
 Everything is SQL that the viewer could type; only the loading of files, the progress bar and the printing of tokens are
-the client's. What is changed is put back in the end; the model stays, with a checkpoint of it.
+the client's. What is changed is put back in the end; model and adapter stay, with a checkpoint of the model.
 """
 
 import re
@@ -52,7 +52,7 @@ class Size:
     batch_size: int = 4
     copies: int = 4
     most_tokens: int = 300_000  # that are learned from: a minute on two cores
-    passages: int = 140  # that base and adapter are asked about
+    passages: int = 90  # that base and adapter are asked about
 
     def lesson(self, tokens: int) -> tuple[int, int]:
         """(copies, steps) for texts of so many tokens: short texts are repeated; long ones are read once, if time allows."""

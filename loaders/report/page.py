@@ -16,6 +16,7 @@ from .markup import Markup, tag, text
 
 HERE = Path(__file__).parent
 PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in the call
+NOT_GIVEN = ("base", "data", "n_steps", "tied")  # what a run found, and what stands first in the call
 OPTIONS = {
     "lr_schedule": "cosine",
     "patience": None,
@@ -216,7 +217,7 @@ def _configuration(report: Report) -> Iterator[Markup]:
 
 def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
     """The call of llm_train that makes such a run."""
-    given = {key: value for key, value in config.items() if value is not None and key not in ("data", "n_steps")}
+    given = {key: value for key, value in config.items() if value is not None and key not in NOT_GIVEN}
     told = {key: given.pop(key) for key in OPTIONS if key in given}
     options = {key: value for key, value in told.items() if value != OPTIONS[key]}
     arguments = [f"{PARAMETERS.get(key, key)} => {json.dumps(value)}" for key, value in given.items()]

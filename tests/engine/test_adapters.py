@@ -11,6 +11,7 @@ from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.core.tape import Eager
 from pg_gpt2.core.tape import Tape as PlainTape
 from pg_gpt2.fast import layout, threads
+from pg_gpt2.fast.panels import Panels, Table
 from pg_gpt2.training import trainer as training
 from pg_gpt2.training.trainer import Batch, Trainer, estimate_step_bytes, evaluate
 
@@ -97,6 +98,30 @@ def test_gradients_of_an_adapter_agree_with_finite_differences(form: Adapter, fa
             assert leaf.grad is None
             continue
         np.testing.assert_allclose(leaf.grad, numeric_gradient(loss, params[name]), rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["linear", "lm_head", "lm_head_loss"])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 7, 5), (3, 64, 65), (40, 192, 200), (130, 70, 5000)])
+def test_gradients_that_are_wanted_are_the_same_alone_and_with_panels(name: str, m: int, k: int, n: int) -> None:
+    draw = np.random.default_rng(m)
+    x, w, bias = (draw.standard_normal(shape, np.float32) for shape in ((m, k), (k, n), (n,)))
+    attrs = {"target": draw.integers(0, n, m)} if name == "lm_head_loss" else {}
+    arrays = (x, w, bias) if name == "linear" else (x, np.ascontiguousarray(w.T))
+    form = op.lookup(name)
+    y = form(*arrays, **attrs)
+    dy = np.asarray(draw.standard_normal(y.shape, np.float32))
+    every = form.gradients(dy, y, *arrays, **attrs)
+    for place in range(len(arrays)):
+        wanted = [i == place for i in range(len(arrays))]
+        assert place not in form.reads_for(wanted) or name == "lm_head_loss"
+        found = form.gradients(dy, y, *arrays, wanted=wanted, **attrs)
+        assert [grad is not None for grad in found] == (wanted if name != "lm_head_loss" else [True, wanted[1]])
+        np.testing.assert_allclose(found[place], every[place], rtol=1e-4, atol=1e-4 * np.sqrt(n))
+    kept = Panels.of(w) if name == "linear" else Table.of(arrays[1])
+    np.testing.assert_allclose(form(x, kept, *arrays[2:], **attrs), y, rtol=1e-4, atol=1e-4 * np.sqrt(k))
+    dx, *others = form.gradients(dy, y, x, kept, *arrays[2:], wanted=[True, *[False] * (len(arrays) - 1)], **attrs)
+    assert others == [None] * len(others)
+    np.testing.assert_allclose(dx, every[0], rtol=1e-4, atol=1e-4 * np.sqrt(n))
 
 
 @forms
@@ -197,7 +222,7 @@ def test_what_is_kept_and_looked_at_changes_no_bit_of_an_adapter(
         assert_same_state(plain, other)
 
 
-def test_a_recorded_adapter_shows_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_adapter_shows_its_products() -> None:
     form = FORMS["with dropout"]
     t = trainer(form)
     nodes: list[Any] = []

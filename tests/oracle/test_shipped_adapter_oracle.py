@@ -15,7 +15,7 @@ from loaders.load_model import load_model
 from tests.oracle.peft_twin import ADAPTER, BASE, WORDING, chosen, passages
 
 TOLERANCE = 2e-4  # float32, sums in another order; logits reach 20
-CLOSE = 1  # choices of a hundred that may differ, since two topics are equally probable to float32
+CLOSE = 1  # choices of fifty that may differ, since two topics are equally probable to float32
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_logits_are_the_server_s(conn, model):
 def test_choices_are_the_server_s(conn, model):
     rows = passages()
     topics = sorted({topic for _, topic, _ in rows})
-    bodies = [body for _, _, body in rows][::5][:100]
+    bodies = [body for _, _, body in rows][::11][:50]
     conn.execute("CREATE TEMPORARY TABLE passage (id integer, body text)")
     with conn.cursor().copy("COPY passage FROM STDIN") as copy:
         for row in enumerate(bodies):

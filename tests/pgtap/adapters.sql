@@ -1,6 +1,6 @@
 -- Adapters: llm_adapter_create, llm_adapter_merge, llm_adapter, and what llm_models says of them.
 BEGIN;
-SELECT plan(35);
+SELECT plan(34);
 
 SELECT volatility_is('llm_adapter_create', '{text,text,integer,double precision,text[],double precision,bigint}'::name[], 'volatile');
 SELECT volatility_is('llm_adapter_merge', '{text,text}'::name[], 'volatile');

@@ -126,6 +126,9 @@ CHANGES = (
     "SELECT llm_drop_model('{}')",
     "SELECT llm_init_model('{}', 1, 2, 16, 16, 265)",
     "SELECT llm_copy_model('a', '{}')",
+    "SELECT llm_adapter_create('{}', 'a', r => 2)",
+    "SELECT llm_adapter_merge('{}', 'c')",
+    "SELECT llm_checkpoint_load('a', max(id)) FROM llm_checkpoint WHERE model = 'a'",
     # one row: two users' statements over many rows can take them in different orders, whatever the extension does
     "UPDATE llm_bpe_vocab SET score = 1 WHERE model = 'm' AND token_id = 0",
 )
@@ -136,6 +139,7 @@ def test_no_two_of_the_functions_that_change_models_deadlock(connect):
     connect().execute(
         "SELECT llm_init_model('a', 1, 2, 16, 16, 265), llm_copy_model('a', 'b'), llm_copy_model('a', 'c')"
     )
+    connect().execute("SELECT llm_checkpoint_save('a')")
     deadlocks: list[str] = []
     refusals: set[str] = set()
 

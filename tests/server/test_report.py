@@ -152,6 +152,21 @@ def test_the_statement_does_the_run_again(dsn, run_id, module_conn):
         assert log(module_conn, again, "step, loss") == log(module_conn, run_id, "step, loss")
 
 
+def test_the_statement_of_a_run_of_an_adapter_does_it_again(dsn, run_id, module_conn):
+    with module_conn.transaction(force_rollback=True):
+        for name in ("first", "again"):
+            module_conn.execute("SELECT llm_adapter_create(%s, %s, seed => 1)", [name, NAME])
+            module_conn.execute(
+                "INSERT INTO llm_dataset (model, tokens, target) SELECT %s, tokens, target FROM llm_dataset WHERE model = %s",
+                [name, NAME],
+            )
+        (first,) = module_conn.execute("SELECT llm_train('first', 3, dropout_p => 0)").fetchone()
+        page = Page(render(read(Database(module_conn), first, Sampling())))
+        statement = next(part for part in page.texts if part.startswith("SELECT llm_train("))
+        (again,) = module_conn.execute(statement.replace("'first'", "'again'")).fetchone()
+        assert log(module_conn, again, "step, loss") == log(module_conn, first, "step, loss")
+
+
 def test_the_statement_of_a_run_that_ended_early_does_it_again_and_its_samples_are_of_the_best(
     dsn, run_id, module_conn
 ):

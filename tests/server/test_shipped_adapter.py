@@ -104,11 +104,10 @@ def test_held_out_passages_are_of_sections_that_were_not_learned_from(dsn: str, 
     assert sum(row["body"] in learned for row in rows) == len(rows) - len(held_out)
 
 
-def again(dsn: str, conn: psycopg.Connection) -> str:
-    """What the script prints that made it, in two steps, under another name; once."""
-    if conn.execute("SELECT 1 FROM llm_adapter WHERE model = 'again'").fetchone():
-        return ""
-    return run_script(dsn, f"{PLACE}/train.sql", model="again", n_steps=2)
+def again(dsn: str, conn: psycopg.Connection) -> None:
+    """Run the script that made it, once, in two steps, under another name."""
+    if not conn.execute("SELECT 1 FROM llm_adapter WHERE model = 'again'").fetchone():
+        run_script(dsn, f"{PLACE}/train.sql", model="again", n_steps=2)
 
 
 def test_script_that_made_it_changes_no_row_of_the_base(dsn: str, shipped: psycopg.Connection) -> None:

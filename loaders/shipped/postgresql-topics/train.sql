@@ -35,4 +35,3 @@ CALL llm_train_run(
     :'model', :n_steps, batch_size => 16, lr_max => 1.5e-3, warmup => 20, wd => 0, grad_clip => 1.0, dropout_p => 0,
     seed => 15, log_every => 20, commit_every => 100, audit => 'none'
 );
-\ir evaluate.sql

@@ -32,8 +32,8 @@ class Op:
     arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
     `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
     allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
-    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and gives None for
-    the others; `fused` is forward and backward of a last op in one.
+    with `apart`, what the gradient of each input looks at, backward takes `wanted`, whether each is asked for, and may give None
+    for the others; `fused` is forward and backward of a last op in one.
     """
 
     name: str

@@ -350,6 +350,7 @@ def test_incomplete_adapter_is_not_saved(conn, base, adapter, tmp_path):
 def test_programs(dsn, conn, base, adapter, tmp_path, monkeypatch, capsys):
     run(load_adapter, monkeypatch, adapter, "--dsn", dsn, "--base", base, "--model", "by program")
     run(save_adapter, monkeypatch, "by program", tmp_path / "out", "--dsn", dsn)
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "as the umask has it"
     assert capsys.readouterr().out == (
         f'loaded adapter "by program" of "{base}" from {adapter}\nsaved adapter "by program" in {tmp_path / "out"}\n'
     )

@@ -82,12 +82,12 @@ def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
 
 def follow(base: str) -> None:
     """Give the adapters of a model whose rows were replaced the blocks that it has now. The caller has the model's lock."""
+    if db.row("SELECT 1 FROM {schema}.llm_adapter WHERE base = $1 LIMIT 1", ["text"], base) is None:
+        return  # before the lock, which takes a right that reading does not
     # An adapter that is being dropped is waited for: its row of llm_adapter goes first.
     rows = db.query(
         "SELECT model FROM {schema}.llm_adapter WHERE base = $1 ORDER BY model FOR KEY SHARE", ["text"], base
     )
-    if not rows:
-        return
     db.run(
         "DELETE FROM {schema}.llm_param_share WHERE target_model IN"
         f" (SELECT model FROM {{schema}}.llm_adapter WHERE base = $1) AND NOT target_name {store.IS_OWN}",
