@@ -23,6 +23,7 @@ import choosing
 import constrained
 import decoding
 import learning
+import lora
 import machine
 import many_rows
 import report
@@ -57,6 +58,11 @@ TOPICS: dict[str, list[Topic]] = {
     ],
     "peak": [("torch", 0, 1, lambda bench: learning.peak(bench, 4, 256))],
     "adamw": [("torch", 1, 1, learning.adamw)],
+    "adapters": [
+        ("peft", 1, 3, lora.generate),
+        ("peft", 0, 3, lora.train),
+        ("", 0, 1, lora.many),
+    ],
     "audit": [("", 0, 2, learning.audit)],
     "flush": [("", 0, 1, learning.flush)],
     "nanogpt": [("torch", 1, 1, learning.recipe)],
@@ -133,7 +139,7 @@ def invite(bench: Bench, threads: int, needs: set[str]) -> dict[str, str]:
     versions = {name: version(name) for name in ("tokenizers", "tiktoken") if "tokenizers" in needs and find_spec(name)}
     if "tokenizers" in needs:
         bench.tokenizers = rivals.tokenizers(*bench.server.vocabulary())
-    if not rivals.has_torch() or not needs & {"torch", "decoders"}:
+    if not rivals.has_torch() or not needs & {"torch", "decoders", "peft"}:
         return versions
     rivals.write_config(bench.scratch, bench.shape)
     bench.server.export(bench.scratch / "model.safetensors")
@@ -141,6 +147,9 @@ def invite(bench: Bench, threads: int, needs: set[str]) -> dict[str, str]:
     bench.rivals = [bench.torch]
     if find_spec("ctranslate2") and "decoders" in needs:
         bench.rivals += [rivals.CTranslate2(bench.scratch, threads, bench.shape, kind) for kind in ("float32", "int8")]
+    if find_spec("peft") and "peft" in needs:
+        bench.peft = rivals.Peft(bench.scratch, threads)
+        versions |= bench.peft.versions
     return versions | {name: version for rival in bench.rivals for name, version in rival.versions.items()}
 
 
@@ -165,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dsn", required=True, help="a cluster whose installation has pg_gpt2; as a superuser of it")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="few rounds and rows, about two minutes (the default)")
-    length.add_argument("--full", action="store_true", help="all of it, about twelve minutes")
+    length.add_argument("--full", action="store_true", help="all of it, about fifteen minutes")
     length.add_argument("--smoke", action="store_true", help="a very small model: only to see that everything works")
     parser.add_argument(
         "--scaling", action="store_true", help="instead: how costs grow with layers, width, length, batch"

@@ -30,9 +30,19 @@ class Length:
     rows: int = 64
     most_sessions: int = 8
     choose_rows: int = 56
+    adapters: int = 50
+    adapter_sessions: int = 10
 
 
-SMOKE = Length("smoke", 4, 4, 50_000, 6, prefix_rows=2, rows=4, most_sessions=2, choose_rows=4)
+SMOKE = Length(
+    *("smoke", 4, 4, 50_000, 6),
+    prefix_rows=2,
+    rows=4,
+    most_sessions=2,
+    choose_rows=4,
+    adapters=4,
+    adapter_sessions=2,
+)
 QUICK = Length("quick", 32, 24, 2_000_000, 150, prefix_rows=8, rows=32)
 FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)
 
@@ -48,6 +58,7 @@ class Bench:
     length: Length
     limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=lambda: TARGETS)
     torch: Any = None
+    peft: Any = None
     rivals: list[Any] = field(default_factory=list)
     tokenizers: list[Any] = field(default_factory=list)
     patience: float = 0.0

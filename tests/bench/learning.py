@@ -26,7 +26,7 @@ def train(bench: Bench, batch: int, length: int, steps: int, dropout: float = 0.
     if dropout:
         key, name = f"{key} dropout", f"{name}, dropout {dropout}"
     row = bench.row(key, name, "s", bound=SGEMM)
-    tokens, targets = _batch(bench, batch, length)
+    tokens, targets = batch_of(bench, batch, length)
 
     def run() -> None:
         bench.wait()
@@ -43,7 +43,8 @@ def train(bench: Bench, batch: int, length: int, steps: int, dropout: float = 0.
     bench.between(row, bench.shape.step_flops(batch * length), run)
 
 
-def _batch(bench: Bench, batch: int, length: int) -> tuple[list[list[int]], list[list[int]]]:
+def batch_of(bench: Bench, batch: int, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows of random ids, and what follows each of these."""
     stream = [bench.ids(length + 1) for _ in range(batch)]
     return [line[:-1] for line in stream], [line[1:] for line in stream]
 
@@ -58,23 +59,20 @@ def peak(bench: Bench, batch: int, length: int) -> None:
     row = _peak_row(bench, batch, length)
     row.add(row.bound, bench.shape.state_bytes())
     if bench.torch:
-        command = [
-            sys.executable,
-            Path(__file__).with_name("peak.py"),
-            bench.scratch,
-            batch,
-            length,
-            bench.server.threads,
-        ]
-        row.add(
-            TORCH, float(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
-        )
+        row.add(TORCH, peak_of_torch(bench, batch, length, "Torch"))
+
+
+def peak_of_torch(bench: Bench, batch: int, length: int, rival: str) -> float:
+    """Bytes that a process in which a class of `rivals` trains has at its peak."""
+    program = Path(__file__).with_name("peak.py")
+    command = [sys.executable, program, rival, bench.scratch, batch, length, bench.server.threads]
+    return float(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
 
 
 def audit(bench: Bench) -> None:
     """Steps of which each is put on the tape, and steps that nobody watches."""
     row = bench.row("audit", "training step, B=4 T=64, every step on the tape", "s")
-    tokens, targets = _batch(bench, 4, 64)
+    tokens, targets = batch_of(bench, 4, 64)
     for party, level in ((US, "tape"), ("without audit", "none")):
         bench.wait()
         with bench.server.session(audit_keep=0) as session:
@@ -85,7 +83,7 @@ def audit(bench: Bench) -> None:
 def flush(bench: Bench) -> None:
     """What a call of llm_train takes beside its step: reading the tables, and writing weights and moments."""
     row = bench.row("flush", "llm_train beside its step: reading and writing 1.5 GB of weights and moments", "s")
-    tokens, targets = _batch(bench, 1, 8)
+    tokens, targets = batch_of(bench, 1, 8)
     bench.wait()
     with bench.server.session() as session, session.conn.transaction(force_rollback=True):
         session.load_rows(tokens, targets)

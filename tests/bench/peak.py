@@ -1,18 +1,18 @@
-"""Run as a program: two training steps of transformers on torch, and the peak memory of the process in bytes.
+"""Run as a program: two training steps of a model on torch, and the peak memory of the process in bytes.
 
-peak.py DIRECTORY BATCH LENGTH THREADS
+peak.py RIVAL DIRECTORY BATCH LENGTH THREADS
 """
 
 import random
 import sys
 from pathlib import Path
 
-from rivals import Torch
+import rivals
 
 
-def main(directory: str, batch: str, length: str, threads: str) -> None:
+def main(rival: str, directory: str, batch: str, length: str, threads: str) -> None:
     """Weights are random: only their sizes matter."""
-    model = Torch(Path(directory), int(threads), random=True)
+    model = getattr(rivals, rival)(Path(directory), int(threads), random=True)
     rng = random.Random(1)
     for _ in range(2):
         rows = [[rng.randrange(50000) for _ in range(int(length) + 1)] for _ in range(int(batch))]

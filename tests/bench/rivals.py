@@ -8,13 +8,26 @@ unless it is installed.
 import json
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ours import timed
-from shapes import CLIP, LR, NANOGPT_BETA2, NANOGPT_LR, NANOGPT_MIN_LR, NANOGPT_WARMUP, WEIGHT_DECAY, Shape
-from targets import CT2, CT2_INT8, TORCH
+from shapes import (
+    ALPHA,
+    CLIP,
+    LR,
+    NANOGPT_BETA2,
+    NANOGPT_LR,
+    NANOGPT_MIN_LR,
+    NANOGPT_WARMUP,
+    RANK,
+    TARGET,
+    WEIGHT_DECAY,
+    Shape,
+)
+from targets import CT2, CT2_INT8, PEFT, TORCH
 
 TOGETHER = 8  # rows of a batch of transformers that go on from the same text
 
@@ -155,6 +168,24 @@ class Torch:
             model = self._load().train()
             self._training = model, fused_adamw(model, LR, 0.999)
         return self._training
+
+
+class Peft(Torch):
+    """An adapter of GPT2LMHeadModel that PEFT makes, as ours are made: B is zero."""
+
+    name = PEFT
+
+    def __init__(self, directory: Path, threads: int, *, random: bool = False) -> None:
+        super().__init__(directory, threads, random=random)
+        self.versions = {"peft": version("peft")}
+
+    def _load(self) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules=[TARGET.rpartition(".")[2]], lora_dropout=0.0, fan_in_fan_out=True
+        )
+        return get_peft_model(super()._load(), config)
 
 
 def fused_adamw(model: Any, lr: float, beta2: float) -> Any:

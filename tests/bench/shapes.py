@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LR, WEIGHT_DECAY, CLIP = 3e-4, 0.1, 1.0
+RANK, ALPHA, TARGET = 8, 16, "attn.c_attn"  # of adapters
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Shape:
     def state_bytes(self) -> float:
         """Bytes of weights, gradients and the two moments."""
         return 16.0 * self.n_params
+
+    def adapter_bytes(self, rank: int) -> float:
+        """Bytes of the two matrices beside c_attn of each block."""
+        return 4.0 * self.n_layer * rank * (self.d_model + 3 * self.d_model)
 
 
 # nanoGPT's README, "I only have a macbook": its settings for a CPU.

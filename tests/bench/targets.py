@@ -5,8 +5,9 @@ Those of decoding suppose AVX-512, and the absolute ones a machine as fast as th
 
 from report import Limit
 
-TORCH, CT2, CT2_INT8 = "transformers", "ctranslate2", "ctranslate2 int8"
+TORCH, CT2, CT2_INT8, PEFT = "transformers", "ctranslate2", "ctranslate2 int8", "peft"
 READ, SGEMM = "memory read", "sgemm"
+BASE, FULL_MODEL, OWN_SIZE = "its base", "a full one", "their own size"
 PURE_SQL = "the query of docs/sql"
 
 TARGETS: dict[str, tuple[Limit, ...]] = {
@@ -36,6 +37,12 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "adamw": (Limit(None, "<=", 0.15),),
     "nanogpt": (Limit("torch", "<=", 0.75),),
     "nanogpt loss": (Limit("torch", "<=", 1.01),),
+    "adapter decode": (Limit(BASE, ">=", 0.9),),
+    "adapter prefill": (Limit(BASE, ">=", 0.95),),
+    "adapter train": (Limit(FULL_MODEL, "<=", 0.7),),
+    "adapter peak": (Limit(FULL_MODEL, "<=", 0.5),),
+    "adapter first": (Limit(None, "<=", 0.1),),
+    "adapter memory one": (Limit(OWN_SIZE, "<=", 1.2),),
     "audit": (Limit("without audit", "<=", 1.05),),
     "overhead": (Limit("its arithmetic", "<=", 1.1),),
     "first warm": (Limit(None, "<=", 0.4),),
