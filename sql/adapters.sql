@@ -4,7 +4,7 @@ CREATE TABLE llm_adapter (
     model     text PRIMARY KEY CHECK (model <> ''),
     base      text NOT NULL,
     r         integer NOT NULL CHECK (r > 0),
-    alpha     double precision NOT NULL CHECK (alpha > '-Infinity' AND alpha < 'Infinity'),
+    alpha     double precision NOT NULL CHECK (abs(alpha) <= 1e30),
     targets   text[] NOT NULL CHECK (
         (
             array_ndims(targets) = 1 AND array_lower(targets, 1) = 1 AND cardinality(targets)

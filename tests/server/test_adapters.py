@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from tests.server.adapters import GENERATE, LOGITS, PLACES, STATE, base_and_adapters, make, outside, train  # noqa: F401
+from tests.server.test_transactions import until_it_waits
 
 SAME = [
     "SELECT llm_generate('low', 8, model_name => '{m}', seed => 1)",
@@ -280,3 +281,46 @@ def test_many_adapters_are_made_at_once(sql, connect, models):
         list(pool.map(life, range(4)))
     assert sql("SELECT count(*) FROM llm_param_share WHERE target_model LIKE 'x_'") == 0
     assert sql("SELECT count(*) FROM llm_models WHERE model LIKE 'x_'") == 0
+
+
+def test_an_alpha_that_makes_infinity_is_refused(sql, models):
+    """Infinity times a B of zeros is NaN, and a new adapter would not be its base any more."""
+    for alpha in ("1e38", "-1e300", "infinity", "NaN"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="alpha must be within"):
+            sql("SELECT llm_adapter_create('c', 'base', alpha => %s)", alpha)
+        with pytest.raises(psycopg.errors.CheckViolation):
+            sql("UPDATE llm_adapter SET alpha = %s WHERE model = 'a'", alpha)
+    sql("SELECT llm_adapter_create('c', 'base', r => 1, alpha => 1e30)")
+    assert sql(LOGITS, "c") == sql(LOGITS, "base")
+
+
+def test_the_hint_about_a_missing_vocabulary_names_the_base(sql, models):
+    sql("DELETE FROM llm_bpe_vocab WHERE model = 'base'")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='"base" has no vocabulary') as caught:
+        sql(GENERATE, "a")
+    assert "--model base" in caught.value.diag.message_hint
+
+
+@pytest.mark.parametrize("function", ["llm_copy_model", "llm_adapter_merge"])
+def test_an_adapter_that_is_made_anew_while_a_lock_is_waited_for_is_taken_as_it_is_then(
+    sql, conn, connect, models, function
+):
+    """Its weights, its base, and the vocabulary of that."""
+    sql("SELECT llm_train_bpe($$SELECT 'aaa bbb ab ba bab' $$, 260, 'other')")
+    sql("SELECT llm_init_model('other', 2, 2, 16, 16, 262, seed => 2)")
+    worker, holder = connect(), connect()
+    worker.execute(LOGITS, ["a"])
+    holder.execute("BEGIN")
+    holder.execute("SELECT llm_init_model('m', 2, 2, 16, 16, 262)")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(worker.execute, f"SELECT {function}('a', 'm')")
+        until_it_waits(conn, worker.info.backend_pid)
+        sql("BEGIN")
+        sql("SELECT llm_drop_model('a')")
+        make(sql, "a", 1, "other")
+        sql("COMMIT")
+        holder.execute("ROLLBACK")
+        waiting.result()
+    assert sql(LOGITS, "m") == sql(LOGITS, "a") == sql(LOGITS, "other")
+    assert sql("SELECT llm_encode('low bab', 'm')") == sql("SELECT llm_encode('low bab', 'other')")
+    assert sql("SELECT llm_encode('low bab', 'm')") != sql("SELECT llm_encode('low bab', 'base')")

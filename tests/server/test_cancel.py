@@ -83,6 +83,11 @@ LONG = {
     " '{low,er}', model_name => 'slow')",
     "evaluating rows without an answer": "SELECT * FROM llm_evaluate_choices('SELECT ''low'', NULL::text FROM"
     " generate_series(1, 100000000)', '{low}', model_name => 'slow')",
+    "making adapters": "SELECT llm_adapter_create('x' || i, 'slow', r => 64,"
+    " targets => '{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}') FROM generate_series(1, 500) AS i",
+    "making an adapter of a high rank": "SELECT llm_adapter_create('x', 'slow', r => 20000,"
+    " targets => '{attn.c_attn,attn.c_proj,mlp.c_fc,mlp.c_proj}')",
+    "merging adapters": "SELECT llm_adapter_merge('light', 'x' || i) FROM generate_series(1, 60) AS i",
     "making a model": "SELECT llm_init_model('x', 12, 16, 1024, 1024, 50000)",
     "exporting": "SELECT count(*) FROM generate_series(1, 30), llm_export_safetensors('slow')",
     "importing": "SELECT llm_import_safetensors(data, 'x' || i) FROM file, generate_series(1, 60) AS i",
@@ -112,7 +117,8 @@ COMMITTING = "CALL llm_train_run('slow', 1000, batch_size => 4, commit_every => 
 
 ROWS = (
     "SELECT (SELECT count(*) FROM llm_bpe_vocab), (SELECT count(*) FROM llm_param),"
-    " (SELECT count(*) FROM llm_dataset), (SELECT count(*) FROM llm_run)"
+    " (SELECT count(*) FROM llm_dataset), (SELECT count(*) FROM llm_run),"
+    " (SELECT count(*) FROM llm_adapter), (SELECT count(*) FROM llm_param_share)"
 )
 
 
@@ -123,6 +129,7 @@ def files(models, module_conn, server_files):
         "CREATE TABLE file AS SELECT string_agg(c, '') AS data FROM llm_export_safetensors('slow') AS c"
     )
     module_conn.execute("SELECT llm_checkpoint_save('slow')")
+    module_conn.execute("SELECT llm_adapter_create('light', 'slow')")
     for kind in ("safetensors", "npz"):
         module_conn.execute(f"SELECT pg_llm_export_{kind}(%s, 'slow')", [f"{server_files}/slow.{kind}"])
     yield

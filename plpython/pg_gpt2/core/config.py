@@ -6,13 +6,14 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
+MOST_ALPHA = 1e30  # float32 holds what it makes of x A: beyond are infinities, which times a B of zeros are NaN
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Adapter:
             raise InvalidParameter(
                 f"r must be a positive integer, not {self.r!r}", hint="LoRA uses 1 to 64; 8 is usual."
             )
-        if not isfinite(self.alpha):
-            raise InvalidParameter(f"alpha must be finite, not {self.alpha}", hint="16 is usual, twice an r of 8.")
+        if not abs(self.alpha) <= MOST_ALPHA:
+            raise InvalidParameter(
+                f"alpha must be within -1e30 and 1e30, not {self.alpha}", hint="16 is usual, twice an r of 8."
+            )
         unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise InvalidParameter(

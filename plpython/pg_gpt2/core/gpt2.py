@@ -248,7 +248,10 @@ def merged(params: Mapping[str, np.ndarray], config: GPT2Config) -> Iterator[tup
     for name in replace(config, adapter=None).param_shapes():
         w, layer = params[name], name.removesuffix(".weight")
         if f"{layer}.lora_A" in own:
-            w = w + scale * (params[f"{layer}.lora_A"] @ params[f"{layer}.lora_B"])
+            change = params[f"{layer}.lora_A"] @ params[f"{layer}.lora_B"]
+            change *= scale
+            change += w  # in place: `merge` asks for the memory of two tensors
+            w = change
         yield name, w
 
 

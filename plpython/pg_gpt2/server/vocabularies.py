@@ -33,10 +33,11 @@ def tokenizer_of(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
     found = find(model)
     if found is None:
+        owner = _base_of(model) or model
         raise WrongState(
-            f'model "{model}" has no vocabulary',
+            f'model "{owner}" has no vocabulary',
             hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
-            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
+            f" --model {owner} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
         )
     return found
 
@@ -205,12 +206,17 @@ def copy(source: str, target: str) -> None:
     )
 
 
+def _base_of(model: str) -> str | None:
+    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
+    return row["base"] if row else None
+
+
 def _refuse_adapter(model: str) -> None:
     """Refuse (55000) to give an adapter a vocabulary."""
-    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
-    if row is not None:
+    base = _base_of(model)
+    if base is not None:
         raise WrongState(
-            f'"{model}" is an adapter, which uses the vocabulary of its base "{row["base"]}"',
+            f'"{model}" is an adapter, which uses the vocabulary of its base "{base}"',
             hint="Give the base the vocabulary; llm_adapter_merge makes a model that can have its own.",
         )
 

@@ -34,20 +34,24 @@ def merge(model: str, target: str) -> None:
     """An ordinary model of an adapter and its base."""
     require(model=model)
     store.require_name(target, "target")
-    base = adapters.base_of(model)
-    if base is None:
-        store.config(model)
-        raise WrongState(
-            f'"{model}" is no adapter, and so there is nothing to merge', hint="llm_copy_model copies a model."
-        )
+    if store.config(model).adapter is None:
+        raise _nothing_to_merge(model)
     store.lock(target)
     store.require_no_weights(target)
     loaded = weights.load(model)
+    if loaded.base is None:  # while the lock was waited for, another model got the name
+        raise _nothing_to_merge(model)
     config = replace(loaded.config, adapter=None)
     largest = max(4 * prod(shape) for shape in config.param_shapes().values())
     needed = 2 * largest + store.writing_bytes(4 * config.n_params())
     resources.require_memory(needed, f'merging "{model}" into "{target}"')
     store.register(target, config)
     adapters.insert(target, gpt2.merged(loaded.params, loaded.config))
-    vocabularies.copy(base, target)
+    vocabularies.copy(loaded.base.name, target)
     resources.release_memory()
+
+
+def _nothing_to_merge(model: str) -> WrongState:
+    return WrongState(
+        f'"{model}" is no adapter, and so there is nothing to merge', hint="llm_copy_model copies a model."
+    )

@@ -100,12 +100,12 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    base = adapters.base_of(source)
+    base = adapters.lock_beside_base(source, target)
+    if saved is None:
+        config = store.config(source)  # as it is now that nobody has to be waited for
     if base is None:
-        store.lock(target)
         store.require_no_weights(target)
     else:
-        store.lock(base, target)
         adapters.require_new(target)
         adapters.register(target, base, config)
     if saved is not None:

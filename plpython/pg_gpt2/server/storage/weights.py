@@ -151,6 +151,8 @@ def load(model: str | None) -> Model:
     if versions.whole == reading.NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
     wanted = known or store.config(name)
+    if known is None and wanted.adapter is not None:  # made since: its rows are told apart
+        versions, role = reading.versions_and_role(name, wanted)
     resources.apply_settings()
     found = cache.get(name, versions.whole)
     if found is None or found.config != wanted:
