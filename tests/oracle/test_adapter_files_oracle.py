@@ -1,12 +1,10 @@
 """Adapters as files against PEFT: directories that it writes mean here what they mean to it, and it opens those that we write."""
 
 import json
-import os
 import random
 from collections import Counter
 
 import numpy as np
-import psycopg
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
@@ -247,16 +245,6 @@ def test_peft_opens_what_we_write(adapter, tmp_path):
     np.testing.assert_array_equal(logits(by_name), logits(model.eval()))
     model.save_pretrained(tmp_path / "again")
     assert PeftAdapter(tmp_path / "again", BASE).adapter == adapter
-
-
-@pytest.fixture
-def conn():
-    """The throw-away cluster of `make test-oracle`, with the model of these tests as base."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
-        yield conn
-        conn.rollback()
 
 
 def server_logits(conn, model):

@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import os
 import random
 import re
 from functools import cache
 from pathlib import Path
 
-import psycopg
 import pytest
 import torch
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
@@ -248,16 +246,6 @@ def test_three_tokens_after_those_of_gpt2(tmp_path):
     ):
         assert encoded == [50258, 15496, 50259]
     assert len(mine.encode(text)) == 11
-
-
-@pytest.fixture
-def conn():
-    """The throw-away cluster of `make test-oracle`."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
-        yield conn
-        conn.rollback()
 
 
 def test_generation_ends_where_transformers_ends_it(conn, tmp_path):

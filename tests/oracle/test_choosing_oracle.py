@@ -76,10 +76,8 @@ def harness(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sql(harness):
+def sql(harness, dsn):
     """A session of the throw-away cluster that has the same model; it is gone afterwards."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
     files = Path(os.environ["PG_GPT2_TEST_DATA"])
     harness.model.save_pretrained(files / "chooser")
     paths = [
@@ -92,7 +90,7 @@ def sql(harness):
     for path in paths:
         path.chmod(0o644)
     config = harness.model.config
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+    with psycopg.connect(dsn) as conn:
         conn.execute(
             "INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
             " VALUES ('chooser', 3, 4, 64, %s, %s, %s)",

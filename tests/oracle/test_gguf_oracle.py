@@ -1,7 +1,5 @@
 """GGUF files that the gguf package wrote, read as transformers reads them."""
 
-import os
-
 import numpy as np
 import psycopg
 import pytest
@@ -138,15 +136,13 @@ def test_damaged_gguf_files(model, tmp_path):
         HubModel(tmp_path)
 
 
-def test_a_gguf_file_goes_into_the_database_with_its_tokenizer(model, vocabulary, tmp_path):
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
+def test_a_gguf_file_goes_into_the_database_with_its_tokenizer(model, vocabulary, tmp_path, dsn):
     gguf_files.write(tmp_path / "tiny.gguf", model, Kind.Q8_0, vocabulary=vocabulary)
     expected = GPT2LMHeadModel.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32).eval()
     with torch.no_grad():
         logits = expected(torch.tensor([IDS])).logits[0].numpy()
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+    with psycopg.connect(dsn) as conn:
         load_model.load_model(Database(conn), tmp_path / "tiny.gguf", "from gguf")
         (data,) = conn.execute("SELECT llm_logits(%s::int[], 'from gguf')", [IDS]).fetchone()
         found = np.frombuffer(data, "<f4").reshape(len(IDS), -1)

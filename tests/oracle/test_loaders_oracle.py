@@ -1,10 +1,8 @@
 """The loaders against transformers: directories that it writes are read exactly, and it opens those that we write."""
 
 import json
-import os
 
 import numpy as np
-import psycopg
 import pytest
 import safetensors.numpy
 import torch
@@ -97,16 +95,6 @@ def test_vocabulary_that_transformers_writes(tokenizer_directory, tmp_path):
     expected = Vocabulary.find(tokenizer_directory)
     found = Vocabulary.find(tmp_path)
     assert (found.ids, found.merges) == (expected.ids, expected.merges)
-
-
-@pytest.fixture
-def conn():
-    """The throw-away cluster of `make test-oracle`."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
-        yield conn
-        conn.rollback()
 
 
 def test_through_the_server_and_back(conn, model, tokenizer_directory, tmp_path):

@@ -5,7 +5,6 @@ TRL itself is not installed, because of all that it asks for: `trl_row` is the a
 (labels are -100 where the mask is 0); the model of transformers then shifts the labels by one.
 """
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -20,11 +19,9 @@ N_STEPS = 50
 
 
 @pytest.fixture(scope="module")
-def conn() -> Iterator[psycopg.Connection]:
+def conn(dsn) -> Iterator[psycopg.Connection]:
     """A session of the throw-away cluster of `make test-oracle`, with a model."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"], autocommit=True) as conn:
+    with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("CREATE TABLE said (n integer, prompt text, completion text, weight double precision)")
         draw = random.Random(5)
         for n in range(60):

@@ -27,11 +27,9 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module")
-def sql():
+def sql(dsn):
     """A session of the throw-away cluster of `make test-oracle`; its models are gone afterwards."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+    with psycopg.connect(dsn) as conn:
         yield conn
         conn.rollback()
 

@@ -1,7 +1,5 @@
 """The adapter that ships, opened by PEFT on the base of transformers: its logits and its choices are those of the server."""
 
-import os
-
 import numpy as np
 import psycopg
 import pytest
@@ -19,11 +17,9 @@ CLOSE = 1  # choices of fifty that may differ, since two topics are equally prob
 
 
 @pytest.fixture(scope="module")
-def conn():
+def conn(dsn):
     """The throw-away cluster of `make test-oracle`, with base and adapter in a transaction that is rolled back."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+    with psycopg.connect(dsn) as conn:
         load_model(Database(conn), BASE, "base")
         load_adapter(Database(conn), ADAPTER, "base", "topics")
         yield conn

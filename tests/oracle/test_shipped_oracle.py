@@ -1,6 +1,5 @@
 """The model that ships, opened by transformers: its tokens and logits are those of the server."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,9 @@ TOLERANCE = 2e-4  # float32, sums in another order; logits reach 20
 
 
 @pytest.fixture(scope="module")
-def conn():
+def conn(dsn):
     """The throw-away cluster of `make test-oracle`, with the model in a transaction that is rolled back."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"]) as conn:
+    with psycopg.connect(dsn) as conn:
         load_model(Database(conn), MODEL, "shipped")
         yield conn
         conn.rollback()

@@ -15,11 +15,9 @@ N_STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def run():
+def run(dsn):
     """The recipe's run in the throw-away cluster of `make test-oracle`."""
-    if "PG_GPT2_TEST_DSN" not in os.environ:
-        pytest.skip("needs a server: make test-oracle")
-    dsn, bindir = os.environ["PG_GPT2_TEST_DSN"], os.environ["PG_GPT2_TEST_BINDIR"]
+    bindir = os.environ["PG_GPT2_TEST_BINDIR"]
     command = [
         f"{bindir}/psql",
         "-X",

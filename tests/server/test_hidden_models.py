@@ -244,22 +244,33 @@ FILES = ("hidden.npz", "elsewhere.npz", "shown.safetensors", "shown.npz", "vocab
 def places(module_conn, server_files):
     """What stands for the hidden model and what is its, and for a model that there is not."""
     module_conn.execute("CREATE ROLE north")
-    (server_files / "vocab.json").write_text('{"a": 0}')
-    (server_files / "merges.txt").write_text("a b\n")
-    module_conn.execute(PREPARE.replace("{folder}", str(server_files)))
-    module_conn.execute(POLICIES)
-    run, tape, handle, saved, infile = module_conn.execute(
+    yield prepared(module_conn, server_files, PREPARE, POLICIES)
+    module_conn.execute("RESET ROLE; DROP OWNED BY north; DROP ROLE north")
+    remove_files(server_files)
+
+
+def prepared(conn: psycopg.Connection, folder: Path, prepare: str, policies: str) -> tuple[dict, dict]:
+    """What stands for the model south/poet, made by `prepare` and hidden by `policies`, and for one that there is not,
+    with what is theirs; their files are in `folder`."""
+    (folder / "vocab.json").write_text('{"a": 0}')
+    (folder / "merges.txt").write_text("a b\n")
+    conn.execute(prepare.replace("{folder}", str(folder)))
+    conn.execute(policies)
+    run, tape, handle, saved, infile = conn.execute(
         "SELECT max(run_id), (SELECT max(tape_id) FROM llm_tape), (SELECT max(output) FROM llm_tape),"
         " (SELECT min(id) FROM llm_checkpoint), (SELECT max(id) FROM llm_checkpoint) FROM llm_run"
     ).fetchone()
     ids = {"run": run, "tape": tape, "handle": handle, "saved": saved, "infile": infile}
-    yield (
-        {"m": "south/poet", "folder": server_files, **ids},
-        {"m": "south/none", "folder": server_files, **{name: 900_000_000 + n for n, name in enumerate(ids)}},
+    return (
+        {"m": "south/poet", "folder": folder, **ids},
+        {"m": "south/none", "folder": folder, **{name: 900_000_000 + n for n, name in enumerate(ids)}},
     )
-    module_conn.execute("RESET ROLE; DROP OWNED BY north; DROP ROLE north")
+
+
+def remove_files(folder: Path) -> None:
+    """Those that were made there."""
     for name in FILES:
-        (server_files / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 def outcome(conn: psycopg.Connection, statement: str, place: dict) -> tuple:

@@ -14,7 +14,17 @@ import pytest
 from psycopg import sql
 
 from tests.server.test_dump import BINDIR
-from tests.server.test_hidden_models import CASES, NO_ROWS_OF_MODELS, OWN_TAPE, ROWS, SAME_FOR_ALL, VIEWS, outcome
+from tests.server.test_hidden_models import (
+    CASES,
+    NO_ROWS_OF_MODELS,
+    OWN_TAPE,
+    ROWS,
+    SAME_FOR_ALL,
+    VIEWS,
+    outcome,
+    prepared,
+    remove_files,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "tenants.md"
 POLICIES = re.search(r"```sql\n(DO .*?)```", PAGE.read_text(), re.DOTALL)[1]
@@ -41,7 +51,6 @@ PREPARE = """
     GRANT pg_read_server_files, pg_write_server_files TO north;
     REVOKE TRUNCATE ON ALL TABLES IN SCHEMA public FROM north;
 """
-FILES = ("hidden.npz", "elsewhere.npz", "shown.safetensors", "shown.npz", "vocab.json", "merges.txt")
 
 # What adapters are made of and made into, and what is written without the functions.
 ATTACKS = [
@@ -77,22 +86,9 @@ ALL = sorted({statement: name for name, statement in CASES}.items()) + [(attack,
 def places(module_conn, server_files):
     """What stands for the victim's adapter and what is its, and for one that there is not."""
     module_conn.execute("CREATE ROLE north; CREATE ROLE south")
-    (server_files / "vocab.json").write_text('{"a": 0}')
-    (server_files / "merges.txt").write_text("a b\n")
-    module_conn.execute(PREPARE.replace("{folder}", str(server_files)))
-    module_conn.execute(POLICIES)
-    run, tape, handle, saved, infile = module_conn.execute(
-        "SELECT max(run_id), (SELECT max(tape_id) FROM llm_tape), (SELECT max(output) FROM llm_tape),"
-        " (SELECT min(id) FROM llm_checkpoint), (SELECT max(id) FROM llm_checkpoint) FROM llm_run"
-    ).fetchone()
-    ids = {"run": run, "tape": tape, "handle": handle, "saved": saved, "infile": infile}
-    yield (
-        {"m": "south/poet", "folder": server_files, **ids},
-        {"m": "south/none", "folder": server_files, **{name: 900_000_000 + n for n, name in enumerate(ids)}},
-    )
+    yield prepared(module_conn, server_files, PREPARE, POLICIES)
     module_conn.execute("RESET ROLE; DROP OWNED BY north, south; DROP ROLE north, south")
-    for name in FILES:
-        (server_files / name).unlink(missing_ok=True)
+    remove_files(server_files)
 
 
 @pytest.fixture(scope="module")
