@@ -53,6 +53,15 @@ def checks(monkeypatch):
     return seen, limit
 
 
+@pytest.mark.parametrize("size", [5, 4096, 3 * pretokenize.WINDOW])
+def test_the_last_cut_is_found_in_windows_with_looks_for_a_cancel_request(checks, size):
+    word = "z" * size
+    assert pretokenize.last_cut(word) == 0
+    assert len(checks[0]) >= size // pretokenize.WINDOW
+    assert pretokenize.last_cut(f"low lower {word}") == len("low lower")
+    assert pretokenize.last_cut(f"low lower {word} ") == len("low lower ") + size
+
+
 # Golden data
 
 

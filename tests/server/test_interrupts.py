@@ -15,7 +15,7 @@ from tests.server.test_hostile import EXAMPLES, PARAMETERS, arguments
 TIMEOUT, LATE = 1.0, 0.5  # seconds
 CAP = 300 << 20  # bytes, pg_gpt2.max_memory
 COPIES = 6  # of an argument: the server's, toasted and not, PL/Python's, the result's
-ATTEMPTS = 3  # at being in time, on a machine that does other things as well
+ATTEMPTS = 5  # at being in time, on a machine that does other things as well
 
 PREPARE = """
     CREATE TABLE large (bytes bytea, letters text, words text, integers integer[], bigints bigint[], floats float8[],

@@ -65,14 +65,14 @@ def _cut(text: str, start: int) -> int:
 
 def last_cut(text: str) -> int:
     """The last place where a piece may end: whatever is appended to `text`, the words before it stay as they are. 0: none."""
-    window = WORDS_SOUGHT
-    while True:
-        start = max(0, len(text) - window)
-        found = [match.end() - 1 for match in _CUT.finditer(text, start)]
-        if found or not start:
-            return found[-1] if found else 0
-        window *= 4
+    end, window = len(text), WORDS_SOUGHT
+    while end > 1:
+        start = max(0, end - window)
+        if found := [match.end() - 1 for match in _CUT.finditer(text, start, end)]:
+            return found[-1]
+        end, window = start + 1, min(4 * window, WINDOW)  # a place to cut is between two characters
         host.check_interrupts()
+    return 0
 
 
 def _word_lists(text: str, start: int, end: int) -> Iterator[list[str]]:
