@@ -17,11 +17,18 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_m
 ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
 
-CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
-RETURNS integer[]
+-- PL/Python makes an array of a list by the text of each element, in four times the time in which the server reads the text of all.
+CREATE FUNCTION llm_encode_sent(text_in text, model text, special boolean)
+RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @tokenizer.encode@;
+COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
+
+CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS integer[]
+LANGUAGE sql STABLE PARALLEL UNSAFE
+RETURN @extschema@.llm_encode_sent(text_in, model, special)::integer[];
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. Special tokens, such as <|endoftext|>, are ordinary text unless '
     'special is true; other added tokens are always found. A null text gives null; a null model is the setting pg_gpt2.model.';

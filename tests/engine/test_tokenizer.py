@@ -6,13 +6,14 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer import added, bpe, bpe_merge, pretokenize
+from pg_gpt2.tokenizer import added, bpe, bpe_many, bpe_merge, pretokenize, words
 from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
@@ -175,12 +176,12 @@ def test_a_surrogate_is_not_text():
 
 
 def test_the_cache_of_words_is_bounded(monkeypatch):
-    monkeypatch.setattr(bpe, "CACHED_WORDS", 8)
+    monkeypatch.setattr(words, "CACHED_WORDS", 8)
     tokenizer = Tokenizer(LEARNED.tokens, MERGES)
     text = " ".join(f"word{chr(97 + i)}" for i in range(26)) + " " + "x" * 1000
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer._words) <= 8
-    assert all(len(word) <= bpe.CACHED_LENGTH for word in tokenizer._words)
+    assert len(tokenizer._words.cached) <= 8
+    assert all(len(word) <= words.CACHED_LENGTH for word in tokenizer._words.cached)
 
 
 # Decoding
@@ -264,12 +265,35 @@ def test_the_heap_merges_as_scanning_does(seed):
 
 
 @no_deadline
+@given(st.integers(0, 2**32))
+def test_many_words_are_merged_together_as_each_alone(seed):
+    rng = random.Random(seed)
+    merged = [rng.randrange(-3, 8) for _ in range(30)]
+    ranks = {(rng.randrange(-3, 8), rng.randrange(-3, 8)): rank for rank in range(rng.randrange(31))}
+    many = [[rng.randrange(4) for _ in range(rng.randrange(1, 30))] for _ in range(rng.randrange(1, 40))]
+    lengths = np.array([len(word) for word in many])
+    together = bpe_many.Merges(ranks, merged).merge(np.concatenate(many), lengths)
+    for word in many:
+        list(bpe_merge.merge_by_scan(word, ranks, merged))
+    assert together == many
+
+
+@pytest.mark.parametrize("several", [1, 10**9])
+def test_new_words_are_the_same_together_and_one_by_one(monkeypatch, several):
+    monkeypatch.setattr(words, "MANY", several)
+    fresh = Tokenizer(LEARNED.tokens, MERGES)
+    for text, ids in CASES["plain"]:
+        assert fresh.encode(text) == ids
+        assert fresh.encode(text) == ids  # from the cache
+
+
+@no_deadline
 @given(st.text("ab", min_size=1, max_size=300))
 def test_long_words_are_merged_as_short_ones(text):
     ids = LEARNED.encode(text)
     with pytest.MonkeyPatch.context() as patch:
         for limit in (0, 10**9):
-            patch.setattr(bpe, "LONG_WORD", limit)
+            patch.setattr(words, "LONG_WORD", limit)
             assert Tokenizer(LEARNED.tokens, MERGES).encode(text) == ids
 
 
@@ -310,14 +334,14 @@ def test_a_word_of_more_characters_than_one_takes_is_refused_before_it_is_matche
 
 
 def test_a_word_of_many_bytes_is_refused_before_memory_is_taken(monkeypatch):
-    monkeypatch.setattr(bpe, "MOST_WORD", 3_000_000)
+    monkeypatch.setattr(words, "MOST_WORD", 3_000_000)
     with pytest.raises(InvalidParameter, match="a word of 3000001 bytes or more is too long"):
         LEARNED.encode("b" * 3_000_001)
     assert LEARNED.decode(LEARNED.encode("b" * 2_999_999)) == "b" * 2_999_999
     asked = []
     monkeypatch.setattr(host, "require_memory", lambda size, purpose: asked.append(size))
     LEARNED.encode("b" * 2_000_000)
-    assert asked == [2_000_000 * bpe.BYTES_A_SYMBOL]
+    assert asked == [2_000_000 * words.BYTES_A_SYMBOL]
 
 
 @pytest.mark.parametrize("text", ["word and " * 50_000, "a" * 300_000], ids=["words", "one word"])
@@ -364,7 +388,9 @@ def test_bytes_of_long_tokens_are_asked_for_and_bounded(monkeypatch):
 
 def test_an_array_takes_so_many_tokens(monkeypatch):
     monkeypatch.setattr(bpe, "MOST_IDS", 10)
-    assert len(LEARNED.encode_array("q" * 10)) == 10
+    ids = LEARNED.encode_array("q" * 10)
+    assert ids == "{" + ",".join(map(str, LEARNED.encode("q" * 10))) + "}"
+    assert LEARNED.encode_array("") == "{}"
     with pytest.raises(InvalidParameter, match="more than 10 tokens"):
         LEARNED.encode_array("q" * 11)
 

@@ -148,9 +148,9 @@ def test_english_has_the_ids_of_tiktoken_and_takes_its_time(gpt2):
     """A megabyte in 2 seconds is promised; this takes some 0.1."""
     text = "\n".join(topics.values())
     ids = gpt2.tiktoken.encode_ordinary(text)
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     assert Tokenizer(gpt2.ours.tokens, gpt2.merges).encode(text) == ids
-    assert time.perf_counter() - start < 2 * len(text) / 1e6
+    assert time.process_time() - start < 2 * len(text) / 1e6
 
 
 def test_every_code_point_has_the_ids_of_tiktoken(gpt2):

@@ -1,6 +1,6 @@
 -- Tokenizer: llm_train_bpe, llm_encode, llm_decode, llm_decode_bytes, llm_tokenize, llm_token_count, llm_bpe_trace and loading from files.
 BEGIN;
-SELECT plan(88);
+SELECT plan(89);
 
 -- llm_train_bpe.
 SELECT volatility_is('llm_train_bpe', '{text,integer,text,text}'::name[], 'volatile');
@@ -39,6 +39,7 @@ SELECT volatility_is('llm_encode', '{text,text,boolean}'::name[], 'stable');
 SELECT volatility_is('llm_token_count', '{text,text,boolean}'::name[], 'stable');
 SELECT is(llm_encode('', 't'), '{}', 'an empty text has no tokens');
 SELECT is(llm_encode(NULL, 't'), NULL, 'null of null');
+SELECT is(llm_encode_sent('ab', 't', false), '{64,65}', 'llm_encode_sent gives the text form of an array');
 SELECT is(llm_encode('a', 't'), '{64}', 'ids of bytes are GPT-2''s');
 SELECT is(cardinality(llm_encode('<|endoftext|>', 't')) > 1, true, '<|endoftext|> is ordinary text');
 SELECT is(llm_encode('a<|endoftext|>b', 't', special => true), '{64,263,65}', 'unless special is true');

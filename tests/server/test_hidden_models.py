@@ -69,6 +69,7 @@ STATEMENTS = {
     ],
     "llm_choose_rows": ["SELECT * FROM llm_choose_rows('SELECT 1, $$low$$', '{{x,the}}', model_name => '{m}')"],
     "llm_encode": ["SELECT llm_encode('low lower', '{m}')"],
+    "llm_encode_sent": ["SELECT llm_encode_sent('low lower', '{m}', false)"],
     "llm_decode": ["SELECT llm_decode('{{1,2}}', '{m}')"],
     "llm_decode_bytes": ["SELECT llm_decode_bytes('{{1,2}}', '{m}')"],
     "llm_decode_sent": [f"SELECT llm_decode_sent({IDS}, '{{m}}', true)"],

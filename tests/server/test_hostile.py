@@ -70,6 +70,7 @@ EXAMPLES = {
     "llm_choose_rows": "source => 'VALUES (1, ''low '')', choices => '{low,the cat}', model_name => 'm'",
     "llm_evaluate_choices": "source => 'VALUES (''low '', ''low'')', choices => '{low,the cat}', model_name => 'm'",
     "llm_encode": "text_in => 'low', model => 'm'",
+    "llm_encode_sent": "text_in => 'low', model => 'm', special => false",
     "llm_decode": "ids => '{1,2}', model => 'm'",
     "llm_decode_bytes": "ids => '{1,2}', model => 'm'",
     "llm_decode_sent": "sent => array_send('{1,2}'::int[]), model => 'm', as_text => true",

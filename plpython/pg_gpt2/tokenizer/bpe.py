@@ -1,28 +1,23 @@
 """GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
 
-Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). Words are cached:
-only a new word pays. No file or table is read here, that is for formats.vocab and the store.
+Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). No file or table is
+read here, that is for formats.vocab and the store.
 """
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..fast import slices
-from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
+from ..limits import MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
-from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .pretokenize import last_cut, pretokens, split, word_too_long
+from .bpe_merge import Ranks, merge_by_scan
+from .pretokenize import last_cut, pretokens, split
+from .words import Words, gathered
 
 END_OF_TEXT = "<|endoftext|>"
-CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
-CACHED_LENGTH = 64  # longer words seldom come back
-LONG_WORD = 48  # bytes from which the heap is faster
-BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
-BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
@@ -71,22 +66,6 @@ class Merge(NamedTuple):
     pieces: list[str]
 
 
-class _Words(dict[str, list[int]]):
-    """Word -> ids, computed when missing. Emptied when full: the words in use are back at once."""
-
-    def __init__(self, encode_word: Callable[[str], list[int]]) -> None:
-        super().__init__()
-        self.encode_word = encode_word
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self.encode_word(word)
-        if len(word) <= CACHED_LENGTH:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
-
-
 class Tokenizer:
     """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
     a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
@@ -123,7 +102,7 @@ class Tokenizer:
         for rank, (left, right) in enumerate(merges):
             self._ranks[self._symbol(left), self._symbol(right)] = rank
             self._merged.append(self._symbol(left + right))
-        self._words = _Words(self._encode_word)
+        self._words = Words(self._byte_symbols, self._ranks, self._merged, self._lacking)
         self._longest = max(map(len, self.tokens.values()))
         self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
 
@@ -148,17 +127,20 @@ class Tokenizer:
                 host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
         return ids
 
-    def encode_array(self, text: str, special: bool = False) -> list[int]:
-        """Token ids for an array of SQL, of at most MOST_IDS."""
-        ids: list[int] = []
-        for some in self._encoded(text, special):
-            ids += some
-            if len(ids) > MOST_IDS:
+    def encode_array(self, text: str, special: bool = False) -> str:
+        """Token ids as the text of an array of SQL, of at most MOST_IDS."""
+        parts: list[str] = []
+        count = 0
+        for words in self._words_of(text, special):
+            part = f"{words}," if isinstance(words, int) else "".join(self._words.texts(words))
+            parts.append(part)
+            count += part.count(",")
+            if count > MOST_IDS:
                 raise InvalidParameter(
                     f"the text has more than {MOST_IDS} tokens, the most that an array takes",
                     hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
                 )
-        return ids
+        return "{" + "".join(parts).removesuffix(",") + "}"
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""
@@ -185,7 +167,7 @@ class Tokenizer:
             if isinstance(pretoken, int):
                 done.append(self._token_text(pretoken))
                 continue
-            symbols = self._bytes_to_symbols(pretoken)
+            symbols = self._words.symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
             for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
                 for _, place in merges:
@@ -226,6 +208,11 @@ class Tokenizer:
 
     def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
         """Ids in lists of a piece of the text each."""
+        for words in self._words_of(text, special):
+            yield [words] if isinstance(words, int) else list(chain.from_iterable(self._words.encode(words)))
+
+    def _words_of(self, text: str, special: bool) -> Iterator[list[str] | int]:
+        """Words in lists of a piece of the text each, and the ids of the added tokens between them."""
         if special and not self.added.any_special and END_OF_TEXT in text:
             raise InvalidParameter(
                 f"the vocabulary has no token {END_OF_TEXT}",
@@ -234,53 +221,22 @@ class Tokenizer:
         progress = host.Progress("encoding", "characters", len(text))
         for start, end, token in self.added.split(text, special):
             if token is not None:
-                yield [token]
-                continue
-            for words in split(text[start:end], progress, start):
-                host.check_interrupts()
-                yield list(chain.from_iterable(map(self._words.__getitem__, words)))
+                yield token
+            else:
+                yield from gathered(split(text[start:end], progress, start))
 
     def _pretokens(self, text: str) -> Iterator[str | int]:
         """The pretokens of a text, and the ids of the tokens added between them."""
         for start, end, token in self.added.split(text, special=False):
             yield from pretokens(text[start:end]) if token is None else [token]
 
-    def _encode_word(self, word: str) -> list[int]:
-        """Ids of one pretoken."""
-        symbols = self._bytes_to_symbols(word)
-        if len(symbols) < LONG_WORD:
-            for _ in merge_by_scan(symbols, self._ranks, self._merged):
-                pass
-        else:
-            symbols = merge_by_heap(symbols, self._ranks, self._merged)
-        if min(symbols) < 0:
-            lacking = next(self._symbol_text(symbol) for symbol in symbols if symbol < 0)
-            raise InconsistentData(
-                f"the vocabulary of {len(self)} tokens lacks the token {lacking!r}",
-                hint="Text needs all 256 byte tokens, and every merge the token it makes: load the vocabulary and "
-                "the merges that belong together.",
-            )
-        return symbols
-
-    def _bytes_to_symbols(self, word: str) -> list[int]:
-        try:
-            data = word.encode()
-        except UnicodeEncodeError as error:
-            surrogate = ord(word[error.start])
-            raise InvalidParameter(
-                f"the text contains the surrogate U+{surrogate:04X}, which is not a character",
-                hint="Decode the text from its bytes with errors='replace'.",
-            ) from None
-        if len(data) <= BYTES_A_CHECK:
-            return [self._byte_symbols[b] for b in data]
-        if len(data) > MOST_WORD:
-            raise word_too_long(len(data))
-        host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
-        symbols: list[int] = []
-        for part in slices.pieces(len(data), BYTES_A_CHECK):
-            host.check_interrupts()
-            symbols += [self._byte_symbols[b] for b in data[part]]
-        return symbols
+    def _lacking(self, symbol: int) -> PgGpt2Error:
+        """The error for a symbol without a token that is left in a word."""
+        return InconsistentData(
+            f"the vocabulary of {len(self)} tokens lacks the token {self._symbol_text(symbol)!r}",
+            hint="Text needs all 256 byte tokens, and every merge the token it makes: load the vocabulary and "
+            "the merges that belong together.",
+        )
 
     def _symbol(self, token: str) -> int:
         """The symbol of a token in printable form; a new one when the vocabulary lacks it."""

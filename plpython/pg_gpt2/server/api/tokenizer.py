@@ -9,7 +9,8 @@ from ...errors import InvalidParameter, require
 from ...fast import slices
 from ...formats import vocab as vocab_files
 from ...tokenizer import bpe_train
-from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
+from ...tokenizer.bpe import Tokenizer
+from ...tokenizer.words import BYTES_A_CHECK
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..caller_query import source_texts
@@ -29,8 +30,8 @@ def _tokenizer(model: str | None) -> Tokenizer:
 
 
 @entry
-def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
-    """Token ids."""
+def encode(text: str | None, model: str | None, special: bool | None) -> str | None:
+    """Token ids, in the text form of an array."""
     return None if text is None else _tokenizer(model).encode_array(text, bool(special))
 
 
