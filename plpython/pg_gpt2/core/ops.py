@@ -284,11 +284,16 @@ def merge_heads(x: np.ndarray) -> np.ndarray:  # [.., H, T, d] -> [.., T, H d]
     return x.reshape(*x.shape[:-2], -1)
 
 
+def scaled(x: np.ndarray, d: int, factor: float | None) -> np.ndarray:
+    """x times `factor`; None = 1 / sqrt(d), d being the width of a head."""
+    return x / x.dtype.type(sqrt(d)) if factor is None else x * x.dtype.type(factor)
+
+
 def attend(
-    q: np.ndarray, k: np.ndarray, keep: np.ndarray | None = None
+    q: np.ndarray, k: np.ndarray, factor: float | None = None
 ) -> np.ndarray:  # [.., t, d], [.., T, d] -> [.., t, T]
     """Probabilities softmax(q k' / sqrt(d)): the last of t queries sees all T keys, each earlier one a key less."""
-    scores = q @ k.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+    scores = scaled(q @ k.swapaxes(-1, -2), q.shape[-1], factor)
     t, length = scores.shape[-2:]
     future = np.triu(np.full((t, length), -np.inf, q.dtype), 1 + length - t)
     return softmax(scores + future)
@@ -305,11 +310,20 @@ def _dropped(w: np.ndarray, p: float, **address: int) -> np.ndarray:  # [.., T, 
 
 
 def causal_attention(
-    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    factor: float | None = None,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
 ) -> np.ndarray:  # [.., T, 3D] -> [.., T, D]
-    """softmax(q k' / sqrt(d)) v of each head; position t sees 1 .. t; p drops probabilities. `chunk` is for faster forms."""
+    """softmax(factor q k') v of each head; position t sees 1 .. t; p drops probabilities. No factor = 1 / sqrt(d). `chunk` is
+    for faster forms."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
-    w = attend(q, k)
+    w = attend(q, k, factor)
     return merge_heads(_dropped(w, p, seed=seed, step=step, site=site) @ v)
 
 
@@ -319,6 +333,7 @@ def causal_attention_backward(
     qkv: np.ndarray,
     *,
     n_head: int,
+    factor: float | None = None,
     chunk: int = CHUNK,
     p: float = 0.0,
     seed: int = 0,
@@ -327,10 +342,10 @@ def causal_attention_backward(
 ) -> Grads:
     """Through the product with v, dropout, softmax, and the product q k'."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
-    w, dy = attend(q, k), split_heads(dy, n_head)
+    w, dy = attend(q, k, factor), split_heads(dy, n_head)
     dv = _dropped(w, p, seed=seed, step=step, site=site).swapaxes(-1, -2) @ dy
     dw = _dropped(dy @ v.swapaxes(-1, -2), p, seed=seed, step=step, site=site)
-    d_scores = w * (dw - (w * dw).sum(axis=-1, keepdims=True)) / q.dtype.type(sqrt(q.shape[-1]))
+    d_scores = scaled(w * (dw - (w * dw).sum(axis=-1, keepdims=True)), q.shape[-1], factor)
     dq, dk = d_scores @ k, d_scores.swapaxes(-1, -2) @ q
     return (np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1),)
 
