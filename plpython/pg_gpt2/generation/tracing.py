@@ -66,7 +66,7 @@ class Tracer:
         if parameter is not None:
             return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
-            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
+            return "attn.heads" if op == "causal_attention" else f"mlp.{op}"
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
