@@ -14,14 +14,14 @@ CONFIGS = [
 CONFIGS.append(replace(CONFIGS[0], adapter=Adapter(r=5, alpha=4, targets=LINEAR_LAYERS)))
 VARIANT = replace(  # another architecture in every way
     CONFIGS[0],
-    activation_function="gelu_fast",
+    activation_function="gelu",
     n_inner=100,
     layer_norm_epsilon=1e-3,
     scale_attn_weights=False,
     scale_attn_by_inverse_layer_idx=True,
     tie_word_embeddings=False,
 )
-CONFIGS += [VARIANT, replace(VARIANT, adapter=CONFIGS[2].adapter)]
+CONFIGS += [VARIANT, replace(VARIANT, activation_function="silu", scale_attn_weights=True, adapter=CONFIGS[2].adapter)]
 GREEDY = Sampling(temperature=0)
 # Processors that depend on what was read and said, and cuts that is_decisive bounds and does not.
 WITH_OPTIONS = [

@@ -27,9 +27,7 @@ class Cache(Protocol):
     @property
     def shares(self) -> bool: ...
 
-    def attend(
-        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
-    ) -> None:
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
 
         A row sees the positions before `start`, the rows before it, and itself. `factor` is that of scores, or 1 / sqrt(d).

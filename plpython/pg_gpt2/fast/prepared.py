@@ -16,7 +16,7 @@ from ..core import gpt2
 from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import panels, threads
-from .activations import gelu_into
+from .activations import INTO, Into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
@@ -27,7 +27,9 @@ MOST_PREPARED = (
     256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
 )
 
-Attend = Callable[[int, np.ndarray, np.ndarray, float | None], None]  # (layer, qkv [m, 3D], out [m, D], factor of scores)
+Attend = Callable[
+    [int, np.ndarray, np.ndarray, float | None], None
+]  # (layer, qkv [m, 3D], out [m, D], factor of scores)
 
 
 class Rows:
@@ -84,6 +86,8 @@ class PreparedPass:
 
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
         """Prepare an op; the result is there once the pass has come to it."""
+        if name in INTO:
+            return self._activation(INTO[name], *inputs)
         return getattr(self, f"_{name}")(*inputs, **attrs)
 
     def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
@@ -134,9 +138,9 @@ class PreparedPass:
                 self._calls[place] = panels.bind(*call, following)
                 following = call.w
 
-    def _gelu(self, x: Rows) -> Rows:
+    def _activation(self, into: Into, x: Rows) -> Rows:
         y = self._new(x.data.shape[1])
-        self._calls.append(partial(gelu_into, x.data, y.data))
+        self._calls.append(partial(into, x.data, y.data))
         return y
 
     def _add(self, a: Rows, b: Rows) -> Rows:
