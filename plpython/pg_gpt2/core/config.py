@@ -82,7 +82,7 @@ class Architecture:
     tie_word_embeddings: bool = True  # whether `wte` is the output layer, too
 
     def __post_init__(self) -> None:
-        if self.activation_function not in ACTIVATIONS:
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise InvalidParameter(
                 f"activation_function {self.activation_function!r} is not known",
                 hint=f"It is one of {', '.join(ACTIVATIONS)}; GPT-2's is gelu_new.",
@@ -105,12 +105,28 @@ class Architecture:
                     hint=f"GPT-2's is {str(field.default).lower()}.",
                 )
 
+    def architecture(self) -> dict[str, Any]:
+        """These fields and their values."""
+        return {field.name: getattr(self, field.name) for field in fields(Architecture)}
+
     def differences(self) -> dict[str, Any]:
-        """The fields that are not GPT-2's."""
-        return {name: value for name, default in ARCHITECTURE.items() if (value := getattr(self, name)) != default}
+        """Those that are not GPT-2's."""
+        return {name: value for name, value in self.architecture().items() if value != ARCHITECTURE[name]}
 
 
 ARCHITECTURE: dict[str, Any] = {field.name: field.default for field in fields(Architecture)}  # GPT-2's
+
+
+def in_words(architecture: Mapping[str, Any]) -> str:
+    """Fields of an architecture, for a message."""
+    words = {None: "4 * d_model", True: "true", False: "false"}
+    return ", ".join(
+        f"{name} {words[value] if value is None or value is True or value is False else value}"
+        for name, value in architecture.items()
+    )
+
+
+ENDS = ("eos_token_id", "stop_token_ids")  # fields that may be known or not
 
 
 @dataclass(frozen=True)
