@@ -12,6 +12,16 @@ CONFIGS = [
     GPT2Config(n_layer=1, n_head=3, d_model=24, n_positions=96, vocab=50),
 ]
 CONFIGS.append(replace(CONFIGS[0], adapter=Adapter(r=5, alpha=4, targets=LINEAR_LAYERS)))
+VARIANT = replace(  # another architecture in every way
+    CONFIGS[0],
+    activation_function="gelu",
+    n_inner=100,
+    layer_norm_epsilon=1e-3,
+    scale_attn_weights=False,
+    scale_attn_by_inverse_layer_idx=True,
+    tie_word_embeddings=False,
+)
+CONFIGS += [VARIANT, replace(VARIANT, activation_function="silu", scale_attn_weights=True, adapter=CONFIGS[2].adapter)]
 GREEDY = Sampling(temperature=0)
 # Processors that depend on what was read and said, and cuts that is_decisive bounds and does not.
 WITH_OPTIONS = [
@@ -30,7 +40,7 @@ WITH_OPTIONS = [
 
 def name_of(config: GPT2Config) -> str:
     """For the name of a test."""
-    return f"d{config.d_model}" + ("-adapter" if config.adapter else "")
+    return f"d{config.d_model}" + ("-variant" if config.differences() else "") + ("-adapter" if config.adapter else "")
 
 
 def random_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:

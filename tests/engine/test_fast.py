@@ -9,8 +9,8 @@ from pg_gpt2.core import adamw as plain_adamw
 from pg_gpt2.core import gpt2, op
 from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.core.tape import Eager, Tape
+from pg_gpt2.fast import activations, layout, ops, threads
 from pg_gpt2.fast import adamw as fast_adamw
-from pg_gpt2.fast import layout, ops, threads
 from pg_gpt2.generation.decode import Decoder, several, step_together
 from pg_gpt2.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ def case(name: str, draw: np.random.Generator) -> Case:
         "add": ([(*batch, m, n), ((m, n), (n,), (m, 1))[draw.integers(3)]], {}),
         "mul": ([(*batch, m, n), ((m, n), (n,), (m, 1))[draw.integers(3)]], {}),
         "scale": ([(*batch, m, n)], {"factor": float(draw.normal())}),
-        "gelu": ([(*batch, m, n)], {}),
+        **{name: ([(*batch, m, n)], {}) for name in activations.INTO},
         "softmax": ([(*batch, m, n)], {}),
         "layernorm": ([(*batch, m, n + 1), (n + 1,), (n + 1,)], {"eps": 1e-5}),
         "matmul": ([(*batch, m, k), ((*batch, k, n), (k, n))[draw.integers(2)]], {}),

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from pg_gpt2 import formats
-from pg_gpt2.core.config import Adapter, GPT2Config
+from pg_gpt2.core.config import ARCHITECTURE, Adapter, GPT2Config
 from pg_gpt2.errors import (
     FeatureNotSupported,
     InconsistentData,
@@ -154,7 +154,7 @@ def test_whoever_says_another_value_of_a_field_is_contradicted(field):
     known = replace(CONFIG, eos_token_id=3, stop_token_ids=(3, 4))
     assert names.agreed("m", known, {}, "it") == known
     assert names.agreed("m", known, {field: getattr(known, field)}, "it") == known
-    other = (2, 3) if field == "stop_token_ids" else 2
+    other = {"stop_token_ids": (2, 3), "activation_function": "relu"}.get(field, 2)
     with pytest.raises(InconsistentData, match=re.escape(f"it says {field} = {other}, and model")):
         names.agreed("m", replace(known, n_layer=1, n_head=1), {field: other}, "it")
 
@@ -168,6 +168,15 @@ def test_an_end_of_text_token_is_taken_where_none_is_known():
 
 
 HUB = fields_of(CONFIG)
+VARIED = {
+    "activation_function": "relu",
+    "n_inner": 7,
+    "layer_norm_epsilon": 1e-6,
+    "scale_attn_weights": False,
+    "scale_attn_by_inverse_layer_idx": True,
+    "reorder_and_upcast_attn": True,
+    "tie_word_embeddings": False,
+}
 
 
 def without(*keys):
@@ -210,27 +219,62 @@ def test_the_tokens_that_end_generation_are_said_by_an_exported_file():
 
 @pytest.mark.parametrize("stops", [None, (), (3,), (3, 10)])
 @pytest.mark.parametrize("adapter", [None, Adapter(2, 8.0, ("mlp.c_fc",), 0.5)])
-def test_a_configuration_goes_through_json(adapter, stops):
-    config = replace(CONFIG, adapter=adapter, stop_token_ids=stops)
+@pytest.mark.parametrize("kind", [{}, VARIED], ids=["gpt2", "variant"])
+def test_a_configuration_goes_through_json(adapter, stops, kind):
+    config = replace(CONFIG, adapter=adapter, stop_token_ids=stops, **kind)
     assert GPT2Config.from_json(json.loads(json.dumps(config.to_json()))) == config
-    assert config.plain() == replace(CONFIG, eos_token_id=None)
+    assert config.plain() == replace(CONFIG, eos_token_id=None, **kind)
+    assert config.to_json().keys() & ARCHITECTURE.keys() == kind.keys()  # of GPT-2's own models what it always was
+
+
+@pytest.mark.parametrize("kind", [{name: value} for name, value in VARIED.items()] + [VARIED], ids=str)
+def test_another_architecture_goes_through_config_json_and_through_the_metadata_of_a_file(kind):
+    config = replace(CONFIG, eos_token_id=3, **kind)
+    assert config.differences() == kind
+    assert config_of(json.loads(json.dumps(fields_of(config)))) == config
+    tensors = {name: np.ones(shape, "<f4") for name, shape in config.param_shapes().items()}
+    for write, open_ in ((npz_bytes, formats.open_npz), (safetensors_bytes, formats.open_safetensors)):
+        with open_(io.BytesIO(write(tensors, names.hub_metadata(config)))) as checkpoint:
+            assert checkpoint.config() == config
+            assert [name for name, _, _ in checkpoint.tensors(config)] == [*checkpoint.names()]
+            with pytest.raises(InconsistentData, match="says " + next(iter(kind))):
+                names.agreed("m", replace(CONFIG, eos_token_id=3), checkpoint.said(), "it")
+
+
+def test_a_width_of_four_times_the_models_is_gpt2s():
+    assert replace(CONFIG, n_inner=16) == CONFIG
+    assert config_of(HUB | {"n_inner": 16}) == CONFIG
+    assert config_of(HUB | {"n_inner": None}) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("n_inner", "x"), ("layer_norm_epsilon", "["), ("tie_word_embeddings", "False")]
+)
+def test_a_value_of_the_metadata_that_is_none_is_refused(key, text):
+    with (
+        formats.open_npz(io.BytesIO(npz_bytes(weights(), {"n_head": "2", key: text}))) as checkpoint,
+        pytest.raises(MalformedData, match=f"says {key} = "),
+    ):
+        checkpoint.config()
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        *({"activation_function": name} for name in ("gelu", "relu", None, 7, ["gelu_new"])),
-        *({"layer_norm_epsilon": eps} for eps in (1e-6, 0, None, "1e-5")),
-        *({"n_inner": n} for n in (17, 10**30, "16", [])),
+        *({"activation_function": name} for name in ("mish", "", None, 7, ["gelu_new"])),
+        *({"layer_norm_epsilon": eps} for eps in (0, -1e-5, 2, True, None, "1e-5")),
+        *({"n_inner": n} for n in (0, 10**30, "16", [])),
         *({"model_type": name} for name in ("bert", "gptj", None)),
-        *({name: True} for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention")),
-        *({name: False} for name in ("scale_attn_weights", "tie_word_embeddings")),
+        {"add_cross_attention": True},
+        *({name: value} for name, ours in ARCHITECTURE.items() if type(ours) is bool for value in (1, None, "true")),
         *({name: n} for name in ("n_layer", "vocab_size", "n_embd") for n in (0, -1, None, 1.5, True, "2", 1 << 31)),
         *({"n_embd": 6, "n_head": 4}, {"hidden_size": 8}, {"num_attention_heads": 1}),
     ],
 )
-def test_another_architecture_is_refused_by_the_name_of_what_differs(more):
-    with pytest.raises((InconsistentData, MalformedData), match=rf"it has .*({next(iter(more))}|d_model 6)") as caught:
+def test_what_is_no_gpt2_is_refused_by_the_name_of_what_differs(more):
+    with pytest.raises(
+        (InconsistentData, MalformedData), match=rf"it (has|is) .*({next(iter(more))}|d_model 6)"
+    ) as caught:
         config_of(HUB | more, "it")
     assert caught.value.hint
 

@@ -89,7 +89,7 @@ def test_decoding_with_a_cache_through_the_attend_hook() -> None:
     whole = gpt2.hidden(Eager(), PARAMS, TOKENS[:1], TINY)
     cache: dict[int, np.ndarray] = {}
 
-    def cached(layer: int, qkv: np.ndarray) -> np.ndarray:
+    def cached(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:
         cache[layer] = np.concatenate([cache[layer], qkv], axis=1) if layer in cache else qkv
         _, k, v = split_qkv(cache[layer], TINY.n_head)
         y = np.empty((*qkv.shape[:-1], TINY.d_model), np.float32)

@@ -8,7 +8,7 @@ import pytest
 from pg_gpt2.core import rng
 from pg_gpt2.core.op import Op
 from pg_gpt2.errors import InvalidParameter, UndefinedObject
-from pg_gpt2.fast import blas, buffers, threads
+from pg_gpt2.fast import activations, blas, buffers, threads
 from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.ops import lookup, registry
 from pg_gpt2.fast.products import product
@@ -30,7 +30,7 @@ BIG = {  # large enough that each is cut into several pieces
     "add": ([(700, 768), (768,)], {}),
     "mul": ([(700, 768), (700, 768)], {}),
     "scale": ([(700, 768)], {"factor": 0.3}),
-    "gelu": ([(700, 768)], {}),
+    **{name: ([(700, 768)], {}) for name in activations.INTO},
     "softmax": ([(700, 768)], {}),
     "layernorm": ([(700, 768), (768,), (768,)], {}),
     "linear": ([(700, 256), (256, 1024), (1024,)], {}),

@@ -46,6 +46,11 @@ CASES: dict[str, Callable[[int, int, int, int], Case]] = {
     "mul": lambda b, t, d, n: ([(b, t, d), (b, 1, d)], {}, torch.mul),
     "scale": lambda b, t, d, n: ([(b, t)], {"factor": 0.37}, lambda x: x * 0.37),
     "gelu": lambda b, t, d, n: ([(b, t, d)], {}, gelu),
+    "gelu_exact": lambda b, t, d, n: ([(b, t, d)], {}, F.gelu),
+    "relu": lambda b, t, d, n: ([(b, t, d)], {}, torch.relu),
+    "silu": lambda b, t, d, n: ([(b, t, d)], {}, F.silu),
+    "quick_gelu": lambda b, t, d, n: ([(b, t, d)], {}, lambda x: x * torch.sigmoid(1.702 * x)),
+    "tanh": lambda b, t, d, n: ([(b, t, d)], {}, torch.tanh),
     "softmax": lambda b, t, d, n: ([(b, t, d)], {}, lambda x: torch.softmax(x, -1)),
     "layernorm": lambda b, t, d, n: (
         [(b, t, d), (d,), (d,)],

@@ -76,6 +76,8 @@ def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> in
         return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK + of_loss
     if name in ("softmax", "layernorm", "cross_entropy"):
         return 2 * THREADS * min(prod(first), max(width, BLOCK))
+    if name == "gelu_exact":
+        return 3 * THREADS * min(prod(first), BLOCK)  # the terms of erf
     if name == "dropout":
         return prod(first) // 2  # a mask, of bytes, and the random numbers that it is made of
     return 0

@@ -1,12 +1,11 @@
 """Decoding: keys and values of the positions a model has read, so that a new token costs one row of work."""
 
-from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from .config import GPT2Config
-from .ops import attend, merge_heads, softmax, split_heads
+from .ops import attend, merge_heads, scaled, softmax, split_heads
 
 
 class KeyValues:
@@ -19,15 +18,19 @@ class KeyValues:
         shape = (config.n_layer, config.n_head, room, config.d_head)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """Keep the keys and values of T new rows from position `start` on; out = attention of the last t of them."""
         q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
         end = start + len(qkv)
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
-        out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys) @ values)
+        out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys, factor) @ values)
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
 
         Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
@@ -35,7 +38,7 @@ class KeyValues:
         q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
         keys = np.concatenate([self._keys[layer, :, :start], k], axis=1)
         values = np.concatenate([self._values[layer, :, :start], v], axis=1)
-        scores = q @ keys.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+        scores = scaled(q @ keys.swapaxes(-1, -2), q.shape[-1], factor)
         scores[:, :, start:] += mask
         out[...] = merge_heads(softmax(scores) @ values)
 

@@ -2,7 +2,8 @@
 
 Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width D; the
 leading B may be absent. Ids become vectors (`embed`), n blocks add to them what attention and a small network find, and a last
-layernorm and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
+layernorm and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings;
+GPT-2's relatives have another `Architecture`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,12 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from . import rng
-from .config import LAYER_NORM_EPS, LINEAR_LAYERS, Adapter, GPT2Config, block_shapes
+from .config import ACTIVATIONS, LAYER_NORM_EPS, LINEAR_LAYERS, LM_HEAD, Adapter, GPT2Config, block_shapes
 from .ops import CHUNK
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
-Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Attend = Callable[[int, Handle, float | None], Handle]  # (layer, qkv [.., T, 3D], factor of scores) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
@@ -69,11 +70,13 @@ class Pass:
         """x, after dropout where there is one."""
         return run.apply("dropout", x, **self.drop.at(site)) if self.drop is not None and self.drop.p else x
 
-    def attention(self, run: Runner, qkv: Handle, n_head: int, layer: int, site: int) -> Handle:
+    def attention(self, run: Runner, qkv: Handle, n_head: int, factor: float | None, layer: int, site: int) -> Handle:
         """[.., T, 3D] -> [.., T, D]."""
         if self.attend is not None:
-            return self.attend(layer, qkv)
+            return self.attend(layer, qkv, factor)
         attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
+        if factor is not None:
+            attrs["factor"] = factor
         return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
     def to_adapter(self, run: Runner, x: Handle, p: float, layer: int, target: str) -> Handle:
@@ -91,16 +94,18 @@ def block(
     *,
     n_head: int,
     eps: float = LAYER_NORM_EPS,
+    activation: str = "gelu",
+    factor: float | None = None,
     layer: int = 0,
     adapter: Adapter | None = None,
     how: Pass = Pass(),
 ) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`; `factor` is that of scores."""
     site = 1 + 3 * layer
     linear = partial(_linear, run, p, adapter=adapter, layer=layer, how=how)
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = linear("attn.c_attn", normed)
-    mixed = how.attention(run, qkv, n_head, layer, site)
+    mixed = how.attention(run, qkv, n_head, factor, layer, site)
     if how.keep is not None:
         x = how.keep(x)
     y = linear("attn.c_proj", mixed)
@@ -108,7 +113,7 @@ def block(
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = linear("mlp.c_fc", normed)
-    active = run.apply("gelu", hidden)
+    active = run.apply(activation, hidden)
     y = linear("mlp.c_proj", active)
     return run.apply("add", x, how.dropped(run, y, site + 2))
 
@@ -138,9 +143,31 @@ def blocks(
     last = config.n_layer - 1
     for i in range(config.n_layer):
         here = how if i == last or how.keep is None else replace(how, keep=None)
-        p = layer_params(params, i, config.adapter)
-        x = block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=here)
-    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+        x = block_of(run, params, x, config, i, here)
+    return last_norm(run, params, x, config)
+
+
+def block_of(
+    run: Runner, params: Params, x: Handle, config: GPT2Config, layer: int, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
+    """The block of a layer."""
+    return block(
+        run,
+        layer_params(params, layer, config.adapter),
+        x,
+        n_head=config.n_head,
+        eps=config.layer_norm_epsilon,
+        activation=ACTIVATIONS[config.activation_function],
+        factor=config.score_factor(layer),
+        layer=layer,
+        adapter=config.adapter,
+        how=how,
+    )
+
+
+def last_norm(run: Runner, params: Params, x: Handle, config: GPT2Config) -> Handle:  # [.., D] -> [.., D]
+    """ln_f."""
+    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=config.layer_norm_epsilon)
 
 
 def hidden(
@@ -164,8 +191,13 @@ def _block_names(layer: int, targets: tuple[str, ...] | None) -> list[tuple[str,
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
-    """Logits: x @ wte'."""
-    return run.apply("lm_head", x, params["wte"])
+    """Logits: x @ wte', or with an output layer of its own."""
+    return run.apply("lm_head", x, output_table(params))
+
+
+def output_table(params: Mapping[str, Any]) -> Any:  # -> [V, D]
+    """What gives logits: the token embedding, or the tensor of a model that does not tie the two."""
+    return params[LM_HEAD] if LM_HEAD in params else params["wte"]
 
 
 def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:
@@ -184,7 +216,7 @@ def loss(
 ) -> Handle:
     """Mean cross entropy of targets [.., T], with a weight for each sequence; options are those of `hidden`."""
     x = hidden(run, params, ids, config, **options)
-    return run.apply("lm_head_loss", x, params["wte"], **loss_attributes(targets, weight))
+    return run.apply("lm_head_loss", x, output_table(params), **loss_attributes(targets, weight))
 
 
 def loss_attributes(targets: np.ndarray, weight: np.ndarray | None) -> dict[str, Any]:

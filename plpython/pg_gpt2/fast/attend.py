@@ -37,9 +37,14 @@ def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
         yield rows, offset + rows.stop
 
 
-def _scaled(q: np.ndarray) -> np.ndarray:
-    """q / sqrt(d), in scratch."""
-    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+def factor_of(d: int, factor: float | None) -> float:
+    """What scores are multiplied with, where heads are d wide: `factor`, or 1 / sqrt(d)."""
+    return d**-0.5 if factor is None else factor
+
+
+def _scaled(q: np.ndarray, factor: float | None) -> np.ndarray:
+    """q times the factor of scores, in scratch."""
+    return np.multiply(q, factor_of(q.shape[-1], factor), out=buffers.scratch("queries", q.shape, q.dtype))
 
 
 class _Columns:
@@ -144,11 +149,12 @@ def attend(
     offset: int = 0,
     chunk: int = CHUNK,
     *,
+    factor: float | None = None,
     norms: np.ndarray | None = None,
     p: float = 0.0,
     masks: np.ndarray | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
-    """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
+    """out = softmax(factor q k') v, where query i sees the keys 0 .. offset + i; no factor = 1 / sqrt(d).
 
     norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
     probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
@@ -156,7 +162,7 @@ def attend(
     keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
         threads.look()
-        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
+        z, total, top = _exponentials(_scaled(q[..., rows, :], factor), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
         if masks is not None:
@@ -176,6 +182,7 @@ def attend_backward(
     chunk: int,
     p: float = 0.0,
     masks: np.ndarray | None = None,
+    factor: float | None = None,
 ) -> None:
     """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
@@ -188,14 +195,14 @@ def attend_backward(
     keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
         threads.look()
-        q_rows = _scaled(q[..., rows, :])
+        q_rows = _scaled(q[..., rows, :], factor)
         e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
             e -= norms[0, ..., rows, :]
         np.exp(e, out=e)
-        factor = 1.0 / norms[1, ..., rows, :]
+        share = 1.0 / norms[1, ..., rows, :]
         d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
-        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
+        np.multiply(d_out[..., rows, :], share / (1.0 - p), out=d_rows)
         kept = e
         if masks is not None:
             kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
@@ -204,13 +211,13 @@ def attend_backward(
         _collect(kept, d_rows, dv_total)
         if masks is not None:
             dz *= masks[..., rows, :end]
-        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
+        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * share
         dz *= e
         if rows.start == 0:
             dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
-        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
+        np.multiply(d_rows, factor_of(q.shape[-1], factor), out=dq[..., rows, :])
     if dk_total is not dk:
         dk[...], dv[...] = dk_total, dv_total
 

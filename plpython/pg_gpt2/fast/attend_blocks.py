@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from . import buffers, panels, slices, threads
+from .attend import factor_of
 
 BLOCK = 64  # positions
 ROWS = 8  # in a product
@@ -20,22 +21,24 @@ SEGMENT = 1024  # positions whose values are mixed in one product, where it is a
 
 
 def attend_blocks(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, factor: float | None = None
 ) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
-    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
+    """out = softmax(factor q k') v, where row i sees the positions 0 .. offset + i; no factor = 1 / sqrt(d)."""
     whole = q.shape[1] - q.shape[1] % ROWS
     for rows in slices.pieces(whole, ROWS * GROUPS):
-        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start, factor)
     if whole < q.shape[1]:
-        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
+        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole, factor=factor)
 
 
-def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+def _attend_groups(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, factor: float | None
+) -> None:
     """Groups of ROWS rows, in the same few calls: the products of `attend_few`, and its bits."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
     rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
-    np.multiply(q, d**-0.5, out=rows.reshape(q.shape))
+    np.multiply(q, factor_of(d, factor), out=rows.reshape(q.shape))
     scores = buffers.scratch("scores", (n_head, t // ROWS, ROWS, blocks, BLOCK), q.dtype)
     np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
     z = scores.reshape(n_head, t, -1)
@@ -44,7 +47,13 @@ def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.
 
 
 def attend_few(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, heads: int = 0
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+    offset: int,
+    heads: int = 0,
+    factor: float | None = None,
 ) -> None:
     """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
     n_head, t, d = q.shape
@@ -52,7 +61,7 @@ def attend_few(
     tasks = slices.pieces(n_head, heads or n_head)
     rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
     rows[:, :, 1:] = 0
-    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    np.multiply(q, factor_of(d, factor), out=rows[:, 0, :t])
     scores = buffers.scratch("scores", (n_head, max(2, t), blocks, BLOCK), q.dtype)
     results = scores.swapaxes(1, 2)
     threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
@@ -68,6 +77,7 @@ def attend_each(
     out: np.ndarray,
     places: np.ndarray,
     keep: Callable[[slice], object],
+    factor: float | None = None,
 ) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
     """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place.
 
@@ -78,7 +88,7 @@ def attend_each(
     tasks = slices.pieces(n, STREAMS)
     rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
     rows[:, :, :, 1] = 0
-    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
+    np.multiply(q, factor_of(d, factor), out=rows[:, :, 0, 0])
     scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
     results = scores.swapaxes(2, 3)
 

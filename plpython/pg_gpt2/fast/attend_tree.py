@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import buffers, slices, threads
+from .attend import factor_of
 
 ROWS = 64  # at a time
 
@@ -15,14 +16,21 @@ Score = Callable[[np.ndarray, np.ndarray], object]  # (q [H, c, d], out [H, c, m
 
 
 def attend_tree(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, score: Score, values: np.ndarray, out: np.ndarray
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    score: Score,
+    values: np.ndarray,
+    out: np.ndarray,
+    factor: float | None = None,
 ) -> None:  # [H, n, d] each, [n, n], of what was read [H, m, d], [H, n, d]
-    """out = softmax([scores of what was read, q k' / sqrt(d) + mask]) [values, v]."""
+    """out = softmax([scores of what was read, factor q k' + mask]) [values, v]; no factor = 1 / sqrt(d)."""
     n_head, n, d = q.shape
-    m = values.shape[1]
+    m, by = values.shape[1], factor_of(d, factor)
     for rows in slices.pieces(n, ROWS):
         threads.look()
-        scaled = np.multiply(q[:, rows], d**-0.5, out=buffers.scratch("queries", (n_head, *q[0, rows].shape), q.dtype))
+        scaled = np.multiply(q[:, rows], by, out=buffers.scratch("queries", (n_head, *q[0, rows].shape), q.dtype))
         z = buffers.scratch("scores", (n_head, scaled.shape[1], m + n), q.dtype)
         score(scaled, z[..., :m])
         np.matmul(scaled, k.swapaxes(-1, -2), out=z[..., m:])

@@ -73,7 +73,15 @@ def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
 
 
 def causal_attention(
-    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    factor: float | None = None,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
 ) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
     """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
     x = _batched(qkv)
@@ -90,7 +98,8 @@ def causal_attention(
         if masks is not None:
             _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
             mask = masks[g]
-        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
+        parts = q[g], k[g], v[g], out[g]
+        attend(*parts, 0, chunk, factor=factor, norms=norms[(slice(None), *g)], p=p, masks=mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return y, (norms, masks)
@@ -102,6 +111,7 @@ def causal_attention_backward(
     qkv: np.ndarray,
     *,
     n_head: int,
+    factor: float | None = None,
     chunk: int = CHUNK,
     p: float = 0.0,
     seed: int = 0,
@@ -111,7 +121,8 @@ def causal_attention_backward(
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
-        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
+        address = {"seed": seed, "step": step, "site": site}
+        _, saved = causal_attention(qkv, n_head=n_head, factor=factor, chunk=chunk, p=p, **address)
     (norms, masks), x = saved, _batched(qkv)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
@@ -122,7 +133,7 @@ def causal_attention_backward(
 
     def work(g: Group) -> None:
         grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
-        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask, factor)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)

@@ -27,13 +27,15 @@ class Cache(Protocol):
     @property
     def shares(self) -> bool: ...
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
 
-        A row sees the positions before `start`, the rows before it, and itself.
+        A row sees the positions before `start`, the rows before it, and itself. `factor` is that of scores, or 1 / sqrt(d).
         """
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
 
         Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
@@ -62,7 +64,9 @@ class RowCache:
         """Memory that one takes."""
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over rows: one product a group of heads."""
         end, first = start + len(qkv), start + len(qkv) - len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
@@ -71,14 +75,23 @@ class RowCache:
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
         heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
-        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        def some(h: slice) -> None:
+            attend(q[h], keys[h], values[h], mixed[h], first, factor=factor)
+
+        threads.for_rows(self._n_head, heads, some)
+
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """As `Cache.attend_tree`."""
         keys, values = self._keys[layer, :, :start], self._values[layer, :, :start]
 
         def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
-            attend_tree(q, k, v, mask, lambda q, z: np.matmul(q, keys[h].swapaxes(-1, -2), out=z), values[h], mixed)
+            def score(q: np.ndarray, z: np.ndarray) -> None:
+                np.matmul(q, keys[h].swapaxes(-1, -2), out=z)
+
+            attend_tree(q, k, v, mask, score, values[h], mixed, factor)
 
         _by_heads(qkv, out, start, self._n_head, some)
 
@@ -102,7 +115,9 @@ class BlockCache:
         """Whether the arena has other caches."""
         return self.arena.keys.shape[1] > 1
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over blocks: a row has the same bits in any company."""
         first, t = start + len(qkv) - len(out), len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
@@ -112,16 +127,18 @@ class BlockCache:
         heads = _heads_for(first + t, qkv.shape[1], t, self._n_head)
         if t <= attend_blocks.ROWS:
             attend_blocks.store(keys, values, k, v, start)
-            attend_blocks.attend_few(q, keys, values, mixed, first, heads)
+            attend_blocks.attend_few(q, keys, values, mixed, first, heads, factor)
             return
 
         def some(h: slice) -> None:
             attend_blocks.store(keys[h], values[h], k[h], v[h], start)
-            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
+            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first, factor)
 
         threads.for_rows(self._n_head, heads, some)
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """As `Cache.attend_tree`; what lies in the last block after `start` gets weight 0."""
         blocks = -(-start // attend_blocks.BLOCK)
         keys = self._keys[layer, :, :blocks]
@@ -132,7 +149,7 @@ class BlockCache:
                 np.matmul(q[:, None], keys[h], out=z.reshape(*z.shape[:2], blocks, -1).swapaxes(1, 2))
                 z[..., start:] = -np.inf
 
-            attend_tree(q, k, v, mask, score, values[h], mixed)
+            attend_tree(q, k, v, mask, score, values[h], mixed, factor)
 
         _by_heads(qkv, out, start, self._n_head, some)
 
@@ -162,7 +179,7 @@ class Arena:
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room, count))
 
     def attend(
-        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray, factor: float | None = None
     ) -> np.ndarray:  # [S, 3D] -> [S, D]
         """Attention of one row for each of `slots`, which ascend, at the positions starts [S]."""
         n_head = self.keys.shape[2]
@@ -181,7 +198,7 @@ class Arena:
             keys[at, :, block, :, place] = k[rows]
             values[at, :, starts[rows]] = v[rows]
 
-        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
+        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep, factor)
         return (mixed if queries is q else mixed[slots - first]).reshape(len(slots), -1)
 
 

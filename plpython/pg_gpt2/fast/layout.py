@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import host
-from ..core.config import Adapter, GPT2Config
+from ..core.config import LM_HEAD, Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -26,15 +26,17 @@ def in_panels(config: GPT2Config) -> bool:
     if use_panels is not None:
         return use_panels
     d = config.d_model
-    return panels.are_usable((d, 4 * d)) and attend_blocks.is_usable(config.d_head)
+    return panels.are_usable((d, config.inner)) and attend_blocks.is_usable(config.d_head)
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
     shapes = base_of(config).param_shapes()
-    if in_panels(config):
-        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
-        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
+    if not in_panels(config):
+        return shapes
+    for name, shape in shapes.items():
+        if kind := _kind(name, shape, config.output_table):
+            shapes[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
     return shapes
 
 
@@ -43,11 +45,11 @@ def base_of(config: GPT2Config) -> GPT2Config:
     return replace(config, adapter=None)
 
 
-def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
-    """Of panels, for a tensor that may be in panels."""
-    if len(shape) != 2 or name == "wpe":
-        return None
-    return Table if name == "wte" else Panels
+def _kind(name: str, shape: tuple[int, ...], output_table: str) -> type[Panels] | None:
+    """Of panels, for a tensor that may be in panels; a table of which rows are only picked may not."""
+    if name == output_table:
+        return Table
+    return None if len(shape) != 2 or name in ("wte", "wpe") else Panels
 
 
 class DecoderWeights(dict[str, Any]):
@@ -60,7 +62,8 @@ class DecoderWeights(dict[str, Any]):
     def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
         self.identity = identity
-        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
+        table = LM_HEAD if LM_HEAD in tensors else "wte"
+        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape, table))
         self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
@@ -99,11 +102,11 @@ class KeptTensors(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""
 
     def __init__(self, params: Params, config: GPT2Config) -> None:
-        self._params, self._shapes = params, stored_shapes(config)
+        self._params, self._shapes, self._table = params, stored_shapes(config), config.output_table
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._params[name]
-        kind = _kind(name, array.shape)
+        kind = _kind(name, array.shape, self._table)
         return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
 
     def __iter__(self) -> Iterator[str]:
@@ -129,6 +132,9 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
             return self._tables[name]
         return found.plain() if isinstance(found, Panels) else found
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arranged
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arranged)
 
@@ -146,7 +152,7 @@ def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     shapes = base_of(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
-        kind = _kind(name, shapes[name])
+        kind = _kind(name, shapes[name], config.output_table)
         if kind is not None and array.shape != shapes[name]:
             found[name] = kind(array, shapes[name])
     return DecoderWeights(found)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from . import buffers, panels, slices, threads, unpack
-from .activations import gelu, gelu_backward
+from .activations import gelu
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
@@ -195,7 +195,7 @@ def mlp_backward(
     """The backward passes of linear, gelu, linear, in reverse."""
     hidden = linear(x, w_fc, b_fc) if saved is None else saved
     d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
-    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
+    (d_hidden,) = gelu.backward(d_act, None, hidden)  # type: ignore[arg-type]
     dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
     return dx, dw_fc, db_fc, dw_proj, db_proj
 

@@ -16,7 +16,7 @@ from ..core import gpt2
 from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import panels, threads
-from .activations import gelu_into
+from .activations import INTO, Into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
@@ -27,7 +27,9 @@ MOST_PREPARED = (
     256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
 )
 
-Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
+Attend = Callable[
+    [int, np.ndarray, np.ndarray, float | None], None
+]  # (layer, qkv [m, 3D], out [m, D], factor of scores)
 
 
 class Rows:
@@ -65,7 +67,7 @@ class PreparedPass:
         self._x = x.data
         known = {**params, **{name: _Own(name, params[name]) for name in config.adapter_shapes()}}
         self._y = gpt2.blocks(self, known, x, config, gpt2.Pass(attend=self._bind_attention)).data
-        self._bind_products(params["wte"])
+        self._bind_products(gpt2.output_table(params))
 
     def __call__(self, params: DecoderWeights, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
@@ -84,6 +86,8 @@ class PreparedPass:
 
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
         """Prepare an op; the result is there once the pass has come to it."""
+        if name in INTO:
+            return self._activation(INTO[name], *inputs)
         return getattr(self, f"_{name}")(*inputs, **attrs)
 
     def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
@@ -125,18 +129,18 @@ class PreparedPass:
         times = panels.bind_late(x.buffer[:, : like.shape[0]], y.buffer[:, : like.width], like)
         self._calls.append(partial(self._given.multiply, times, name))
 
-    def _bind_products(self, wte: np.ndarray | Table) -> None:
+    def _bind_products(self, head: np.ndarray | Table) -> None:
         """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
-        following = wte.T if isinstance(wte, Table) else None
+        following = head.T if isinstance(head, Table) else None
         for place in reversed(range(len(self._calls))):
             call = self._calls[place]
             if isinstance(call, _Product):
                 self._calls[place] = panels.bind(*call, following)
                 following = call.w
 
-    def _gelu(self, x: Rows) -> Rows:
+    def _activation(self, into: Into, x: Rows) -> Rows:
         y = self._new(x.data.shape[1])
-        self._calls.append(partial(gelu_into, x.data, y.data))
+        self._calls.append(partial(into, x.data, y.data))
         return y
 
     def _add(self, a: Rows, b: Rows) -> Rows:
@@ -144,9 +148,9 @@ class PreparedPass:
         self._calls.append(partial(np.add, a.data, b.data, out=y.data))
         return y
 
-    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
+    def _bind_attention(self, layer: int, qkv: Rows, factor: float | None) -> Rows:
         y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data))
+        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data, factor))
         return y
 
     def _new(self, n: int) -> Rows:
@@ -170,10 +174,10 @@ class _Given:
     params: DecoderWeights  # there during a pass
     attend: Attend
 
-    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:
         """Attention of a layer."""
         host.check_interrupts()
-        self.attend(layer, qkv, out)
+        self.attend(layer, qkv, out, factor)
 
     def multiply(self, times: Callable[[Any], object], name: str) -> None:
         """A product with a tensor of the adapter."""

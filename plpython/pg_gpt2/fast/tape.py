@@ -9,12 +9,13 @@ import numpy as np
 from .. import host
 from ..core.op import Op, Sink
 from ..errors import InvalidParameter
+from . import activations
 from .elementwise import accumulate
 from .ops import lookup
 
 Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 # A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
-CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
+CHEAP = frozenset(("layernorm", "embedding", "dropout", *activations.INTO))
 # Nor has a model another use of these results, used so.
 PASSED_ON = {
     "linear": ("add", "dropout", "addmm"),

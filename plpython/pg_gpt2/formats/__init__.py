@@ -10,13 +10,12 @@ from ..core.config import GPT2Config
 from ..errors import MalformedData
 from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
-from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
+from .hub_config import MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
 from .source import DEFAULT_MAX_BYTES, LFS_POINTER, TensorReader, reading, refuse_pointer
 
 __all__ = [
-    "ASSUMED",
     "MAX_CONFIG_BYTES",
     "Checkpoint",
     "GzipNpzReader",

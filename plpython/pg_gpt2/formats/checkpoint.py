@@ -1,12 +1,13 @@
 """A GPT-2 in a checkpoint file: our names over the file's, its configuration, and the checks of an import.
 
 Names lose `transformer.`, the `module.` of DataParallel and the `_orig_mod.` of torch.compile; attention masks that older files
-carry are skipped. The output projection is tied: `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
+carry are skipped. Where the output layer is tied, `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, final
@@ -14,15 +15,14 @@ from typing import Any, final
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import ARCHITECTURE, ENDS, LM_HEAD, GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
 from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
 STOPS = "stop_token_ids"
-FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS))  # one count each
-LM_HEAD = "lm_head.weight"
+COUNTS = ("n_layer", "n_head", "d_model", "n_positions", "vocab", "eos_token_id")
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
@@ -54,6 +54,8 @@ def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
 
 def hub_name(name: str, prefix: str = "transformer.") -> str:
     """The name under which `GPT2LMHeadModel.save_pretrained` writes our tensor `name`."""
+    if name == LM_HEAD:
+        return name
     return f"{prefix}{name}.weight" if name in ("wte", "wpe") else f"{prefix}{name}"
 
 
@@ -62,21 +64,22 @@ def hub_metadata(config: GPT2Config) -> dict[str, str]:
     found: dict[str, Any] = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
     if config.stop_token_ids is not None:
         found[STOPS] = " ".join(map(str, config.stop_token_ids))
-    return {key: str(value) for key, value in found.items() if value is not None}
+    found |= config.differences()
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items() if value is not None
+    }
 
 
 def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) -> GPT2Config:
     """`known` with the tokens that end texts as `source` says where it has none; 22000 where `source` says another value."""
     for name, value in said.items():
         ours = getattr(known, name)
-        if value is not None and ours is not None and value != ours:
+        if value != ours and not (name in ENDS and (value is None or ours is None)):
             raise InconsistentData(
                 f'{source} says {name} = {value}, and model "{model}" has {ours}',
                 hint="Import it under another name, or change llm_model_config to what the weights have.",
             )
-    ends: dict[str, Any] = {
-        name: said.get(name) for name in ("eos_token_id", "stop_token_ids") if getattr(known, name) is None
-    }
+    ends: dict[str, Any] = {name: said.get(name) for name in ENDS if getattr(known, name) is None}
     try:
         return replace(known, **ends)
     except InvalidParameter as error:
@@ -84,7 +87,7 @@ def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) 
 
 
 def max_file_bytes(config: GPT2Config) -> int:
-    """The most that a checkpoint of this model can hold: float64, an untied lm_head, masks of every block."""
+    """The most that a checkpoint of this model can hold: float64, another lm_head, masks of every block."""
     masks = config.n_layer * 4 * (config.n_positions**2 + 16)
     return 8 * (config.n_params() + config.vocab * config.d_model) + masks + (1 << 20)
 
@@ -146,7 +149,11 @@ class Checkpoint:
 
     def said(self) -> dict[str, Any]:
         """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
-        said: dict[str, Any] = {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        said: dict[str, Any] = {
+            name: self._count(name, self.metadata[name]) for name in COUNTS if name in self.metadata
+        }
+        if "n_head" in said:
+            said |= {name: self._value(name) if name in self.metadata else ARCHITECTURE[name] for name in ARCHITECTURE}
         if STOPS in self.metadata:
             said[STOPS] = tuple(self._count(STOPS, word) for word in self.metadata[STOPS].split())
         return said
@@ -167,13 +174,23 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            ends = {name: said.get(name) for name in ("eos_token_id", STOPS)}
-            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **ends)
+            rest: dict[str, Any] = {name: said.get(name) for name in (*ENDS, *ARCHITECTURE)}
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **rest)
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
-    def _integer(self, key: str) -> int:
-        return self._count(key, self.metadata[key])
+    def _value(self, key: str) -> Any:
+        """Of the architecture: a text as it stands, else JSON."""
+        text = self.metadata[key]
+        if isinstance(ARCHITECTURE[key], str):
+            return text
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise MalformedData(
+                f"the file's metadata says {key} = {text!r:.80}, which is no value",
+                hint="Export the file again, or remove its metadata.",
+            ) from None
 
     def _count(self, key: str, text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text):
@@ -202,7 +219,7 @@ class Checkpoint:
                     f" The file's are called {shown(list(self._reader.names())[:3])} and so on.",
                 )
             self._check_shape(name, shape)
-        if LM_HEAD in self._names and "wte" in expected:
+        if LM_HEAD in self._names and "wte" in expected and LM_HEAD not in expected:
             self._check_shape(LM_HEAD, expected["wte"])
         for name in self._names:
             if name not in expected and (name != LM_HEAD or config.adapter is not None):
@@ -227,21 +244,22 @@ class Checkpoint:
         """(name, shape, reader of rows) of every tensor, in file order, checked against `config`.
 
         The caller reads all rows of each, ascending, before it takes the next: then the file is read once and in order.
-        An untied `lm_head.weight` shows after the last tensor, so insert inside one transaction.
+        That a tied `lm_head.weight` is not `wte` shows after the last tensor, so insert inside one transaction.
         """
         self.check(config)
+        twice = LM_HEAD in self._names and config.tie_word_embeddings
         wte, head = blake2b(), blake2b()
         for name in self._names:
-            if name == LM_HEAD:
+            if twice and name == LM_HEAD:
                 self._digest(name, head)
-            elif name == "wte" and LM_HEAD in self._names:
+            elif twice and name == "wte":
                 yield name, self.shape(name), self._digesting(name, wte)
             else:
                 yield name, self.shape(name), partial(self.rows, name)
-        if LM_HEAD in self._names and wte.digest() != head.digest():
+        if twice and wte.digest() != head.digest():
             raise InconsistentData(
-                "tensor lm_head.weight differs from wte, but GPT-2 ties its output projection to wte",
-                hint="Train or convert the model with tie_word_embeddings = true.",
+                "tensor lm_head.weight differs from wte, and the model's configuration ties the two",
+                hint="A model with tie_word_embeddings = false says so in its config.json, or in llm_model_config.",
             )
 
     def _digest(self, name: str, digest: blake2b) -> None:

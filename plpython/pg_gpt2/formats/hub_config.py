@@ -1,4 +1,5 @@
-"""The config.json of a Hugging Face model: its sizes, and whether what it describes is a GPT-2. Bytes in, GPT2Config out.
+"""The config.json of a Hugging Face model: its sizes and architecture, and whether it is of GPT-2's family. Bytes in, GPT2Config
+out.
 
 Names are those of transformers' GPT2Config, or the general ones that its attribute_map lets stand for them. The loaders read
 their config.json here, too.
@@ -7,23 +8,14 @@ their config.json here, too.
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.config import GPT2Config
+from ..core.config import ARCHITECTURE, GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from .source import load_json, shown
 
 MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
 
-# What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-ASSUMED = "activation_function gelu_new, layer_norm_epsilon 1e-5, scaled attention, n_inner 4 * d_model"
+# What the whole family has in common, by the names of config.json; also what a missing one means.
+FIXED: dict[str, Any] = {"model_type": "gpt2", "add_cross_attention": False}
 SIZES = {
     "n_layer": ("n_layer", "num_hidden_layers"),
     "n_head": ("n_head", "num_attention_heads"),
@@ -54,25 +46,21 @@ def config_of(
     fields: Mapping[str, Any], source: str = "config.json", generation: Mapping[str, Any] | None = None
 ) -> GPT2Config:
     """The same of the objects in them."""
-    for name, accepted in FIXED.items():
-        if fields.get(name, accepted[0]) not in accepted:
+    for name, value in FIXED.items():
+        if fields.get(name, value) != value:
             raise InconsistentData(
-                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
-                hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
+                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {value!r}",
+                hint="pg_gpt2 would compute something else from these weights: it runs what transformers calls gpt2.",
             )
     sizes: dict[str, Any] = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
-    if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
-        raise InconsistentData(
-            f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
-            hint="pg_gpt2 has no other width inside its blocks.",
-        )
+    kind = {name: fields[name] for name in ARCHITECTURE if name in fields}
     eos = _ids(fields, sizes["vocab"])
     stops = eos if generation is None else _ids(generation, sizes["vocab"])
     first = eos[0] if eos else None
     try:
-        return GPT2Config(**sizes, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
+        return GPT2Config(**sizes, **kind, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
     except InvalidParameter as error:
-        raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+        raise InconsistentData(f"{source} is of no GPT-2: {error}", hint=error.hint) from error
 
 
 def _ids(fields: Mapping[str, Any], vocab: int) -> tuple[int, ...]:
@@ -102,7 +90,8 @@ def fields_of(config: GPT2Config) -> dict[str, Any]:
     """The object of a config.json from which transformers makes the same model."""
     return {
         "architectures": ["GPT2LMHeadModel"],
-        **{name: accepted[0] for name, accepted in FIXED.items()},
+        **FIXED,
+        **config.architecture(),
         **{names[0]: getattr(config, ours) for ours, names in SIZES.items()},
         "bos_token_id": config.eos_token_id,
         "eos_token_id": config.eos_token_id,

@@ -6,6 +6,7 @@ a few rows are prepared once: see prepared.py.
 
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -147,9 +148,9 @@ class Decoder:
         other.ids, other.length, other._whole, other.scores = self.ids[:], self.length, self._whole, self.scores
         other.rewind(length)
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [t, D]
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:  # [T, 3D], [t, D]
         """Attention of the last t new rows over all positions so far; keys and values of all new rows are kept."""
-        self.cache.attend(layer, qkv, out, self.length)
+        self.cache.attend(layer, qkv, out, self.length, factor)
 
 
 def feed_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:
@@ -198,11 +199,11 @@ def _read_pass(decoder: Decoder, pieces: Sequence[Piece]) -> list[np.ndarray]:
     wanted_ends = np.cumsum([len(rows) for rows in wanted])[:-1]
 
     def attend_each(
-        layer: int, qkv: np.ndarray, out: np.ndarray
+        layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None
     ) -> None:  # [rows, 3D], [rows, D], at last those wanted
         outs = np.split(out, ends if len(out) == len(qkv) else wanted_ends)
         for piece, rows, mixed in zip(pieces, np.split(qkv, ends), outs):
-            piece.attend(layer, rows, mixed)
+            piece.attend(layer, rows, mixed, factor)
 
     ids = np.concatenate([piece.tokens for piece in pieces])[:, None]
     positions = np.concatenate([piece.positions for piece in pieces])
@@ -217,13 +218,12 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     lengths = np.asarray([decoder.length for decoder in decoders])
     arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
 
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [B, 3D], [B, D]
+    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:  # [B, 3D], [B, D]
         for arena, rows, slots in arenas:
-            out[rows] = arena.attend(slots, layer, qkv[rows], lengths[rows])
+            out[rows] = arena.attend(slots, layer, qkv[rows], lengths[rows], factor)
         if not first.exact:
-            threads.run(
-                [lambda d=d, i=slice(i, i + 1): d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
-            )
+            rows_of = [slice(i, i + 1) for i in range(len(decoders))]
+            threads.run([partial(d.attend, layer, qkv[i], out[i], factor) for d, i in zip(decoders, rows_of)])
 
     x = _hidden(first.params, first.config, ids, lengths, attend_each)
     for decoder, token in zip(decoders, ids):
@@ -286,10 +286,12 @@ def _hidden(
     def keep(x: np.ndarray) -> np.ndarray:  # [B, T, D] -> [n, D]
         return as_rows(x)[wanted]
 
-    def attend_eagerly(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, T, 3D] -> [B, T, D], at last [n, D]
+    def attend_eagerly(
+        layer: int, qkv: np.ndarray, factor: float | None
+    ) -> np.ndarray:  # [B, T, 3D] -> [B, T, D], at last [n, D]
         last = layer == config.n_layer - 1
         out = np.empty((count, config.d_model) if last else (*qkv.shape[:2], config.d_model), qkv.dtype)
-        attend(layer, as_rows(qkv), as_rows(out))
+        attend(layer, as_rows(qkv), as_rows(out), factor)
         return out
 
     with buffers.reusing(buffers.kept if ids.size <= PREFILL_ROWS else None):
@@ -297,11 +299,12 @@ def _hidden(
 
 
 def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    table = gpt2.output_table(params)
     if len(hidden) <= LOGITS_ROWS:
-        return lookup("lm_head")(hidden, params["wte"])
-    logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
+        return lookup("lm_head")(hidden, table)
+    logits = np.empty((len(hidden), table.shape[0]), hidden.dtype)
     for rows in slices.pieces(len(hidden), LOGITS_ROWS):
-        logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
+        logits[rows] = lookup("lm_head")(hidden[rows], table)
         host.check_interrupts()
     return logits
 

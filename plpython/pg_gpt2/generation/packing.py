@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import LAYER_NORM_EPS, GPT2Config
+from ..core.config import GPT2Config
 from ..core.tape import Eager
 from ..fast import buffers
 from ..fast.layout import DecoderWeights
@@ -46,11 +46,11 @@ def states(
     # of the layer and text at hand: what follows in it, of others, is not seen
     cache = kind_of_cache(params)(replace(config, n_layer=1), max(map(len, texts)))
 
-    def attend(layer: int, qkv: np.ndarray) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
+    def attend(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
         out = np.empty((len(qkv), config.d_model), qkv.dtype)
         for end, ids in zip(ends, texts):
             rows = slice(end - len(ids), end)
-            cache.attend(0, qkv[rows, 0], out[rows], 0)
+            cache.attend(0, qkv[rows, 0], out[rows], 0, factor)
             host.check_interrupts()
         return out[:, None]
 
@@ -60,8 +60,7 @@ def states(
         ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
         x = gpt2.embed(run, params, ids, position=places)
         for i in range(depth):
-            p = gpt2.layer_params(params, i, config.adapter)
-            x = gpt2.block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=how)
+            x = gpt2.block_of(run, params, x, config, i, how)
         if depth == config.n_layer:
-            x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+            x = gpt2.last_norm(run, params, x, config)
         return as_rows(x)

@@ -30,12 +30,14 @@ class Piece(NamedTuple):
         """The rows that somebody reads: of a text only the last."""
         return np.arange(len(self.tokens))[-1 if self.tree is None else 0 :]
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [rows, 3D], [rows or those wanted, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None
+    ) -> None:  # [rows, 3D], [rows or those wanted, D]
         """Attention of these rows; keys and values of a text are kept."""
         if self.tree is None:
-            self.cache.attend(layer, qkv, out, self.start)
+            self.cache.attend(layer, qkv, out, self.start, factor)
         else:
-            self.cache.attend_tree(layer, qkv, out, self.start, self.tree.mask)
+            self.cache.attend_tree(layer, qkv, out, self.start, self.tree.mask, factor)
 
 
 def packed(

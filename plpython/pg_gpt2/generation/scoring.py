@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import host
+from ..core import gpt2
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
@@ -71,7 +72,7 @@ def _score_passes(
         skipped = max(0, min(first - 1 - place, len(hidden)))
         for rows in slices.pieces(len(hidden) - skipped, ROWS):
             at = slice(place + skipped + rows.start, place + skipped + rows.stop)
-            logits = checked(lm_head(hidden[skipped:][rows], params["wte"]))
+            logits = checked(lm_head(hidden[skipped:][rows], gpt2.output_table(params)))
             scores[:, at] = _score_rows(logits, tokens[1:][at], ranked=True)
             host.check_interrupts()
         place += len(hidden)
@@ -120,7 +121,7 @@ def _score(params: DecoderWeights, hidden: np.ndarray, targets: np.ndarray, rank
     """Log-probability and rank of each target given the state before it."""
     logprobs, ranks = np.empty(len(targets)), np.zeros(len(targets), np.int64)
     for rows in slices.pieces(len(targets), ROWS):
-        logits = checked(lm_head(hidden[rows], params["wte"]))
+        logits = checked(lm_head(hidden[rows], gpt2.output_table(params)))
         logprobs[rows], ranks[rows] = _score_rows(logits, targets[rows], ranked)
         host.check_interrupts()
     return logprobs, ranks
@@ -158,7 +159,7 @@ def perplexity(logprobs: np.ndarray) -> float | None:
 def bytes_of_a_pass(config: GPT2Config) -> int:
     """Memory that scoring or embedding takes beside the weights: values of a block, and logits with a copy of them."""
     rows = max(packing.ROWS, config.n_positions)
-    return FLOAT32.itemsize * (16 * rows * config.d_model + 2 * ROWS * config.vocab)
+    return FLOAT32.itemsize * (rows * (8 * config.d_model + 2 * config.inner) + 2 * ROWS * config.vocab)
 
 
 def embedding(

@@ -12,7 +12,9 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import GPT2Config
+from ..core.config import ACTIVATIONS, GPT2Config
+from ..core.tape import Eager
+from ..fast.attend import factor_of
 from ..fast.attention import split_qkv
 from ..fast.ops import lookup
 
@@ -51,7 +53,7 @@ class Tracer:
         if parameter is not None:
             self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
         if name == "causal_attention":
-            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
+            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head, attrs.get("factor")))
         short = self._name(name, parameter)
         self._keep(name, short, y)
         if short == "attn.c_attn":
@@ -66,7 +68,7 @@ class Tracer:
         if parameter is not None:
             return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
-            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
+            return "attn.heads" if op == "causal_attention" else f"mlp.{op}" if op in ACTIVATIONS.values() else op
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
@@ -83,15 +85,15 @@ class Tracer:
         self.steps.append(Step(self._layer, op, full, data))
 
 
-def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
-    """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
+def attention_weights(qkv: np.ndarray, n_head: int, factor: float | None = None) -> np.ndarray:  # [T, 3D] -> [H, T, T]
+    """softmax(factor q k') of each head, 0 where the key comes after the query; no factor = 1 / sqrt(d)."""
     q, k, _ = split_qkv(qkv[None], n_head)
     t = q.shape[-2]
     after = np.triu(np.full((t, t), -np.inf, q.dtype), 1)
     weights = np.empty((n_head, t, t), q.dtype)
     for head in range(n_head):
         host.check_interrupts()
-        scores = (q[0, head] * q.shape[-1] ** -0.5) @ k[0, head].swapaxes(-1, -2)
+        scores = (q[0, head] * factor_of(q.shape[-1], factor)) @ k[0, head].swapaxes(-1, -2)
         scores += after
         weights[head] = lookup("softmax")(scores)
     return weights
@@ -119,5 +121,5 @@ def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterat
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
     streams = [step.data[-1:] for step in run.steps if step.name in ends]
     for layer, x in enumerate(streams):
-        normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
-        yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
+        logits = gpt2.project(Eager(), params, gpt2.last_norm(Eager(), params, x, config))
+        yield layer, lookup("softmax")(logits)[0]

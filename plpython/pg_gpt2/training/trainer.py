@@ -95,16 +95,22 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
-        # Gradients of wte are the first of a step; logits lie where the later ones will.
-        wte = self._sink("wte")
-        first = 0 if wte is None else wte.array.size
-        self._unused = self._arena[first:] if wte and np.may_share_memory(wte.array, self._arena[:first]) else None
+        self._unused = self._beside(config.output_table)
         self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
     def _sink(self, name: str) -> Sink | None:
         """Where the gradient of a tensor is collected; None for one that stays as it is."""
         return self._sinks.get(self.tied.get(name, name))
+
+    def _beside(self, table: str) -> np.ndarray | None:
+        """The larger part of the arena beside the gradients of a table, which are the first of a step: logits lie where the
+        later ones will. None where it learns nothing."""
+        sink = self._sink(table)
+        if sink is None:
+            return None
+        start = (sink.array.ctypes.data - self._arena.ctypes.data) // self._arena.itemsize
+        return max(self._arena[:start], self._arena[start + sink.array.size :], key=len)
 
     def _learns(self, name: str) -> bool:
         """Whether training changes a tensor."""
@@ -199,7 +205,7 @@ class Trainer:
                 x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == 0 else None):
                     attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, leaves["wte"], seed=share, **attrs)
+                    value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
@@ -267,20 +273,20 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
-def _widths_kept(config: GPT2Config) -> tuple[int, int]:
-    """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
+def _values_kept(config: GPT2Config) -> tuple[int, int]:
+    """What a backward pass looks at of a token in a layer: how many values are kept, and how many are cheap to recompute.
 
     Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
     multiplied with; normalised rows and active hidden units, if the weights after them learn.
     """
-    learn = LINEAR_LAYERS if config.adapter is None else config.adapter.targets
-    kept, cheap = 2 + 3 + 4 + ("attn.c_proj" in learn), 4 + 4 * ("mlp.c_proj" in learn)
-    return kept, cheap + ("attn.c_attn" in learn) + ("mlp.c_fc" in learn)
+    learn, d, inner = LINEAR_LAYERS if config.adapter is None else config.adapter.targets, config.d_model, config.inner
+    kept, cheap = (2 + 3 + ("attn.c_proj" in learn)) * d + inner, inner + inner * ("mlp.c_proj" in learn)
+    return kept, cheap + (("attn.c_attn" in learn) + ("mlp.c_fc" in learn)) * d
 
 
 def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
     """Whether what is cheap to recompute is not kept."""
-    return 4 * _widths_kept(config)[1] * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+    return 4 * _values_kept(config)[1] * n_tokens * config.n_layer > MOST_KEPT
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
@@ -290,9 +296,9 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
     """
     n, d = batch * length, config.d_model
     state = 4 * config.n_trained()  # weights, gradients, two moments
-    widths, cheap = _widths_kept(config)
-    kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
-    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
+    values, cheap = _values_kept(config)
+    kept = (values if _recomputes(config, n) else values + cheap) * n * config.n_layer
+    passing = n * (8 * d + 4 * config.inner)  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0

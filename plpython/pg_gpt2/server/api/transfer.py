@@ -9,10 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import GPT2Config, in_words
 from ...errors import InconsistentData, UndefinedFile, UndefinedObject, require
 from ...formats import (
-    ASSUMED,
     MAX_CONFIG_BYTES,
     Checkpoint,
     agreed,
@@ -105,11 +104,11 @@ def _configuration(
         )
     said = checkpoint.said()
     if beside is not None:
-        config = agreed(model, config, beside.to_json(), "config.json")
+        config = agreed(model, config, beside.to_json() | beside.architecture(), "config.json")
     elif "n_head" not in said:
         host.notice(
             f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
-            f" heads as in llm_model_config, with {ASSUMED}"
+            f" heads as in llm_model_config, with {in_words(config.architecture())}"
         )
     return agreed(model, config, said, "the file's metadata")
 

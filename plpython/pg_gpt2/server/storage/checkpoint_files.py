@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import InconsistentData, InvalidParameter
 from ...formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
-from ...formats.checkpoint import FIELDS, STOPS
+from ...formats.checkpoint import COUNTS, STOPS
 from ...formats.source import shown
 from ...tensor import FLOAT32, to_bytes
 from .. import db
@@ -244,7 +244,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
-    said = {name: metadata[name] for name in (*FIELDS, STOPS) if name in metadata}
+    said = {name: metadata[name] for name in (*COUNTS, STOPS, *ARCHITECTURE) if name in metadata}
     return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
