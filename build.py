@@ -50,6 +50,7 @@ TOPICS = (
     "scoring",
     "choosing",
     "rows",
+    "publishing",
     "training",
     "checkpoints",
     "replay",

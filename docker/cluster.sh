@@ -138,7 +138,7 @@ settings() { # of cluster $1, which is for $2
 	CONF
     if [ "$2" = test ]; then
         printf '%s\n' 'fsync = off' 'full_page_writes = off' 'synchronous_commit = off' 'max_wal_size = 1GB' \
-            'max_prepared_transactions = 8'
+            'max_prepared_transactions = 8' 'wal_level = logical'
     fi
 }
 

@@ -27,6 +27,7 @@ TOPICS = {
     "transfer": "Weights in and out",
     "sharing": "Sharing weights",
     "adapters": "Adapters",
+    "publishing": "Models on other servers",
     "training": "Training",
     "checkpoints": "Checkpoints",
     "replay": "Replaying a run",

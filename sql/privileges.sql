@@ -31,6 +31,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_train_step_sent,
     llm_train,
     llm_train_stop,
+    llm_publish,
     llm_grant_usage
 FROM PUBLIC;
 

@@ -8,7 +8,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS @tokenizer.changed@;
-COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
+COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
@@ -16,6 +16,16 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_m
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
 ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
+-- What a subscription receives fires triggers of rows only. The first row of a transaction is enough: a setting, which a rollback to
+-- a savepoint takes back as well, says that there was one.
+CREATE TRIGGER replicated AFTER INSERT OR UPDATE OR DELETE ON llm_bpe_vocab
+    FOR EACH ROW WHEN (current_setting('pg_gpt2.bpe_replicated', true) IS DISTINCT FROM pg_current_xact_id()::text)
+    EXECUTE FUNCTION llm_bpe_changed();
+CREATE TRIGGER replicated AFTER INSERT OR UPDATE OR DELETE ON llm_bpe_merges
+    FOR EACH ROW WHEN (current_setting('pg_gpt2.bpe_replicated', true) IS DISTINCT FROM pg_current_xact_id()::text)
+    EXECUTE FUNCTION llm_bpe_changed();
+ALTER TABLE llm_bpe_vocab ENABLE REPLICA TRIGGER replicated;
+ALTER TABLE llm_bpe_merges ENABLE REPLICA TRIGGER replicated;
 
 -- PL/Python makes an array of a list by the text of each element, in four times the time in which the server reads the text of all.
 CREATE FUNCTION llm_encode_sent(text_in text, model text, special boolean)

@@ -112,6 +112,7 @@ EXAMPLES = {
     "llm_token_embedding": "token_id => 1, model => 'm'",
     "llm_get_model_config": "model => 'm'",
     "llm_grant_usage": "role => 'public'",
+    "llm_publish": "publication => 'p', models => '{m}'",
     "llm_embed": "tokens => '{1,2}', model => 'm'",
     "llm_embed_sent": "tokens => array_send('{1,2}'::int[]), model => 'm', d => NULL",
     "llm_forward_gpt2": f"{vector(32)}, 'm', 2, 2, 2, 16",

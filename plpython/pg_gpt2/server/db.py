@@ -77,10 +77,10 @@ def _set_plan_cache_mode(mode: str) -> None:
     run("SELECT pg_catalog.set_config('plan_cache_mode', $1, true)", ["pg_catalog.text"], mode)
 
 
-def command(sql: str, **names: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
-    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
-    plpy.execute(sql.format(schema=_schema, **names))
+def command(sql: str, **names: str) -> list[Row]:
+    """Execute a statement that cannot be prepared, such as GRANT; its rows. `{name}` in its text stands for the one of `names`,
+    which is quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    return list(plpy.execute(sql.format(schema=_schema, **names)))
 
 
 def quote_identifier(name: str) -> str:

@@ -58,7 +58,10 @@ CHANGED_BY_TRAINING = {
     "llm_bpe_merges": "INSERT",
 }
 # The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
-OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
+OWNERS = (
+    *("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage"),
+    "llm_publish",  # whose tables have to be the caller's
+)
 TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
 
 

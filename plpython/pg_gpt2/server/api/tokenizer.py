@@ -92,9 +92,11 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 @entry
 def changed(trigger: dict[str, Any]) -> None:
-    """Trigger after a statement that changed a vocabulary or merges: gives it a new version."""
+    """Trigger after a statement that changed a vocabulary or merges, or a row that a subscription received: a new version."""
     require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
+    if trigger["level"] == "ROW":
+        db.run("SELECT set_config('pg_gpt2.bpe_replicated', pg_current_xact_id()::text, true)")
 
 
 @entry
