@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import psycopg
+from pg_llm_client.statements import FIND_SCHEMA, quoted
+from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from starlette.requests import HTTPConnection
@@ -29,6 +30,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._schema = ""  # that the extension is in
         self._generating = self._pool("generating", settings.pool_size, settings.queue_timeout)
         self._looking = self._pool("looking", LOOKS, PATIENCE)
 
@@ -50,11 +52,23 @@ class Database:
         """Connect; PoolTimeout (a psycopg.OperationalError) where that fails."""
         await self._generating.open(wait=True, timeout=OPENING)
         await self._looking.open(wait=True, timeout=OPENING)
+        async with self._looking.connection() as conn:
+            found = await (await conn.execute(FIND_SCHEMA)).fetchone()
+        if found is None:
+            raise psycopg.ProgrammingError(
+                "the database does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it"
+            )
+        self._schema = found[0]
 
     async def close(self) -> None:
         """Disconnect."""
         await self._generating.close()
         await self._looking.close()
+
+    def query(self, text: str) -> sql.Composed:
+        """The statement `text`, in which {name} stands for an object of the extension and %s or %(name)s for a parameter."""
+        names = {part.split("}")[0] for part in text.split("{")[1:]}
+        return sql.SQL(text).format(**{name: sql.SQL(f"{quoted(self._schema)}.{quoted(name)}") for name in names})
 
     @asynccontextmanager
     async def session(
@@ -92,9 +106,3 @@ class Database:
         if not role or role == "none":  # SQL's word for giving a role back
             raise NoRole(f"the header {header} must name a role of the database")
         return role
-
-
-def rows_of(cursor: psycopg.AsyncCursor[TupleRow], rows: list[TupleRow]) -> list[dict[str, Any]]:
-    """Rows with the names of their columns, as JSON has them."""
-    names = [column.name for column in cursor.description or ()]
-    return [dict(zip(names, row)) for row in rows]
