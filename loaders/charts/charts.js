@@ -18,6 +18,12 @@ globalThis.charts = (() => {
     host.replaceChildren(shown.draw(width));
   }
 
+  function text(host, told) { // in place of a chart
+    observer.unobserve(host);
+    hosts.delete(host);
+    host.textContent = told;
+  }
+
   function plot(options, label, description) {
     const svg = Plot.plot({ className: "plot", ariaLabel: label, ariaDescription: description, ...options });
     svg.querySelector("style").remove(); // its rules are in charts.css: the policy allows no others
@@ -47,12 +53,12 @@ globalThis.charts = (() => {
   function curves(host, chart) {
     const all = chart.series.flatMap(({ points }) => finite(points));
     if (!all.length) {
-      host.replaceChildren("no finite value");
+      text(host, "no finite value");
       return;
     }
     show(host, (width) => plot({
       width, height: chart.height ?? 190, marginLeft: 52, marginRight: 14, marginTop: chart.marks?.length ? 24 : 12, marginBottom: 38,
-      x: { label: "step", domain: chart.x ?? d3.extent(all, ([x]) => x), nice: false, labelAnchor: "center", labelArrow: "none",
+      x: { label: "step", domain: chart.x ?? d3.extent(all, ([x]) => x), nice: false, ticks: width / 90, labelAnchor: "center", labelArrow: "none",
         tickFormat: (step) => Number.isInteger(step) ? d3.format(",")(step) : "" },
       y: { label: null, grid: true, zero: Boolean(chart.zero), nice: true, ticks: 5, tickFormat: tickFormat(d3.max(all, ([, y]) => Math.abs(y))) },
       marks: [
@@ -108,14 +114,14 @@ globalThis.charts = (() => {
     return known.length ? `${name} from ${number(known[0][1])} to ${number(known.at(-1)[1])}` : "";
   }).filter(Boolean).join(", ");
 
-  // rows: [{label, value, text, faded}], longest first or in any order; to: the value that fills the width.
-  function bars(host, { title, rows, to, colour: name = "blue" }) {
-    const widest = Math.min(110, 10 + 7.2 * d3.max(rows, ({ label }) => visible(label).length));
+  // rows: [{label, value, text, faded}]; to: the value that fills the width; room: for labels, in pixels.
+  function bars(host, { title, rows, to, room = 110, colour: name = "blue" }) {
+    const widest = Math.min(room, 10 + 8 * d3.max(rows, ({ label }) => visible(label).length));
     const place = rows.map((_, i) => i);
     show(host, (width) => plot({
       width, height: rows.length * 22 + 8, marginLeft: widest, marginRight: 62, marginTop: 4, marginBottom: 4,
       x: { axis: null, domain: [0, to ?? d3.max(rows, ({ value }) => value) ?? 1] },
-      y: { label: null, domain: place, padding: 0.25, tickSize: 0, tickFormat: (i) => cut(visible(rows[i].label), widest / 7.2) },
+      y: { label: null, domain: place, padding: 0.25, tickSize: 0, tickFormat: (i) => cut(visible(rows[i].label), widest / 7.5) },
       marks: [
         Plot.barX(rows, { x: "value", y: place, fill: colour(name), fillOpacity: (row) => row.faded ? 0.25 : 0.9 }),
         Plot.text(rows, { x: "value", y: place, text: "text", textAnchor: "start", dx: 5, fill: "var(--text)" }),
@@ -149,14 +155,14 @@ globalThis.charts = (() => {
     });
   }
 
-  function colourBar(host, label) { // of a heat map: 0 to 1
+  function colourBar(host, label, most = 1) { // of a heat map from 0 to 1, whose colour at 1 is so strong
     const steps = d3.range(0, 1, 0.04);
     show(host, () => plot({
-      width: 220, height: 44, marginLeft: 10, marginRight: 14, marginTop: 4, marginBottom: 30,
-      x: { domain: [0, 1], label, labelAnchor: "center", labelArrow: "none", ticks: [0, 0.25, 0.5, 0.75, 1] },
+      width: 220, height: 52, marginLeft: 10, marginRight: 14, marginTop: 4, marginBottom: 36,
+      x: { domain: [0, 1], label, labelAnchor: "center", labelArrow: "none", ticks: [0, 0.5, 1] },
       y: { axis: null },
       opacity: { domain: [0, 1], range: [0, 1] },
-      marks: [Plot.rect(steps, { x1: (x) => x, x2: (x) => x + 0.04, y1: 0, y2: 1, fill: colour("blue"), fillOpacity: (x) => x + 0.02 })],
+      marks: [Plot.rect(steps, { x1: (x) => x, x2: (x) => x + 0.04, y1: 0, y2: 1, fill: colour("blue"), fillOpacity: (x) => (x + 0.02) * most })],
     }, `${label}: from 0, without colour, to 1, full colour`, ""));
   }
 
@@ -172,5 +178,5 @@ globalThis.charts = (() => {
     return list;
   }
 
-  return { curves, bars, heat, colourBar, legend, number, visible };
+  return { curves, bars, heat, colourBar, legend, text, number, visible };
 })();
