@@ -28,6 +28,7 @@ globalThis.charts = (() => {
     const svg = Plot.plot({ className: "plot", ariaLabel: label, ariaDescription: description, ...options });
     svg.querySelector("style").remove(); // its rules are in charts.css: the policy allows no others
     svg.setAttribute("role", "img");
+    for (const part of svg.querySelectorAll("g[aria-label]")) part.setAttribute("aria-hidden", "true"); // the picture has its label
     return svg;
   }
 
@@ -105,8 +106,8 @@ globalThis.charts = (() => {
       }
     }
     const data = [...rows.values()];
-    return [Plot.ruleX(data, Plot.pointerX({ x: "x", stroke: "var(--axis)" })),
-      Plot.tip(data, Plot.pointerX({ x: "x", y: "y", title: (row) => row.lines.join("\n"), fill: "var(--card)", stroke: "var(--axis)" }))];
+    return [Plot.ruleX(data, Plot.pointerX({ x: "x", stroke: "var(--axis)", ariaHidden: "true" })),
+      Plot.tip(data, Plot.pointerX({ x: "x", y: "y", title: (row) => row.lines.join("\n"), fill: "var(--card)", stroke: "var(--axis)", ariaHidden: "true" }))];
   }
 
   const described = (chart) => chart.series.map(({ name, points }) => {
@@ -148,7 +149,7 @@ globalThis.charts = (() => {
         marks: [
           Plot.cell(cells, { x: "column", y: "row", fill: "none", stroke: "var(--line)" }),
           Plot.cell(cells, { x: "column", y: "row", fill: colour("blue"), fillOpacity: "value", inset: 0.5 }),
-          Plot.tip(cells, Plot.pointer({ x: "column", y: "row", title: told, fill: "var(--card)", stroke: "var(--axis)" })),
+          Plot.tip(cells, Plot.pointer({ x: "column", y: "row", title: told, fill: "var(--card)", stroke: "var(--axis)", ariaHidden: "true" })),
         ],
         opacity: { domain: [0, 1], range: [0, 1] },
       }, title, "");

@@ -15,10 +15,12 @@ async function look() {
   $("inside-status").textContent = "looking …";
   try {
     if (!given) throw new Error("The text is empty: there is nothing to look at.");
-    const found = await picture("tokens", { prompt: given, model }, signal);
-    const tokens = found.rows.slice(0, MOST).map(({ token }) => token), cut = found.rows.length > MOST;
-    const prompt = cut ? tokens.join("") : given;
-    $("tokens").replaceChildren(...found.rows.slice(0, MOST).map(({ token, token_id }) =>
+    const whole = await picture("tokens", { prompt: given, model }, signal);
+    const most = Math.min(MOST, $("model").selectedOptions[0].dataset.positions), cut = whole.rows.length > most;
+    const prompt = cut ? whole.rows.slice(0, most).map(({ token }) => token).join("") : given;
+    const found = cut ? await picture("tokens", { prompt, model }, signal) : whole;
+    const tokens = found.rows.map(({ token }) => token);
+    $("tokens").replaceChildren(...found.rows.map(({ token, token_id }) =>
       el("span", {}, charts.visible(token), el("small", { textContent: token_id }))));
     $("inside-pictures").hidden = false;
     statement($("tokens-sql"), found);
@@ -30,11 +32,16 @@ async function look() {
     drawLens(lens);
     drawGrid(attention);
     await large(...(current[0] < seen.heads.length && current[1] < seen.heads[0].length ? current : [0, 0]), signal);
-    $("inside-status").textContent = `${cut ? "The first " : ""}${tokens.length} token${tokens.length === 1 ? "" : "s"}${cut ? ` of ${found.rows.length}${found.rows.length === 1024 ? " or more" : ""}` : ""}`;
+    $("inside-status").textContent = told(tokens.length, whole.rows.length, cut);
   } catch (error) {
     if (error.name !== "AbortError") $("inside-status").textContent = "";
     problem(error);
   }
+}
+
+function told(n, all, cut) {
+  if (cut) return `The first ${n} tokens of ${all}${all === 1024 ? " or more" : ""}`;
+  return n === 1 ? "1 token" : `${n} tokens`;
 }
 
 export function bars() { // at once, as the knob moves: the logits are here

@@ -2,7 +2,7 @@
 import { $, bytes, el, picture, problem, statement } from "./dom.js";
 
 const SOON = 1000, LATER = 5000; // ms until the next look, of a run that learns and of others
-let timer = 0, isOpen = false, allowed = false, run = null, sampled = 0, model = "", saved = "";
+let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "";
 
 async function look() {
   clearTimeout(timer);
@@ -27,7 +27,9 @@ function list(rows) {
   if (names.join() === [...$("run").options].map(({ text }) => text).join()) return;
   $("run").replaceChildren(...rows.map((r, i) => el("option", { value: r.run_id, textContent: names[i] })));
   const first = rows.find((r) => r.status === "running") ?? rows.find((r) => r.step > 1) ?? rows[0];
-  $("run").value = rows.some((r) => String(r.run_id) === kept) ? kept : first?.run_id ?? "";
+  const isThere = picked && rows.some((r) => String(r.run_id) === kept);
+  $("run").value = isThere ? kept : first?.run_id ?? ""; // until one is picked, the run that learns
+  if ($("run").value !== kept) sampled = 0;
 }
 
 function described(r) {
@@ -98,7 +100,7 @@ async function compare(rows = JSON.parse(saved)[1]) {
 
 export function start(settings) {
   allowed = settings.allow_training;
-  $("run").addEventListener("change", () => { sampled = 0; look(); });
+  $("run").addEventListener("change", () => { picked = true; sampled = 0; look(); });
   $("one").addEventListener("change", () => compare().catch(problem));
   $("other").addEventListener("change", () => compare().catch(problem));
   $("sample-form").addEventListener("submit", (event) => {
