@@ -81,7 +81,9 @@ class Asked:
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of llm_generate in a body, with OpenAI's defaults where they differ from ours."""
     options = {name: value for name, value in given.items() if name in OURS}
-    theirs = {"topp": "top_p", "topk": "top_k", "max_tokens": "max_new_tokens"}
+    if "max_new_tokens" in options and "max_tokens" not in options:
+        options["max_tokens"] = options.pop("max_new_tokens")
+    theirs = {"topp": "top_p", "topk": "top_k"}
     for name, value in DEFAULTS.items():
         if theirs.get(name) not in options and not (name == "temperature" and "do_sample" in options):
             options.setdefault(name, value)

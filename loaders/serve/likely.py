@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from .database import Connection, Database
-from .errors import ApiError
 from .models import Model
 
 MOST = 20  # alternatives of a token
@@ -59,14 +58,7 @@ class Scorer:
         return Logprobs(tokens, list(logprobs), [{}] * len(ids), _offsets(tokens, offset))
 
     async def scored(self, ids: Sequence[int], new: int, offset: int) -> Logprobs:
-        """The last `new` of `ids` with their alternatives. Of the first token of a text nothing is said."""
-        window = self._model.window
-        if len(ids) > window + 1:
-            raise ApiError(
-                f"alternatives (logprobs above 0, or echo with logprobs) are for texts within the window, {window} tokens",
-                param="logprobs",
-                code="context_length_exceeded",
-            )
+        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said."""
         first = len(ids) - new  # predicted by the logits of the position before
         rows = await self._logits([*ids[:-1]], max(first - 1, 0))
         logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most)

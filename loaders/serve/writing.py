@@ -74,6 +74,7 @@ class Writer:
         for given in self._asked.prompts:
             prompt = await as_text(self._database, self._conn, self._model.name, given, "prompt")
             (ids,) = await ids_of(self._database, self._conn, self._model.name, [prompt])
+            self._require_window(len(ids))
             self.usage.prompt += len(ids)
             for _ in range(self._asked.best_of):
                 options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
@@ -82,6 +83,22 @@ class Writer:
                         self.usage.completion += piece.tokens
                         yield number, piece
                 number += 1
+
+    def _require_window(self, length: int) -> None:
+        """ApiError for a prompt whose beginning the model would not see, or for alternatives of tokens that it does not."""
+        window, most = self._model.window, self._asked.options.get("max_tokens", 0)
+        if length > window:
+            what, param = f"the prompt has {length} tokens", "prompt"
+        elif self._asked.logprobs and length + most > window + 1:
+            what, param = (
+                f"logprobs above 0 need prompt and text within the window; they may have {length} + {most} tokens",
+                "logprobs",
+            )
+        else:
+            return
+        raise ApiError(
+            f"{what}, and the model's longest context is {window}", param=param, code="context_length_exceeded"
+        )
 
     async def _text(self, prompt: str, ids: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
         if self._asked.echo:

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.server.serve.serving import serving
+
 MODEL = """<i>tiny</i> "50%" o'model"""
 PROMPT = "the <b>cat</b>"
 
@@ -37,23 +36,8 @@ def model(module_conn: psycopg.Connection) -> str:
 @pytest.fixture(scope="module")
 def serve(dsn: str, model: str) -> Iterator[Serve]:
     """`serve(*options)`: the address of a `pg-gpt2 serve` of this module's database."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> str:
-        command = [sys.executable, "-m", "loaders.serve", "--dsn", dsn, "--port", "0", *options]
-        paths = os.pathsep.join(str(ROOT / part) for part in ("plpython", ".", "loaders"))
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
-        )
-        running.append(process)
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
-
-    yield start
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.wait(20)
+    with ExitStack() as running:
+        yield lambda *options: str(running.enter_context(serving(dsn, *options)).base_url)
 
 
 @pytest.fixture(scope="module")

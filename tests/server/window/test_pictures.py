@@ -2,9 +2,8 @@
 
 import json
 import re
-import urllib.error
-import urllib.request
 
+import httpx
 import psycopg
 import pytest
 from psycopg import conninfo
@@ -33,13 +32,11 @@ HOSTILE = ["'; DROP TABLE t; --", "$1", "%s %(model)s %%", "{llm_param}", 'a"b',
 
 def post(address, path, body, **headers):
     """(status, body) of an answer."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"{address}{path}", data, {"Content-Type": "application/json", **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = httpx.post(
+        f"{address}{path}", content=content, headers={"Content-Type": "application/json", **headers}, timeout=30
+    )
+    return answer.status_code, answer.text
 
 
 def drawn(address, name, **given):
