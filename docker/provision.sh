@@ -2,7 +2,7 @@
 # Make sure that this Debian or Ubuntu has a PostgreSQL server with PL/Python, and print the path of its pg_config.
 #
 #   docker/provision.sh               the server, PL/Python, and what a virtual environment needs
-#   docker/provision.sh test          also make, pgTAP, pg_prove, pgbouncer and pg_cron
+#   docker/provision.sh test          also make, pgTAP, pg_prove, pgbouncer, pg_cron and Chromium (the largest: 113 MB, 414 MB on disk)
 #   docker/provision.sh notebooks     also Graphviz
 #   docker/provision.sh distribution  also its NumPy, with OpenBLAS
 #
@@ -129,6 +129,7 @@ if [ "${1:-}" = test ]; then
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     [ -e "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || missing+=("postgresql-$major-cron")
+    command -v chromium >/dev/null || missing+=(chromium)
 fi
 if [ "${1:-}" = notebooks ]; then
     command -v dot >/dev/null || missing+=(graphviz)

@@ -15,6 +15,7 @@ COMMANDS = {
     "convert-gpt2-checkpoint": "loaders.convert_gpt2_checkpoint",
     "report": "loaders.report.__main__",
     "demo": "loaders.demo.__main__",
+    "serve": "loaders.serve.__main__",
 }
 
 

@@ -13,9 +13,13 @@ from .page import render
 
 
 def last_run(database: Database) -> int:
-    """The run that began last; LoaderError when there is none."""
-    row = database.execute("SELECT max(run_id) FROM {llm_train_progress}").fetchone()
-    if row is None or row[0] is None:
+    """The run that began last, if there is one of those of llm_train with a curve to show; LoaderError when there is none."""
+    row = database.execute(
+        "SELECT run_id FROM {llm_run} AS r ORDER BY"
+        " r.status <> 'manual' AND (SELECT count(*) > 1 FROM {llm_train_log} AS l WHERE l.run_id = r.run_id) DESC,"
+        " r.status <> 'manual' DESC, run_id DESC LIMIT 1"
+    ).fetchone()
+    if row is None:
         raise LoaderError("this database has no training run yet; SELECT llm_train('model', n_steps) makes one")
     return row[0]
 
@@ -23,7 +27,7 @@ def last_run(database: Database) -> int:
 def main() -> None:
     """Parse the command line and write the report."""
     parser = arguments(__doc__)
-    parser.add_argument("--run", type=int, metavar="N", help="its run_id; default: the last one")
+    parser.add_argument("--run", type=int, metavar="N", help="its run_id; default: the last one of two steps or more")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument("--prompt", action="append", default=[], help="what a sample continues; may be repeated")
     parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of a sample")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from psycopg.rows import class_row
@@ -158,11 +159,19 @@ MODEL = """
     FROM {llm_models} WHERE model = %s
 """
 PROMPT_ROWS = """
-    SELECT {llm_decode}(tokens[:%s], %s), {llm_decode}(tokens[%s:], %s)
+    SELECT tokens, ARRAY(SELECT {llm_decode}(ARRAY[id], %s) FROM unnest(tokens) WITH ORDINALITY AS t (id, place) ORDER BY place),
+        ARRAY(SELECT id = ANY (e.ids) FROM unnest(tokens) WITH ORDINALITY AS t (id, place) ORDER BY place)
     FROM (
         SELECT tokens, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS n
         FROM {llm_dataset} WHERE (model = %s OR model IS NULL) AND split = %s AND cardinality(tokens) > %s
     ) AS row
+    CROSS JOIN (
+        SELECT ARRAY(
+            SELECT c.eos_token_id FROM {llm_model_config} AS c WHERE c.model = %s
+            UNION SELECT token_id FROM {llm_bpe_vocab} WHERE ('eos' = ANY (roles) OR token = '<|endoftext|>')
+                AND model = coalesce((SELECT base FROM {llm_adapter} WHERE model = %s), %s)
+        )
+    ) AS e (ids)
     WHERE (place - 1) * %s / n > (place - 2) * %s / n OR place = 1
     ORDER BY place
 """
@@ -205,12 +214,35 @@ def _samples(database: Database, name: str, model: Model, sampling: Sampling) ->
 
 
 def _prompts(database: Database, name: str) -> list[tuple[str, str | None]]:
-    """The beginnings of some rows of the data, for validation if there are such, and how they go on."""
+    """The beginnings of texts in some rows of the data, for validation if there are such, and how they go on."""
     for split in ("val", "train"):
-        arguments = (PROMPT_TOKENS, name, PROMPT_TOKENS + 1, name, name, split, PROMPT_TOKENS, PROMPTS, PROMPTS)
+        arguments = (name, name, split, PROMPT_TOKENS, name, name, name, PROMPTS, PROMPTS)
         if rows := database.execute(PROMPT_ROWS, *arguments).fetchall():
-            return rows
+            return [_decoded(database, name, tokens, *divided(pieces, ends)) for tokens, pieces, ends in rows]
     return [("", None)]
+
+
+def divided(pieces: Sequence[str], ends: Sequence[bool]) -> tuple[int, int]:
+    """Where a prompt begins in a row of tokens, and where its text ends; `ends` says which tokens end a text.
+
+    A row is cut from the data without regard to words and texts. The prompt begins with a text, if one that is long enough begins
+    in the row, otherwise with a word.
+    """
+    limits = [-1, *(place for place, end in enumerate(ends) if end), len(pieces)]
+    before, last = max(pairwise(limits), key=lambda part: min(part[1] - part[0] - 1, 2 * PROMPT_TOKENS))
+    words = (place for place in range(last - PROMPT_TOKENS) if pieces[place][:1].isspace())
+    return (before + 1 if before >= 0 else next(words, 0)), last
+
+
+def _decoded(database: Database, name: str, tokens: list[int], first: int, last: int) -> tuple[str, str | None]:
+    """The prompt and how its text goes on."""
+    middle = min(first + PROMPT_TOKENS, last)
+    row = database.execute(
+        "SELECT ltrim({llm_decode}(%s::integer[], %s)), nullif({llm_decode}(%s::integer[], %s), '')",
+        *(tokens[first:middle], name, tokens[middle:last], name),
+    ).fetchone()
+    assert row is not None  # scalar functions
+    return row
 
 
 def _continuation(database: Database, name: str, prompt: str, sampling: Sampling) -> str:

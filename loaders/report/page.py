@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from .charts import Band, Chart, Curve, draw, smooth
-from .data import Checkpoint, Point, Report, Sample
+from ..charts import DIRECTORY, SCRIPTS, with_license
+from .curves import Chart, of_run, reach, smooth
+from .data import Checkpoint, Report, Sample
 from .markup import Markup, tag, text
 
 HERE = Path(__file__).parent
+NONE = "'none'"
 PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in the call
 NOT_GIVEN = ("base", "data", "n_steps", "tied")  # what a run found, and what stands first in the call
 OPTIONS = {
@@ -27,29 +29,34 @@ OPTIONS = {
 
 def render(report: Report) -> str:
     """The HTML document."""
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"{report.run.model}: run {report.run.run_id}"
+    drawn = list(of_run(report))
+    scripts = [*map(with_license, SCRIPTS), (HERE / "page.js").read_text(encoding="utf-8")] if drawn else []
+    style = (DIRECTORY / "charts.css").read_text(encoding="utf-8") + (HERE / "page.css").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; style-src {_digest(style)}; script-src {' '.join(map(_digest, scripts)) or NONE}"
     head = [
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", title),
-        tag("style", Markup((HERE / "page.css").read_text(encoding="utf-8"))),
+        tag("title", f"{report.run.model}: run {report.run.run_id}"),
+        tag("style", Markup(style)),
     ]
     body = [
         *_header(report),
-        *_curves(report),
+        *_curves(drawn),
         *_samples(report),
         *_checkpoints(report.checkpoints, report.run.run_id),
         *_configuration(report),
         tag("footer", f"Written {_moment(report.written_at)} from the tables of pg_gpt2."),
-        tag("div", id="tip", hidden="hidden", role="status"),
-        tag("script", Markup(_json(_rows(report))), type="application/json", id="rows"),
-        tag("script", Markup(script)) if report.points else "",
+        tag("script", Markup(_json(drawn)), type="application/json", id="charts"),
+        *(tag("script", Markup(script)) for script in scripts),
     ]
-    return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
+    main = tag("main", *body)
+    return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), tag('body', main), lang='en')}\n"
+
+
+def _digest(inside: str) -> str:
+    """How the policy names a script or a style sheet by its text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
 # --- parts of the page ------------------------------------------------------------------------------------------------
@@ -63,7 +70,7 @@ def _header(report: Report) -> Iterator[Markup]:
     losses = [point.loss for point in report.points if point.loss is not None]
     tiles: list[tuple[str, str]] = []
     if losses:
-        end = smooth(losses, _reach(losses))[-1]
+        end = smooth(losses, reach(losses))[-1]
         tiles += [(_number(end), "training loss at the end"), (_number(losses[0]), "at the beginning")]
     if report.validation:
         step, best = min(report.validation, key=lambda at: at[1])
@@ -76,63 +83,21 @@ def _header(report: Report) -> Iterator[Markup]:
     yield tag("div", *(tag("div", tag("b", n), tag("span", what), class_="tile") for n, what in tiles), class_="tiles")
 
 
-def _curves(report: Report) -> Iterator[Markup]:
+def _curves(drawn: Sequence[Chart]) -> Iterator[Markup]:
     yield tag("h2", "Curves")
-    points = report.points
-    if not points:
+    if not drawn:
         yield tag("p", "No step is logged.", class_="muted")
         return
-    xs = [point.step for point in points]
-    last = report.run.n_steps if report.run.status in ("running", "interrupted") else None
-    x_range = (min(xs[0], 0 if xs[0] < len(xs) else xs[0]), max(xs[-1], last or 0))
-    yield tag("div", draw(_losses(report, xs, x_range)), class_="wide")
-    small = [
-        ("Learning rate", "learning_rate", [Curve("learning rate", "violet", xs, [point.lr for point in points])]),
-        ("Gradient norm", "gradient_norm", _noisy("green", xs, [point.grad_norm for point in points])),
-        ("Tokens a second", "speed", _noisy("orange", xs, [point.speed for point in points])),
-    ]
-    charts = [Chart(title, lines, (key,), x_range, from_zero=True) for title, key, lines in small]
-    yield tag("div", *map(draw, charts), class_="charts")
+    yield tag("noscript", tag("p", "The curves are drawn by the script of this page, which is not allowed to run."))
+    figures = [_figure(place, chart["title"]) for place, chart in enumerate(drawn)]
+    yield figures[0]
+    yield tag("div", *figures[1:], class_="charts")
 
 
-def _losses(report: Report, xs: Sequence[int], x_range: tuple[int, int]) -> Chart:
-    """Training and validation loss, and the checkpoints of the run."""
-    points, run = report.points, report.run
-    losses = [point.loss for point in points]
-    reach = _reach(losses)
-    curves = [Curve("each step", "blue", xs, losses, "faint"), Curve("training", "blue", xs, smooth(losses, reach))]
-    if reach == 0:
-        curves = [Curve("training", "blue", xs, losses)]
-    if report.validation:
-        steps, values = zip(*report.validation)
-        curves.append(Curve("validation", "orange", steps, values, "dots"))
-    is_thinned = any(point.first_step < point.step for point in points)
-    band = Band("blue", xs, [point.low for point in points], [point.high for point in points])
-    marks = [
-        (checkpoint.step - run.first_step, f"checkpoint {checkpoint.id}")
-        for checkpoint in report.checkpoints
-        if checkpoint.run_id == run.run_id and checkpoint.step - run.first_step <= x_range[1]
-    ]
-    return Chart(
-        "Loss, nats a token",
-        curves,
-        ("training_loss", "validation_loss", "perplexity"),
-        x_range,
-        width=920,
-        height=360,
-        bands=[band] if is_thinned else [],
-        marks=marks,
-        x_ticks=9,
-        legend=True,
-    )
-
-
-def _noisy(colour: str, xs: Sequence[float], ys: Sequence[float | None]) -> list[Curve]:
-    """A curve, and where it has enough points the smoothed one."""
-    reach = _reach(ys)
-    if not reach:
-        return [Curve("each step", colour, xs, ys)]
-    return [Curve("each step", colour, xs, ys, "faint"), Curve("smoothed", colour, xs, smooth(ys, reach))]
+def _figure(place: int, title: str) -> Markup:
+    """Where the script draws a chart."""
+    caption = tag("figcaption", tag("b", title))
+    return tag("figure", caption, tag("div", class_="host"), id=f"chart-{place}")
 
 
 def _samples(report: Report) -> Iterator[Markup]:
@@ -143,19 +108,24 @@ def _samples(report: Report) -> Iterator[Markup]:
         yield tag("p", f"The model has no {missing}.", class_="muted")
         return
     how = f"Temperature {sampling.temperature:g}, seed {sampling.seed}, up to {sampling.max_tokens} tokens."
-    later = (model.step or 0) - run.first_step - (run.left_step or 0)
-    if run.status != "manual" and later:
-        how += f" By the model as it is now, which is not as this run left it ({abs(later):,} steps "
+    first = 0 if run.status == "manual" else run.first_step  # a manual run logs the model's own steps
+    later = (model.step or 0) - first - (run.left_step or 0)
+    if later:
+        how += f" By the model as it is now, which is not as this run left it ({_steps(abs(later))} "
         how += "later)." if later > 0 else "earlier)."
     yield tag("p", how, class_="muted")
     yield from map(_sample, report.samples)
+
+
+def _steps(n: int) -> str:
+    return "1 step" if n == 1 else f"{n:,} steps"
 
 
 def _sample(sample: Sample) -> Markup:
     prompt = tag("b", sample.prompt) if sample.prompt else tag("span", "(no prompt) ", class_="muted")
     original = ""
     if sample.original is not None:
-        original = tag("p", "The text itself goes on: ", sample.original, class_="original", dir="auto")
+        original = tag("p", "The text itself goes on: ", sample.original.lstrip(" "), class_="original", dir="auto")
     return tag("div", tag("p", prompt, *_lines(sample.continuation), dir="auto"), original, class_="sample")
 
 
@@ -170,20 +140,21 @@ def _checkpoints(checkpoints: Sequence[Checkpoint], run_id: int) -> Iterator[Mar
         return
     yield tag("h2", "Checkpoints of the model")
     names = ("id", "step of the model", "run", "saved", "size", "note")
-    head = tag("tr", *(tag("th", name, class_="number" if name in ("id", "size") else None) for name in names))
-    rows = [
-        tag(
-            "tr",
-            tag("td", c.id, class_="number"),
-            tag("td", f"{c.step:,}"),
-            tag("td", "this" if c.run_id == run_id else "" if c.run_id is None else c.run_id),
-            tag("td", _moment(c.created_at)),
-            tag("td", _bytes(c.bytes), class_="number"),
-            tag("td", c.note, f" ({c.file_path})" if c.file_path else ""),
-        )
-        for c in checkpoints
-    ]
-    yield tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
+    numbers = ("id", "size")
+    head = tag("tr", *(tag("th", name, class_="number" if name in numbers else None) for name in names))
+    body = []
+    for c in checkpoints:
+        run = "this" if c.run_id == run_id else "" if c.run_id is None else str(c.run_id)
+        note = c.note + (f" ({c.file_path})" if c.file_path else "")
+        values = (str(c.id), f"{c.step:,}", run, _moment(c.created_at), _bytes(c.bytes), note)
+        body.append(tag("tr", *(_cell(name, value, numbers) for name, value in zip(names, values))))
+    yield tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="table rows")
+
+
+def _cell(name: str, value: str, numbers: Sequence[str]) -> Markup:
+    """A value under a heading, which on a narrow page stands beside it."""
+    kind = "number" if name in numbers else None if name == "note" else "whole"
+    return tag("td", value, class_=kind, data_name=name)
 
 
 def _configuration(report: Report) -> Iterator[Markup]:
@@ -231,38 +202,10 @@ def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
 def _table(values: Mapping[str, Any]) -> Markup:
     """A table of names and values."""
     rows = [tag("tr", tag("th", name, scope="row"), tag("td", _plain(value))) for name, value in values.items()]
-    return tag("div", tag("table", tag("tbody", *rows)), class_="table")
+    return tag("div", tag("table", tag("tbody", *rows)), class_="table values")
 
 
 # --- for the script -----------------------------------------------------------------------------------------------------
-
-
-def _rows(report: Report) -> list[dict[str, Any]]:
-    """What the script shows at each point."""
-    validation = dict(report.validation)
-    return [
-        _row(point, [value for step, value in validation.items() if point.first_step <= step <= point.step])
-        for point in report.points
-    ]
-
-
-def _row(point: Point, validation: Sequence[float]) -> dict[str, Any]:
-    one = point.first_step == point.step
-    values = {
-        "training_loss": point.loss,
-        "validation_loss": validation[-1] if validation else None,
-        "perplexity": math.exp(min(point.loss, 700)) if point.loss is not None else None,
-        "learning_rate": point.lr,
-        "gradient_norm": point.grad_norm,
-    }
-    told = {key: _number(value) for key, value in values.items() if value is not None}
-    if point.speed is not None:
-        told["speed"] = f"{point.speed:,.0f} tokens/s"
-    return {
-        "step": point.step,
-        "steps": f"{point.step:,}" if one else f"{point.first_step:,}\N{EN DASH}{point.step:,} (mean)",
-        **told,
-    }
 
 
 def _json(value: object) -> str:
@@ -271,11 +214,6 @@ def _json(value: object) -> str:
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
-
-
-def _reach(values: Sequence[object]) -> int:
-    """How many neighbours on either side a smoothed value is the mean of, with itself."""
-    return len(values) // 40
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,19 +12,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from psycopg import conninfo
 
+from loaders import charts
 from loaders.common import Database, LoaderError
-from loaders.report import charts
-from loaders.report.data import POINTS, Sampling, read
+from loaders.report.__main__ import last_run
+from loaders.report.data import POINTS, Sampling, divided, read
 from loaders.report.markup import tag
 from loaders.report.page import render
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = """<script>alert("1")</script>'&--><b>"""
-FINITE = st.floats(-1e12, 1e12)
 
 
 class Page(HTMLParser):
@@ -31,7 +30,7 @@ class Page(HTMLParser):
 
     def __init__(self, document):
         super().__init__()
-        self.open, self.elements, self.texts, self.scripts = [], [], [], []
+        self.open, self.elements, self.texts, self.scripts, self.style = [], [], [], [], ""
         self.feed(document)
         self.close()
         assert self.open == []
@@ -47,11 +46,21 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         inside = self.open[-1] if self.open else ""
-        (self.scripts if inside == "script" else [] if inside == "style" else self.texts).append(data)
+        if inside == "style":
+            self.style += data
+        elif inside == "script":
+            self.scripts.append(data)
+        else:
+            self.texts.append(data)
 
     @property
-    def rows(self):
-        return json.loads(self.scripts[0])
+    def charts(self):
+        return json.loads(self.scripts[0]) if self.scripts else []
+
+    def points(self, chart, name):
+        """Of the curve `name` of the chart with that title."""
+        (found,) = (c for c in self.charts if c["title"].startswith(chart))
+        return next((s["points"] for s in found["series"] if s["name"] == name), [])
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +102,23 @@ def test_the_command_writes_a_file_that_stands_alone(dsn, run_id, tmp_path):
     assert not [
         (name, a) for name, a in page.elements if {"src", "href", "style"} & a.keys() or name in ("link", "img")
     ]
-    assert [name for name, _ in page.elements].count("svg") == 4
+    assert [a["id"] for name, a in page.elements if name == "figure"] == [f"chart-{place}" for place in range(4)]
     policy = next(a["content"] for name, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    scripts = " ".join(map(digest, page.scripts[1:]))
+    assert policy == f"default-src 'none'; style-src {digest(page.style)}; script-src {scripts}"
+    assert len(page.scripts) == 5
+
+
+def digest(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_charts_are_drawn_by_the_libraries_as_published_under_their_licences(dsn, run_id):
+    told = (charts.DIRECTORY / "README.md").read_text(encoding="utf-8")
+    document = report(dsn, run_id)
+    for name in ("d3.min.js", "plot.umd.min.js"):
+        assert f"`{hashlib.sha256((charts.DIRECTORY / name).read_bytes()).hexdigest()}`" in told
+        assert charts.text(charts.LICENSES[name]).strip() in document
 
 
 def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
@@ -108,20 +130,18 @@ def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
 
 
 def test_numbers_are_those_of_the_log(dsn, run_id, module_conn):
-    rows = Page(report(dsn, run_id)).rows
+    page = Page(report(dsn, run_id))
     logged = log(module_conn, run_id, "step, loss, lr, grad_norm, val_loss")
-    assert [row["step"] for row in rows] == [row[0] for row in logged] == list(range(1, 31))
-    for row, (_, loss, lr, grad_norm, val_loss) in zip(rows, logged, strict=True):
-        assert float(row["training_loss"]) == pytest.approx(loss, abs=1e-3)
-        assert float(row["learning_rate"]) == pytest.approx(lr, rel=0.05, abs=1e-9)
-        assert float(row["gradient_norm"]) == pytest.approx(grad_norm, abs=1e-3)
-        assert ("validation_loss" in row) == (val_loss is not None)
-        assert val_loss is None or float(row["validation_loss"]) == pytest.approx(val_loss, abs=1e-3)
+    assert [row[0] for row in logged] == list(range(1, 31))
+    assert page.points("Loss", "training") == [[step, loss] for step, loss, *_ in logged]
+    assert page.points("Loss", "validation") == [[step, loss] for step, *_, loss in logged if loss is not None]
+    assert page.points("Learning", "learning rate") == [[step, lr] for step, _, lr, *_ in logged]
+    assert page.points("Gradient", "each step") == [[step, norm] for step, _, _, norm, _ in logged]
 
 
 def test_all_that_the_tables_hold_is_text(dsn, run_id):
     page = Page(report(dsn, run_id, prompts=[NAME, "\x01\x1b<"]))
-    assert [name for name, _ in page.elements].count("script") == 2
+    assert [name for name, _ in page.elements].count("script") == 5
     assert not [name for name, _ in page.elements if name == "i"]
     assert page.text.count(NAME) >= 4  # title, heading, note, prompt
     assert "␁␛<" in page.text
@@ -133,15 +153,54 @@ def test_samples_are_what_the_model_generates(dsn, run_id, sql):
     assert "Temperature 0.5, seed 3, up to 20 tokens." in page.text
 
 
-def test_samples_begin_as_rows_of_the_validation_data(dsn, run_id, module_conn):
-    rows = module_conn.execute(
-        "SELECT llm_decode(tokens[:12], %s), llm_decode(tokens[13:], %s) FROM llm_dataset WHERE split = 'val'",
-        [NAME, NAME],
-    ).fetchall()
+def test_samples_begin_with_a_word_or_a_text_of_the_validation_data_and_stop_at_its_end(dsn, run_id, module_conn):
+    rows = module_conn.execute("SELECT llm_decode(tokens, %s) FROM llm_dataset WHERE split = 'val'", [NAME]).fetchall()
     with psycopg.connect(dsn) as conn:
         samples = read(Database(conn), run_id, Sampling()).samples
     assert len(samples) == 3
-    assert {(sample.prompt, sample.original) for sample in samples} <= set(rows)
+    for sample in samples:
+        assert any(f" {sample.prompt}{sample.original or ''}" in row for (row,) in rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ng of a text. " + "A word " * 20, "of a"),  # begins in a word
+        ("ends here|Another text" + " goes on" * 20, "Another text"),  # begins with a text
+        ("A text" + " goes on" * 20 + "|and one that is cut", "A text"),  # and does not go over its end
+        ("short", "short"),
+    ],
+)
+def test_a_prompt_begins_with_a_word_or_a_text(text, expected):
+    pieces = re.findall(r"\||[^\w|]?\w+|[^\w]", f" {text}" if text[0] == "A" else text)
+    first, last = divided(pieces, [piece == "|" for piece in pieces])
+    assert "".join(pieces[first:last]).lstrip().startswith(expected)
+    assert "|" not in pieces[first:last]
+
+
+def test_the_default_is_the_last_run_with_a_curve(conn, made_up):
+    long, _, manual = made_up(3), made_up(1), made_up(4, status="manual")
+    database = Database(conn)
+    with conn.transaction(force_rollback=True):
+        conn.execute("DELETE FROM llm_run WHERE run_id < %s", [long])
+        assert last_run(database) == long
+        conn.execute("DELETE FROM llm_run WHERE run_id <> %s", [manual])
+        assert last_run(database) == manual
+        conn.execute("DELETE FROM llm_run")
+        with pytest.raises(LoaderError, match="no training run yet"):
+            last_run(database)
+
+
+def test_steps_since_a_manual_run_are_counted_in_the_model_s_own_steps(dsn, run_id, module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("SELECT llm_train_step(%s), llm_train_step(%s)", [NAME, NAME])
+        manual = "SELECT run_id FROM llm_run WHERE status = 'manual'"
+        (last,) = module_conn.execute(manual).fetchone()
+        texts = [render(read(Database(module_conn), run, Sampling())) for run in (run_id, last)]
+        assert "not as this run left it (2 steps later)" in texts[0]
+        assert "not as this run left it" not in texts[1]
+        module_conn.execute("DELETE FROM llm_train_log WHERE step = 32 AND run_id = %s", [last])
+        assert "(1 step later)" in render(read(Database(module_conn), last, Sampling()))
 
 
 def test_the_statement_does_the_run_again(dsn, run_id, module_conn):
@@ -192,7 +251,8 @@ def made_up(conn):
     """Makes a run of a model without vocabulary, of n steps with the given loss and status."""
 
     def make(n, loss="1.0 / step", status="finished"):
-        conn.execute("SELECT llm_init_model('bare', 1, 1, 4, 8, 20)")
+        made = "SELECT FROM llm_model_config WHERE model = 'bare'"
+        conn.execute(f"SELECT llm_init_model('bare', 1, 1, 4, 8, 20) WHERE NOT EXISTS ({made})")
         (run_id,) = conn.execute(
             "INSERT INTO llm_run (model, config, seed, status, first_step, environment)"
             " VALUES ('bare', '{}', 0, %s, 0, '{}') RETURNING run_id",
@@ -210,11 +270,11 @@ def made_up(conn):
 
 
 def test_a_long_run_is_thinned_out(dsn, made_up):
-    document = report(dsn, made_up(10 * POINTS + 1))
-    rows = Page(document).rows
-    assert len(rows) == POINTS
-    assert rows[-1]["steps"] == "5,992\N{EN DASH}6,001 (mean)"
-    assert len(document) < 400_000
+    page = Page(report(dsn, made_up(10 * POINTS + 1)))
+    (losses, *_) = page.charts
+    assert len(page.points("Loss", "each step")) == POINTS
+    assert losses["names"]["6001"] == "5,992\N{EN DASH}6,001 (mean)"
+    assert len(page.scripts[0]) < 400_000
 
 
 @pytest.mark.parametrize(
@@ -223,7 +283,9 @@ def test_a_long_run_is_thinned_out(dsn, made_up):
 @pytest.mark.parametrize("n", [1, 2, 100])
 def test_a_loss_that_is_no_number_leaves_a_gap(dsn, made_up, n, loss):
     page = Page(report(dsn, made_up(n, loss)))
-    assert not [a for _, a in page.elements if "nan" in a.get("d", "") or "inf" in a.get("d", "")]
+    assert [y for _, y in page.points("Loss", "each step" if n == 100 else "training")] == [
+        None if "NaN" in loss or step % 3 == 0 else 1e300 if step % 3 == 1 else -1e300 for step in range(1, n + 1)
+    ]
     assert "The model has no vocabulary" in page.text
 
 
@@ -248,33 +310,7 @@ def test_it_reads_only_and_wherever_the_extension_is(new_database):
             read(Database(conn), 2, Sampling())
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
-@given(FINITE, FINITE, st.integers(2, 10))
-def test_ticks_are_few_in_order_and_enclose_what_they_should(a, b, count):
-    low, high = sorted((a, b))
-    inside, outside = charts.ticks(low, high, count), charts.ticks(low, high, count, outside=True)
-    slack = 1e-6 * max(abs(low), abs(high), 1e-300)
-    assert outside[0] <= low + slack
-    assert outside[-1] >= high - slack
-    assert 2 <= len(outside) <= 2 * count + 3
-    assert sorted(set(outside)) == outside
-    assert len(inside) <= 2 * count + 1
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 0.002, ["0.0000", "0.0005", "0.0010", "0.0015", "0.0020"]),
-        (3.1, 6.9, ["3", "4", "5", "6", "7"]),
-        (0, 9999, ["0", "2,000", "4,000", "6,000", "8,000", "10,000"]),
-        (0, 3e-5, ["0", "5e-06", "1e-05", "1.5e-05", "2e-05", "2.5e-05", "3e-05"]),
-        (5, 5, ["5.0", "5.1", "5.2", "5.3", "5.4", "5.5"]),
-    ],
-)
-def test_ticks_are_round(low, high, expected):
-    assert charts.labels(charts.ticks(low, high, 5, outside=True)) == expected
+# --- markup -------------------------------------------------------------------------------------------------------------
 
 
 def test_markup_escapes_text_and_attributes():

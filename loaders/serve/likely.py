@@ -1,0 +1,104 @@
+"""Log-probabilities in the form of OpenAI's completions: of each token, and of those that were likelier or nearly as likely."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .database import Connection, Database
+from .models import Model
+
+MOST = 20  # alternatives of a token
+# Of the logits, float32 [ids, vocabulary], those of the positions from %(first)s on.
+LOGITS = """
+    SELECT substring(l.data FROM 1 + %(first)s::int4 * (octet_length(l.data) / cardinality(l.ids)))
+    FROM (SELECT i.ids, {llm_logits}(i.ids, %(model)s) AS data FROM (VALUES (%(ids)s::int4[])) AS i (ids)) AS l
+"""
+BYTES = "SELECT i.id, {llm_decode_bytes}(ARRAY[i.id], %s::text) FROM unnest(%s::int4[]) AS i (id)"
+
+
+@dataclass
+class Logprobs:
+    """Tokens with what is told of each: parallel lists, as the API has them."""
+
+    tokens: list[str] = field(default_factory=list)
+    token_logprobs: list[float | None] = field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
+    text_offset: list[int] = field(default_factory=list)
+
+    def extend(self, other: "Logprobs") -> None:
+        """Append what `other` has."""
+        for name, values in vars(other).items():
+            getattr(self, name).extend(values)
+
+    def described(self) -> dict[str, Any]:
+        """As the API has it."""
+        return {name: list(values) for name, values in vars(self).items()}
+
+
+class Scorer:
+    """Looks up what a model says of tokens in their places, `most` alternatives of each."""
+
+    def __init__(self, database: Database, conn: Connection, model: Model, most: int) -> None:
+        self._database, self._conn, self._model, self._most = database, conn, model, most
+        self._names: dict[int, str] = {}
+
+    async def named(self, ids: Collection[int]) -> dict[int, str]:
+        """Tokens as text; one that is a part of a character is written bytes:\\x.. as OpenAI does."""
+        if unknown := sorted({*ids} - self._names.keys()):
+            cursor = await self._conn.execute(self._database.query(BYTES), (self._model.name, unknown))
+            self._names |= {token: _as_text(data) for token, data in await cursor.fetchall()}
+        return self._names
+
+    async def chosen(self, ids: Sequence[int], logprobs: Sequence[float], offset: int) -> Logprobs:
+        """Tokens of known log-probabilities, without alternatives; the first begins at character `offset` of the text."""
+        names = await self.named(ids)
+        tokens = [names[token] for token in ids]
+        return Logprobs(tokens, list(logprobs), [{}] * len(ids), _offsets(tokens, offset))
+
+    async def scored(self, ids: Sequence[int], new: int, offset: int) -> Logprobs:
+        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said."""
+        first = len(ids) - new  # predicted by the logits of the position before
+        rows = await self._logits([*ids[:-1]], max(first - 1, 0))
+        logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most)
+        names = await self.named({*ids[first:], *(token for each in best for token in each)})
+        tops: list[dict[str, float] | None] = [{names[token]: value for token, value in each.items()} for each in best]
+        tokens = [names[token] for token in ids[first:]]
+        nothing = [None] if first == 0 else []
+        return Logprobs(tokens, [*nothing, *logprobs], [*nothing, *tops], _offsets(tokens, offset))
+
+    async def _logits(self, ids: list[int], first: int) -> np.ndarray:  # [len(ids) - first, vocabulary]
+        if len(ids) == first:
+            return np.empty((0, 1), np.float32)
+        values = {"ids": ids, "first": first, "model": self._model.name}
+        cursor = await self._conn.execute(self._database.query(LOGITS), values, binary=True)
+        ((data,),) = await cursor.fetchall()
+        return np.frombuffer(data, "<f4").reshape(len(ids) - first, -1)
+
+
+def _of_logits(rows: np.ndarray, ids: Sequence[int], most: int) -> tuple[list[float], list[dict[int, float]]]:
+    """Of each row its token's log-probability, and the `most` best tokens with theirs, best first, and the token itself."""
+    logprobs, best = [], []
+    for row, token in zip(rows.astype(np.float64), ids):
+        row -= row.max()
+        row -= np.log(np.exp(row).sum())
+        top = np.argsort(-row, kind="stable")[:most].tolist() if most else []
+        logprobs.append(float(row[token]))
+        best.append({each: float(row[each]) for each in ([*top, token] if most else [])})
+    return logprobs, best
+
+
+def _as_text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _offsets(tokens: Sequence[str], offset: int) -> list[int]:
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += 0 if token.startswith("bytes:\\x") else len(token)
+    return offsets

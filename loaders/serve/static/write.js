@@ -1,0 +1,137 @@
+// The view that writes: tokens as they come, shaded by probability; a token's alternatives, and going on from one of them.
+import { $, el, events, percent, picture, problem, reach, roving, statement } from "./dom.js";
+import { distribution } from "./sampling.js";
+
+let tokens = []; // {piece, p}: what stands behind the prompt
+let prompt = "", running = null, chosen = -1, next = null;
+
+export const written = () => prompt + tokens.map(({ piece }) => piece).join("");
+
+export function knobs() {
+  const number = (id) => Number($(id).value);
+  return { temperature: number("temperature"), max_tokens: number("max_tokens"), topk: number("topk"), topp: number("topp"),
+    min_p: number("min_p"), seed: $("seed").value === "" ? null : number("seed") };
+}
+
+async function write() {
+  running?.abort();
+  const mine = running = new AbortController(), began = performance.now();
+  const body = { ...knobs(), prompt: written(), model: $("model").value };
+  problem(null);
+  $("stop-writing").disabled = false;
+  $("written").hidden = false;
+  $("write-status").textContent = "writing …";
+  let first = 0, count = 0, finish = "";
+  draw();
+  try {
+    for await (const event of events("api/write", body, mine.signal)) {
+      if (event.sql) {
+        statement($("write-sql"), event);
+        continue;
+      }
+      count += 1;
+      first ||= performance.now() - began;
+      finish = event.finish_reason ?? "";
+      add({ piece: event.piece, p: Math.exp(event.logprob) });
+    }
+    const rate = count > 1 ? `, ${((count - 1) / (performance.now() - began - first) * 1000).toFixed(0)} a second` : "";
+    const end = finish === "stop" ? "; it ended with the end-of-text token" : "";
+    $("write-status").textContent = `${count} token${count === 1 ? "" : "s"}${rate}${end}`;
+  } catch (error) {
+    if (running === mine) $("write-status").textContent = error.name === "AbortError" ? `stopped after ${count} tokens` : "";
+    problem(error);
+  } finally {
+    if (running === mine) {
+      running = null;
+      $("stop-writing").disabled = true;
+    }
+  }
+}
+
+function draw() {
+  $("text").replaceChildren(el("span", { className: "given", textContent: prompt }));
+  tokens.forEach(show);
+  mark();
+}
+
+function add(token) {
+  tokens.push(token);
+  show(token, tokens.length - 1);
+  mark();
+}
+
+function show({ piece, p }, i) {
+  const button = el("span", { role: "button", className: "token", "--p": p, textContent: piece.replace(/\n/g, "⏎\n") || "·", tabIndex: -1,
+    title: `${percent(p)}`, "aria-label": `${charts.visible(piece) || "nothing to see"}, ${percent(p)}` }); // a button would not wrap
+  button.addEventListener("click", () => choose(i).catch(problem));
+  $("text").append(button);
+}
+
+function mark() {
+  const buttons = [...$("text").querySelectorAll(".token")];
+  buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
+  reach(buttons, chosen >= 0 ? chosen : 0);
+}
+
+async function choose(i) {
+  problem(null);
+  chosen = i;
+  mark();
+  const before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
+  const found = await picture("next", { prompt: before, model: $("model").value });
+  if (chosen !== i) return;
+  next = { ...found.rows[0], at: i, now: tokens[i]?.piece };
+  statement($("alternatives-sql"), found);
+  $("alternatives-told").textContent = `After “${before.slice(-60)}”. Choose one, and the text goes on from there. Pale ones are cut off by the knobs.`;
+  $("alternatives").hidden = false;
+  offer();
+  $("alternatives").focus({ preventScroll: true });
+  $("alternatives").scrollIntoView({ block: "nearest" });
+}
+
+function offer() { // as the knobs are
+  if (!next || $("alternatives").hidden) return;
+  const shares = distribution(next.logits, knobs());
+  $("alternatives-list").replaceChildren(...next.tokens.slice(0, 12).map((token, rank) => {
+    const { p, cut } = shares[rank];
+    const button = el("button", { type: "button", className: cut ? "cut" : "" },
+      el("span", { className: "name", textContent: charts.visible(token) }),
+      el("span", { className: "track" }, el("span", { className: "fill", "--p": p })),
+      el("span", { className: "share", textContent: percent(p) }));
+    button.addEventListener("click", () => goOn(token, Math.exp(next.logits[rank] - next.logits[0])
+      / next.logits.reduce((sum, logit) => sum + Math.exp(logit - next.logits[0]), 0)));
+    return el("li", { className: token === next.now ? "chosen" : "" }, button);
+  }));
+}
+
+function goOn(piece, p) {
+  tokens = [...tokens.slice(0, next.at), { piece, p }];
+  chosen = -1;
+  $("alternatives").hidden = true;
+  write();
+  $("text").lastChild.focus();
+}
+
+export function start() {
+  $("write-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    prompt = $("prompt").value;
+    tokens = [];
+    chosen = -1;
+    $("alternatives").hidden = true;
+    write();
+  });
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("write-form").requestSubmit();
+  });
+  $("stop-writing").addEventListener("click", () => running?.abort());
+  for (const id of ["temperature", "topk", "topp", "min_p"]) $(id).addEventListener("input", offer);
+  roving($("text"));
+  $("text").addEventListener("keydown", (event) => {
+    if ((event.key === "Enter" || event.key === " ") && event.target.matches(".token")) {
+      event.preventDefault();
+      event.target.click();
+    }
+  });
+  charts.colourBar($("text-bar"), "probability of a token", 0.42);
+}

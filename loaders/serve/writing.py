@@ -1,0 +1,144 @@
+"""The texts of a request for completions, piece by piece as the database computes them."""
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pg_llm_client import AsyncPGLLMClient, StreamEvent
+
+from .asked import Asked
+from .database import Connection, Database
+from .errors import ApiError
+from .likely import Logprobs, Scorer
+from .models import Model
+from .prompts import as_text, ids_of
+
+TOGETHER = 16  # tokens whose alternatives are looked up in one pass
+
+
+@dataclass
+class Usage:
+    """Tokens read and written."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    def described(self) -> dict[str, int]:
+        """As the API has it."""
+        total = self.prompt + self.completion
+        return {"prompt_tokens": self.prompt, "completion_tokens": self.completion, "total_tokens": total}
+
+
+@dataclass
+class Piece:
+    """A part of a text, or several of them put together."""
+
+    text: str = ""
+    logprobs: Logprobs | None = None
+    finish: str | None = None
+    """'stop' or 'length' in the last part."""
+    logprob: float = 0.0
+    """Of all its tokens."""
+    tokens: int = 0
+
+    def add(self, next_one: "Piece") -> None:
+        """Append what follows."""
+        self.text += next_one.text
+        self.finish = next_one.finish
+        self.logprob += next_one.logprob
+        self.tokens += next_one.tokens
+        if next_one.logprobs:
+            self.logprobs = self.logprobs or Logprobs()
+            self.logprobs.extend(next_one.logprobs)
+
+    @property
+    def quality(self) -> float:
+        """Log-probability of a token, on average: what best_of compares."""
+        return self.logprob / self.tokens if self.tokens else -math.inf
+
+
+class Writer:
+    """Continues the prompts of a request in one session of the database."""
+
+    def __init__(self, database: Database, conn: Connection, model: Model, asked: Asked) -> None:
+        self._database, self._conn, self._model, self._asked = database, conn, model, asked
+        self._client = AsyncPGLLMClient(conn, model=model.name)
+        self._scorer = Scorer(database, conn, model, asked.logprobs or 0)
+        self.usage = Usage()
+
+    async def texts(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Pieces of all texts, one text after the other, with their numbers: best_of for each prompt."""
+        number, seed = 0, self._asked.options.get("seed")
+        for given in self._asked.prompts:
+            prompt = await as_text(self._database, self._conn, self._model.name, given, "prompt")
+            (ids,) = await ids_of(self._database, self._conn, self._model.name, [prompt])
+            self._require_window(len(ids))
+            self.usage.prompt += len(ids)
+            for _ in range(self._asked.best_of):
+                options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
+                async with aclosing(self._text(prompt, ids, options)) as pieces:
+                    async for piece in pieces:
+                        self.usage.completion += piece.tokens
+                        yield number, piece
+                number += 1
+
+    def _require_window(self, length: int) -> None:
+        """ApiError for a prompt whose beginning the model would not see, or for alternatives of tokens that it does not."""
+        window, most = self._model.window, self._asked.options.get("max_tokens", 0)
+        if length > window:
+            what, param = f"the prompt has {length} tokens", "prompt"
+        elif self._asked.logprobs and length + most > window + 1:
+            what, param = (
+                f"logprobs above 0 need prompt and text within the window; they may have {length} + {most} tokens",
+                "logprobs",
+            )
+        else:
+            return
+        raise ApiError(
+            f"{what}, and the model's longest context is {window}", param=param, code="context_length_exceeded"
+        )
+
+    async def _text(self, prompt: str, ids: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        if self._asked.echo:
+            yield Piece(prompt, await self._scorer.scored(ids, len(ids), 0) if self._scores and ids else None)
+        seen, shown, finish = list(ids), "", None
+        try:
+            events = self._client.stream(prompt, echo=False, **options)
+        except TypeError as error:  # an option under two names, or beside one that contradicts it
+            raise ApiError(str(error).removeprefix("stream() got "), code="invalid_value") from None
+        async with aclosing(events):
+            async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
+                seen += [event.token_id for event in some]
+                text, finish = some[-1].text[len(shown) :], some[-1].finish_reason
+                offset = len(shown) + (len(prompt) if self._asked.echo else 0)
+                shown = some[-1].text
+                yield Piece(
+                    text, await self._told(some, seen, offset), finish, sum(event.logprob for event in some), len(some)
+                )
+        if finish is None:  # no token was asked for
+            yield Piece(finish="length")
+
+    @property
+    def _scores(self) -> bool:
+        return self._asked.logprobs is not None
+
+    async def _told(self, events: Sequence[StreamEvent], seen: Sequence[int], offset: int) -> Logprobs | None:
+        """What is told of the last tokens of `seen`, if anything is wanted."""
+        if not self._scores:
+            return None
+        ids = [event.token_id for event in events]
+        if not self._asked.logprobs:
+            return await self._scorer.chosen(ids, [event.logprob for event in events], offset)
+        return await self._scorer.scored(seen, len(ids), offset)
+
+
+async def _grouped(events: AsyncIterator[StreamEvent], size: int) -> AsyncIterator[list[StreamEvent]]:
+    """`size` at a time, the last ones as they are."""
+    some: list[StreamEvent] = []
+    async for event in events:
+        some.append(event)
+        if len(some) == size or event.is_complete:
+            yield some
+            some = []
