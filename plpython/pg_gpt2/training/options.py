@@ -193,6 +193,14 @@ class Course(Declared):
         meaning="At the end the model has the weights, with the optimizer's state, of the evaluation with the lowest loss,"
         " not those of the last step.",
     )
+    shards: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="1 is the whole step at once.",
+        meaning="The rows of a step are cut into so many parts, whose gradients are added up in order. It decides about the last"
+        " bits, and nothing else; the mean is over the same targets.",
+    )
 
     @property
     def evaluates(self) -> bool:
@@ -211,6 +219,12 @@ class Course(Declared):
             raise InvalidParameter(
                 f"min_delta {self.min_delta:g} has no effect without patience",
                 hint='Example: options => \'{"patience": 3, "min_delta": 0.01}\'; keep_best takes the lowest loss in any case.',
+            )
+        rows = run.batch_size * run.grad_accum
+        if self.shards > rows:
+            raise InvalidParameter(
+                f"shards {self.shards} is more than the {rows} rows of a step",
+                hint="A step has batch_size x grad_accum rows, and a shard at least one of them.",
             )
         if self.lr_schedule == "constant" and settings.min_lr:
             raise InvalidParameter(

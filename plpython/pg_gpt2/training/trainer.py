@@ -4,7 +4,7 @@ Holds the arrays of a model and its optimizer; reads no table and knows no sched
 activations in a pool, both allocated once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import NamedTuple
@@ -126,6 +126,17 @@ class Trainer:
         """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
         return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
 
+    @property
+    def flat_gradients(self) -> np.ndarray:  # [n]
+        """The gradients of the last step, tensors in the order of the configuration without those that are another's; to write, too.
+
+        What has none has zeros.
+        """
+        for sink in self._sinks.values():
+            if not sink.filled:
+                sink.array[...], sink.filled = 0, True
+        return self._arena
+
     def step(
         self,
         batches: Sequence[Batch],
@@ -141,13 +152,16 @@ class Trainer:
         step_no: int = 1,
         keep: bool = False,
         audit: Audit | None = None,
+        gradients: Callable[..., tuple[float, int]] | None = None,
     ) -> StepResult:
         """One update from micro-batches: each target counts with the weight of its row, in whatever micro-batch it is.
 
+        `gradients` fills the gradients in the place of this object's own function of that name, for which it has the arguments.
         An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
         """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
-        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        fill = gradients or self.gradients
+        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
         norm = self.grad_norm()
         if not (isfinite(loss) and isfinite(norm)):
             raise Diverged(
@@ -173,8 +187,14 @@ class Trainer:
         step_no: int = 1,
         keep: bool = False,
         audit: Audit | None = None,
+        first_part: int = 0,
+        total: float | None = None,
     ) -> tuple[float, int]:
-        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens)."""
+        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens).
+
+        Of a shard of a step, `total` is the sum of weights of the whole step, which the mean is over, and `first_part` the number
+        in the step of its first micro-batch, which decides about its dropout. The shards' losses and gradients add up to the step's.
+        """
         check_p(dropout_p)
         batches = [Batch(*batch) for batch in batches]
         if not batches:
@@ -183,14 +203,15 @@ class Trainer:
             )
         for sink in self._sinks.values():
             sink.filled = False
-        n_tokens, total = sum(batch.counted() for batch in batches), sum(batch.total() for batch in batches)
+        n_tokens = sum(batch.counted() for batch in batches)
+        total = sum(batch.total() for batch in batches) if total is None else total
         if not n_tokens:
             raise nothing_counts()
         loss = 0.0
         params = self.params if is_fast() else dict(plain(self.params))
         leaves = {name: Value(w, self._learns(name), sink=self._sink(name)) for name, w in params.items()}
         with buffers.reusing(self._pool):
-            for part, batch in enumerate(batches):
+            for part, batch in enumerate(batches, first_part):
                 host.check_interrupts()
                 tokens, targets, weight = batch
                 if np.shape(tokens) != self._shape:
@@ -203,7 +224,7 @@ class Trainer:
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
-                with buffers.lending(self._unused if part == 0 else None):
+                with buffers.lending(self._unused if part == first_part else None):
                     attrs = gpt2.loss_attributes(targets, weight)
                     value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]

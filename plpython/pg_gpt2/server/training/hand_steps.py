@@ -23,6 +23,7 @@ class StepPlan:
     settings: Settings
     total_steps: int | None
     batch_size: int
+    shards: int = 1
 
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":

@@ -9,7 +9,8 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +42,10 @@ class Schedule(Protocol):
     def batch_size(self) -> int:
         """Rows of a micro-batch."""
 
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
+
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
 
@@ -64,6 +69,11 @@ class RunPlan:
         """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
         return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
+
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
+        return self.course.shards
 
     def lr(self, step: int) -> float:
         """Learning rate of step 1 .. n_steps."""
@@ -257,8 +267,11 @@ def learn(
 ) -> tuple[float, StepResult, list[int]]:
     """One step, on the rows `ids`: learning rate, result, digests of the rows."""
     lr = plan.lr(step)
-    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
-    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
+    shards, digests = learner.shards(ids, plan.shards, plan.batch_size, plan.settings.dropout_p)
+    batches = [batch for shard in shards for batch in shard.batches]
+    together = partial(learner.sharded.gradients, shards) if len(shards) > 1 else None
+    how: dict[str, Any] = plan.settings.arguments()
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, gradients=together, **how)
     return lr, result, digests
 
 

@@ -15,6 +15,7 @@ from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
+from ...training.shards import Shard, Sharded, cut, numbered
 from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
@@ -60,25 +61,43 @@ class Learner:
         self.config = config
         self.trainer = trainer
         self._granted = 0  # bytes beside the state that steps may use
+        self._sharded: Sharded | None = None
 
     @property
     def step(self) -> int:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[Batch], list[int]]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
+    @property
+    def sharded(self) -> Sharded:
+        """What adds up the gradients of shards."""
+        if self._sharded is None:
+            resources.require_memory(4 * self.config.n_trained(), "the sum of the gradients of shards")
+            self._sharded = Sharded(self.trainer)
+        return self._sharded
+
+    @sharded.setter
+    def sharded(self, other: Sharded) -> None:
+        self._sharded = other
+
+    def shards(
+        self, ids: Sequence[int], shards: int, batch_size: int, dropout_p: float
+    ) -> tuple[list[Shard], list[int]]:
+        """The rows `ids`, cut into shards, and these into micro-batches of at most `batch_size`; and the digest of each row.
 
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        found: list[Batch] = []
-        for start in range(0, len(rows), batch_size):
-            found += datasets.batches(rows[start : start + batch_size])
-            host.check_interrupts()
-        for count, length in {batch.tokens.shape for batch in found}:
+        parts: list[list[Batch]] = []
+        for part in cut(len(rows), shards):
+            own = rows[part]
+            parts.append([])
+            for start in range(0, len(own), batch_size):
+                parts[-1] += datasets.batches(own[start : start + batch_size])
+                host.check_interrupts()
+        for count, length in {batch.tokens.shape for found in parts for batch in found}:
             self._require_memory(count, length, dropout_p)
-        return found, [row.digest for row in rows]
+        return numbered(parts), [row.digest for row in rows]
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
