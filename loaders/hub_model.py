@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_gpt2.core.config import LINEAR_LAYERS, GPT2Config
+from pg_gpt2.core.config import ARCHITECTURE, LINEAR_LAYERS, LM_HEAD, GPT2Config
 from pg_gpt2.errors import PgGpt2Error
-from pg_gpt2.formats.checkpoint import LM_HEAD, canonical_name, is_bias_free, is_turned
+from pg_gpt2.formats.checkpoint import canonical_name, is_bias_free, is_turned
 from pg_gpt2.formats.hub_config import config_of, fields_of
 
 from loaders import weights
@@ -35,6 +35,13 @@ class Config:
     vocab: int
     eos_token_id: int | None
     stop_token_ids: tuple[int, ...] | None = None
+    activation_function: str = ARCHITECTURE["activation_function"]
+    n_inner: int | None = ARCHITECTURE["n_inner"]
+    layer_norm_epsilon: float = ARCHITECTURE["layer_norm_epsilon"]
+    scale_attn_weights: bool = ARCHITECTURE["scale_attn_weights"]
+    scale_attn_by_inverse_layer_idx: bool = ARCHITECTURE["scale_attn_by_inverse_layer_idx"]
+    reorder_and_upcast_attn: bool = ARCHITECTURE["reorder_and_upcast_attn"]
+    tie_word_embeddings: bool = ARCHITECTURE["tie_word_embeddings"]
 
     @classmethod
     def from_hub(
@@ -45,7 +52,7 @@ class Config:
         try:
             found = config_of(said, source, generation)
         except PgGpt2Error as error:
-            raise LoaderError(error.message) from None
+            raise LoaderError(f"{error.message}. {error.hint}") from None
         return cls(*(getattr(found, field.name) for field in fields(cls)))
 
     def to_hub(self) -> dict[str, Any]:
