@@ -75,13 +75,13 @@ def load_model(
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
     elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
         raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
-    columns = {"model": model, **asdict(hub.config)}
+    columns = asdict(hub.config)
+    names = ", ".join(columns)
+    places = ", ".join("%s::int[]" if name == "stop_token_ids" else "%s" for name in columns)
     database.execute(
-        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s::int[]) ON CONFLICT (model) DO UPDATE SET"
-        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids)"
-        " = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id, excluded.stop_token_ids)",
+        f"INSERT INTO {{llm_model_config}} (model, {names}) VALUES (%s, {places}) ON CONFLICT (model) DO UPDATE SET"
+        f" ({names}) = ({', '.join(f'excluded.{name}' for name in columns)})",
+        model,
         *(list(value) if isinstance(value, tuple) else value for value in columns.values()),
     )
     database.copy(

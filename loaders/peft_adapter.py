@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pg_gpt2.formats.source import shown
 from loaders.common import Database, LoaderError, complete, read_json
 from loaders.hub_model import ADAPTER_CONFIG as CONFIG
 from loaders.hub_model import ADAPTER_WEIGHTS as WEIGHTS
-from loaders.hub_model import row_blocks
+from loaders.hub_model import Config, row_blocks
 from loaders.weights import beginning, safetensors_file
 from loaders.weights.tensors import DTYPES, Tensor
 
@@ -212,14 +212,14 @@ class PeftAdapter:
 def configuration(database: Database, model: str) -> GPT2Config:
     """The shape of a model of the database, with what it adds where it is an adapter; LoaderError when it does not exist."""
     row = database.execute(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
+        f"SELECT r, alpha, targets, dropout_p, {', '.join(field.name for field in fields(Config))}"
         " FROM {llm_model_config} LEFT JOIN {llm_adapter} USING (model) WHERE model = %s",
         model,
     ).fetchone()
     if row is None:
         raise LoaderError(f'model "{model}" does not exist')
-    n_layer, n_head, d_model, n_positions, vocab, eos, stops, r, alpha, targets, dropout_p = row
-    config = GPT2Config(n_layer, n_head, d_model, n_positions, vocab, eos, stop_token_ids=stops)
+    r, alpha, targets, dropout_p, *columns = row
+    config = Config(*columns).engine()
     return config if r is None else replace(config, adapter=Adapter(r, alpha, tuple(targets), dropout_p))
 
 

@@ -6,7 +6,7 @@ config.json, model.safetensors in float32 (--half: float16), and the vocabulary 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,7 @@ from loaders.vocabulary import Vocabulary, write_json
 def save_model(database: Database, model: str, directory: Path, *, half: bool = False) -> None:
     """Write the files of `directory`; in a REPEATABLE READ transaction, all from one snapshot."""
     found = database.execute(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids FROM {llm_model_config}"
-        " WHERE model = %s",
+        f"SELECT {', '.join(field.name for field in fields(Config))} FROM {{llm_model_config}} WHERE model = %s",
         model,
     ).fetchone()
     if found is None:

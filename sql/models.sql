@@ -33,8 +33,9 @@ SET search_path = pg_catalog, pg_temp
 AS @models.init_model@;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
-    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The '
-    'same seed gives the same weights.';
+    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. So '
+    'does what else llm_model_config has: an architecture other than GPT-2''s is inserted there first. The same seed '
+    'gives the same weights.';
 
 CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
@@ -63,7 +64,17 @@ SELECT
     coalesce(t.tokens, 0) AS tokenizer_tokens,
     p.step,
     coalesce(p.bytes, 0) AS bytes,
-    a.base
+    a.base,
+    'gpt2' || coalesce(': ' || nullif(concat_ws(
+        ', ',
+        'activation_function ' || nullif(c.activation_function, 'gelu_new'),
+        'n_inner ' || nullif(c.n_inner::bigint, 4 * c.d_model::bigint),
+        'layer_norm_epsilon ' || nullif(c.layer_norm_epsilon, 1e-5),
+        CASE WHEN NOT c.scale_attn_weights THEN 'scale_attn_weights false' END,
+        CASE WHEN c.scale_attn_by_inverse_layer_idx THEN 'scale_attn_by_inverse_layer_idx true' END,
+        CASE WHEN c.reorder_and_upcast_attn THEN 'reorder_and_upcast_attn true' END,
+        CASE WHEN NOT c.tie_word_embeddings THEN 'tie_word_embeddings false' END
+    ), ''), '') AS architecture
 FROM llm_model_config AS c
 LEFT JOIN llm_adapter AS a USING (model)
 LEFT JOIN (
@@ -80,4 +91,4 @@ LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) A
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
     'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
-    'its own.';
+    'its own. architecture is gpt2, and what of llm_model_config is not as in GPT-2.';

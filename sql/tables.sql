@@ -14,10 +14,20 @@ CREATE TABLE llm_model_config (
         stop_token_ids IS NULL
         OR (cardinality(stop_token_ids) <= 1024 AND 0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
     ), -- null, of ids with a NULL among them, would pass
+    activation_function             text NOT NULL DEFAULT 'gelu_new' CHECK (activation_function IN (
+        'gelu_new', 'gelu', 'gelu_fast', 'gelu_pytorch_tanh', 'relu', 'silu', 'quick_gelu', 'tanh'
+    )),
+    n_inner                         integer CHECK (n_inner > 0),
+    layer_norm_epsilon              double precision NOT NULL DEFAULT 1e-5
+        CHECK (layer_norm_epsilon > 0 AND layer_norm_epsilon <= 1),
+    scale_attn_weights              boolean NOT NULL DEFAULT true,
+    scale_attn_by_inverse_layer_idx boolean NOT NULL DEFAULT false,
+    reorder_and_upcast_attn         boolean NOT NULL DEFAULT false,
+    tie_word_embeddings             boolean NOT NULL DEFAULT true,
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
-    'One row per model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
+    'One row per model: its shape, and its architecture by the names of config.json, where the defaults are GPT-2''s. Presets are the published GPT-2 sizes, whose weights come by import.';
 COMMENT ON COLUMN llm_model_config.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_model_config.n_layer IS 'Number of transformer blocks.';
 COMMENT ON COLUMN llm_model_config.n_head IS 'Number of attention heads; divides d_model.';
@@ -28,6 +38,19 @@ COMMENT ON COLUMN llm_model_config.eos_token_id IS
     'Id of the token between texts, whatever it looks like, which ends generation; null = that of the vocabulary, if any.';
 COMMENT ON COLUMN llm_model_config.stop_token_ids IS
     'Ids of the tokens that end generation, where that is not eos_token_id alone; null = it is.';
+COMMENT ON COLUMN llm_model_config.activation_function IS
+    'The function between the two layers of a block''s network: gelu is the exact one, gelu_new, gelu_fast and '
+    'gelu_pytorch_tanh are the one by tanh, which is GPT-2''s.';
+COMMENT ON COLUMN llm_model_config.n_inner IS 'Width of a block''s network; null = 4 d_model, as in GPT-2.';
+COMMENT ON COLUMN llm_model_config.layer_norm_epsilon IS 'What layernorm adds to a variance.';
+COMMENT ON COLUMN llm_model_config.scale_attn_weights IS
+    'Whether the scores of attention are divided by the root of the width of a head.';
+COMMENT ON COLUMN llm_model_config.scale_attn_by_inverse_layer_idx IS
+    'Whether the scores of attention of the i-th block are divided by i as well.';
+COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
+    'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
+COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS
+    'Whether wte is also the output layer; else the model has a tensor lm_head.weight [vocab, d_model].';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS

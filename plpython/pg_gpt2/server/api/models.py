@@ -46,7 +46,8 @@ def init_model(
     for name in shape:
         if shape[name] is None and known is not None:
             shape[name] = getattr(known, name)
-    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    architecture = known.architecture() if known is not None else {}
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()}, **architecture)
     if wanted.vocab < tokens:
         raise InvalidParameter(
             f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ...core.config import GPT2Config
+from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
 from . import adapters, checkpoint_files, server_files, sharing, store
@@ -27,10 +27,12 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = """
-    to_jsonb(c) - 'model' - 'preset' - 'init_seed' || coalesce(
-        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {schema}.llm_adapter AS a
-         WHERE a.model = c.model), '{}')
+DEFAULTS = json.dumps(ARCHITECTURE)
+CONFIG = f"""
+    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed')
+     WHERE NOT '{DEFAULTS}'::jsonb @> jsonb_build_object(key, value)) || coalesce(
+        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
+         WHERE a.model = c.model), '{{}}')
 """
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ... import host
-from ...core.config import Adapter, GPT2Config
+from ...core.config import ARCHITECTURE, Adapter, GPT2Config
 from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
@@ -121,7 +121,7 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
+        f"SELECT {NAMES}, {ADAPTER_NAMES}"
         " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
@@ -132,7 +132,18 @@ def find_config(model: str) -> GPT2Config | None:
     return GPT2Config(**row, adapter=None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
 
 
+COLUMNS = {  # of llm_model_config, beside the name; and their types
+    **dict.fromkeys(("n_layer", "n_head", "d_model", "n_positions", "vocab", "eos_token_id"), "int4"),
+    "stop_token_ids": "int4[]",
+    **dict.fromkeys(ARCHITECTURE, "bool"),
+    "activation_function": "text",
+    "n_inner": "int4",
+    "layer_norm_epsilon": "float8",
+}
+NAMES, EXCLUDED = ", ".join(COLUMNS), ", ".join(f"excluded.{name}" for name in COLUMNS)
+PLACES = ", ".join(f"${place}" for place in range(2, 2 + len(COLUMNS)))
 ADAPTER_FIELDS = ("r", "alpha", "targets", "dropout_p")
+ADAPTER_NAMES = ", ".join(ADAPTER_FIELDS)
 
 
 def check_overrides(
@@ -226,15 +237,12 @@ def register(model: str, wanted: GPT2Config) -> None:
     """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
     if find_config(model) == wanted:
         return
+    values = [getattr(wanted, name) for name in COLUMNS]
     db.run(
-        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id,"
-        " stop_token_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
-        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) ="
-        " (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab, excluded.eos_token_id,"
-        " excluded.stop_token_ids)",
-        ["text", *["int4"] * 6, "int4[]"],
-        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
-        None if wanted.stop_token_ids is None else list(wanted.stop_token_ids),
+        f"INSERT INTO {{schema}}.llm_model_config (model, {NAMES}) VALUES ($1, {PLACES})"
+        f" ON CONFLICT (model) DO UPDATE SET ({NAMES}) = ({EXCLUDED})",
+        ["text", *COLUMNS.values()],
+        *(model, *(list(value) if isinstance(value, tuple) else value for value in values)),
     )
 
 
