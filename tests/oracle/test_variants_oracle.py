@@ -26,7 +26,10 @@ TOLERANCE = 2e-5  # of logits and of gradients, relative to their size
 BENDS = 1e-2  # of relu's gradients: a unit that is 0 but for rounding may be on or off, of some thousands in a batch
 NEW = 8  # tokens of a greedy text
 STEPS, SHORT = 30, 16  # steps of AdamW, on rows so long
-numbers = pytest.mark.parametrize("number", range(COUNT))
+# All configurations as a session serves and trains them; a third each, which has all activation functions, in other ways.
+FAST = [("fast", number) for number in range(COUNT)]
+PLAIN = [("plain", number) for number in range(0, COUNT, 3)]
+ROWS = [("rows", number) for number in range(1, COUNT, 3)]
 
 
 @pytest.fixture(autouse=True)
@@ -38,19 +41,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Fast ops, then the plain ones."""
+    """Fast ops, or plain ones."""
     use_fast(request.param == "fast")
     yield request.param
     use_fast(True)
 
 
-@pytest.fixture(params=["panels", "rows", "plain"])
+@pytest.fixture
 def served(
     request: pytest.FixtureRequest, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[layout.DecoderWeights]:
-    """Weights as sessions hold them: in panels, where this machine and shape allow, in rows, and for plain ops."""
+    """Weights as a session holds them: in panels where machine and shape allow; in rows; or for plain ops."""
     config, params, _ = member(number)
     if request.param == "rows":
         monkeypatch.setattr(layout, "use_panels", False)
@@ -58,6 +61,10 @@ def served(
     copies = {name: w.copy() for name, w in params.items()}
     yield layout.DecoderWeights(copies) if request.param == "plain" else layout.lay_out(copies, config)
     use_fast(True)
+
+
+in_each_form = pytest.mark.parametrize(("form", "number"), FAST + PLAIN, indirect=["form"])
+in_each_way = pytest.mark.parametrize(("served", "number"), FAST + ROWS + PLAIN, indirect=["served"])
 
 
 def logits_of(model: GPT2LMHeadModel, ids: np.ndarray) -> np.ndarray:  # [.., T] -> [.., T, V]
@@ -100,14 +107,14 @@ def test_the_configurations_have_everything_that_may_differ() -> None:
     assert {config.tie_word_embeddings for config in configs} == {True, False}
 
 
-@numbers
+@in_each_form
 def test_logits_of_a_relative_are_those_of_transformers(number: int, form: str) -> None:
     config, params, model = member(number)
     ids = random_ids(config, 2, config.n_positions)
     assert_close(gpt2.logits(Eager(), params, ids, config), logits_of(model, ids))
 
 
-@numbers
+@in_each_way
 def test_decoding_of_a_relative_gives_the_logits_of_transformers(number: int, served: layout.DecoderWeights) -> None:
     """A prompt, then tokens one by one, several at once, those of a tree, and several streams that share passes."""
     config, _, model = member(number)
@@ -129,7 +136,7 @@ def test_decoding_of_a_relative_gives_the_logits_of_transformers(number: int, se
     assert_close(decode.step_together(streams, [given[n] for n in lengths]), expected[lengths])
 
 
-@numbers
+@in_each_way
 def test_greedy_texts_of_a_relative_are_those_of_transformers(number: int, served: layout.DecoderWeights) -> None:
     config = drawn(number)
     prompts = [random_ids(config, n, seed=n).tolist() for n in (1, 9)]
@@ -141,7 +148,7 @@ def test_greedy_texts_of_a_relative_are_those_of_transformers(number: int, serve
     assert [[token.id for token in tokens] for tokens in together] == expected
 
 
-@numbers
+@in_each_way
 def test_scores_and_states_of_a_relative_are_those_of_transformers(number: int, served: layout.DecoderWeights) -> None:
     """What perplexity, choosing and embeddings are made of."""
     config, _, model = member(number)
@@ -158,7 +165,7 @@ def test_scores_and_states_of_a_relative_are_those_of_transformers(number: int, 
         assert_close(scoring.embedding(served, config, texts[0].tolist(), layer, "mean"), right)
 
 
-@pytest.mark.parametrize("number", range(0, COUNT, 7))
+@pytest.mark.parametrize(("served", "number"), FAST[::7] + PLAIN[::7], indirect=["served"])
 def test_beams_of_a_relative_are_those_of_transformers(number: int, served: layout.DecoderWeights) -> None:
     config, _, model = member(number)
     ids = random_ids(config, 5, seed=1).tolist()
@@ -190,7 +197,7 @@ def batch_of(length: int, config: GPT2Config, seed: int) -> Batch:
     return Batch(ids[:, :-1], targets)
 
 
-@numbers
+@in_each_form
 def test_gradients_of_a_relative_are_those_of_torch(number: int, form: str) -> None:
     config, params, model = member(number)
     given = batch_of(config.n_positions, config, number)
@@ -208,10 +215,7 @@ def test_gradients_of_a_relative_are_those_of_torch(number: int, form: str) -> N
         assert np.linalg.norm(trainer.grads[name] - expected) <= allowed * np.linalg.norm(expected), name
 
 
-STEPPED = [("fast", number) for number in range(0, COUNT, 5)] + [("plain", number) for number in range(3, COUNT, 13)]
-
-
-@pytest.mark.parametrize(("form", "number"), STEPPED, indirect=["form"])
+@pytest.mark.parametrize(("form", "number"), FAST[::5] + PLAIN[1::5], indirect=["form"])
 def test_thirty_steps_of_a_relative_follow_torch(number: int, form: str) -> None:
     """Fast, a fifth of the configurations, which has all activation functions; plain, five of them."""
     config = drawn(number)
