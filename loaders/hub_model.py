@@ -1,17 +1,17 @@
 """A GPT-2 in files, whatever its kind (loaders/weights): our names, in blocks of rows, checked against its configuration.
 
 What differs between those who write such files is made equal here: prefixes of names, linear weights as (out, in), a tied output
-projection that is there alone or twice, biases that a model does not have.
+layer that is there alone or twice, biases that a model does not have. What a file does not say about an architecture is told.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_gpt2.core.config import ARCHITECTURE, LINEAR_LAYERS, LM_HEAD, GPT2Config
+from pg_gpt2.core.config import ARCHITECTURE, LINEAR_LAYERS, LM_HEAD, GPT2Config, in_words
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats.checkpoint import canonical_name, is_bias_free, is_turned
 from pg_gpt2.formats.hub_config import config_of, fields_of
@@ -86,8 +86,11 @@ class HubModel:
         self._refuse_adapter(source)
         found = weights.read(source)
         self.vocabulary = found.vocabulary
-        self.config = _configuration(found, activation)
+        self.config, self._assumed = _configuration(found, activation), found.assumed
         self.notes: list[str] = []
+        if activation is None and "activation_function" in found.assumed:
+            taken = f"taken for {self.config.activation_function}"
+            self.notes.append(f"it does not say its activation function: {taken}, else --activation-function names it")
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in found.tensors:
             ours = canonical_name(name)
@@ -100,6 +103,8 @@ class HubModel:
         self._theirs = [name for name, _ in found.tensors]
         self._complete()
         self._check()
+        if differences := self.config.engine().differences():
+            self.notes.append(f"not as in GPT-2: {in_words(differences)}")
 
     def _refuse_adapter(self, source: Path) -> None:
         if not (source.is_dir() or source.name == ADAPTER_WEIGHTS):
@@ -109,9 +114,12 @@ class HubModel:
 
     def _complete(self) -> None:
         """Make of the file's tensors those of a GPT-2, where it is known how."""
-        shapes = self.config.shapes()
-        if LM_HEAD in self.tensors and "wte" not in self.tensors:
+        head = self.tensors.get(LM_HEAD)
+        if head is not None and "wte" not in self.tensors and self.config.tie_word_embeddings:
             self.tensors["wte"] = self.tensors.pop(LM_HEAD)
+        elif head is not None and "tie_word_embeddings" in self._assumed and not self._equals_wte(head):
+            self.config = replace(self.config, tie_word_embeddings=False)
+        shapes = self.config.shapes()
         missing = [name for name in shapes if name not in self.tensors]
         if is_bias_free(missing, self.tensors):
             self.notes.append("it has no biases: zeros stand for them")
@@ -131,9 +139,9 @@ class HubModel:
             self.tensors |= {name: Transposed(self.tensors[name]) for name in linear}
 
     def _check(self) -> None:
-        """LoaderError unless every tensor is there in its shape, none is unknown, and the output projection is wte."""
+        """LoaderError unless every tensor is there in its shape, none is unknown, and a tied output layer is wte."""
         shapes = self.config.shapes()
-        head = self.tensors.pop(LM_HEAD, None)
+        head = self.tensors.pop(LM_HEAD, None) if self.config.tie_word_embeddings else None
         for name, shape in shapes.items():
             if name not in self.tensors:
                 raise LoaderError(f"tensor {name} is missing; there are {', '.join(self._theirs[:3])} and so on")
@@ -144,7 +152,9 @@ class HubModel:
         if unknown := sorted(self.tensors.keys() - shapes.keys()):
             raise LoaderError(f"tensor {unknown[0]} is not part of a GPT-2 with n_layer = {self.config.n_layer}")
         if head is not None and not self._equals_wte(head):
-            raise LoaderError("tensor lm_head.weight differs from wte, but GPT-2 ties its output projection to wte")
+            raise LoaderError(
+                "tensor lm_head.weight differs from wte, and tie_word_embeddings says that the two are one"
+            )
 
     def _equals_wte(self, head: Tensor) -> bool:
         wte = self.tensors["wte"]
@@ -167,12 +177,7 @@ def _configuration(found: Weights, activation: str | None) -> Config:
         if "activation_function" not in found.assumed:
             raise LoaderError(f"{found.described} says which activation function the model has")
         said = said | {"activation_function": activation}
-    try:
-        return Config.from_hub(said, found.generation, source=found.described)
-    except LoaderError as error:
-        if activation is None and "activation_function" in found.assumed & said.keys():
-            raise LoaderError(f"{error}. The file does not say it: --activation-function does") from None
-        raise
+    return Config.from_hub(said, found.generation, source=found.described)
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """A GGUF file of llama.cpp, with its tokenizer. Needs the package gguf (pip install pg_gpt2[gguf]).
 
 All quantisations that gguf can expand are read, into float32. Linear weights are (out, in) in these files. llama.cpp computes the
-gelu of OpenAI for them, whatever the model had that was converted: the file does not say.
+gelu of OpenAI for them, whatever the model had that was converted: the file does not say. An output layer of its own is one that
+differs from the embedding, as also where the two were quantised in different ways.
 """
 
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def read(path: Path) -> Weights:
         tensors,
         fields,
         described=str(path),
-        assumed={"activation_function"},
+        assumed={"activation_function", "tie_word_embeddings"},
         vocabulary=(lambda: _vocabulary(reader, path)) if has_tokens else None,
     )
 

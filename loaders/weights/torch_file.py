@@ -48,7 +48,8 @@ def read(path: Path) -> Weights:
         return Weights(tensors)
     fields = {theirs: arguments.get(ours) for theirs, ours in SIZES.items()}
     # Its model.py has the exact form, and once had that of OpenAI: the file does not say.
-    return Weights(tensors, fields | {"activation_function": "gelu"}, str(path), assumed={"activation_function"})
+    assumed = {"activation_function", "tie_word_embeddings"}
+    return Weights(tensors, fields | {"activation_function": "gelu"}, str(path), assumed=assumed)
 
 
 def _loaded(path: Path) -> Any:

@@ -138,11 +138,15 @@ def test_nanogpt_checkpoints(tmp_path, bias, prefix):
         assert_close(ours(hub), logits(model))
 
 
-def test_the_gelu_of_a_nanogpt_checkpoint_is_not_assumed_to_be_gpt2s(tmp_path):
-    """Its model.py has the exact one, and once had that of OpenAI; the file does not say."""
-    save_nanogpt(made(approximate="none"), tmp_path / "ckpt.pt", True)
-    with pytest.raises(LoaderError, match=r"activation_function = 'gelu'.* --activation-function does"):
-        HubModel(tmp_path)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gelu_of_a_nanogpt_checkpoint_is_that_of_its_model_py_and_told(tmp_path, bias):
+    """The exact one, where it once had that of OpenAI; the file does not say."""
+    model = made(bias=bias, approximate="none")
+    save_nanogpt(model, tmp_path / "ckpt.pt", bias)
+    hub = HubModel(tmp_path)
+    assert "taken for gelu, else --activation-function" in hub.notes[0]
+    assert hub.config.activation_function == "gelu"
+    assert_close(ours(hub), logits(model))
 
 
 # --- llm.c ------------------------------------------------------------------------------------------------------------------

@@ -444,25 +444,56 @@ def test_a_link_into_the_cache_of_the_hub_has_its_config_json_where_the_link_is(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(
-            ("activation_function", "gelu"),
-            ("activation_function", "relu"),
-            ("n_inner", 32),
-            ("layer_norm_epsilon", 1e-6),
-        ),
-        *(("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True), ("tie_word_embeddings", False)),
+        *(("activation_function", "mish"), ("n_inner", 32), ("n_inner", "64"), ("layer_norm_epsilon", 0)),
+        *(("scale_attn_weights", None), ("scale_attn_by_inverse_layer_idx", 1), ("tie_word_embeddings", False)),
         *(("add_cross_attention", True), ("model_type", "gptj"), ("n_layer", None), ("hidden_size", 8), ("n_head", 3)),
     ],
 )
-def test_another_architecture_is_refused(sql, beside, kind, name, value):
+def test_what_is_no_gpt2_or_has_not_its_tensors_is_refused(sql, beside, kind, name, value):
     """Registered or not: its weights have the names and shapes of a GPT-2."""
     path = beside(kind, weights(), HUB | {name: value})
     for model in ("hub", "model"):
-        with pytest.raises(errors.DataError, match="n_head" if name == "n_head" else name) as raised, sql.transaction():
+        by = {"n_inner": "n_inner|mlp", "tie_word_embeddings": "tie_word|lm_head"}.get(name, name)
+        with pytest.raises(errors.DataError, match=by) as raised, sql.transaction():
             sql.execute(f"SELECT pg_llm_import_{kind}(%s, %s)", [path, model])
         assert raised.value.sqlstate in ("22000", "22P02")
         assert raised.value.diag.message_hint
         assert stored(sql, model) == {}
+
+
+KINDS = [
+    *({"activation_function": name} for name in ("gelu", "relu", "gelu_pytorch_tanh")),
+    {"layer_norm_epsilon": 1e-6},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+]
+
+
+@both_kinds
+@pytest.mark.parametrize("architecture", KINDS, ids=str)
+def test_an_architecture_comes_with_config_json_and_is_not_forced_upon_a_model(sql, beside, kind, architecture):
+    """The tensors of these are those of GPT-2: a registered model is another one, and says so."""
+    path = beside(kind, weights(), HUB | architecture)
+    sql.execute(f"SELECT pg_llm_import_{kind}(%s, 'hub')", [path])
+    names = ", ".join(architecture)
+    row = sql.execute(f"SELECT {names} FROM llm_model_config WHERE model = 'hub'").fetchone()
+    assert row == tuple(architecture.values())
+    (said,) = sql.execute("SELECT architecture FROM llm_models WHERE model = 'hub'").fetchone()
+    assert said.startswith("gpt2: ")
+    assert all(name in said for name in architecture)
+    name = next(iter(architecture))
+    with (
+        pytest.raises(errors.DataError, match=f'config.json says {name} = .*model "model" has') as raised,
+        sql.transaction(),
+    ):
+        sql.execute(f"SELECT pg_llm_import_{kind}(%s, 'model')", [path])
+    assert "llm_model_config" in raised.value.diag.message_hint
+    sql.execute(
+        f"UPDATE llm_model_config SET ({names}) = ROW ({', '.join(['%s'] * len(architecture))}) WHERE model = 'model'",
+        list(architecture.values()),
+    )
+    sql.execute(f"SELECT pg_llm_import_{kind}(%s, 'model')", [path])
+    assert stored(sql, "model") == stored(sql, "hub")
 
 
 @pytest.mark.parametrize(
@@ -503,7 +534,10 @@ def test_our_file_of_two_heads_is_not_loaded_into_a_model_of_four(sql, target, k
 
 
 def test_what_is_assumed_of_a_file_that_does_not_say_is_told(sql, put, notices, target):
-    assumed = "taken for a GPT-2 of 2 heads as in llm_model_config, with activation_function gelu_new"
+    assumed = (
+        "taken for a GPT-2 of 2 heads as in llm_model_config, with activation_function gelu_new, n_inner 4 * d_model, "
+    )
+    assumed += "layer_norm_epsilon 1e-05, scale_attn_weights true, "
     sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", GOOD)])
     sql.execute("SELECT llm_import_safetensors(%s, 'model', true)", [GOOD])
     sql.execute("SELECT pg_llm_import_npz(%s, 'model', true)", [put("b", container(weights()))])
