@@ -31,6 +31,7 @@ import rivals
 import scaling
 import serving
 import tokenizing
+import variants
 from harness import FULL, QUICK, SMOKE, Bench, Length
 from ours import MODEL, Server, database
 from shapes import Shape
@@ -64,6 +65,7 @@ TOPICS: dict[str, list[Topic]] = {
         ("peft", 0, 3, lora.train),
         ("", 0, 1, lora.many),
     ],
+    "variants": [("", 0, 1, variants.decode), ("", 0, 1, variants.train)],
     "audit": [("", 0, 2, learning.audit)],
     "flush": [("", 0, 1, learning.flush)],
     "nanogpt": [("torch", 1, 1, learning.recipe)],

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -157,12 +158,17 @@ class Server:
         """Another session, in which a token is a pass of the model: nothing is guessed from what was said before."""
         return self.session(prompt_lookup="off")
 
-    def init_model(self, name: str, shape: Shape) -> None:
-        """Make a model with random weights, in place of one of that name."""
-        n = shape
+    def init_model(self, name: str, shape: Shape, **architecture: object) -> None:
+        """Make a model with random weights, in place of one of that name; what differs from GPT-2 by the names of config.json."""
+        columns = {"model": name, **asdict(shape), **architecture}
         self.main.value("SELECT llm_drop_model(model) FROM llm_model_config WHERE model = %s", name)
-        numbers = (n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab)
-        self.main.value("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => 1)", name, *numbers)
+        self.main.conn.execute(
+            sql.SQL("INSERT INTO llm_model_config ({}) VALUES ({})").format(
+                sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join(sql.Placeholder() * len(columns))
+            ),
+            list(columns.values()),
+        )
+        self.main.value("SELECT llm_init_model(%s, seed => 1)", name)
         self.main.conn.execute("VACUUM ANALYZE llm_param")
 
     def facts(self) -> dict[str, Any]:

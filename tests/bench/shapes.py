@@ -73,6 +73,7 @@ def nanogpt(vocab: int) -> Shape:
     return Shape(n_layer=4, n_head=4, d_model=128, n_positions=NANOGPT_LENGTH, vocab=vocab)
 
 
+MIDDLE = Shape(n_layer=6, n_head=6, d_model=384, n_positions=256, vocab=8192)
 MEDIUM, MEDIUM_NAME = Shape(24, 16, 1024), "24 layers, 1024 wide (gpt2-medium)"
 XL = Shape(48, 25, 1600)
 SCALING_LENGTH = 256  # of prompts and training rows, where that is not what changes

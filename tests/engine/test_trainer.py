@@ -1,6 +1,7 @@
 """Training in memory: 50 steps beside torch, accumulation, determinism, and the order of batches."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +206,29 @@ def test_estimate_covers_the_memory_of_a_step(
     t.gradients([(tokens, tokens)], dropout_p=dropout_p)
     held = 16 * config.n_params() + t._pool.n_bytes()
     assert held <= estimate_step_bytes(config, batch, length, dropout_p) < 1.15 * held
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"activation_function": name} for name in ("gelu", "relu", "silu", "quick_gelu", "tanh")),
+        {"activation_function": "relu", "n_inner": 1000},
+        {"n_inner": 30},
+        {"tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True},
+    ],
+    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()),
+)
+def test_estimate_covers_the_memory_of_a_step_of_a_relative(
+    changes: dict[str, Any], recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pg_gpt2.training.trainer.MOST_KEPT", 0 if recomputes else 1 << 40)
+    config = GPT2Config(n_layer=6, n_head=4, d_model=128, n_positions=256, vocab=500, **changes)
+    t = Trainer(config, gpt2.init_params(config))
+    tokens = np.zeros((3, 256), np.int64)
+    t.gradients([(tokens, tokens)])
+    held = 16 * config.n_params() + t._pool.n_bytes()
+    assert held <= estimate_step_bytes(config, 3, 256) < 1.2 * held
 
 
 def test_logits_in_the_memory_of_later_gradients_change_no_bit() -> None:

@@ -1,4 +1,4 @@
-"""The error function over arrays, which NumPy lacks: in float32 within 2 units in the last place (1.3 at most, as all were tried).
+"""The error function over arrays, which NumPy lacks: in float32 within 2 units in the last place (1.3 at most: all were tried).
 
 Up to EDGE, x (1 + p(x^2)). Beyond it that value at EDGE, times 1 + RATIO (1 - exp(-d h(d))), d = |x| - EDGE: both sides are
 computed for all values, and one of them changes nothing. Rounding of the tail is multiplied with erf(EDGE) RATIO < 0.16.

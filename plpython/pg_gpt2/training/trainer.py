@@ -13,13 +13,13 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import LINEAR_LAYERS, GPT2Config
+from ..core.config import ACTIVATIONS, LINEAR_LAYERS, GPT2Config
 from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
-from ..fast import buffers, losses
+from ..fast import activations, buffers, losses
 from ..fast.attention import mask_shape
 from ..fast.layout import plain
 from ..fast.tape import Audit, Tape, Value
@@ -298,10 +298,11 @@ def _values_kept(config: GPT2Config) -> tuple[int, int]:
     """What a backward pass looks at of a token in a layer: how many values are kept, and how many are cheap to recompute.
 
     Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
-    multiplied with; normalised rows and active hidden units, if the weights after them learn.
+    multiplied with, and others that do so; normalised rows and active hidden units, if the weights after them learn.
     """
     learn, d, inner = LINEAR_LAYERS if config.adapter is None else config.adapter.targets, config.d_model, config.inner
-    kept, cheap = (2 + 3 + ("attn.c_proj" in learn)) * d + inner, inner + inner * ("mlp.c_proj" in learn)
+    gated = ACTIVATIONS[config.activation_function] in activations.GATED
+    kept, cheap = (2 + 3 + ("attn.c_proj" in learn)) * d + inner, (gated + ("mlp.c_proj" in learn)) * inner
     return kept, cheap + (("attn.c_attn" in learn) + ("mlp.c_fc" in learn)) * d
 
 
