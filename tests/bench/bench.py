@@ -29,9 +29,11 @@ import many_rows
 import report
 import rivals
 import scaling
+import servers
 import serving
 import tokenizing
 import variants
+from clusters import Clusters
 from harness import FULL, QUICK, SMOKE, Bench, Length
 from ours import MODEL, Server, database
 from shapes import Shape
@@ -75,6 +77,7 @@ TOPICS: dict[str, list[Topic]] = {
     "encode": [("tokenizers", 1, 1, tokenizing.tokenize)],
     "sessions": [("", 1, 2, decoding.sessions)],
     "serve": [("", 1, 3, serving.serve)],
+    "servers": [("", 0, 3, servers.rows)],
     "sql": [("", 1, 1, decoding.pure_sql)],
 }
 SCALING: list[Topic] = [("", 1, 2, scaling.shapes), ("", 1, 2, scaling.lengths)]
@@ -84,9 +87,18 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and print."""
     length: Length = FULL if args.full else SMOKE if args.smoke else QUICK
     shape = Shape(n_layer=2, n_head=2, d_model=64) if args.smoke else Shape()
-    with database(args.dsn) as dsn, tempfile.TemporaryDirectory(prefix="pg_gpt2_bench_") as scratch:
+    cores = sorted(os.sched_getaffinity(0))
+    with (
+        database(args.dsn) as dsn,
+        tempfile.TemporaryDirectory(prefix="pg_gpt2_bench_") as scratch,
+        Clusters({"one": cores[0], "two": cores[-1]}) as clusters,
+    ):
         server = Server(dsn, args.threads)
-        bench = Bench(shape, server, bounds.Bounds(args.threads), Path(scratch), length, patience=args.patience)
+        bench = Bench(
+            *(shape, server, bounds.Bounds(args.threads), Path(scratch), length),
+            patience=args.patience,
+            clusters=clusters,
+        )
         facts = machine.facts() | {"threads": args.threads, "length": length.name, "server": server.facts()}
         facts |= {"kind": "scaling" if args.scaling else "bench", "command": args.command}
         facts |= measure(bench, args, Progress(args.quiet))

@@ -8,6 +8,7 @@ from typing import Any
 
 import machine
 from bounds import Bounds
+from clusters import Clusters
 from ours import Server, timed
 from report import US, Limit, Row
 from shapes import NANOGPT_STEPS, Shape
@@ -62,6 +63,7 @@ class Bench:
     rivals: list[Any] = field(default_factory=list)
     tokenizers: list[Any] = field(default_factory=list)
     patience: float = 0.0
+    clusters: Clusters = field(default_factory=Clusters)
     rows: dict[str, Row] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=lambda: {READ: [], SGEMM: []})
     checks: dict[str, list[bool]] = field(default_factory=dict)

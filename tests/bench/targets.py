@@ -8,6 +8,7 @@ from report import Limit
 TORCH, CT2, CT2_INT8, PEFT = "transformers", "ctranslate2", "ctranslate2 int8", "peft"
 READ, SGEMM = "memory read", "sgemm"
 BASE, FULL_MODEL, OWN_SIZE = "its base", "a full one", "their own size"
+ONE_SERVER = "one of them"
 PURE_SQL = "the query of docs/sql"
 PLAIN = "plain GPT-2"
 
@@ -64,6 +65,7 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "sessions": (Limit("the best number", ">=", 0.85),),
     "serve token": (Limit(None, "<=", 3.0),),
     "serve streams": (Limit("one by one", ">=", 0.8),),
+    "servers perplexity": (Limit(ONE_SERVER, ">=", 1.8),),
     "pure sql": (Limit(PURE_SQL, ">=", 500.0),),
     **{f"decode {name}": (Limit(PLAIN, ">=", round(1 / most, 2)),) for name, most in SLOWER.items()},
     **{f"step {name}": (Limit(PLAIN, "<=", most),) for name, most in SLOWER.items() if "output" not in name},

@@ -15,6 +15,8 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
+from tests.bench.clusters import Clusters
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "docker" / "cluster.sh"
 
@@ -38,6 +40,13 @@ def cluster_dsn() -> Iterator[str]:
         yield _last_line(CLUSTER, "start", directory)
     finally:
         subprocess.run([CLUSTER, "stop", directory], check=True)
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """More throw-away clusters, by name, each made when it is first asked for."""
+    with Clusters() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

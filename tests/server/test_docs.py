@@ -9,6 +9,7 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- not run (why) -->          of any block: it is not run at all
     <!-- continues PAGE -->         of a page: its session begins in a copy of the database that the other page leaves
     <!-- begins with the shipped model -->    of a page: its database has the model that ships, as that of `make demo`
+    <!-- servers: one two -->       of a page: one.example and two.example are servers of their own, it begins in the first
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
@@ -35,6 +36,7 @@ from psycopg import conninfo, sql
 from loaders.common import Database
 from loaders.load_model import SHIPPED as SHIPPED_MODELS
 from loaders.load_model import load_model
+from tests.bench.clusters import Clusters
 from tests.server import psql
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,7 @@ BLOCK = re.compile(
 ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
 QUERY = re.compile(r"^(?:SELECT|WITH|TABLE|VALUES)\b.*?(?:;|\\gset.*?)$", re.MULTILINE | re.DOTALL)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
+SERVERS = re.compile(r"^<!-- servers: (.*) -->$", re.MULTILINE)
 SHIPPED = "<!-- begins with the shipped model -->\n"
 MODEL = "postgresql-docs"
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
@@ -101,11 +104,12 @@ BLOCKS = {page: blocks_of(read_page(page)) for page in PAGES}
 class Session:
     """Runs pages, each once, in databases of their own."""
 
-    def __init__(self, dsn: str, server_files: Path) -> None:
+    def __init__(self, dsn: str, server_files: Path, clusters: Clusters) -> None:
         self.dsn = dsn
-        self.server_files = f"{server_files}/docs_"
+        self.clusters = clusters
+        self.places = {"/srv/gpt2/": f"{server_files}/docs_"}
         for name in ("vocab.json", "merges.txt"):
-            shutil.copy(LEARNED / name, f"{self.server_files}{name}")
+            shutil.copy(LEARNED / name, f"{self.places['/srv/gpt2/']}{name}")
         self.done: dict[str, tuple[str, list[str]]] = {}
 
     def database(self, page: str) -> str:
@@ -117,7 +121,12 @@ class Session:
         return self._run(page)[1]
 
     def _run(self, page: str) -> tuple[str, list[str]]:
-        if page not in self.done:
+        if page not in self.done and (servers := SERVERS.search(read_page(page))):
+            names = servers[1].split()
+            hosts = {f"{name}.example": self.clusters.host(name) for name in names}
+            dsn = conninfo.make_conninfo(self.clusters[names[0]], dbname="postgres")
+            self.done[page] = "postgres", run(dsn, BLOCKS[page], self.places | hosts)
+        elif page not in self.done:
             before = CONTINUES.search(read_page(page))
             creates = any("CREATE EXTENSION" in block.code for block in BLOCKS[page])
             template = "template0" if creates else "template_pg_gpt2"
@@ -131,7 +140,7 @@ class Session:
             dsn = conninfo.make_conninfo(self.dsn, dbname=name)
             if SHIPPED in read_page(page):
                 load_shipped(dsn, name)
-            self.done[page] = name, run(dsn, BLOCKS[page], self.server_files)
+            self.done[page] = name, run(dsn, BLOCKS[page], self.places)
         return self.done[page]
 
 
@@ -142,8 +151,8 @@ def load_shipped(dsn: str, database: str) -> None:
         conn.execute(sql.SQL("ALTER DATABASE {} SET pg_gpt2.model = {}").format(sql.Identifier(database), MODEL))
 
 
-def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
-    """What psql prints for each block in the database `dsn`, with `server_files` in the place of /srv/gpt2/."""
+def run(dsn: str, blocks: list[Block], places: dict[str, str]) -> list[str]:
+    """What psql prints for each block in the database `dsn`; `places` has what stands for a directory or a host of the page."""
     with tempfile.TemporaryDirectory() as place:
         work = Path(place, "work")
         work.mkdir()
@@ -153,7 +162,7 @@ def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
         )
         done = subprocess.run(
             [psql.program(), "-X"],
-            input=script.replace("/srv/gpt2/", server_files),
+            input=replaced(script, places),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -161,8 +170,15 @@ def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
             env=environment(dsn, Path(place), Path(psql.program()).parent),
             cwd=work,
         )
-    printed = done.stdout.replace(server_files, "/srv/gpt2/")
+    printed = replaced(done.stdout, {real: shown for shown, real in places.items()})
     return [tidy(part) for part in re.split(r"<block \d+>\n", printed)[1:]]
+
+
+def replaced(text: str, by: dict[str, str]) -> str:
+    """`text` with something in the place of something else."""
+    for old, new in by.items():
+        text = text.replace(old, new)
+    return text
 
 
 def typed(block: Block, directory: Path) -> str:
@@ -239,8 +255,8 @@ def problem(block: Block, output: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def session(cluster_dsn: str, server_files: Path) -> Session:
-    return Session(cluster_dsn, server_files)
+def session(cluster_dsn: str, server_files: Path, clusters: Clusters) -> Session:
+    return Session(cluster_dsn, server_files, clusters)
 
 
 @pytest.mark.parametrize(
@@ -354,9 +370,10 @@ def main() -> None:
         or "PG_GPT2_TEST_DSN" not in os.environ
     ):
         sys.exit(__doc__)
-    session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]))
-    for page in wanted:
-        update(session, page, sys.argv[1] == "--renew")
+    with Clusters() as clusters:
+        session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]), clusters)
+        for page in wanted:
+            update(session, page, sys.argv[1] == "--renew")
 
 
 if __name__ == "__main__":
