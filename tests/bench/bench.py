@@ -29,6 +29,7 @@ import many_rows
 import report
 import rivals
 import scaling
+import serving
 import tokenizing
 from harness import FULL, QUICK, SMOKE, Bench, Length
 from ours import MODEL, Server, database
@@ -71,6 +72,7 @@ TOPICS: dict[str, list[Topic]] = {
     "memory": [("", 1, 1, decoding.memory)],
     "encode": [("tokenizers", 1, 1, tokenizing.tokenize)],
     "sessions": [("", 1, 2, decoding.sessions)],
+    "serve": [("", 1, 3, serving.serve)],
     "sql": [("", 1, 1, decoding.pure_sql)],
 }
 SCALING: list[Topic] = [("", 1, 2, scaling.shapes), ("", 1, 2, scaling.lengths)]

@@ -52,5 +52,7 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "encode english cold": (Limit(None, ">=", 3.0),),
     "encode mixed warm": (Limit(None, ">=", 6.0),),
     "sessions": (Limit("the best number", ">=", 0.85),),
+    "serve token": (Limit(None, "<=", 3.0),),
+    "serve streams": (Limit("one by one", ">=", 0.8),),
     "pure sql": (Limit(PURE_SQL, ">=", 500.0),),
 }
