@@ -8,6 +8,8 @@ PG_CONFIG ?= pg_config
 SYSTEM_PYTHON = /usr/bin/python3
 # Passed on to pytest, for example PYTEST_ARGS='-k tokenizer -x'.
 PYTEST_ARGS =
+# Passed on to python -m loaders.serve, for example SERVE_ARGS='--port 8000'.
+SERVE_ARGS =
 # Passed on to python -m tests.soak, for example SOAK_ARGS='--minutes 3 --seed 1'.
 SOAK_ARGS =
 # Passed on to python -m tests.fuzz, for example FUZZ_ARGS='--seconds 600 npz'.
@@ -34,6 +36,7 @@ help:
 	@echo 'make down         stop it; data stay'
 	@echo 'make psql         open psql in it'
 	@echo 'make demo         a GPT-2 that ships writes, is looked into, learns (the lines of TEXT=file) and forgets, in it'
+	@echo 'make serve        what is in it over HTTP: a page for the browser, and OpenAI'"'"'s API; SERVE_ARGS="--port 8000" for other than 8642'
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
@@ -94,6 +97,10 @@ provision-distribution:
 TEXT =
 demo: .venv/test/complete
 	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.demo --dsn "$$(echo "$$dsn" | tail -n 1)" $(if $(TEXT),--text '$(TEXT)')
+
+.PHONY: serve
+serve: .venv/test/complete
+	@dsn=$$($(MAKE) up) && exec .venv/test/bin/python -m loaders.serve --dsn "$$(echo "$$dsn" | tail -n 1)" --shipped $(SERVE_ARGS)
 
 .PHONY: load
 MODEL = gpt2

@@ -8,23 +8,34 @@ import os
 from importlib.util import find_spec
 
 from ..common import Database, LoaderError, arguments, connect, run
+from ..load_model import SHIPPED, load_model
 from .settings import Settings
+
+MODEL = "postgresql-docs"
 
 
 def main() -> None:
     """Parse the command line and serve until interrupted."""
-    settings = _parsed()
+    settings, shipped = _parsed()
     for module in ("uvicorn", "starlette", "psycopg_pool"):
         if find_spec(module) is None:
             raise LoaderError(f"{module} is not installed; pip install 'pg_gpt2[serve]' brings what this command needs")
     with connect(settings.dsn) as conn:  # what is wrong with the database is told here, and at once
-        Database(conn)
+        database = Database(conn)
+        if shipped:
+            bring(database)
     from .run import serve
 
     serve(settings)
 
 
-def _parsed() -> Settings:
+def bring(database: Database) -> None:
+    """Load the model that ships, if it is not there."""
+    if database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", MODEL).fetchone() is None:
+        load_model(database, SHIPPED / MODEL, MODEL)
+
+
+def _parsed() -> tuple[Settings, bool]:
     default = Settings()
     parser = arguments(__doc__)
     parser.add_argument("--host", default=default.host, help="address to listen at; default: %(default)s")
@@ -50,6 +61,7 @@ def _parsed() -> Settings:
         metavar="N",
         help="requests that wait for their turn; one more is told to come back; default: %(default)s",
     )
+    parser.add_argument("--shipped", action="store_true", help=f"load {MODEL}, which ships, if it is not there")
     args = parser.parse_args()
     settings = Settings(
         dsn=args.dsn,
@@ -65,7 +77,7 @@ def _parsed() -> Settings:
         raise LoaderError(f"at {settings.host} others can connect: give an --api-key, or PG_GPT2_API_KEY")
     if settings.pool_size < 1 or settings.queue_size < 1:
         raise LoaderError("--pool-size and --queue-size must be 1 or more")
-    return settings
+    return settings, args.shipped
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ export function statement(host, { sql, parameters }) {
     box = el("pre");
     const copy = el("button", { type: "button", textContent: "Copy" });
     copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(host.copied);
-      copy.textContent = "Copied";
+      copy.textContent = await copied(host.copied, box) ? "Copied" : "Selected: press Ctrl+C";
       setTimeout(() => { copy.textContent = "Copy"; }, 1500);
     });
     host.replaceChildren(el("details", { className: "sql", open: innerWidth >= 640 }, el("summary", { textContent: "SQL" }), box, copy));
@@ -86,6 +85,16 @@ export function statement(host, { sql, parameters }) {
   box.replaceChildren(sql, el("span", { className: "parameters", textContent: told }));
   host.copied = parameters.length
     ? `PREPARE picture AS ${sql};\nEXECUTE picture(${parameters.map(literal).join(", ")});\nDEALLOCATE picture;\n` : `${sql};\n`;
+}
+
+async function copied(text, box) { // without TLS, only pages of this machine may write to the clipboard
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(box);
+    return false;
+  }
 }
 
 function literal(value) {

@@ -48,9 +48,10 @@ export function bars() { // at once, as the knob moves: the logits are here
   if (!next) return;
   const temperature = Number($("inside-temperature").value), shares = distribution(next.logits, { temperature });
   const rows = next.tokens.slice(0, 15).map((label, i) => ({ label, value: shares[i].p, text: percent(shares[i].p) }));
-  charts.bars($("next-bars"), { title: "Probabilities of the next token", rows, to: 1 });
+  const to = [0.02, 0.05, 0.1, 0.2, 0.5].find((full) => rows[0].value <= full) ?? 1;
+  charts.bars($("next-bars"), { title: "Probabilities of the next token", rows, to });
   const rest = 1 - rows.reduce((sum, { value }) => sum + value, 0);
-  $("next-told").textContent = `${percent(Math.max(0, rest))} is left for the other ${(next.logits.length - rows.length).toLocaleString("en")} tokens.`;
+  $("next-told").textContent = `${percent(Math.max(0, rest))} is left for the other ${(next.logits.length - rows.length).toLocaleString("en")} tokens. A full bar is ${percent(to)}.`;
 }
 
 function drawLens(found) {
@@ -103,6 +104,7 @@ async function large(layer, head, signal) {
   reach(buttons, at);
   const found = await picture("head", { prompt, layer, head, model }, signal);
   if (current[0] !== layer || current[1] !== head) return;
+  $("head-card").classList.toggle("wide", tokens.length > 30);
   const n = tokens.length, values = new Float32Array(n * n);
   for (const row of found.rows) values[row.query_position * n + row.key_position] = row.weight;
   $("h-head").textContent = `Layer ${layer}, head ${head}`;

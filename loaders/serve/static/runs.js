@@ -1,11 +1,13 @@
 // The view of training runs: curves that grow, samples, checkpoints beside each other, and the button that stops a run.
 import { $, bytes, el, picture, problem, statement } from "./dom.js";
 
-const SOON = 1000, LATER = 5000; // ms until the next look, of a run that learns and of others
-let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "";
+const SOON = 1000, LATER = 5000; // ms until the next look at least, of a run that learns and of others
+const SHARE = 20; // a look is followed by so many times its length without one: many open pages leave the server its time
+let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "", known = [];
 
 async function look() {
   clearTimeout(timer);
+  const began = performance.now();
   try {
     const found = await picture("runs");
     statement($("runs-sql"), found);
@@ -19,7 +21,8 @@ async function look() {
     problem(error);
   }
   clearTimeout(timer);
-  if (isOpen) timer = setTimeout(look, run?.status === "running" ? SOON : LATER);
+  const pause = Math.max(run?.status === "running" ? SOON : LATER, SHARE * (performance.now() - began));
+  if (isOpen && !document.hidden) timer = setTimeout(look, pause);
 }
 
 function list(rows) {
@@ -69,9 +72,10 @@ async function checkpoints() {
   const some = rows.some((row) => row.id !== null);
   $("no-checkpoints").hidden = some;
   $("some-checkpoints").hidden = !some;
-  const state = JSON.stringify([run.model, rows]);
+  const state = JSON.stringify([run.model, rows.filter(({ id }) => id !== null)]);
   if (state === saved || !some) return;
   saved = state;
+  known = rows;
   const name = ({ id, step, note }) => id === null ? note : `${id}: step ${step}${note ? `, ${note}` : ""}`;
   const options = (some) => some.map((row) => el("option", { value: row.id ?? "", textContent: name(row) }));
   const [one, other] = [$("one").value, $("other").value], has = (id) => model === run.model && rows.some((row) => String(row.id) === id);
@@ -83,7 +87,7 @@ async function checkpoints() {
   await compare(rows);
 }
 
-async function compare(rows = JSON.parse(saved)[1]) {
+async function compare(rows = known) {
   const a = Number($("one").value), b = $("other").value === "" ? null : Number($("other").value);
   const found = await picture("diff", { a, b }), two = [a, b].map((id) => rows.find((row) => row.id === id));
   const cells = (what, value) => el("tr", {}, el("th", { scope: "row", textContent: what }), ...two.map((row) => el("td", { textContent: row ? value(row) : "–" })));
@@ -103,6 +107,7 @@ export function start(settings) {
   $("run").addEventListener("change", () => { picked = true; sampled = 0; look(); });
   $("one").addEventListener("change", () => compare().catch(problem));
   $("other").addEventListener("change", () => compare().catch(problem));
+  document.addEventListener("visibilitychange", () => { if (isOpen && !document.hidden) look(); });
   $("sample-form").addEventListener("submit", (event) => {
     event.preventDefault();
     problem(null);

@@ -32,7 +32,7 @@ async function write() {
       count += 1;
       first ||= performance.now() - began;
       finish = event.finish_reason ?? "";
-      add({ piece: event.piece, p: Math.exp(event.logprob) });
+      add({ piece: event.piece, p: Math.exp(event.logprob), isEnd: event.finish_reason === "stop" && !event.piece });
     }
     const rate = count > 1 ? `, ${((count - 1) / (performance.now() - began - first) * 1000).toFixed(0)} a second` : "";
     const end = finish === "stop" ? "; it ended with the end-of-text token" : "";
@@ -60,9 +60,10 @@ function add(token) {
   mark();
 }
 
-function show({ piece, p }, i) {
-  const button = el("span", { role: "button", className: "token", "--p": p, textContent: piece.replace(/\n/g, "⏎\n") || "·", tabIndex: -1,
-    title: `${percent(p)}`, "aria-label": `${charts.visible(piece) || "nothing to see"}, ${percent(p)}` }); // a button would not wrap
+function show({ piece, p, isEnd }, i) {
+  const told = isEnd ? "end of text" : charts.visible(piece) || "nothing to see yet"; // such as half a character
+  const button = el("span", { role: "button", className: "token", "--p": p, textContent: piece.replace(/\n/g, "⏎\n") || (isEnd ? "∎" : "·"), tabIndex: -1,
+    title: isEnd ? `end of text, ${percent(p)}` : percent(p), "aria-label": `${told}, ${percent(p)}` }); // a button would not wrap
   button.addEventListener("click", () => choose(i).catch(problem));
   $("text").append(button);
 }

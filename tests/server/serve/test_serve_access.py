@@ -91,6 +91,14 @@ def test_it_says_what_is_wrong_with_the_database(new_database):
     assert "Traceback" not in done.stderr
 
 
+def test_it_brings_the_model_that_ships(new_database):
+    """Once: the second time it is there."""
+    dsn = new_database()
+    for _ in range(2):
+        with serving(dsn, "--shipped") as client:
+            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["postgresql-docs"]
+
+
 @pytest.mark.parametrize(
     "value",
     [
