@@ -51,6 +51,7 @@ TOPICS = (
     "choosing",
     "rows",
     "training",
+    "workers",
     "checkpoints",
     "replay",
     "retention",

@@ -28,6 +28,7 @@ TOPICS = {
     "sharing": "Sharing weights",
     "adapters": "Adapters",
     "training": "Training",
+    "workers": "Training on several servers",
     "checkpoints": "Checkpoints",
     "replay": "Replaying a run",
     "retention": "Monitoring and retention",

@@ -31,6 +31,10 @@ REVOKE EXECUTE ON FUNCTION
     llm_train_step_sent,
     llm_train,
     llm_train_stop,
+    llm_worker_begin,
+    llm_worker_weights,
+    llm_worker_shard,
+    llm_worker_gradients,
     llm_grant_usage
 FROM PUBLIC;
 

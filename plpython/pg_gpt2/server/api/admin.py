@@ -59,7 +59,7 @@ CHANGED_BY_TRAINING = {
 }
 # The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
 OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
-TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
+TRAINING = "^llm_(train|dataset|accumulate|worker)"  # names of functions that train or load data
 
 
 @entry
