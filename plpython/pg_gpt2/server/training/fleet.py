@@ -29,8 +29,9 @@ from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
 
-PIECE_DOWN = 24 << 10  # weights at a time: what a connection takes without waiting
-PIECE_UP = 96 << 10  # gradients at a time
+# Values at a time. Larger pieces would take longer: the C library asks the kernel for each of their many copies. What goes
+# down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
 RETRY, LONGEST = (
     30.0,
     600.0,
@@ -101,6 +102,10 @@ class Step:
         worker.lose(error)
 
 
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
 class Worker:
     """A server that computes shards, as this session sees it."""
 
@@ -117,7 +122,7 @@ class Worker:
 
     def begin(self, run: dict[str, Any], version: str) -> Wait:
         """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
-        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text")))
+        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
         if hello["schema"] is None:
             raise Lost(
                 WrongState(
@@ -136,16 +141,22 @@ class Worker:
         said = json.loads((yield from self.call("begin", _literal(run), "text")))
         self.environment = said["environment"] | {"server": hello["server"]}
 
-    def call(self, function: str, arguments: str, kind: str) -> Wait:
-        """What a function llm_worker_... of that server gives."""
+    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
+        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
         statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
-        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind))
+        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
 
     def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
         """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
         began = time.monotonic()
+        ahead = [piece(first)]
         while first < n:
-            first = yield from self.call("weights", str(first) + ", '" + piece(first) + "'", "int8")
+            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+
+            def look_ahead(after: int = after) -> None:  # while the worker reads this one
+                ahead.append(piece(after) if after < n else "")
+
+            first = yield from self.call("weights", arguments, "int8", look_ahead)
             yield True
         self.share.transfer += time.monotonic() - began
 
@@ -230,6 +241,7 @@ class Fleet(Sharded):
 
     def begin(self) -> None:
         """Greet all workers, at once; the first reason why one cannot help is an error."""
+        resources.keep_freed_memory()
         for worker in self.workers:
             self._open(worker)
         while any(worker.talk for worker in self.workers):

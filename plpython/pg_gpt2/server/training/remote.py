@@ -5,7 +5,7 @@ that an answer is taken only once it is all there; what is sent at a time fits i
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import plpy
@@ -86,11 +86,12 @@ class Connection:
         if self._key in (self._query("get_connections") or ()):
             self._query("disconnect", ["text"], self._key)
 
-    def ask(self, statement: str, kind: str) -> Wait:
-        """Send a statement, and return the value of type `kind` that it gives."""
+    def ask(self, statement: str, kind: str, meanwhile: Callable[[], None]) -> Wait:
+        """Send a statement, and return the value of type `kind` that it gives; `meanwhile` is done before that is awaited."""
         try:
             sent = self._query("send_query", ["text", "text"], self._key, statement)
             self.sent += len(statement)
+            meanwhile()
             deadline = time.monotonic() + self.timeout
             while sent and self._query("is_busy", ["text"], self._key):
                 if time.monotonic() > deadline:
