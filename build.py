@@ -52,6 +52,7 @@ TOPICS = (
     "rows",
     "publishing",
     "training",
+    "workers",
     "checkpoints",
     "replay",
     "retention",

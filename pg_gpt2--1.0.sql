@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 fa02373bec0b @extschema@'] = importer['import_package'](sources, 'pg_gpt2 fa02373bec0b @extschema@', '@extschema@')
+    GD['pg_gpt2 4a5912a0ed6b @extschema@'] = importer['import_package'](sources, 'pg_gpt2 4a5912a0ed6b @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -617,6 +617,8 @@ def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> in
         return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK + of_loss
     if name in ("softmax", "layernorm", "cross_entropy"):
         return 2 * THREADS * min(prod(first), max(width, BLOCK))
+    if name == "gelu_exact":
+        return 3 * THREADS * min(prod(first), BLOCK)  # the terms of erf
     if name == "dropout":
         return prod(first) // 2  # a mask, of bytes, and the random numbers that it is made of
     return 0
@@ -1145,13 +1147,12 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.cache', $pg_gpt2_source$"""Decoding: keys and values of the positions a model has read, so that a new token costs one row of work."""
 
-from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from .config import GPT2Config
-from .ops import attend, merge_heads, softmax, split_heads
+from .ops import attend, merge_heads, scaled, softmax, split_heads
 
 
 class KeyValues:
@@ -1164,15 +1165,19 @@ class KeyValues:
         shape = (config.n_layer, config.n_head, room, config.d_head)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """Keep the keys and values of T new rows from position `start` on; out = attention of the last t of them."""
         q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
         end = start + len(qkv)
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
-        out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys) @ values)
+        out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys, factor) @ values)
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
 
         Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
@@ -1180,7 +1185,7 @@ class KeyValues:
         q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
         keys = np.concatenate([self._keys[layer, :, :start], k], axis=1)
         values = np.concatenate([self._values[layer, :, :start], v], axis=1)
-        scores = q @ keys.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+        scores = scaled(q @ keys.swapaxes(-1, -2), q.shape[-1], factor)
         scores[:, :, start:] += mask
         out[...] = merge_heads(softmax(scores) @ values)
 
@@ -1196,7 +1201,7 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any
 
@@ -1204,6 +1209,21 @@ from ..errors import InvalidParameter
 from ..limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
+MOST_EPS = 1.0
+LM_HEAD = "lm_head.weight"  # the output layer of a model that does not tie it to `wte`
+
+# What config.json may call the function between the two layers of a block's network -> the op that it is. Three names mean the
+# same: they differ in the order in which one formula is computed.
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu": "gelu_exact",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "quick_gelu": "quick_gelu",
+    "tanh": "tanh",
+}
 MOST_ALPHA = 1e30  # float32 holds what it makes of x A: beyond are infinities, which times a B of zeros are NaN
 
 
@@ -1245,8 +1265,68 @@ class Adapter:
         return self.alpha / self.r
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What GPT-2's relatives have in their own ways, named as in config.json. The defaults are GPT-2's."""
+
+    activation_function: str = "gelu_new"
+    n_inner: int | None = None  # width of a block's network; None = 4 d_model
+    layer_norm_epsilon: float = LAYER_NORM_EPS
+    scale_attn_weights: bool = True  # whether scores are divided by sqrt(d_head)
+    scale_attn_by_inverse_layer_idx: bool = False  # whether those of layer i are divided by i + 1
+    reorder_and_upcast_attn: bool = False  # a matter of half precision: here it changes nothing
+    tie_word_embeddings: bool = True  # whether `wte` is the output layer, too
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
+            raise InvalidParameter(
+                f"activation_function {self.activation_function!r} is not known",
+                hint=f"It is one of {', '.join(ACTIVATIONS)}; GPT-2's is gelu_new.",
+            )
+        inner, eps = self.n_inner, self.layer_norm_epsilon
+        if inner is not None and (type(inner) is not int or not 0 < inner < 1 << 31):
+            raise InvalidParameter(
+                f"n_inner must be a positive integer, not {inner!r}", hint="Null stands for 4 d_model, as in GPT-2."
+            )
+        if type(eps) not in (int, float) or not 0 < eps <= MOST_EPS:
+            raise InvalidParameter(
+                f"layer_norm_epsilon must be above 0 and at most {MOST_EPS:g}, not {eps!r}", hint="GPT-2's is 1e-5."
+            )
+        object.__setattr__(self, "layer_norm_epsilon", float(eps))
+        for field in fields(Architecture):
+            value = getattr(self, field.name)
+            if type(field.default) is bool and type(value) is not bool:
+                raise InvalidParameter(
+                    f"{field.name} must be true or false, not {value!r}",
+                    hint=f"GPT-2's is {str(field.default).lower()}.",
+                )
+
+    def architecture(self) -> dict[str, Any]:
+        """These fields and their values."""
+        return {field.name: getattr(self, field.name) for field in fields(Architecture)}
+
+    def differences(self) -> dict[str, Any]:
+        """Those that are not GPT-2's."""
+        return {name: value for name, value in self.architecture().items() if value != ARCHITECTURE[name]}
+
+
+ARCHITECTURE: dict[str, Any] = {field.name: field.default for field in fields(Architecture)}  # GPT-2's
+
+
+def in_words(architecture: Mapping[str, Any]) -> str:
+    """Fields of an architecture, for a message."""
+    words = {None: "4 * d_model", True: "true", False: "false"}
+    return ", ".join(
+        f"{name} {words[value] if value is None or value is True or value is False else value}"
+        for name, value in architecture.items()
+    )
+
+
+ENDS = ("eos_token_id", "stop_token_ids")  # fields that may be known or not
+
+
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Architecture):
     """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`. `stop_token_ids` end generation, where that is
     not `eos_token_id` alone.
 
@@ -1292,11 +1372,17 @@ class GPT2Config:
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
                 hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
             )
+        super().__post_init__()
+        if self.n_inner == 4 * self.d_model:
+            object.__setattr__(self, "n_inner", None)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as an object of JSON; `adapter` and `stop_token_ids` only where there are any."""
+        """Its fields, as an object of JSON; `adapter` and `stop_token_ids` only where there are any, and of the
+        architecture only what is not GPT-2's."""
+        own = {name: value for name, value in asdict(self).items() if name not in ARCHITECTURE}
         optional = ("adapter", "stop_token_ids")
-        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
+        sizes = {name: value for name, value in own.items() if name not in optional or value is not None}
+        return sizes | self.differences()
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "GPT2Config":
@@ -1319,7 +1405,7 @@ class GPT2Config:
         return self.stop_token_ids
 
     def plain(self) -> "GPT2Config":
-        """Its sizes alone: without an adapter, and without the tokens that end texts."""
+        """Its sizes and architecture alone: without an adapter, and without the tokens that end texts."""
         return replace(self, adapter=None, eos_token_id=None, stop_token_ids=None)
 
     @property
@@ -1327,13 +1413,33 @@ class GPT2Config:
         """Width of one attention head."""
         return self.d_model // self.n_head
 
+    @property
+    def inner(self) -> int:
+        """Width of the network of a block."""
+        return self.n_inner or 4 * self.d_model
+
+    @property
+    def output_table(self) -> str:
+        """Name of the tensor [vocab, d_model] that gives logits."""
+        return "wte" if self.tie_word_embeddings else LM_HEAD
+
+    def score_factor(self, layer: int) -> float | None:
+        """What the products of queries and keys are multiplied with in a layer; None = GPT-2's 1 / sqrt(d_head)."""
+        if self.scale_attn_weights and not self.scale_attn_by_inverse_layer_idx:
+            return None
+        factor = self.d_head**-0.5 if self.scale_attn_weights else 1.0
+        return factor / (layer + 1) if self.scale_attn_by_inverse_layer_idx else factor
+
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor, in checkpoint order."""
         d = self.d_model
         shapes: dict[str, tuple[int, ...]] = {"wte": (self.vocab, d), "wpe": (self.n_positions, d)}
         for i in range(self.n_layer):
-            shapes |= {f"h.{i}.{name}": shape for name, shape in block_shapes(d).items()}
-        return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)} | self.adapter_shapes()
+            shapes |= {f"h.{i}.{name}": shape for name, shape in block_shapes(d, self.n_inner).items()}
+        shapes |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+        if not self.tie_word_embeddings:
+            shapes[LM_HEAD] = (self.vocab, d)
+        return shapes | self.adapter_shapes()
 
     def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of what an adapter has besides its base, A [in, r] and B [r, out] for each matrix; {} without one."""
@@ -1342,7 +1448,7 @@ class GPT2Config:
         found: dict[str, tuple[int, ...]] = {}
         for i in range(self.n_layer):
             for target in self.adapter.targets:
-                rows, columns = block_shapes(self.d_model)[f"{target}.weight"]
+                rows, columns = block_shapes(self.d_model, self.n_inner)[f"{target}.weight"]
                 found[f"h.{i}.{target}.lora_A"] = (rows, self.adapter.r)
                 found[f"h.{i}.{target}.lora_B"] = (self.adapter.r, columns)
         return found
@@ -1352,18 +1458,20 @@ class GPT2Config:
         return self.adapter_shapes() or self.param_shapes()
 
     def n_params(self) -> int:
-        """Number of scalars; the output projection is tied to `wte` and not counted twice."""
-        block = sum(prod(shape) for shape in block_shapes(self.d_model).values())
+        """Number of scalars; an output layer that is tied to `wte` is not counted twice."""
+        block = sum(prod(shape) for shape in block_shapes(self.d_model, self.n_inner).values())
         own = sum(prod(shape) for shape in self.adapter_shapes().values())
-        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block + own
+        tables = self.n_positions + self.vocab * (1 if self.tie_word_embeddings else 2)
+        return (tables + 2) * self.d_model + self.n_layer * block + own
 
     def n_trained(self) -> int:
         """Number of scalars that training changes."""
         return sum(prod(shape) for shape in self.trained_shapes().values())
 
 
-def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the twelve tensors of one block of width `d`, names without `h.{i}.`."""
+def block_shapes(d: int, n_inner: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the twelve tensors of one block of width `d`, names without `h.{i}.`; n_inner None = 4 d."""
+    inner = n_inner or 4 * d
     return {
         "ln_1.weight": (d,),
         "ln_1.bias": (d,),
@@ -1373,9 +1481,9 @@ def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
         "attn.c_proj.bias": (d,),
         "ln_2.weight": (d,),
         "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d),
-        "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d),
+        "mlp.c_fc.weight": (d, inner),
+        "mlp.c_fc.bias": (inner,),
+        "mlp.c_proj.weight": (inner, d),
         "mlp.c_proj.bias": (d,),
     }
 
@@ -1397,7 +1505,8 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.gpt2', $pg_gpt2_sour
 
 Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width D; the
 leading B may be absent. Ids become vectors (`embed`), n blocks add to them what attention and a small network find, and a last
-layernorm and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
+layernorm and the embedding, transposed, give logits. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings;
+GPT-2's relatives have another `Architecture`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -1410,12 +1519,12 @@ import numpy as np
 
 from ..errors import InvalidParameter
 from . import rng
-from .config import LAYER_NORM_EPS, LINEAR_LAYERS, Adapter, GPT2Config, block_shapes
+from .config import ACTIVATIONS, LAYER_NORM_EPS, LINEAR_LAYERS, LM_HEAD, Adapter, GPT2Config, block_shapes
 from .ops import CHUNK
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
-Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Attend = Callable[[int, Handle, float | None], Handle]  # (layer, qkv [.., T, 3D], factor of scores) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
@@ -1464,11 +1573,13 @@ class Pass:
         """x, after dropout where there is one."""
         return run.apply("dropout", x, **self.drop.at(site)) if self.drop is not None and self.drop.p else x
 
-    def attention(self, run: Runner, qkv: Handle, n_head: int, layer: int, site: int) -> Handle:
+    def attention(self, run: Runner, qkv: Handle, n_head: int, factor: float | None, layer: int, site: int) -> Handle:
         """[.., T, 3D] -> [.., T, D]."""
         if self.attend is not None:
-            return self.attend(layer, qkv)
+            return self.attend(layer, qkv, factor)
         attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
+        if factor is not None:
+            attrs["factor"] = factor
         return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
     def to_adapter(self, run: Runner, x: Handle, p: float, layer: int, target: str) -> Handle:
@@ -1486,16 +1597,18 @@ def block(
     *,
     n_head: int,
     eps: float = LAYER_NORM_EPS,
+    activation: str = "gelu",
+    factor: float | None = None,
     layer: int = 0,
     adapter: Adapter | None = None,
     how: Pass = Pass(),
 ) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`; `factor` is that of scores."""
     site = 1 + 3 * layer
     linear = partial(_linear, run, p, adapter=adapter, layer=layer, how=how)
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = linear("attn.c_attn", normed)
-    mixed = how.attention(run, qkv, n_head, layer, site)
+    mixed = how.attention(run, qkv, n_head, factor, layer, site)
     if how.keep is not None:
         x = how.keep(x)
     y = linear("attn.c_proj", mixed)
@@ -1503,7 +1616,7 @@ def block(
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = linear("mlp.c_fc", normed)
-    active = run.apply("gelu", hidden)
+    active = run.apply(activation, hidden)
     y = linear("mlp.c_proj", active)
     return run.apply("add", x, how.dropped(run, y, site + 2))
 
@@ -1533,9 +1646,31 @@ def blocks(
     last = config.n_layer - 1
     for i in range(config.n_layer):
         here = how if i == last or how.keep is None else replace(how, keep=None)
-        p = layer_params(params, i, config.adapter)
-        x = block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=here)
-    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+        x = block_of(run, params, x, config, i, here)
+    return last_norm(run, params, x, config)
+
+
+def block_of(
+    run: Runner, params: Params, x: Handle, config: GPT2Config, layer: int, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
+    """The block of a layer."""
+    return block(
+        run,
+        layer_params(params, layer, config.adapter),
+        x,
+        n_head=config.n_head,
+        eps=config.layer_norm_epsilon,
+        activation=ACTIVATIONS[config.activation_function],
+        factor=config.score_factor(layer),
+        layer=layer,
+        adapter=config.adapter,
+        how=how,
+    )
+
+
+def last_norm(run: Runner, params: Params, x: Handle, config: GPT2Config) -> Handle:  # [.., D] -> [.., D]
+    """ln_f."""
+    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=config.layer_norm_epsilon)
 
 
 def hidden(
@@ -1559,8 +1694,13 @@ def _block_names(layer: int, targets: tuple[str, ...] | None) -> list[tuple[str,
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
-    """Logits: x @ wte'."""
-    return run.apply("lm_head", x, params["wte"])
+    """Logits: x @ wte', or with an output layer of its own."""
+    return run.apply("lm_head", x, output_table(params))
+
+
+def output_table(params: Mapping[str, Any]) -> Any:  # -> [V, D]
+    """What gives logits: the token embedding, or the tensor of a model that does not tie the two."""
+    return params[LM_HEAD] if LM_HEAD in params else params["wte"]
 
 
 def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:
@@ -1579,7 +1719,7 @@ def loss(
 ) -> Handle:
     """Mean cross entropy of targets [.., T], with a weight for each sequence; options are those of `hidden`."""
     x = hidden(run, params, ids, config, **options)
-    return run.apply("lm_head_loss", x, params["wte"], **loss_attributes(targets, weight))
+    return run.apply("lm_head_loss", x, output_table(params), **loss_attributes(targets, weight))
 
 
 def loss_attributes(targets: np.ndarray, weight: np.ndarray | None) -> dict[str, Any]:
@@ -1839,10 +1979,11 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.ops', $pg_gpt2_sourc
 Read from the top: what all networks have, then what makes a transformer. dy is the gradient of the loss by y; a gradient returns
 one array for each input. y is there for those that need it; `reads` names what a gradient looks at, for tapes that free memory.
 Weights are (in, out), as in GPT-2's checkpoints: y = x w + b. `[.., T, D]` is any number of leading
-dimensions. Sources: Vaswani et al. 2017 (attention), Ba et al. 2016 (layernorm), Hendrycks & Gimpel 2016 (gelu), Srivastava
-et al. 2014 (dropout).
+dimensions. Sources: Vaswani et al. 2017 (attention), Ba et al. 2016 (layernorm), Hendrycks & Gimpel 2016 (gelu, silu),
+Srivastava et al. 2014 (dropout).
 """
 
+import math
 from collections.abc import Sequence
 from math import pi, prod, sqrt
 from typing import Any
@@ -1943,6 +2084,86 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
 
 
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x; NumPy has none, Python has it for one number."""
+    return np.fromiter(map(math.erf, x.flat), x.dtype, x.size).reshape(x.shape)
+
+
+def gelu_exact(x: np.ndarray) -> np.ndarray:
+    """x Phi(x), Phi(x) = 0.5 (1 + erf(x / sqrt(2))) the distribution function of the standard normal: gelu as it is defined."""
+    return np.asarray(0.5 * x * (1.0 + erf(x / sqrt(2.0))), x.dtype)
+
+
+def gelu_exact_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy (Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi))."""
+    cdf, pdf = 0.5 * (1.0 + erf(x / sqrt(2.0))), np.exp(-0.5 * x**2) / sqrt(2.0 * pi)
+    return (np.asarray(dy * (cdf + x * pdf), x.dtype),)
+
+
+register("gelu_exact", gelu_exact, gelu_exact_backward, "x", reads=(0,))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """x where that is positive, else 0."""
+    return np.maximum(x, x.dtype.type(0))
+
+
+def relu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy where x is positive, else 0."""
+    return (dy * (x > 0),)
+
+
+register("relu", relu, relu_backward, "x", reads=(0,))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), by a logarithm that does not overflow."""
+    return np.exp(-np.logaddexp(x.dtype.type(0), -x))
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def silu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy s (1 + x (1 - s)), s = sigmoid(x)."""
+    s = sigmoid(x)
+    return (dy * s * (1.0 + x * (1.0 - s)),)
+
+
+register("silu", silu, silu_backward, "x", reads=(0,))
+
+
+def quick_gelu(x: np.ndarray) -> np.ndarray:
+    """x sigmoid(1.702 x): close to gelu."""
+    return x * sigmoid(x * x.dtype.type(1.702))
+
+
+def quick_gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy s (1 + 1.702 x (1 - s)), s = sigmoid(1.702 x)."""
+    k = x.dtype.type(1.702)
+    s = sigmoid(k * x)
+    return (dy * s * (1.0 + k * x * (1.0 - s)),)
+
+
+register("quick_gelu", quick_gelu, quick_gelu_backward, "x", reads=(0,))
+
+
+def tanh(x: np.ndarray) -> np.ndarray:
+    """The hyperbolic tangent."""
+    return np.tanh(x)
+
+
+def tanh_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Grads:
+    """dy (1 - y^2)."""
+    y = tanh(x) if y is None else y
+    return (dy * (1.0 - y**2),)
+
+
+register("tanh", tanh, tanh_backward, "x", reads=("y",))
 
 
 def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:
@@ -2120,11 +2341,16 @@ def merge_heads(x: np.ndarray) -> np.ndarray:  # [.., H, T, d] -> [.., T, H d]
     return x.reshape(*x.shape[:-2], -1)
 
 
+def scaled(x: np.ndarray, d: int, factor: float | None) -> np.ndarray:
+    """x times `factor`; None = 1 / sqrt(d), d being the width of a head."""
+    return x / x.dtype.type(sqrt(d)) if factor is None else x * x.dtype.type(factor)
+
+
 def attend(
-    q: np.ndarray, k: np.ndarray, keep: np.ndarray | None = None
+    q: np.ndarray, k: np.ndarray, factor: float | None = None
 ) -> np.ndarray:  # [.., t, d], [.., T, d] -> [.., t, T]
     """Probabilities softmax(q k' / sqrt(d)): the last of t queries sees all T keys, each earlier one a key less."""
-    scores = q @ k.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+    scores = scaled(q @ k.swapaxes(-1, -2), q.shape[-1], factor)
     t, length = scores.shape[-2:]
     future = np.triu(np.full((t, length), -np.inf, q.dtype), 1 + length - t)
     return softmax(scores + future)
@@ -2141,11 +2367,20 @@ def _dropped(w: np.ndarray, p: float, **address: int) -> np.ndarray:  # [.., T, 
 
 
 def causal_attention(
-    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    factor: float | None = None,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
 ) -> np.ndarray:  # [.., T, 3D] -> [.., T, D]
-    """softmax(q k' / sqrt(d)) v of each head; position t sees 1 .. t; p drops probabilities. `chunk` is for faster forms."""
+    """softmax(factor q k') v of each head; position t sees 1 .. t; p drops probabilities. No factor = 1 / sqrt(d). `chunk` is
+    for faster forms."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
-    w = attend(q, k)
+    w = attend(q, k, factor)
     return merge_heads(_dropped(w, p, seed=seed, step=step, site=site) @ v)
 
 
@@ -2155,6 +2390,7 @@ def causal_attention_backward(
     qkv: np.ndarray,
     *,
     n_head: int,
+    factor: float | None = None,
     chunk: int = CHUNK,
     p: float = 0.0,
     seed: int = 0,
@@ -2163,10 +2399,10 @@ def causal_attention_backward(
 ) -> Grads:
     """Through the product with v, dropout, softmax, and the product q k'."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
-    w, dy = attend(q, k), split_heads(dy, n_head)
+    w, dy = attend(q, k, factor), split_heads(dy, n_head)
     dv = _dropped(w, p, seed=seed, step=step, site=site).swapaxes(-1, -2) @ dy
     dw = _dropped(dy @ v.swapaxes(-1, -2), p, seed=seed, step=step, site=site)
-    d_scores = w * (dw - (w * dw).sum(axis=-1, keepdims=True)) / q.dtype.type(sqrt(q.shape[-1]))
+    d_scores = scaled(w * (dw - (w * dw).sum(axis=-1, keepdims=True)), q.shape[-1], factor)
     dq, dk = d_scores @ k, d_scores.swapaxes(-1, -2) @ q
     return (np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1),)
 
@@ -2628,6 +2864,12 @@ class InsufficientPrivilege(PgGpt2Error):
     sqlstate = "42501"
 
 
+class ConnectionFailed(PgGpt2Error):
+    """Another server that cannot be reached, or refuses."""
+
+    sqlstate = "08001"
+
+
 class UndefinedFile(PgGpt2Error):
     """A path that does not lead to a file."""
 
@@ -2691,8 +2933,14 @@ def of_system(error: OSError, what: str) -> PgGpt2Error:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast', $pg_gpt2_source$"""Speed: the ops blocked and threaded, weights in panels, passes that are prepared, attention over caches."""
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.activations', $pg_gpt2_source$"""gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.activations', $pg_gpt2_source$"""What a block's network may have between its two layers, and softmax over the last axis.
 
+Most are x times a gate: gelu in the tanh form that GPT-2 uses and in the exact one, silu, quick_gelu (Hendrycks & Gimpel 2016).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -2701,12 +2949,62 @@ from ..core.op import Grads, replace
 from ..core.ops import SQRT_2_OVER_PI
 from . import buffers, threads
 from .elementwise import block_rows, contiguous, for_blocks
+from .erf import erf_into
 
 CUBIC = 0.044715
+Into = Callable[[np.ndarray, np.ndarray], None]  # (x, y): y = f(x), not the same memory
 
 
-def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
-    """out = 0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): what gelu multiplies x with."""
+@dataclass(frozen=True)
+class Gated:
+    """y = x gate(x). `gate(x, out)`; `slope(x, gate, out)` gives the derivative of y, where out is not the same memory."""
+
+    gate: Into
+    slope: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+    def into(self, x: np.ndarray, y: np.ndarray) -> None:
+        """y = x gate(x), not the same memory."""
+        self.gate(x, y)
+        y *= x
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:  # [..] -> [..]
+        """x gate(x)."""
+        return _mapped(self.into, x)
+
+    def saving(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
+        """x gate(x), and the gate."""
+
+        def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
+            self.gate(x, gate)
+            np.multiply(gate, x, out=y)
+
+        y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
+        for_blocks(block, contiguous(x), y, gates)
+        return y, gates
+
+    def backward(self, dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None) -> Grads:
+        """dy times the derivative; saved is the gate."""
+
+        def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
+            if gate is None:
+                gate = buffers.scratch("gate", x.shape, x.dtype)
+                self.gate(x, gate)
+            self.slope(x, gate, dx)
+            dx *= dy
+
+        dx = buffers.empty(x.shape, x.dtype)
+        for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
+        return (dx,)
+
+
+def _mapped(into: Into, x: np.ndarray) -> np.ndarray:
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(into, contiguous(x), y)
+    return y
+
+
+def _tanh_gate(x: np.ndarray, out: np.ndarray) -> None:
+    """0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     np.multiply(x, x, out=out)
     out *= SQRT_2_OVER_PI * CUBIC
     out += SQRT_2_OVER_PI
@@ -2716,55 +3014,109 @@ def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
     out *= 0.5
 
 
-def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(gelu_into, contiguous(x), y)
-    return y
+def _tanh_slope(x: np.ndarray, gate: np.ndarray, out: np.ndarray) -> None:
+    """s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the gate."""
+    inner = buffers.scratch("slope", x.shape, x.dtype)
+    np.multiply(x, x, out=inner)
+    inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
+    inner += 2.0 * SQRT_2_OVER_PI
+    inner *= x
+    np.subtract(1.0, gate, out=out)
+    out *= inner
+    out += 1.0
+    out *= gate
 
 
-def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
-    """y = gelu(x), not the same memory."""
-    _gelu_gate(x, y)
-    y *= x
+def _normal_gate(x: np.ndarray, out: np.ndarray) -> None:
+    """0.5 (1 + erf(x / sqrt(2)))."""
+    scaled = buffers.scratch("scaled", x.shape, x.dtype)
+    np.multiply(x, sqrt(0.5), out=scaled)
+    erf_into(scaled, out)
+    out += 1.0
+    out *= 0.5
 
 
-def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
-    """gelu, and what x was multiplied with."""
-
-    def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
-        _gelu_gate(x, gate)
-        np.multiply(gate, x, out=y)
-
-    y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(x), y, gates)
-    return y, gates
+def _normal_slope(x: np.ndarray, gate: np.ndarray, out: np.ndarray) -> None:
+    """s + x exp(-x^2 / 2) / sqrt(2 pi), s the gate."""
+    np.multiply(x, x, out=out)
+    out *= -0.5
+    np.exp(out, out=out)
+    out *= x
+    out *= 0.5 * SQRT_2_OVER_PI
+    out += gate
 
 
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None) -> Grads:
-    """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
+def _sigmoid(k: float) -> Gated:
+    """x sigmoid(k x), with the derivative s (1 + k x (1 - s)), s the gate."""
 
-    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
-        inner = buffers.scratch("gelu", x.shape, x.dtype)
-        if gate is None:
-            gate = buffers.scratch("gelu_gate", x.shape, x.dtype)
-            _gelu_gate(x, gate)
-        np.multiply(x, x, out=inner)
-        inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
-        inner += 2.0 * SQRT_2_OVER_PI
-        inner *= x
-        np.subtract(1.0, gate, out=dx)
-        dx *= inner
-        dx += 1.0
-        dx *= gate
-        dx *= dy
+    def gate(x: np.ndarray, out: np.ndarray) -> None:
+        np.multiply(x, -k, out=out)
+        with np.errstate(over="ignore"):  # 1 / infinity is the right 0
+            np.exp(out, out=out)
+        out += 1.0
+        np.divide(1.0, out, out=out)
 
+    def slope(x: np.ndarray, gate: np.ndarray, out: np.ndarray) -> None:
+        np.subtract(1.0, gate, out=out)
+        out *= x
+        out *= k
+        out += 1.0
+        out *= gate
+
+    return Gated(gate, slope)
+
+
+def _relu_into(x: np.ndarray, y: np.ndarray) -> None:
+    np.maximum(x, 0.0, out=y)
+
+
+def relu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
+    """x where that is positive, else 0."""
+    return _mapped(_relu_into, x)
+
+
+def relu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy where x is positive, else 0."""
     dx = buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
+    for_blocks(lambda dy, x, dx: np.multiply(dy, x > 0.0, out=dx), contiguous(dy), contiguous(x), dx)
     return (dx,)
 
 
-replace("gelu", gelu, gelu_backward, saving=gelu_saving)
+def _tanh_into(x: np.ndarray, y: np.ndarray) -> None:
+    np.tanh(x, out=y)
+
+
+def tanh(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
+    """The hyperbolic tangent."""
+    return _mapped(_tanh_into, x)
+
+
+def tanh_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Grads:
+    """dy (1 - y^2)."""
+
+    def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        np.multiply(y, y, out=dx)
+        np.subtract(1.0, dx, out=dx)
+        dx *= dy
+
+    dx = buffers.empty(dy.shape, dy.dtype)
+    for_blocks(block, contiguous(dy), contiguous(tanh(x) if y is None else y), dx)
+    return (dx,)
+
+
+gelu = Gated(_tanh_gate, _tanh_slope)
+GATED = {
+    "gelu": gelu,
+    "gelu_exact": Gated(_normal_gate, _normal_slope),
+    "silu": _sigmoid(1.0),
+    "quick_gelu": _sigmoid(1.702),
+}
+for name, form in GATED.items():
+    replace(name, form, form.backward, saving=form.saving)
+replace("relu", relu, relu_backward)
+replace("tanh", tanh, tanh_backward)
+# What a block's network may have between its two layers, by the name of the op.
+INTO: dict[str, Into] = {name: form.into for name, form in GATED.items()} | {"relu": _relu_into, "tanh": _tanh_into}
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
@@ -2950,9 +3302,14 @@ def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
         yield rows, offset + rows.stop
 
 
-def _scaled(q: np.ndarray) -> np.ndarray:
-    """q / sqrt(d), in scratch."""
-    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+def factor_of(d: int, factor: float | None) -> float:
+    """What scores are multiplied with, where heads are d wide: `factor`, or 1 / sqrt(d)."""
+    return d**-0.5 if factor is None else factor
+
+
+def _scaled(q: np.ndarray, factor: float | None) -> np.ndarray:
+    """q times the factor of scores, in scratch."""
+    return np.multiply(q, factor_of(q.shape[-1], factor), out=buffers.scratch("queries", q.shape, q.dtype))
 
 
 class _Columns:
@@ -3057,11 +3414,12 @@ def attend(
     offset: int = 0,
     chunk: int = CHUNK,
     *,
+    factor: float | None = None,
     norms: np.ndarray | None = None,
     p: float = 0.0,
     masks: np.ndarray | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
-    """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
+    """out = softmax(factor q k') v, where query i sees the keys 0 .. offset + i; no factor = 1 / sqrt(d).
 
     norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
     probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
@@ -3069,7 +3427,7 @@ def attend(
     keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
         threads.look()
-        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
+        z, total, top = _exponentials(_scaled(q[..., rows, :], factor), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
         if masks is not None:
@@ -3089,6 +3447,7 @@ def attend_backward(
     chunk: int,
     p: float = 0.0,
     masks: np.ndarray | None = None,
+    factor: float | None = None,
 ) -> None:
     """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
@@ -3101,14 +3460,14 @@ def attend_backward(
     keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
         threads.look()
-        q_rows = _scaled(q[..., rows, :])
+        q_rows = _scaled(q[..., rows, :], factor)
         e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
             e -= norms[0, ..., rows, :]
         np.exp(e, out=e)
-        factor = 1.0 / norms[1, ..., rows, :]
+        share = 1.0 / norms[1, ..., rows, :]
         d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
-        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
+        np.multiply(d_out[..., rows, :], share / (1.0 - p), out=d_rows)
         kept = e
         if masks is not None:
             kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
@@ -3117,13 +3476,13 @@ def attend_backward(
         _collect(kept, d_rows, dv_total)
         if masks is not None:
             dz *= masks[..., rows, :end]
-        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
+        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * share
         dz *= e
         if rows.start == 0:
             dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
-        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
+        np.multiply(d_rows, factor_of(q.shape[-1], factor), out=dq[..., rows, :])
     if dk_total is not dk:
         dk[...], dv[...] = dk_total, dv_total
 
@@ -3158,6 +3517,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from . import buffers, panels, slices, threads
+from .attend import factor_of
 
 BLOCK = 64  # positions
 ROWS = 8  # in a product
@@ -3168,22 +3528,24 @@ SEGMENT = 1024  # positions whose values are mixed in one product, where it is a
 
 
 def attend_blocks(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, factor: float | None = None
 ) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
-    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
+    """out = softmax(factor q k') v, where row i sees the positions 0 .. offset + i; no factor = 1 / sqrt(d)."""
     whole = q.shape[1] - q.shape[1] % ROWS
     for rows in slices.pieces(whole, ROWS * GROUPS):
-        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start, factor)
     if whole < q.shape[1]:
-        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
+        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole, factor=factor)
 
 
-def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+def _attend_groups(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, factor: float | None
+) -> None:
     """Groups of ROWS rows, in the same few calls: the products of `attend_few`, and its bits."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
     rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
-    np.multiply(q, d**-0.5, out=rows.reshape(q.shape))
+    np.multiply(q, factor_of(d, factor), out=rows.reshape(q.shape))
     scores = buffers.scratch("scores", (n_head, t // ROWS, ROWS, blocks, BLOCK), q.dtype)
     np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
     z = scores.reshape(n_head, t, -1)
@@ -3192,7 +3554,13 @@ def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.
 
 
 def attend_few(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, heads: int = 0
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+    offset: int,
+    heads: int = 0,
+    factor: float | None = None,
 ) -> None:
     """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
     n_head, t, d = q.shape
@@ -3200,7 +3568,7 @@ def attend_few(
     tasks = slices.pieces(n_head, heads or n_head)
     rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
     rows[:, :, 1:] = 0
-    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    np.multiply(q, factor_of(d, factor), out=rows[:, 0, :t])
     scores = buffers.scratch("scores", (n_head, max(2, t), blocks, BLOCK), q.dtype)
     results = scores.swapaxes(1, 2)
     threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
@@ -3216,6 +3584,7 @@ def attend_each(
     out: np.ndarray,
     places: np.ndarray,
     keep: Callable[[slice], object],
+    factor: float | None = None,
 ) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
     """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place.
 
@@ -3226,7 +3595,7 @@ def attend_each(
     tasks = slices.pieces(n, STREAMS)
     rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
     rows[:, :, :, 1] = 0
-    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
+    np.multiply(q, factor_of(d, factor), out=rows[:, :, 0, 0])
     scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
     results = scores.swapaxes(2, 3)
 
@@ -3334,6 +3703,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import buffers, slices, threads
+from .attend import factor_of
 
 ROWS = 64  # at a time
 
@@ -3341,14 +3711,21 @@ Score = Callable[[np.ndarray, np.ndarray], object]  # (q [H, c, d], out [H, c, m
 
 
 def attend_tree(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, score: Score, values: np.ndarray, out: np.ndarray
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray,
+    score: Score,
+    values: np.ndarray,
+    out: np.ndarray,
+    factor: float | None = None,
 ) -> None:  # [H, n, d] each, [n, n], of what was read [H, m, d], [H, n, d]
-    """out = softmax([scores of what was read, q k' / sqrt(d) + mask]) [values, v]."""
+    """out = softmax([scores of what was read, factor q k' + mask]) [values, v]; no factor = 1 / sqrt(d)."""
     n_head, n, d = q.shape
-    m = values.shape[1]
+    m, by = values.shape[1], factor_of(d, factor)
     for rows in slices.pieces(n, ROWS):
         threads.look()
-        scaled = np.multiply(q[:, rows], d**-0.5, out=buffers.scratch("queries", (n_head, *q[0, rows].shape), q.dtype))
+        scaled = np.multiply(q[:, rows], by, out=buffers.scratch("queries", (n_head, *q[0, rows].shape), q.dtype))
         z = buffers.scratch("scores", (n_head, scaled.shape[1], m + n), q.dtype)
         score(scaled, z[..., :m])
         np.matmul(scaled, k.swapaxes(-1, -2), out=z[..., m:])
@@ -3434,7 +3811,15 @@ def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
 
 
 def causal_attention(
-    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    factor: float | None = None,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
 ) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
     """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
     x = _batched(qkv)
@@ -3451,7 +3836,8 @@ def causal_attention(
         if masks is not None:
             _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
             mask = masks[g]
-        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
+        parts = q[g], k[g], v[g], out[g]
+        attend(*parts, 0, chunk, factor=factor, norms=norms[(slice(None), *g)], p=p, masks=mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return y, (norms, masks)
@@ -3463,6 +3849,7 @@ def causal_attention_backward(
     qkv: np.ndarray,
     *,
     n_head: int,
+    factor: float | None = None,
     chunk: int = CHUNK,
     p: float = 0.0,
     seed: int = 0,
@@ -3472,7 +3859,8 @@ def causal_attention_backward(
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
-        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
+        address = {"seed": seed, "step": step, "site": site}
+        _, saved = causal_attention(qkv, n_head=n_head, factor=factor, chunk=chunk, p=p, **address)
     (norms, masks), x = saved, _batched(qkv)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
@@ -3483,7 +3871,7 @@ def causal_attention_backward(
 
     def work(g: Group) -> None:
         grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
-        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask, factor)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
@@ -3914,13 +4302,15 @@ class Cache(Protocol):
     @property
     def shares(self) -> bool: ...
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None) -> None:
         """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
 
-        A row sees the positions before `start`, the rows before it, and itself.
+        A row sees the positions before `start`, the rows before it, and itself. `factor` is that of scores, or 1 / sqrt(d).
         """
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """out [n, D] = attention of the n rows of a tree, qkv [n, 3D], of which nothing is kept.
 
         Row i sees the positions before `start`, and those rows of the tree where row i of mask [n, n] has 0 and not -inf.
@@ -3949,7 +4339,9 @@ class RowCache:
         """Memory that one takes."""
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over rows: one product a group of heads."""
         end, first = start + len(qkv), start + len(qkv) - len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
@@ -3958,14 +4350,23 @@ class RowCache:
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
         heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
-        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+        def some(h: slice) -> None:
+            attend(q[h], keys[h], values[h], mixed[h], first, factor=factor)
+
+        threads.for_rows(self._n_head, heads, some)
+
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """As `Cache.attend_tree`."""
         keys, values = self._keys[layer, :, :start], self._values[layer, :, :start]
 
         def some(h: slice, q: np.ndarray, k: np.ndarray, v: np.ndarray, mixed: np.ndarray) -> None:
-            attend_tree(q, k, v, mask, lambda q, z: np.matmul(q, keys[h].swapaxes(-1, -2), out=z), values[h], mixed)
+            def score(q: np.ndarray, z: np.ndarray) -> None:
+                np.matmul(q, keys[h].swapaxes(-1, -2), out=z)
+
+            attend_tree(q, k, v, mask, score, values[h], mixed, factor)
 
         _by_heads(qkv, out, start, self._n_head, some)
 
@@ -3989,7 +4390,9 @@ class BlockCache:
         """Whether the arena has other caches."""
         return self.arena.keys.shape[1] > 1
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, factor: float | None = None
+    ) -> None:  # [T, 3D], [t, D]
         """As `Cache.attend`, over blocks: a row has the same bits in any company."""
         first, t = start + len(qkv) - len(out), len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
@@ -3999,16 +4402,18 @@ class BlockCache:
         heads = _heads_for(first + t, qkv.shape[1], t, self._n_head)
         if t <= attend_blocks.ROWS:
             attend_blocks.store(keys, values, k, v, start)
-            attend_blocks.attend_few(q, keys, values, mixed, first, heads)
+            attend_blocks.attend_few(q, keys, values, mixed, first, heads, factor)
             return
 
         def some(h: slice) -> None:
             attend_blocks.store(keys[h], values[h], k[h], v[h], start)
-            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
+            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first, factor)
 
         threads.for_rows(self._n_head, heads, some)
 
-    def attend_tree(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray) -> None:
+    def attend_tree(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int, mask: np.ndarray, factor: float | None = None
+    ) -> None:
         """As `Cache.attend_tree`; what lies in the last block after `start` gets weight 0."""
         blocks = -(-start // attend_blocks.BLOCK)
         keys = self._keys[layer, :, :blocks]
@@ -4019,7 +4424,7 @@ class BlockCache:
                 np.matmul(q[:, None], keys[h], out=z.reshape(*z.shape[:2], blocks, -1).swapaxes(1, 2))
                 z[..., start:] = -np.inf
 
-            attend_tree(q, k, v, mask, score, values[h], mixed)
+            attend_tree(q, k, v, mask, score, values[h], mixed, factor)
 
         _by_heads(qkv, out, start, self._n_head, some)
 
@@ -4049,7 +4454,7 @@ class Arena:
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room, count))
 
     def attend(
-        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray, factor: float | None = None
     ) -> np.ndarray:  # [S, 3D] -> [S, D]
         """Attention of one row for each of `slots`, which ascend, at the positions starts [S]."""
         n_head = self.keys.shape[2]
@@ -4068,7 +4473,7 @@ class Arena:
             keys[at, :, block, :, place] = k[rows]
             values[at, :, starts[rows]] = v[rows]
 
-        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
+        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep, factor)
         return (mixed if queries is q else mixed[slots - first]).reshape(len(slots), -1)
 
 
@@ -4395,6 +4800,58 @@ def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  #
 
 replace("embedding", embedding, embedding_backward, sinks=True)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.erf', $pg_gpt2_source$"""The error function over arrays, which NumPy lacks: in float32 within 2 units in the last place (1.3 at most: all were tried).
+
+Up to EDGE, x (1 + p(x^2)). Beyond it that value at EDGE, times 1 + RATIO (1 - exp(-d h(d))), d = |x| - EDGE: both sides are
+computed for all values, and one of them changes nothing. Rounding of the tail is multiplied with erf(EDGE) RATIO < 0.16.
+The polynomials are minimax in units in the last place of erf, fitted by tests/golden/make_erf_golden.py.
+"""
+
+import numpy as np
+
+from . import buffers
+
+EDGE = 0.9985674  # where erf is 1 / (1 + RATIO)
+RATIO = 0.1875  # exact in any precision
+TOP = 3.95  # from here on erf is 1 in float32
+P = (
+    0.12837916575,
+    -0.37612626036,
+    0.11283587898,
+    -0.026853941427,
+    0.0051886011191,
+    -0.00080128363622,
+    7.8633820894e-05,
+)
+H = (2.636551619, 0.8429377776, 0.04156413109, -0.009913804797, 0.001834208774, -0.0001871092773)
+
+
+def erf_into(x: np.ndarray, y: np.ndarray) -> None:
+    """y = erf(x), not the same memory; NaN where x is, -1 and 1 at the infinities."""
+    near, term = (buffers.scratch(slot, x.shape, x.dtype) for slot in ("erf_near", "erf_term"))
+    x.clip(-EDGE, EDGE, out=near)
+    np.multiply(near, near, out=term)
+    np.multiply(term, P[-1], out=y)
+    for coefficient in P[-2:0:-1]:
+        y += coefficient
+        y *= term
+    y += P[0]
+    y *= near
+    y += near  # last: the rounding of a product with 1 + p would be larger
+
+    np.subtract(x, near, out=near)
+    np.abs(near, out=near)
+    near.clip(0.0, TOP - EDGE, out=near)
+    np.multiply(near, -H[-1], out=term)
+    for coefficient in H[-2::-1]:
+        term -= coefficient
+        term *= near
+    np.exp(term, out=term)
+    np.subtract(1.0, term, out=term)
+    term *= RATIO
+    term *= y
+    y += term
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
@@ -4409,7 +4866,7 @@ from typing import Any
 import numpy as np
 
 from .. import host
-from ..core.config import Adapter, GPT2Config
+from ..core.config import LM_HEAD, Adapter, GPT2Config
 from . import attend_blocks, panels
 from .panels import Panels, Table
 
@@ -4423,15 +4880,17 @@ def in_panels(config: GPT2Config) -> bool:
     if use_panels is not None:
         return use_panels
     d = config.d_model
-    return panels.are_usable((d, 4 * d)) and attend_blocks.is_usable(config.d_head)
+    return panels.are_usable((d, config.inner)) and attend_blocks.is_usable(config.d_head)
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
     shapes = base_of(config).param_shapes()
-    if in_panels(config):
-        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
-        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
+    if not in_panels(config):
+        return shapes
+    for name, shape in shapes.items():
+        if kind := _kind(name, shape, config.output_table):
+            shapes[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
     return shapes
 
 
@@ -4440,11 +4899,11 @@ def base_of(config: GPT2Config) -> GPT2Config:
     return replace(config, adapter=None)
 
 
-def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
-    """Of panels, for a tensor that may be in panels."""
-    if len(shape) != 2 or name == "wpe":
-        return None
-    return Table if name == "wte" else Panels
+def _kind(name: str, shape: tuple[int, ...], output_table: str) -> type[Panels] | None:
+    """Of panels, for a tensor that may be in panels; a table of which rows are only picked may not."""
+    if name == output_table:
+        return Table
+    return None if len(shape) != 2 or name in ("wte", "wpe") else Panels
 
 
 class DecoderWeights(dict[str, Any]):
@@ -4457,7 +4916,8 @@ class DecoderWeights(dict[str, Any]):
     def __init__(self, tensors: Mapping[str, Any], identity: Hashable = None) -> None:
         super().__init__(tensors)
         self.identity = identity
-        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape))
+        table = LM_HEAD if LM_HEAD in tensors else "wte"
+        self.exact = all(isinstance(w, Panels) for name, w in tensors.items() if _kind(name, w.shape, table))
         self.prepared: dict[tuple[int, Adapter | None], Any] = {}  # by number of rows, and form of an adapter
 
     def with_identity(self, identity: Hashable) -> "DecoderWeights":
@@ -4496,11 +4956,11 @@ class KeptTensors(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""
 
     def __init__(self, params: Params, config: GPT2Config) -> None:
-        self._params, self._shapes = params, stored_shapes(config)
+        self._params, self._shapes, self._table = params, stored_shapes(config), config.output_table
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._params[name]
-        kind = _kind(name, array.shape)
+        kind = _kind(name, array.shape, self._table)
         return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
 
     def __iter__(self) -> Iterator[str]:
@@ -4526,6 +4986,9 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
             return self._tables[name]
         return found.plain() if isinstance(found, Panels) else found
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arranged
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arranged)
 
@@ -4543,7 +5006,7 @@ def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     shapes = base_of(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
-        kind = _kind(name, shapes[name])
+        kind = _kind(name, shapes[name], config.output_table)
         if kind is not None and array.shape != shapes[name]:
             found[name] = kind(array, shapes[name])
     return DecoderWeights(found)
@@ -4576,7 +5039,7 @@ import numpy as np
 
 from ..core.op import Grads, Sink, replace
 from . import buffers, panels, slices, threads, unpack
-from .activations import gelu, gelu_backward
+from .activations import gelu
 from .elementwise import contiguous, copy_into, scale, unbroadcast
 from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
@@ -4759,7 +5222,7 @@ def mlp_backward(
     """The backward passes of linear, gelu, linear, in reverse."""
     hidden = linear(x, w_fc, b_fc) if saved is None else saved
     d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
-    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
+    (d_hidden,) = gelu.backward(d_act, None, hidden)  # type: ignore[arg-type]
     dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
     return dx, dw_fc, db_fc, dw_proj, db_proj
 
@@ -5529,7 +5992,7 @@ from ..core import gpt2
 from ..core.config import GPT2Config
 from ..tensor import FLOAT32
 from . import panels, threads
-from .activations import gelu_into
+from .activations import INTO, Into
 from .layout import DecoderWeights
 from .norm import normalize
 from .panels import Panels, Table
@@ -5540,7 +6003,9 @@ MOST_PREPARED = (
     256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
 )
 
-Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
+Attend = Callable[
+    [int, np.ndarray, np.ndarray, float | None], None
+]  # (layer, qkv [m, 3D], out [m, D], factor of scores)
 
 
 class Rows:
@@ -5578,7 +6043,7 @@ class PreparedPass:
         self._x = x.data
         known = {**params, **{name: _Own(name, params[name]) for name in config.adapter_shapes()}}
         self._y = gpt2.blocks(self, known, x, config, gpt2.Pass(attend=self._bind_attention)).data
-        self._bind_products(params["wte"])
+        self._bind_products(gpt2.output_table(params))
 
     def __call__(self, params: DecoderWeights, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
@@ -5597,6 +6062,8 @@ class PreparedPass:
 
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
         """Prepare an op; the result is there once the pass has come to it."""
+        if name in INTO:
+            return self._activation(INTO[name], *inputs)
         return getattr(self, f"_{name}")(*inputs, **attrs)
 
     def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
@@ -5638,18 +6105,18 @@ class PreparedPass:
         times = panels.bind_late(x.buffer[:, : like.shape[0]], y.buffer[:, : like.width], like)
         self._calls.append(partial(self._given.multiply, times, name))
 
-    def _bind_products(self, wte: np.ndarray | Table) -> None:
+    def _bind_products(self, head: np.ndarray | Table) -> None:
         """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
-        following = wte.T if isinstance(wte, Table) else None
+        following = head.T if isinstance(head, Table) else None
         for place in reversed(range(len(self._calls))):
             call = self._calls[place]
             if isinstance(call, _Product):
                 self._calls[place] = panels.bind(*call, following)
                 following = call.w
 
-    def _gelu(self, x: Rows) -> Rows:
+    def _activation(self, into: Into, x: Rows) -> Rows:
         y = self._new(x.data.shape[1])
-        self._calls.append(partial(gelu_into, x.data, y.data))
+        self._calls.append(partial(into, x.data, y.data))
         return y
 
     def _add(self, a: Rows, b: Rows) -> Rows:
@@ -5657,9 +6124,9 @@ class PreparedPass:
         self._calls.append(partial(np.add, a.data, b.data, out=y.data))
         return y
 
-    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
+    def _bind_attention(self, layer: int, qkv: Rows, factor: float | None) -> Rows:
         y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data))
+        self._calls.append(partial(self._given.attention, layer, qkv.data, y.data, factor))
         return y
 
     def _new(self, n: int) -> Rows:
@@ -5683,10 +6150,10 @@ class _Given:
     params: DecoderWeights  # there during a pass
     attend: Attend
 
-    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+    def attention(self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:
         """Attention of a layer."""
         host.check_interrupts()
-        self.attend(layer, qkv, out)
+        self.attend(layer, qkv, out, factor)
 
     def multiply(self, times: Callable[[Any], object], name: str) -> None:
         """A product with a tensor of the adapter."""
@@ -5909,12 +6376,13 @@ import numpy as np
 from .. import host
 from ..core.op import Op, Sink
 from ..errors import InvalidParameter
+from . import activations
 from .elementwise import accumulate
 from .ops import lookup
 
 Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 # A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
-CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
+CHEAP = frozenset(("layernorm", "embedding", "dropout", *activations.INTO))
 # Nor has a model another use of these results, used so.
 PASSED_ON = {
     "linear": ("add", "dropout", "addmm"),
@@ -6403,13 +6871,12 @@ from ..core.config import GPT2Config
 from ..errors import MalformedData
 from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
-from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
+from .hub_config import MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
 from .source import DEFAULT_MAX_BYTES, LFS_POINTER, TensorReader, reading, refuse_pointer
 
 __all__ = [
-    "ASSUMED",
     "MAX_CONFIG_BYTES",
     "Checkpoint",
     "GzipNpzReader",
@@ -6454,12 +6921,13 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.checkpoint', $pg_gpt2_source$"""A GPT-2 in a checkpoint file: our names over the file's, its configuration, and the checks of an import.
 
 Names lose `transformer.`, the `module.` of DataParallel and the `_orig_mod.` of torch.compile; attention masks that older files
-carry are skipped. The output projection is tied: `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
+carry are skipped. Where the output layer is tied, `lm_head.weight` may be missing, or must equal `wte`, or stands for it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, final
@@ -6467,15 +6935,14 @@ from typing import Any, final
 import numpy as np
 
 from .. import host
-from ..core.config import GPT2Config
+from ..core.config import ARCHITECTURE, ENDS, LM_HEAD, GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
 from .source import TensorReader, shown
 
 READ_BYTES = 4 << 20
 STOPS = "stop_token_ids"
-FIELDS = tuple(field.name for field in fields(GPT2Config) if field.name not in ("adapter", STOPS))  # one count each
-LM_HEAD = "lm_head.weight"
+COUNTS = ("n_layer", "n_head", "d_model", "n_positions", "vocab", "eos_token_id")
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
@@ -6507,6 +6974,8 @@ def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
 
 def hub_name(name: str, prefix: str = "transformer.") -> str:
     """The name under which `GPT2LMHeadModel.save_pretrained` writes our tensor `name`."""
+    if name == LM_HEAD:
+        return name
     return f"{prefix}{name}.weight" if name in ("wte", "wpe") else f"{prefix}{name}"
 
 
@@ -6515,21 +6984,22 @@ def hub_metadata(config: GPT2Config) -> dict[str, str]:
     found: dict[str, Any] = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
     if config.stop_token_ids is not None:
         found[STOPS] = " ".join(map(str, config.stop_token_ids))
-    return {key: str(value) for key, value in found.items() if value is not None}
+    found |= config.differences()
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items() if value is not None
+    }
 
 
 def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) -> GPT2Config:
     """`known` with the tokens that end texts as `source` says where it has none; 22000 where `source` says another value."""
     for name, value in said.items():
         ours = getattr(known, name)
-        if value is not None and ours is not None and value != ours:
+        if value != ours and not (name in ENDS and (value is None or ours is None)):
             raise InconsistentData(
                 f'{source} says {name} = {value}, and model "{model}" has {ours}',
                 hint="Import it under another name, or change llm_model_config to what the weights have.",
             )
-    ends: dict[str, Any] = {
-        name: said.get(name) for name in ("eos_token_id", "stop_token_ids") if getattr(known, name) is None
-    }
+    ends: dict[str, Any] = {name: said.get(name) for name in ENDS if getattr(known, name) is None}
     try:
         return replace(known, **ends)
     except InvalidParameter as error:
@@ -6537,7 +7007,7 @@ def agreed(model: str, known: GPT2Config, said: Mapping[str, Any], source: str) 
 
 
 def max_file_bytes(config: GPT2Config) -> int:
-    """The most that a checkpoint of this model can hold: float64, an untied lm_head, masks of every block."""
+    """The most that a checkpoint of this model can hold: float64, another lm_head, masks of every block."""
     masks = config.n_layer * 4 * (config.n_positions**2 + 16)
     return 8 * (config.n_params() + config.vocab * config.d_model) + masks + (1 << 20)
 
@@ -6599,7 +7069,11 @@ class Checkpoint:
 
     def said(self) -> dict[str, Any]:
         """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
-        said: dict[str, Any] = {name: self._integer(name) for name in FIELDS if name in self.metadata}
+        said: dict[str, Any] = {
+            name: self._count(name, self.metadata[name]) for name in COUNTS if name in self.metadata
+        }
+        if "n_head" in said:
+            said |= {name: self._value(name) if name in self.metadata else ARCHITECTURE[name] for name in ARCHITECTURE}
         if STOPS in self.metadata:
             said[STOPS] = tuple(self._count(STOPS, word) for word in self.metadata[STOPS].split())
         return said
@@ -6620,13 +7094,23 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            ends = {name: said.get(name) for name in ("eos_token_id", STOPS)}
-            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **ends)
+            rest: dict[str, Any] = {name: said.get(name) for name in (*ENDS, *ARCHITECTURE)}
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, **rest)
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
-    def _integer(self, key: str) -> int:
-        return self._count(key, self.metadata[key])
+    def _value(self, key: str) -> Any:
+        """Of the architecture: a text as it stands, else JSON."""
+        text = self.metadata[key]
+        if isinstance(ARCHITECTURE[key], str):
+            return text
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise MalformedData(
+                f"the file's metadata says {key} = {text!r:.80}, which is no value",
+                hint="Export the file again, or remove its metadata.",
+            ) from None
 
     def _count(self, key: str, text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text):
@@ -6655,7 +7139,7 @@ class Checkpoint:
                     f" The file's are called {shown(list(self._reader.names())[:3])} and so on.",
                 )
             self._check_shape(name, shape)
-        if LM_HEAD in self._names and "wte" in expected:
+        if LM_HEAD in self._names and "wte" in expected and LM_HEAD not in expected:
             self._check_shape(LM_HEAD, expected["wte"])
         for name in self._names:
             if name not in expected and (name != LM_HEAD or config.adapter is not None):
@@ -6680,21 +7164,22 @@ class Checkpoint:
         """(name, shape, reader of rows) of every tensor, in file order, checked against `config`.
 
         The caller reads all rows of each, ascending, before it takes the next: then the file is read once and in order.
-        An untied `lm_head.weight` shows after the last tensor, so insert inside one transaction.
+        That a tied `lm_head.weight` is not `wte` shows after the last tensor, so insert inside one transaction.
         """
         self.check(config)
+        twice = LM_HEAD in self._names and config.tie_word_embeddings
         wte, head = blake2b(), blake2b()
         for name in self._names:
-            if name == LM_HEAD:
+            if twice and name == LM_HEAD:
                 self._digest(name, head)
-            elif name == "wte" and LM_HEAD in self._names:
+            elif twice and name == "wte":
                 yield name, self.shape(name), self._digesting(name, wte)
             else:
                 yield name, self.shape(name), partial(self.rows, name)
-        if LM_HEAD in self._names and wte.digest() != head.digest():
+        if twice and wte.digest() != head.digest():
             raise InconsistentData(
-                "tensor lm_head.weight differs from wte, but GPT-2 ties its output projection to wte",
-                hint="Train or convert the model with tie_word_embeddings = true.",
+                "tensor lm_head.weight differs from wte, and the model's configuration ties the two",
+                hint="A model with tie_word_embeddings = false says so in its config.json, or in llm_model_config.",
             )
 
     def _digest(self, name: str, digest: blake2b) -> None:
@@ -6850,7 +7335,8 @@ class GzipNpzReader:
         self._stream.close()
         self._file.close()
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.hub_config', $pg_gpt2_source$"""The config.json of a Hugging Face model: its sizes, and whether what it describes is a GPT-2. Bytes in, GPT2Config out.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.hub_config', $pg_gpt2_source$"""The config.json of a Hugging Face model: its sizes and architecture, and whether it is of GPT-2's family. Bytes in, GPT2Config
+out.
 
 Names are those of transformers' GPT2Config, or the general ones that its attribute_map lets stand for them. The loaders read
 their config.json here, too.
@@ -6859,23 +7345,14 @@ their config.json here, too.
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.config import GPT2Config
+from ..core.config import ARCHITECTURE, GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from .source import load_json, shown
 
 MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
 
-# What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-ASSUMED = "activation_function gelu_new, layer_norm_epsilon 1e-5, scaled attention, n_inner 4 * d_model"
+# What the whole family has in common, by the names of config.json; also what a missing one means.
+FIXED: dict[str, Any] = {"model_type": "gpt2", "add_cross_attention": False}
 SIZES = {
     "n_layer": ("n_layer", "num_hidden_layers"),
     "n_head": ("n_head", "num_attention_heads"),
@@ -6906,25 +7383,21 @@ def config_of(
     fields: Mapping[str, Any], source: str = "config.json", generation: Mapping[str, Any] | None = None
 ) -> GPT2Config:
     """The same of the objects in them."""
-    for name, accepted in FIXED.items():
-        if fields.get(name, accepted[0]) not in accepted:
+    for name, value in FIXED.items():
+        if fields.get(name, value) != value:
             raise InconsistentData(
-                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
-                hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
+                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {value!r}",
+                hint="pg_gpt2 would compute something else from these weights: it runs what transformers calls gpt2.",
             )
     sizes: dict[str, Any] = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
-    if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
-        raise InconsistentData(
-            f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
-            hint="pg_gpt2 has no other width inside its blocks.",
-        )
+    kind = {name: fields[name] for name in ARCHITECTURE if name in fields}
     eos = _ids(fields, sizes["vocab"])
     stops = eos if generation is None else _ids(generation, sizes["vocab"])
     first = eos[0] if eos else None
     try:
-        return GPT2Config(**sizes, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
+        return GPT2Config(**sizes, **kind, eos_token_id=first, stop_token_ids=None if stops == eos[:1] else stops)
     except InvalidParameter as error:
-        raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+        raise InconsistentData(f"{source} is of no GPT-2: {error}", hint=error.hint) from error
 
 
 def _ids(fields: Mapping[str, Any], vocab: int) -> tuple[int, ...]:
@@ -6954,7 +7427,8 @@ def fields_of(config: GPT2Config) -> dict[str, Any]:
     """The object of a config.json from which transformers makes the same model."""
     return {
         "architectures": ["GPT2LMHeadModel"],
-        **{name: accepted[0] for name, accepted in FIXED.items()},
+        **FIXED,
+        **config.architecture(),
         **{names[0]: getattr(config, ours) for ours, names in SIZES.items()},
         "bos_token_id": config.eos_token_id,
         "eos_token_id": config.eos_token_id,
@@ -10568,6 +11042,7 @@ a few rows are prepared once: see prepared.py.
 
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -10709,9 +11184,9 @@ class Decoder:
         other.ids, other.length, other._whole, other.scores = self.ids[:], self.length, self._whole, self.scores
         other.rewind(length)
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [t, D]
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:  # [T, 3D], [t, D]
         """Attention of the last t new rows over all positions so far; keys and values of all new rows are kept."""
-        self.cache.attend(layer, qkv, out, self.length)
+        self.cache.attend(layer, qkv, out, self.length, factor)
 
 
 def feed_together(decoders: Sequence[Decoder], texts: Sequence[Ids]) -> np.ndarray:
@@ -10760,11 +11235,11 @@ def _read_pass(decoder: Decoder, pieces: Sequence[Piece]) -> list[np.ndarray]:
     wanted_ends = np.cumsum([len(rows) for rows in wanted])[:-1]
 
     def attend_each(
-        layer: int, qkv: np.ndarray, out: np.ndarray
+        layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None
     ) -> None:  # [rows, 3D], [rows, D], at last those wanted
         outs = np.split(out, ends if len(out) == len(qkv) else wanted_ends)
         for piece, rows, mixed in zip(pieces, np.split(qkv, ends), outs):
-            piece.attend(layer, rows, mixed)
+            piece.attend(layer, rows, mixed, factor)
 
     ids = np.concatenate([piece.tokens for piece in pieces])[:, None]
     positions = np.concatenate([piece.positions for piece in pieces])
@@ -10779,13 +11254,12 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     lengths = np.asarray([decoder.length for decoder in decoders])
     arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
 
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [B, 3D], [B, D]
+    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:  # [B, 3D], [B, D]
         for arena, rows, slots in arenas:
-            out[rows] = arena.attend(slots, layer, qkv[rows], lengths[rows])
+            out[rows] = arena.attend(slots, layer, qkv[rows], lengths[rows], factor)
         if not first.exact:
-            threads.run(
-                [lambda d=d, i=slice(i, i + 1): d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
-            )
+            rows_of = [slice(i, i + 1) for i in range(len(decoders))]
+            threads.run([partial(d.attend, layer, qkv[i], out[i], factor) for d, i in zip(decoders, rows_of)])
 
     x = _hidden(first.params, first.config, ids, lengths, attend_each)
     for decoder, token in zip(decoders, ids):
@@ -10848,10 +11322,12 @@ def _hidden(
     def keep(x: np.ndarray) -> np.ndarray:  # [B, T, D] -> [n, D]
         return as_rows(x)[wanted]
 
-    def attend_eagerly(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, T, 3D] -> [B, T, D], at last [n, D]
+    def attend_eagerly(
+        layer: int, qkv: np.ndarray, factor: float | None
+    ) -> np.ndarray:  # [B, T, 3D] -> [B, T, D], at last [n, D]
         last = layer == config.n_layer - 1
         out = np.empty((count, config.d_model) if last else (*qkv.shape[:2], config.d_model), qkv.dtype)
-        attend(layer, as_rows(qkv), as_rows(out))
+        attend(layer, as_rows(qkv), as_rows(out), factor)
         return out
 
     with buffers.reusing(buffers.kept if ids.size <= PREFILL_ROWS else None):
@@ -10859,11 +11335,12 @@ def _hidden(
 
 
 def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    table = gpt2.output_table(params)
     if len(hidden) <= LOGITS_ROWS:
-        return lookup("lm_head")(hidden, params["wte"])
-    logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
+        return lookup("lm_head")(hidden, table)
+    logits = np.empty((len(hidden), table.shape[0]), hidden.dtype)
     for rows in slices.pieces(len(hidden), LOGITS_ROWS):
-        logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
+        logits[rows] = lookup("lm_head")(hidden[rows], table)
         host.check_interrupts()
     return logits
 
@@ -11499,7 +11976,7 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import LAYER_NORM_EPS, GPT2Config
+from ..core.config import GPT2Config
 from ..core.tape import Eager
 from ..fast import buffers
 from ..fast.layout import DecoderWeights
@@ -11533,11 +12010,11 @@ def states(
     # of the layer and text at hand: what follows in it, of others, is not seen
     cache = kind_of_cache(params)(replace(config, n_layer=1), max(map(len, texts)))
 
-    def attend(layer: int, qkv: np.ndarray) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
+    def attend(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
         out = np.empty((len(qkv), config.d_model), qkv.dtype)
         for end, ids in zip(ends, texts):
             rows = slice(end - len(ids), end)
-            cache.attend(0, qkv[rows, 0], out[rows], 0)
+            cache.attend(0, qkv[rows, 0], out[rows], 0, factor)
             host.check_interrupts()
         return out[:, None]
 
@@ -11547,10 +12024,9 @@ def states(
         ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
         x = gpt2.embed(run, params, ids, position=places)
         for i in range(depth):
-            p = gpt2.layer_params(params, i, config.adapter)
-            x = gpt2.block(run, p, x, n_head=config.n_head, layer=i, adapter=config.adapter, how=how)
+            x = gpt2.block_of(run, params, x, config, i, how)
         if depth == config.n_layer:
-            x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+            x = gpt2.last_norm(run, params, x, config)
         return as_rows(x)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.passes', $pg_gpt2_source$"""What shares a pass: pieces of texts that streams read, and trees of tokens that follow them."""
@@ -11585,12 +12061,14 @@ class Piece(NamedTuple):
         """The rows that somebody reads: of a text only the last."""
         return np.arange(len(self.tokens))[-1 if self.tree is None else 0 :]
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [rows, 3D], [rows or those wanted, D]
+    def attend(
+        self, layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None
+    ) -> None:  # [rows, 3D], [rows or those wanted, D]
         """Attention of these rows; keys and values of a text are kept."""
         if self.tree is None:
-            self.cache.attend(layer, qkv, out, self.start)
+            self.cache.attend(layer, qkv, out, self.start, factor)
         else:
-            self.cache.attend_tree(layer, qkv, out, self.start, self.tree.mask)
+            self.cache.attend_tree(layer, qkv, out, self.start, self.tree.mask, factor)
 
 
 def packed(
@@ -12496,6 +12974,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import host
+from ..core import gpt2
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
 from ..fast import slices
@@ -12555,7 +13034,7 @@ def _score_passes(
         skipped = max(0, min(first - 1 - place, len(hidden)))
         for rows in slices.pieces(len(hidden) - skipped, ROWS):
             at = slice(place + skipped + rows.start, place + skipped + rows.stop)
-            logits = checked(lm_head(hidden[skipped:][rows], params["wte"]))
+            logits = checked(lm_head(hidden[skipped:][rows], gpt2.output_table(params)))
             scores[:, at] = _score_rows(logits, tokens[1:][at], ranked=True)
             host.check_interrupts()
         place += len(hidden)
@@ -12604,7 +13083,7 @@ def _score(params: DecoderWeights, hidden: np.ndarray, targets: np.ndarray, rank
     """Log-probability and rank of each target given the state before it."""
     logprobs, ranks = np.empty(len(targets)), np.zeros(len(targets), np.int64)
     for rows in slices.pieces(len(targets), ROWS):
-        logits = checked(lm_head(hidden[rows], params["wte"]))
+        logits = checked(lm_head(hidden[rows], gpt2.output_table(params)))
         logprobs[rows], ranks[rows] = _score_rows(logits, targets[rows], ranked)
         host.check_interrupts()
     return logprobs, ranks
@@ -12642,7 +13121,7 @@ def perplexity(logprobs: np.ndarray) -> float | None:
 def bytes_of_a_pass(config: GPT2Config) -> int:
     """Memory that scoring or embedding takes beside the weights: values of a block, and logits with a copy of them."""
     rows = max(packing.ROWS, config.n_positions)
-    return FLOAT32.itemsize * (16 * rows * config.d_model + 2 * ROWS * config.vocab)
+    return FLOAT32.itemsize * (rows * (8 * config.d_model + 2 * config.inner) + 2 * ROWS * config.vocab)
 
 
 def embedding(
@@ -13090,7 +13569,9 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import GPT2Config
+from ..core.config import ACTIVATIONS, GPT2Config
+from ..core.tape import Eager
+from ..fast.attend import factor_of
 from ..fast.attention import split_qkv
 from ..fast.ops import lookup
 
@@ -13129,7 +13610,7 @@ class Tracer:
         if parameter is not None:
             self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
         if name == "causal_attention":
-            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
+            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head, attrs.get("factor")))
         short = self._name(name, parameter)
         self._keep(name, short, y)
         if short == "attn.c_attn":
@@ -13144,7 +13625,7 @@ class Tracer:
         if parameter is not None:
             return self._name_by(parameter).removeprefix(f"h.{self._layer}.")
         if op != "add":
-            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
+            return "attn.heads" if op == "causal_attention" else f"mlp.{op}" if op in ACTIVATIONS.values() else op
         if self._layer is None:
             return "embeddings"
         return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
@@ -13161,15 +13642,15 @@ class Tracer:
         self.steps.append(Step(self._layer, op, full, data))
 
 
-def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
-    """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
+def attention_weights(qkv: np.ndarray, n_head: int, factor: float | None = None) -> np.ndarray:  # [T, 3D] -> [H, T, T]
+    """softmax(factor q k') of each head, 0 where the key comes after the query; no factor = 1 / sqrt(d)."""
     q, k, _ = split_qkv(qkv[None], n_head)
     t = q.shape[-2]
     after = np.triu(np.full((t, t), -np.inf, q.dtype), 1)
     weights = np.empty((n_head, t, t), q.dtype)
     for head in range(n_head):
         host.check_interrupts()
-        scores = (q[0, head] * q.shape[-1] ** -0.5) @ k[0, head].swapaxes(-1, -2)
+        scores = (q[0, head] * factor_of(q.shape[-1], factor)) @ k[0, head].swapaxes(-1, -2)
         scores += after
         weights[head] = lookup("softmax")(scores)
     return weights
@@ -13197,8 +13678,8 @@ def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterat
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
     streams = [step.data[-1:] for step in run.steps if step.name in ends]
     for layer, x in enumerate(streams):
-        normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
-        yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
+        logits = gpt2.project(Eager(), params, gpt2.last_norm(Eager(), params, x, config))
+        yield layer, lookup("softmax")(logits)[0]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.trees', $pg_gpt2_source$"""Texts that begin alike as a tree of tokens, each of which is read once; and such a tree in parts that fit a pass.
 
@@ -14118,8 +14599,11 @@ CHANGED_BY_TRAINING = {
     "llm_bpe_merges": "INSERT",
 }
 # The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
-OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
-TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
+OWNERS = (
+    *("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage"),
+    "llm_publish",  # whose tables have to be the caller's
+)
+TRAINING = "^llm_(train|dataset|accumulate|worker)"  # names of functions that train or load data
 
 
 @entry
@@ -15557,7 +16041,8 @@ def init_model(
     for name in shape:
         if shape[name] is None and known is not None:
             shape[name] = getattr(known, name)
-    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    architecture = known.architecture() if known is not None else {}
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()}, **architecture)
     if wanted.vocab < tokens:
         raise InvalidParameter(
             f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
@@ -15787,6 +16272,141 @@ def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: in
 
 def _drop(p: float, training: bool) -> Dropout | None:
     return Dropout(p, draw_seed()) if training and p else None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.publishing', $pg_gpt2_source$"""llm_publish: models for the subscriptions of other servers, by PostgreSQL's logical replication.
+
+A publication has the tables below, whole or with a row filter by the model, whose column is in the primary key of each: so UPDATE
+and DELETE find their rows on a subscriber. It leaves TRUNCATE out, which would empty what a subscriber has of its own.
+"""
+
+from ...errors import DuplicateObject, FeatureNotSupported, InvalidParameter, require
+from .. import db
+from ..entry import entry
+from ..storage import store
+
+# What a reader of a model needs, and the column by which a row belongs to one.
+TABLES = {
+    "llm_model_config": "model",
+    "llm_adapter": "model",
+    "llm_param_share": "target_model",
+    "llm_param": "model",
+    "llm_bpe_vocab": "model",
+    "llm_bpe_merges": "model",
+}
+WHOLE = ", ".join("{schema}." + table for table in TABLES)
+FILTERED = ", ".join(f"{{schema}}.{table} WHERE ({column} = ANY ({{models}}))" for table, column in TABLES.items())
+KINDS = " WITH (publish = 'insert, update, delete')"
+
+
+@entry
+def publish(publication: str, models: list[str] | None) -> None:
+    """Make the publication, or change its models."""
+    require(publication=publication)
+    if not publication:
+        raise InvalidParameter("publication must not be an empty name", hint="Give the publication a name.")
+    if models is not None:
+        _check(models)
+    name, literal = db.quote_identifier(publication), _literal(models)
+    tables = WHOLE if models is None else FILTERED
+    if not db.row("SELECT 1 FROM pg_publication WHERE pubname = $1::name", ["text"], publication):
+        db.command("CREATE PUBLICATION {publication} FOR TABLE " + tables + KINDS, publication=name, models=literal)
+        return
+    _refuse_other_tables(publication)
+    before = _filters(publication)
+    db.command("ALTER PUBLICATION {publication} SET TABLE " + tables, publication=name, models=literal)
+    db.command("ALTER PUBLICATION {publication} SET" + KINDS.removeprefix(" WITH"), publication=name)
+    _send_added(before, None if models is None else literal)
+
+
+def _check(models: list[str]) -> None:
+    """Refuse a list that cannot be published: on PostgreSQL 14 (0A000), an empty one, or one that lacks what its models are
+    made of (22023), with a null (22004), of a model that there is not (42704)."""
+    if not _has_filters():
+        raise FeatureNotSupported(
+            "models cannot be named: PostgreSQL 14 publishes whole tables",
+            hint="models => NULL publishes all models; PostgreSQL 15 can publish some.",
+        )
+    if not models:
+        raise InvalidParameter("models must not be empty", hint="NULL stands for all; DROP PUBLICATION ends it.")
+    for model in models:
+        store.config(model)
+    row = db.row(
+        "SELECT target_model AS model, source_model AS source FROM {schema}.llm_param_share"
+        " WHERE target_model = ANY ($1) AND source_model <> ALL ($1)"
+        " UNION SELECT model, base FROM {schema}.llm_adapter WHERE model = ANY ($1) AND base <> ALL ($1) ORDER BY 1, 2 LIMIT 1",
+        ["text[]"],
+        models,
+    )
+    if row:
+        raise InvalidParameter(
+            f'"{row["model"]}" uses tensors of "{row["source"]}", which is not among the models',
+            hint=f'Publish "{row["source"]}", too: without its rows a subscriber cannot compute "{row["model"]}".',
+        )
+
+
+def _has_filters() -> bool:
+    row = db.row("SELECT current_setting('server_version_num')::integer >= 150000 AS filters")
+    return (row or {})["filters"]
+
+
+def _literal(models: list[str] | None) -> str:
+    """An array as it stands in the text of a statement."""
+    row = db.row("SELECT quote_literal($1::text) || '::text[]' AS literal", ["text[]"], models)
+    return (row or {})["literal"] or ""
+
+
+def _refuse_other_tables(publication: str) -> None:
+    """Refuse (42710) to change a publication that somebody made for something else."""
+    row = db.row(
+        "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY schemaname, tablename) AS names"
+        " FROM pg_publication_tables WHERE pubname = $1::name"
+        " AND format('%I.%I', schemaname, tablename)::regclass <> ALL ($2::regclass[])",
+        ["text", "text[]"],
+        publication,
+        [db.qualified(table) for table in TABLES],
+    )
+    if row and row["names"]:
+        raise DuplicateObject(
+            f'publication "{publication}" exists, and has tables that are no models: {row["names"]}',
+            hint="Choose another name: a subscription can have several publications.",
+        )
+
+
+def _filters(publication: str) -> dict[str, str]:
+    """The row filters that a publication has, by table."""
+    if not _has_filters():
+        return {}
+    rows = db.query(
+        "SELECT t.name, pg_get_expr(r.prqual, r.prrelid) AS filter FROM pg_publication AS p"
+        " JOIN pg_publication_rel AS r ON r.prpubid = p.oid JOIN unnest($2, $3) AS t (name, oid) ON t.oid::regclass = r.prrelid"
+        " WHERE p.pubname = $1::name AND r.prqual IS NOT NULL",
+        ["text", "text[]", "text[]"],
+        publication,
+        list(TABLES),
+        [db.qualified(table) for table in TABLES],
+    )
+    return {row["name"]: row["filter"] for row in rows}
+
+
+def _send_added(before: dict[str, str], literal: str | None) -> None:
+    """Write rows anew that the filters `before` left out: a subscriber copies a table once, and gets what changes from then on.
+
+    They are deleted and inserted by one statement, a row at a time. A filter in the catalogue is an expression of constants,
+    columns and built-in functions, whoever wrote it.
+    """
+    for table, column in TABLES.items():
+        if table not in before:
+            continue
+        added = f"{before[table]} IS NOT TRUE" + (f" AND {column} = ANY ({literal})" if literal else "")
+        if table == "llm_model_config":
+            rows = db.command("SELECT model FROM {schema}.llm_model_config WHERE {added}", added=added)
+            store.lock(*(row["model"] for row in rows))
+        db.command(
+            "WITH added AS (DELETE FROM {schema}.{table} WHERE {added} RETURNING *)"
+            " INSERT INTO {schema}.{table} SELECT * FROM added",
+            table=table,
+            added=added,
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.replay', $pg_gpt2_source$"""llm_replay: arguments from SQL, checked."""
 
@@ -16295,9 +16915,11 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 @entry
 def changed(trigger: dict[str, Any]) -> None:
-    """Trigger after a statement that changed a vocabulary or merges: gives it a new version."""
+    """Trigger after a statement that changed a vocabulary or merges, or a row that a subscription received: a new version."""
     require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
+    if trigger["level"] == "ROW":
+        db.run("SELECT set_config('pg_gpt2.bpe_replicated', pg_current_xact_id()::text, true)")
 
 
 @entry
@@ -16344,7 +16966,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import Course, RunOptions, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Servers, Workers, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -16353,7 +16975,7 @@ from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
-from ..training import audit, datasets, hand_steps, pairs, runs, session
+from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
 
 
 @entry
@@ -16506,10 +17128,12 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan, workers = _plan(model, n_steps, given)
+    plan, workers, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, workers.grad_workers), plan)
+    trained = session.Session(model, workers.grad_workers)
+    with fleet.shared(trained, servers, plan.shards) as helping:
+        run_id = runs.train(trained, plan, helping)
     resources.release_memory()
     return run_id
 
@@ -16518,7 +17142,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan, workers = _plan(model, n_steps, given)
+    plan, workers, servers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -16529,22 +17153,25 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, workers.grad_workers), plan, commit_every, flush_seconds)
+        trained = session.Session(model, workers.grad_workers)
+        with fleet.shared(trained, servers, plan.shards) as helping:
+            runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers]:
-    """The plan of a run that a call's parameters and options describe, checked, and its threads."""
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers, Servers]:
+    """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, course, workers = gather(given, session.Settings, RunOptions, Course, Workers)
+    settings, run, course, workers, servers = gather(given, session.Settings, RunOptions, Course, Workers, Servers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
     course.require_sense(settings, run)
-    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers
+    servers.require_sense(course)
+    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -16582,10 +17209,9 @@ from typing import BinaryIO
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import GPT2Config, in_words
 from ...errors import InconsistentData, UndefinedFile, UndefinedObject, require
 from ...formats import (
-    ASSUMED,
     MAX_CONFIG_BYTES,
     Checkpoint,
     agreed,
@@ -16678,11 +17304,11 @@ def _configuration(
         )
     said = checkpoint.said()
     if beside is not None:
-        config = agreed(model, config, beside.to_json(), "config.json")
+        config = agreed(model, config, beside.to_json() | beside.architecture(), "config.json")
     elif "n_head" not in said:
         host.notice(
             f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
-            f" heads as in llm_model_config, with {ASSUMED}"
+            f" heads as in llm_model_config, with {in_words(config.architecture())}"
         )
     return agreed(model, config, said, "the file's metadata")
 
@@ -16792,6 +17418,50 @@ class _Stored:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.workers', $pg_gpt2_source$"""llm_worker_begin, llm_worker_weights, llm_worker_shard, llm_worker_gradients: arguments from another server's run, checked."""
+
+import json
+from typing import Any
+
+from ...errors import require
+from ..entry import entry
+from ..training import shard_work
+
+
+def _read(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
+        raise shard_work.unexpected(name) from None
+
+
+@entry
+def begin(run: str) -> str:
+    """The environment, and how many weights are awaited."""
+    require(run=run)
+    return json.dumps(shard_work.begin(_read(run, "run")))
+
+
+@entry
+def weights(first: int, sent: str) -> int:
+    """Place after the last of them."""
+    require(first=first, sent=sent)
+    return shard_work.current().take(first, sent)
+
+
+@entry
+def shard(shard: str) -> float:
+    """The loss of the shard."""
+    require(shard=shard)
+    return shard_work.current().compute(_read(shard, "shard"))
+
+
+@entry
+def gradients(first: int, count: int) -> bytes:
+    """Some of the gradients of the last shard."""
+    require(first=first, count=count)
+    return shard_work.current().gradients(first, count)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.arrays', $pg_gpt2_source$"""Arrays of numbers that SQL hands over in their binary form, as array_send has it: a function gets lists.
 
@@ -17745,10 +18415,10 @@ def _set_plan_cache_mode(mode: str) -> None:
     run("SELECT pg_catalog.set_config('plan_cache_mode', $1, true)", ["pg_catalog.text"], mode)
 
 
-def command(sql: str, **names: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
-    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
-    plpy.execute(sql.format(schema=_schema, **names))
+def command(sql: str, **names: str) -> list[Row]:
+    """Execute a statement that cannot be prepared, such as GRANT; its rows. `{name}` in its text stands for the one of `names`,
+    which is quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    return list(plpy.execute(sql.format(schema=_schema, **names)))
 
 
 def quote_identifier(name: str) -> str:
@@ -18407,6 +19077,7 @@ SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a sma
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 PREFIX_CACHE = "64MB"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 _limit: int | None = None  # what memory_limit found last, in this call
 _prefix_cache = 0  # pg_gpt2.prefix_cache in bytes, as this call has it
@@ -18565,6 +19236,15 @@ def _shared_buffers() -> int:
 def megabytes(count: int) -> str:
     """A number of bytes as text for a message."""
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library use again what was freed, blocks below 4 MB and up to 64 MB in all, until the session ends. Else it asks
+    the kernel for each block above 128 kB anew, which doubles the time of a session that passes thousands of them on."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def release_memory() -> None:
@@ -19260,10 +19940,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config
+from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import InconsistentData, InvalidParameter
 from ...formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
-from ...formats.checkpoint import FIELDS, STOPS
+from ...formats.checkpoint import COUNTS, STOPS
 from ...formats.source import shown
 from ...tensor import FLOAT32, to_bytes
 from .. import db
@@ -19487,7 +20167,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 
 def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
     """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
-    said = {name: metadata[name] for name in (*FIELDS, STOPS) if name in metadata}
+    said = {name: metadata[name] for name in (*COUNTS, STOPS, *ARCHITECTURE) if name in metadata}
     return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(config.to_json())
 
 
@@ -19637,7 +20317,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ...core.config import GPT2Config
+from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
 from . import adapters, checkpoint_files, server_files, sharing, store
@@ -19655,10 +20335,12 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = """
-    to_jsonb(c) - 'model' - 'preset' - 'init_seed' || coalesce(
-        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {schema}.llm_adapter AS a
-         WHERE a.model = c.model), '{}')
+DEFAULTS = json.dumps(ARCHITECTURE)
+CONFIG = f"""
+    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed')
+     WHERE NOT '{DEFAULTS}'::jsonb @> jsonb_build_object(key, value)) || coalesce(
+        (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
+         WHERE a.model = c.model), '{{}}')
 """
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
@@ -20569,7 +21251,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ... import host
-from ...core.config import Adapter, GPT2Config
+from ...core.config import ARCHITECTURE, Adapter, GPT2Config
 from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
@@ -20681,7 +21363,7 @@ def find_config(model: str) -> GPT2Config | None:
             "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
         )
     row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids, r, alpha, targets, dropout_p"
+        f"SELECT {NAMES}, {ADAPTER_NAMES}"
         " FROM {schema}.llm_model_config LEFT JOIN {schema}.llm_adapter USING (model) WHERE model = $1",
         ["text"],
         model,
@@ -20692,7 +21374,18 @@ def find_config(model: str) -> GPT2Config | None:
     return GPT2Config(**row, adapter=None if r is None else Adapter(r, alpha, tuple(targets), dropout_p))
 
 
+COLUMNS = {  # of llm_model_config, beside the name; and their types
+    **dict.fromkeys(("n_layer", "n_head", "d_model", "n_positions", "vocab", "eos_token_id"), "int4"),
+    "stop_token_ids": "int4[]",
+    **dict.fromkeys(ARCHITECTURE, "bool"),
+    "activation_function": "text",
+    "n_inner": "int4",
+    "layer_norm_epsilon": "float8",
+}
+NAMES, EXCLUDED = ", ".join(COLUMNS), ", ".join(f"excluded.{name}" for name in COLUMNS)
+PLACES = ", ".join(f"${place}" for place in range(2, 2 + len(COLUMNS)))
 ADAPTER_FIELDS = ("r", "alpha", "targets", "dropout_p")
+ADAPTER_NAMES = ", ".join(ADAPTER_FIELDS)
 
 
 def check_overrides(
@@ -20786,15 +21479,12 @@ def register(model: str, wanted: GPT2Config) -> None:
     """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
     if find_config(model) == wanted:
         return
+    values = [getattr(wanted, name) for name in COLUMNS]
     db.run(
-        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id,"
-        " stop_token_ids) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
-        " ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab, eos_token_id, stop_token_ids) ="
-        " (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab, excluded.eos_token_id,"
-        " excluded.stop_token_ids)",
-        ["text", *["int4"] * 6, "int4[]"],
-        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
-        None if wanted.stop_token_ids is None else list(wanted.stop_token_ids),
+        f"INSERT INTO {{schema}}.llm_model_config (model, {NAMES}) VALUES ($1, {PLACES})"
+        f" ON CONFLICT (model) DO UPDATE SET ({NAMES}) = ({EXCLUDED})",
+        ["text", *COLUMNS.values()],
+        *(model, *(list(value) if isinstance(value, tuple) else value for value in values)),
     )
 
 
@@ -22876,6 +23566,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.environment', $pg_gpt2_source$"""The environment of a computation: versions, settings and hardware that its last bits may depend on."""
 
 import platform
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22883,6 +23574,8 @@ from ... import __version__
 from ...core.op import is_fast
 from ...fast import blas_library, threads
 from .. import db, resources
+
+DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
 
 
 def current() -> dict[str, object]:
@@ -22899,6 +23592,11 @@ def current() -> dict[str, object]:
         "machine": platform.machine(),
         "processor": _processor(),
     }
+
+
+def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """What may give the two other bits."""
+    return [name for name in DECISIVE if one.get(name) != other.get(name)]
 
 
 def _processor() -> str | None:
@@ -22943,6 +23641,487 @@ def data(learner: Learner, ids: np.ndarray) -> dict[str, object]:
         host.check_interrupts()
     return {"val_rows": len(ids), "val_digest": found.hexdigest()}
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.fleet', $pg_gpt2_source$"""Shards of a run's steps on several servers at once, this one among them.
+
+Each worker is a conversation, written as a generator that gives way while it waits; whoever turns the crank lets all of them
+go on: between this server's own shards, and while these are computed, whenever the arithmetic looks for interrupts. A
+worker that is lost leaves its shard to the others, and is tried again later. Nobody decides about bits: see training/shards.py.
+"""
+
+import binascii
+import json
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...core.op import is_fast
+from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...tensor import FLOAT32
+from ...training.options import Servers
+from ...training.shards import Found, Shard, Sharded, Sum
+from .. import db, resources
+from . import environment, remote, shard_work
+from .remote import Lost, Wait
+from .session import Session
+
+# Values at a time. Larger pieces would take longer: the C library asks the kernel for each of their many copies. What goes
+# down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
+RETRY, LONGEST = (
+    30.0,
+    600.0,
+)  # seconds until a lost worker is tried again: at first, and twice as long each time up to this
+IN_TURN = 0.02  # seconds of turning while this server computes
+FORGET = 0.9  # what is left of a worker's pace after a step without it
+NEW = 0.5  # how much the last shard counts in a server's pace
+BRIEFLY = 50e-6  # seconds
+
+HELLO = (
+    "SELECT pg_catalog.json_build_object('path', pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+    " 'digits', pg_catalog.set_config('extra_float_digits', '1', false),"
+    " 'output', pg_catalog.set_config('bytea_output', 'hex', false),"
+    " 'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
+    " WHERE e.extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'version', (SELECT extversion FROM pg_catalog.pg_extension"
+    " WHERE extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'server', pg_catalog.current_setting('server_version'))"
+)
+
+
+@dataclass
+class Share:
+    """What a server did for one step."""
+
+    shards: list[int] = field(default_factory=list)
+    compute: float = 0.0  # seconds
+    transfer: float = 0.0
+    idle: float = 0.0
+    sent: int = 0  # bytes
+    received: int = 0
+    failure: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As a value of JSON."""
+        times = {name: round(getattr(self, name), 6) for name in ("compute", "transfer", "idle")}
+        failure = {} if self.failure is None else {"failure": self.failure}
+        return {"shards": self.shards, **times, "sent": self.sent, "received": self.received, **failure}
+
+
+@dataclass
+class Step:
+    """The shards of a step, who takes how many of them, and what has come."""
+
+    shards: Sequence[Shard]
+    how: dict[str, Any]
+    todo: deque[int]
+    quotas: dict[str | None, int]  # by server, None for this one; {} = as they come
+    found: list[tuple[int, Found]] = field(default_factory=list)
+
+    def take(self, server: str | None) -> int | None:
+        """The next shard for a server; None when there is none left for it."""
+        if not self.todo or (self.quotas and not self.quotas[server]):
+            return None
+        if self.quotas:
+            self.quotas[server] -= 1
+        return self.todo.popleft()
+
+    def add_to(self, added: Sum) -> None:
+        """Add what has come."""
+        while self.found:
+            added.add(*self.found.pop())
+
+    def lose(self, worker: "Worker", error: PgGpt2Error) -> None:
+        """A worker is lost: all take its shard and what else is left as they come."""
+        if worker.shard is not None:
+            self.todo.append(worker.shard)
+        self.quotas.clear()
+        worker.lose(error)
+
+
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
+class Worker:
+    """A server that computes shards, as this session sees it."""
+
+    def __init__(self, link: remote.Connection) -> None:
+        self.name, self.link = link.name, link
+        self.environment: dict[str, Any] = {}
+        self.pace: float | None = None  # seconds a shard; None: not known yet
+        self.share = Share()
+        self.talk: Wait | None = None
+        self.shard: int | None = None  # that it computes
+        self.is_there = self.has_weights = False
+        self.wait, self.retry_at = RETRY, 0.0
+        self._schema = ""
+
+    def begin(self, run: dict[str, Any], version: str) -> Wait:
+        """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
+        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
+        if hello["schema"] is None:
+            raise Lost(
+                WrongState(
+                    f'server "{self.name}" does not have the extension pg_gpt2',
+                    hint="CREATE EXTENSION pg_gpt2 CASCADE in the database that CREATE SERVER names.",
+                )
+            )
+        if hello["version"] != version:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{self.name}" has pg_gpt2 {hello["version"]}, and this one {version}',
+                    hint="All servers of a run need the same version: ALTER EXTENSION pg_gpt2 UPDATE.",
+                )
+            )
+        self._schema = hello["schema"]
+        said = json.loads((yield from self.call("begin", _literal(run), "text")))
+        self.environment = said["environment"] | {"server": hello["server"]}
+
+    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
+        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
+        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
+        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+
+    def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        began = time.monotonic()
+        ahead = [piece(first)]
+        while first < n:
+            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+
+            def look_ahead(after: int = after) -> None:  # while the worker reads this one
+                ahead.append(piece(after) if after < n else "")
+
+            first = yield from self.call("weights", arguments, "int8", look_ahead)
+            yield True
+        self.share.transfer += time.monotonic() - began
+
+    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+        began = time.monotonic()
+        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        computed = time.monotonic()
+        self.share.compute += computed - began
+        gradients = np.empty(n, FLOAT32)
+        for first in range(0, n, PIECE_UP):
+            part = gradients[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
+            if len(data) != part.nbytes:
+                raise Lost(remote.no_answer(self.name))
+            part[...] = np.frombuffer(data, FLOAT32)
+            yield True
+        ended = time.monotonic()
+        self.share.transfer += ended - computed
+        self.pace = _slowly(self.pace, ended - began)
+        return Found(loss, gradients)
+
+    def lose(self, error: PgGpt2Error) -> None:
+        """Give it up for a while, and say so."""
+        if self.is_there or not self.retry_at:
+            db.notice(f"{error.message}; others compute its shards")
+        self.is_there, self.talk, self.shard = False, None, None
+        self.share.failure = error.message
+        self.retry_at, self.wait = time.monotonic() + self.wait, min(2 * self.wait, LONGEST)
+        self.link.close()
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
+    text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
+    return "E'" + text + "'::pg_catalog.jsonb"
+
+
+class Flat:
+    """Arrays as one row of numbers, to be sent in pieces."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
+        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
+        self.size: int = self._starts[-1]
+
+    def sent(self, first: int) -> str:
+        """Some from place `first` on, in base64."""
+        end = min(first + PIECE_DOWN, self.size)
+        at = bisect_right(self._starts, first) - 1
+        parts = []
+        while first < end:
+            start, row = self._starts[at], self._rows[at]
+            parts.append(row[first - start : end - start])
+            first, at = start + row.size, at + 1
+        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+
+
+class Fleet(Sharded):
+    """The workers of a run, and this server."""
+
+    def __init__(self, session: Session, servers: Servers, shards: int) -> None:
+        resources.require_memory(4 * session.config.n_trained() * (1 + shards), f"the gradients of {shards} shards")
+        super().__init__(session.trainer)
+        self._base, config, tied = session.base, session.config, session.trainer.tied
+        self._base_names = shard_work.base_names(config)
+        self._own = Flat([session.trainer.params[name] for name in shard_work.trained_names(config, tied)])
+        self._run = {"config": config.to_json(), "tied": tied}
+        self._allow_other_bits, self._here = servers.allow_other_bits, environment.current()
+        self._version = (db.row("SELECT extversion FROM pg_extension WHERE extname = 'pg_gpt2'") or {})["extversion"]
+        schema, wait = remote.dblink_schema(), servers.worker_timeout
+        for name in servers.workers:
+            remote.require_server(name)
+        self.workers = [
+            Worker(remote.Connection(name, number, schema, wait)) for number, name in enumerate(servers.workers)
+        ]
+        self.share = Share()
+        self.pace: float | None = None
+        self._turned = self._happened = 0.0
+
+    # ---- the beginning and the end
+
+    def begin(self) -> None:
+        """Greet all workers, at once; the first reason why one cannot help is an error."""
+        resources.keep_freed_memory()
+        for worker in self.workers:
+            self._open(worker)
+        while any(worker.talk for worker in self.workers):
+            self._rest(self._turn(_refuse))
+
+    def close(self) -> None:
+        """End all connections, and what is computed for them."""
+        for worker in self.workers:
+            worker.link.close()
+
+    @property
+    def environments(self) -> dict[str, Any]:
+        """What each worker computes with."""
+        return {worker.name: worker.environment for worker in self.workers}
+
+    def told(self) -> dict[str, Any]:
+        """What each server did for the last step."""
+        return {"leader": self.share.told(), "workers": {worker.name: worker.share.told() for worker in self.workers}}
+
+    def _open(self, worker: Worker) -> None:
+        try:
+            worker.link.open()
+        except Lost as lost:
+            raise lost.error from None
+        worker.talk = self._greet(worker)
+
+    def _greet(self, worker: Worker) -> Wait:
+        """Let a worker take on the run, check that it computes the same bits, and give it an adapter's base."""
+        before = worker.environment
+        yield from worker.begin(self._run, self._version)
+        other = environment.differing(self._here, worker.environment)
+        if "sources" in other:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{worker.name}" has another build of pg_gpt2 {self._version}',
+                    hint="All servers of a run need the same files of the extension.",
+                )
+            )
+        known = not before or not environment.differing(before, worker.environment)
+        if other and not (self._allow_other_bits and known):
+            there = ", ".join(f"{name} {worker.environment[name]} and not {self._here[name]}" for name in other)
+            raise Lost(
+                WrongState(
+                    f'server "{worker.name}" computes other bits: it has {there}',
+                    hint="With options => '{\"allow_other_bits\": true}' who computes a shard decides about the last bits.",
+                )
+            )
+        start = self._own.size
+        for name in self._base_names if self._base else ():
+            tensor = Flat([self._base.params[name]])  # type: ignore[union-attr]
+            end = start + tensor.size
+            yield from worker.send(start, end, lambda first, t=tensor, start=start: t.sent(first - start))  # type: ignore[misc]
+            start = end
+        worker.is_there, worker.wait = True, RETRY
+
+    def _try_lost(self) -> None:
+        """Greet those again whose time has come."""
+        for worker in self.workers:
+            if worker.is_there or time.monotonic() < worker.retry_at:
+                continue
+            try:
+                self._open(worker)
+                while worker.talk:
+                    self._rest(self._turn(_refuse))
+            except PgGpt2Error as error:
+                worker.lose(error)
+            else:
+                db.notice(f'server "{worker.name}" is back')
+
+    # ---- a step
+
+    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
+        """Add every shard to `added`, on all servers at once."""
+        self.share, counting = Share(), []
+        for worker in self.workers:
+            worker.share, worker.link.sent, worker.link.received = Share(), 0, 0
+        self._try_lost()
+        for index, shard in enumerate(shards):
+            if shard.counts():
+                counting.append(index)
+            else:
+                added.add(index, None)
+        quotas = self._quotas(len(counting))
+        there = [worker for worker in self.workers if quotas.get(worker.name)]
+        step = Step(shards, how, deque(counting), quotas)
+        began, mine = time.monotonic(), step.take(None)
+        pieces = lru_cache(maxsize=8)(self._own.sent)  # workers are at about the same place
+        for worker in there:
+            worker.talk, worker.has_weights = self._converse(worker, step, pieces), False
+        while any(worker.talk and not worker.has_weights for worker in there):
+            self._rest(self._turn(step.lose))
+        self.share.transfer = time.monotonic() - began
+        while mine is not None or any(worker.talk for worker in there):
+            if mine is None:
+                self._rest(self._turn(step.lose))
+            else:
+                self._compute_here(mine, step, added)
+            step.add_to(added)
+            mine = self._next(step)
+        self._account(time.monotonic() - began)
+
+    def _converse(self, worker: Worker, step: Step, pieces: Callable[[int], str]) -> Wait:
+        """All that is said to a worker for a step."""
+        yield from worker.send(0, self._own.size, pieces)
+        worker.has_weights = True
+        while (index := step.take(worker.name)) is not None:
+            worker.shard = index
+            found = yield from worker.compute(step.shards[index], self.trainer.chunk, step.how, self._own.size)
+            worker.shard = None
+            worker.share.shards.append(index)
+            step.found.append((index, found))
+            yield True
+
+    def _compute_here(self, index: int, step: Step, added: Sum) -> None:
+        """One shard on this server, which keeps the others going meanwhile."""
+        began = time.monotonic()
+        with self._turning(step):
+            found = self.compute(step.shards[index], step.how)
+        seconds = time.monotonic() - began
+        self.share.compute += seconds
+        self.share.shards.append(index)
+        self.pace = _slowly(self.pace, seconds)
+        step.add_to(added)
+        if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
+            found = Found(found.loss, found.gradients.copy())
+        added.add(index, found)
+
+    def _next(self, step: Step) -> int | None:
+        """The next shard for this server: one of its own, or one that a worker would begin too late."""
+        index = step.take(None)
+        if index is None and step.todo:
+            behind = [
+                (worker.pace or 0) * (1 + step.quotas.get(worker.name, 0)) for worker in self.workers if worker.talk
+            ]
+            if max(behind, default=0) >= (self.pace or 0) or not behind:
+                index = step.todo.popleft()
+        return index
+
+    def _quotas(self, count: int) -> dict[str | None, int]:
+        """Who is to compute how many of `count` shards, so that all end at the same time; this server has one at least.
+
+        Of a worker that gets none less is expected each time, until it is tried again: it may have been slow by chance.
+        """
+        there = [worker for worker in self.workers if worker.is_there]
+        paces: dict[str | None, float | None] = {None: self.pace, **{worker.name: worker.pace for worker in there}}
+        known = [pace for pace in paces.values() if pace]
+        usual = sum(known) / len(known) if known else 1.0
+        quotas: dict[str | None, int] = dict.fromkeys(paces, 0)
+        quotas[None] = min(1, count)
+        for _ in range(count - 1):
+            quotas[min(paces, key=lambda server: (quotas[server] + 1) * (paces[server] or usual))] += 1
+        for worker in there:
+            if not quotas[worker.name] and worker.pace:
+                worker.pace *= FORGET
+        return quotas
+
+    def _account(self, seconds: float) -> None:
+        """Note how long each server waited, and what went to it and came back."""
+        for share in (self.share, *(worker.share for worker in self.workers)):
+            share.idle = max(0.0, seconds - share.compute - share.transfer)
+        for worker in self.workers:
+            worker.share.sent, worker.share.received = worker.link.sent, worker.link.received
+        self.share.sent = sum(worker.share.sent for worker in self.workers)
+        self.share.received = sum(worker.share.received for worker in self.workers)
+
+    # ---- the crank
+
+    def _turn(self, lose: "Callable[[Worker, PgGpt2Error], None]") -> bool:
+        """Let all conversations go on until they wait; whether something has happened."""
+        happened = False
+        for worker in self.workers:
+            try:
+                if worker.talk is not None:
+                    happened |= next(worker.talk)
+            except StopIteration:
+                happened, worker.talk = True, None
+            except Lost as lost:
+                happened, worker.talk = True, None
+                lose(worker, lost.error)
+        return happened
+
+    @contextmanager
+    def _turning(self, step: Step) -> Iterator[None]:
+        """Within it, whatever looks for an interrupt turns the crank."""
+        before = host.check_interrupts
+
+        def look() -> None:
+            before()
+            now = time.monotonic()
+            if now - self._turned >= IN_TURN:
+                while self._turn(step.lose) and time.monotonic() < now + IN_TURN:
+                    pass
+                self._turned = time.monotonic()
+
+        host.check_interrupts = look
+        try:
+            yield
+        finally:
+            host.check_interrupts = before
+
+    def _rest(self, happened: bool) -> None:
+        """Between two turns where there is nothing else to do: long when nothing has happened for a while."""
+        now = time.monotonic()
+        if happened:
+            self._happened = now
+        else:
+            host.check_interrupts()
+            time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
+
+
+def _refuse(worker: Worker, error: PgGpt2Error) -> None:
+    raise error
+
+
+def _slowly(pace: float | None, seconds: float) -> float:
+    """Seconds a shard, after one that took `seconds`."""
+    return seconds if pace is None else (1 - NEW) * pace + NEW * seconds
+
+
+@contextmanager
+def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | None]:
+    """Within it, the session's steps are computed on the workers, too, where there are any."""
+    if not servers.workers:
+        yield None
+        return
+    if not is_fast():
+        raise FeatureNotSupported(
+            "workers compute with the faster forms of ops, and pg_gpt2.fast is off", hint="RESET pg_gpt2.fast;"
+        )
+    fleet = Fleet(session, servers, shards)
+    try:
+        fleet.begin()
+        session.sharded, session.workers = fleet, fleet.environments
+        yield fleet
+    finally:
+        fleet.close()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
 
 The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
@@ -22968,6 +24147,7 @@ class StepPlan:
     settings: Settings
     total_steps: int | None
     batch_size: int
+    shards: int = 1
 
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
@@ -23171,6 +24351,145 @@ class Progress:
             )
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.remote', $pg_gpt2_source$"""A session on another server, through dblink: one statement at a time, sent and answered without waiting.
+
+The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
+that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import plpy
+
+from ...errors import ConnectionFailed, InsufficientPrivilege, PgGpt2Error, UndefinedObject, WrongState
+from .. import db
+
+CANCELLED = "57014"
+Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
+FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
+REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
+TYPES = ("text", "int8", "float8", "bytea")
+
+
+class Lost(Exception):
+    """A server that does not answer, or refuses: the error that a caller would see."""
+
+    def __init__(self, error: PgGpt2Error) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def dblink_schema() -> str:
+    """The schema of the extension dblink, as an identifier. 55000 without the extension."""
+    row = db.row("SELECT extnamespace::regnamespace::text AS name FROM pg_extension WHERE extname = 'dblink'")
+    if row is None:
+        raise WrongState(
+            "workers are called through dblink, and this database does not have that extension",
+            hint="CREATE EXTENSION dblink; it comes with PostgreSQL (contrib).",
+        )
+    return row["name"]
+
+
+def require_server(name: str) -> None:
+    """Refuse a name of no foreign server (42704), or of one that the caller may not use (42501)."""
+    row = db.row(
+        "SELECT has_server_privilege(oid, 'USAGE') AS may FROM pg_foreign_server WHERE srvname = $1", ["text"], name
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'server "{name}" does not exist',
+            hint="CREATE SERVER and CREATE USER MAPPING say where a worker is, and who to be there.",
+        )
+    if not row["may"]:
+        raise InsufficientPrivilege(
+            f'permission denied for server "{name}"', hint="Its owner gives it: GRANT USAGE ON FOREIGN SERVER."
+        )
+
+
+class Connection:
+    """A session on the server `name`; `number` tells those of one run apart."""
+
+    def __init__(self, name: str, number: int, schema: str, timeout: float) -> None:
+        self.name, self.timeout = name, timeout
+        self.sent = self.received = 0  # bytes, about as they travel
+        self._key = f"pg_gpt2_worker_{number}"
+        arguments = ("()", "($1)", "($1, $2)")
+        self._call = {
+            (function, count): "SELECT " + schema + ".dblink_" + function + arguments[count] + " AS value"
+            for function, count in FUNCTIONS.items()
+        }
+        self._get = {
+            kind: "SELECT value FROM " + schema + ".dblink_get_result($1) AS t (value " + kind + ")" for kind in TYPES
+        }
+
+    def open(self) -> None:
+        """Connect. Lost where that is refused."""
+        self.close()
+        try:
+            self._query("connect", ["text", "text"], self._key, self.name)
+        except plpy.SPIError as error:
+            if error.sqlstate == CANCELLED:
+                raise
+            raise Lost(_refused(self.name, error)) from None
+
+    def close(self) -> None:
+        """Disconnect, where there is a connection; what the other server computes for it ends."""
+        if self._key in (self._query("get_connections") or ()):
+            self._query("disconnect", ["text"], self._key)
+
+    def ask(self, statement: str, kind: str, meanwhile: Callable[[], None]) -> Wait:
+        """Send a statement, and return the value of type `kind` that it gives; `meanwhile` is done before that is awaited."""
+        try:
+            sent = self._query("send_query", ["text", "text"], self._key, statement)
+            self.sent += len(statement)
+            meanwhile()
+            deadline = time.monotonic() + self.timeout
+            while sent and self._query("is_busy", ["text"], self._key):
+                if time.monotonic() > deadline:
+                    raise Lost(
+                        ConnectionFailed(
+                            f'server "{self.name}" has not answered for {self.timeout:g} seconds',
+                            hint="worker_timeout is how long a worker may be silent.",
+                        )
+                    )
+                yield False
+            found = db.query(self._get[kind], ["text"], self._key)
+            db.query(self._get[kind], ["text"], self._key)  # the end of the answer
+        except plpy.SPIError as error:
+            if error.sqlstate == CANCELLED and self._query("error_message", ["text"], self._key) == "OK":
+                raise  # it is this session that was cancelled
+            raise Lost(_refused(self.name, error)) from None
+        if not found:
+            raise Lost(no_answer(self.name))
+        value = found[0]["value"]
+        self.received += 2 * len(value) if isinstance(value, bytes) else len(str(value))
+        return value
+
+    def _query(self, function: str, types: Sequence[str] = (), *values: str) -> Any:
+        """What a function of dblink gives."""
+        return db.query(self._call[function, len(types)], types, *values)[0]["value"]
+
+
+def no_answer(server: str) -> PgGpt2Error:
+    """The error for an answer that is none, or not the one that was asked for."""
+    return ConnectionFailed(
+        f'server "{server}" has not answered what it was asked',
+        hint="Its log says why; is it one with this version of pg_gpt2?",
+    )
+
+
+def _refused(server: str, error: Any) -> PgGpt2Error:
+    """The error of another server, or of the way to it, as one of ours that names the server."""
+    _, detail, hint, *_ = error.spidata or (None, None, None)
+    made = ConnectionFailed(
+        f'server "{server}": {str(error).removeprefix("pg_gpt2: ")}', hint=hint or REACH, detail=detail
+    )
+    if not (error.sqlstate or "08").startswith("08"):
+        made.sqlstate = error.sqlstate
+    return made
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.replay_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
 
@@ -23477,10 +24796,9 @@ from dataclasses import dataclass, field
 
 from ...training.trainer import StepResult
 from .. import db
-from . import environment
 from .session import Session
 
-# $2: steps done, $3: environment.current().
+# $2: steps done, $3: session.environment().
 RESUMED = (
     "resumed = resumed || jsonb_build_array(jsonb_build_object("
     "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
@@ -23504,7 +24822,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
             n_steps,
             session.version,
             session.digest(),
-            json.dumps(environment.current()),
+            json.dumps(session.environment()),
         ),
     )
     return (row or {})["run_id"]
@@ -23537,10 +24855,12 @@ class Log:
         batch: Sequence[int],
         digests: Sequence[int],
         val_loss: float | None = None,
+        servers: dict | None = None,
     ) -> None:
         """Remember a step."""
         arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
+        told = None if servers is None else json.dumps(servers)
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays, told))
 
     def write(
         self,
@@ -23555,14 +24875,14 @@ class Log:
         db.run(
             "INSERT INTO {schema}.llm_train_log"
             " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage, write_seconds)"
+            " servers, config, lineage, write_seconds)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
-            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
+            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, $16, CASE WHEN step = $13 THEN $17 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests, servers)",
             [
                 *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
+                *("text[]", "text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
             *(None if config is None else json.dumps(config), lineage, write_seconds),
@@ -23597,7 +24917,6 @@ from .progress import NOTICES
 from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
-DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
 TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
 ROUNDED = ("loss", "grad_norm", "val_loss")
 
@@ -23626,7 +24945,8 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
     start = base if isinstance(base, Difference) else begin(record, from_checkpoint, base)
     first = record.start if isinstance(start, Difference) else start.done + 1
     here = environment.current()
-    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
+    used = [one for found in record.used(first, last) for one in (found, *found.get("workers", {}).values())]
+    other = [name for name in environment.DECISIVE if any(one.get(name) != here[name] for one in used)]
     report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
         report.difference, report.last_step = start, start.step
@@ -23834,7 +25154,8 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23846,9 +25167,10 @@ from ...training.optim import run_lr
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
-from . import datasets, environment, evaluated, run_log
+from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
+from .fleet import Fleet
 from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
@@ -23865,6 +25187,10 @@ class Schedule(Protocol):
     @property
     def batch_size(self) -> int:
         """Rows of a micro-batch."""
+
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
@@ -23890,6 +25216,11 @@ class RunPlan:
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
         return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
 
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
+        return self.course.shards
+
     def lr(self, step: int) -> float:
         """Learning rate of step 1 .. n_steps."""
         settings = self.settings
@@ -23914,9 +25245,10 @@ def course_of(config: dict) -> Course:
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: RunPlan, *, commits: bool = False) -> None:
+    def __init__(self, session: Session, plan: RunPlan, fleet: Fleet | None = None, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
+        self._fleet = fleet
         self._audit = Auditor(session.model, plan.audit)
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
@@ -23976,7 +25308,7 @@ class Run:
         db.run(
             f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
-            *(row["run_id"], done, json.dumps(environment.current())),
+            *(row["run_id"], done, json.dumps(self.session.environment())),
         )
         self.session.trainer.chunk = (
             row["chunk"] or self.session.trainer.chunk
@@ -24015,7 +25347,8 @@ class Run:
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
         is_best = val_loss is not None and self.evaluations.add(step, val_loss)
-        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
+        servers = None if self._fleet is None else self._fleet.told()
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss, servers)
         self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
         self.done = step
         host.check_interrupts()
@@ -24082,8 +25415,11 @@ def learn(
 ) -> tuple[float, StepResult, list[int]]:
     """One step, on the rows `ids`: learning rate, result, digests of the rows."""
     lr = plan.lr(step)
-    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
-    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
+    shards, digests = learner.shards(ids, plan.shards, plan.batch_size, plan.settings.dropout_p)
+    batches = [batch for shard in shards for batch in shard.batches]
+    together = partial(learner.sharded.gradients, shards) if len(shards) > 1 else None
+    how: dict[str, Any] = plan.settings.arguments()
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, gradients=together, **how)
     return lr, result, digests
 
 
@@ -24093,9 +25429,9 @@ def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
     return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
-def train(session: Session, plan: RunPlan) -> int:
+def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     """All steps in the caller's transaction; the run_id."""
-    run = Run(session, plan)
+    run = Run(session, plan, fleet)
     run.begin()
     while not run.over:
         if run.step():
@@ -24104,10 +25440,12 @@ def train(session: Session, plan: RunPlan) -> int:
     return run.run_id
 
 
-def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
+def train_committing(
+    session: Session, plan: RunPlan, fleet: Fleet | None, commit_every: int, flush_seconds: float
+) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
     with each evaluation whose weights are kept as the best so far."""
-    run = Run(session, plan, commits=True)
+    run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
@@ -24149,11 +25487,12 @@ from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
+from ...training.shards import Shard, Sharded, cut, numbered
 from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
-from . import datasets
+from . import datasets, environment
 
 KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
 
@@ -24194,25 +25533,48 @@ class Learner:
         self.config = config
         self.trainer = trainer
         self._granted = 0  # bytes beside the state that steps may use
+        self._sharded: Sharded | None = None
+        self.workers: dict[str, Any] = {}  # other servers that compute shards, and what they compute with
 
     @property
     def step(self) -> int:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[Batch], list[int]]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
+    @property
+    def sharded(self) -> Sharded:
+        """What adds up the gradients of shards."""
+        if self._sharded is None:
+            resources.require_memory(4 * self.config.n_trained(), "the sum of the gradients of shards")
+            self._sharded = Sharded(self.trainer)
+        return self._sharded
+
+    @sharded.setter
+    def sharded(self, other: Sharded) -> None:
+        self._sharded = other
+
+    def environment(self) -> dict[str, Any]:
+        """What steps are computed with, here and on other servers."""
+        return environment.current() | ({"workers": self.workers} if self.workers else {})
+
+    def shards(
+        self, ids: Sequence[int], shards: int, batch_size: int, dropout_p: float
+    ) -> tuple[list[Shard], list[int]]:
+        """The rows `ids`, cut into shards, and these into micro-batches of at most `batch_size`; and the digest of each row.
 
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        found: list[Batch] = []
-        for start in range(0, len(rows), batch_size):
-            found += datasets.batches(rows[start : start + batch_size])
-            host.check_interrupts()
-        for count, length in {batch.tokens.shape for batch in found}:
+        parts: list[list[Batch]] = []
+        for part in cut(len(rows), shards):
+            own = rows[part]
+            parts.append([])
+            for start in range(0, len(own), batch_size):
+                parts[-1] += datasets.batches(own[start : start + batch_size])
+                host.check_interrupts()
+        for count, length in {batch.tokens.shape for found in parts for batch in found}:
             self._require_memory(count, length, dropout_p)
-        return found, [row.digest for row in rows]
+        return numbered(parts), [row.digest for row in rows]
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
@@ -24478,6 +25840,256 @@ def mean_loss(
     if not count:
         raise nothing_counts()
     return total / weights, count
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.shard_work', $pg_gpt2_source$"""Shards of another server's run, computed in this session: no model, no data and no table, only what that run sends.
+
+The session holds weights and gradients of one run, in flat arrays whose places both sides count alike: the tensors that training
+changes in the order of the configuration, then those of an adapter's base. A row of numbers from elsewhere is checked before it
+is used, and memory is asked for before it is taken.
+"""
+
+import binascii
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+
+from ...core.config import GPT2Config
+from ...core.ops import IGNORED
+from ...errors import InvalidParameter, WrongState
+from ...fast import layout
+from ...limits import MOST_STEP_ROWS
+from ...op_checks import check_p
+from ...options import INT8
+from ...tensor import FLOAT32
+from ...training.shards import Found, Shard, Sharded
+from ...training.trainer import Batch, Trainer, estimate_step_bytes
+from .. import db, resources
+from . import environment
+
+MOST_SENT = 1 << 24  # values at a time
+LOOK_FOR_LEADER = "250ms"  # while a shard is computed
+KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+
+
+def unexpected(what: str) -> InvalidParameter:
+    """The error for arguments that do not come from a run."""
+    return InvalidParameter(
+        f"this is not what llm_train_run sends: {what}",
+        hint="Functions llm_worker_... are called by llm_train_run, on the servers that its option workers names.",
+    )
+
+
+def _missing(what: str) -> WrongState:
+    return WrongState(
+        f"this session does not have {what}, to compute a shard",
+        hint="llm_train_run calls llm_worker_begin, llm_worker_weights, llm_worker_shard and llm_worker_gradients, in turn.",
+    )
+
+
+def trained_names(config: GPT2Config, tied: Mapping[str, str]) -> list[str]:
+    """The tensors that are sent before each step, in order."""
+    return [name for name in config.trained_shapes() if name not in tied]
+
+
+def base_names(config: GPT2Config) -> list[str]:
+    """The tensors of an adapter's base, which are sent once."""
+    return list(replace(config, adapter=None).param_shapes()) if config.adapter else []
+
+
+class Work:
+    """A run whose shards this session computes."""
+
+    def __init__(self, config: GPT2Config, tied: dict[str, str], role: str) -> None:
+        self.config, self.tied, self.role = config, tied, role
+        shapes = config.param_shapes()
+        self._own = {name: shapes[name] for name in trained_names(config, tied)}
+        self._base = {name: shapes[name] for name in base_names(config)}
+        self.n_own, self.n_base = (sum(map(prod, some.values())) for some in (self._own, self._base))
+        # A base is laid out tensor by tensor: the largest is there twice meanwhile.
+        largest = max(map(prod, self._base.values()), default=0)
+        resources.require_memory(4 * (2 * self.n_own + self.n_base + largest), "a model of another server's run")
+        self._granted = 0
+        self._flat = np.empty(self.n_own, FLOAT32)
+        self._flat_base: np.ndarray | None = np.empty(self.n_base, FLOAT32)
+        self._next = 0  # place that is awaited of the weights that are trained, and of the base's
+        self._next_base = self.n_own
+        self._frozen: Mapping[str, Any] = {}
+        self._sharded: Sharded | None = None
+        self._found: Found | None = None
+
+    def take(self, first: int, sent: str) -> int:
+        """Weights for the places from `first` on, which is the one that is awaited, or 0; the place after them."""
+        try:
+            data = binascii.a2b_base64(sent)  # which passes over whatever is none of its letters
+            values = np.frombuffer(data, FLOAT32)
+        except ValueError:
+            raise unexpected("sent, which is no float32 in base64") from None
+        if len(sent) != -(-len(data) // 3) * 4:
+            raise unexpected("sent, which has more than base64")
+        end, self._found = first + values.size, None
+        if not 0 < values.size <= MOST_SENT:
+            raise unexpected(f"{values.size} weights")
+        if first in (0, self._next) and end <= self.n_own:
+            self._flat[first:end], self._next = values, end
+        elif first == self._next_base and end <= self.n_own + self.n_base and self._flat_base is not None:
+            self._flat_base[first - self.n_own : end - self.n_own], self._next_base = values, end
+            if end == self.n_own + self.n_base:
+                self._lay_out(self._flat_base)
+                self._flat_base = None
+        else:
+            raise unexpected(f"weights for places {first} to {end}, where place {self._next} is awaited")
+        return end
+
+    def _lay_out(self, flat: np.ndarray) -> None:
+        """The base as models of this server lie in memory, where that may decide about bits."""
+        params, start = {}, 0
+        for name, shape in self._base.items():
+            params[name] = flat[start : start + prod(shape)].reshape(shape)
+            start += prod(shape)
+        self._frozen = layout.lay_out(params, replace(self.config, adapter=None))
+
+    def _ready(self) -> Sharded:
+        """What computes, once all weights are there; 55000 before."""
+        if self._next < self.n_own or self._next_base < self.n_own + self.n_base:
+            raise _missing("all of its weights")
+        if self._sharded is None:
+            params, start = dict(self._frozen), 0
+            for name, shape in self._own.items():
+                params[name] = self._flat[start : start + prod(shape)].reshape(shape)
+                start += prod(shape)
+            params |= {name: params[one] for name, one in self.tied.items()}
+            self._sharded = Sharded(Trainer(self.config, params, tied=self.tied))
+        return self._sharded
+
+    def compute(self, said: Any) -> float:
+        """The loss of a shard, whose gradients are kept."""
+        self._found = None
+        shard, how = _read_shard(said, self.config)
+        sharded = self._ready()
+        sharded.trainer.chunk = how.pop("chunk")
+        resources.apply_settings()
+        for rows, length in {batch.tokens.shape for batch in shard.batches}:
+            self._require_memory(rows, length, how["dropout_p"])
+        self._found = sharded.compute(shard, how)
+        if self._found is None:
+            raise unexpected("a shard without loss")
+        return self._found.loss
+
+    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
+
+    def gradients(self, first: int, count: int) -> bytes:
+        """`count` of them from place `first` on."""
+        if self._found is None:
+            raise _missing("a shard that was computed with these weights")
+        if not (0 <= first < self.n_own and 0 < count <= min(MOST_SENT, self.n_own - first)):
+            raise unexpected(f"a call for {count} gradients from place {first} on")
+        return self._found.gradients[first : first + count].tobytes()
+
+
+_work: Work | None = None  # of this session
+
+
+def begin(said: Any) -> dict[str, Any]:
+    """Take on the shards of a run; what its leader wants to know."""
+    global _work
+    _work = None
+    resources.apply_settings()
+    resources.release_memory()
+    try:
+        config = GPT2Config.from_json(said["config"])
+        tied = dict(said["tied"])
+        shapes = config.trained_shapes()
+        good = all(name != one and one not in tied and shapes[name] == shapes[one] for name, one in tied.items())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unexpected(f"run: {error!r}") from None
+    if not good:
+        raise unexpected("run, whose tied has other shapes")
+    _work = Work(config, tied, _role())
+    resources.keep_freed_memory()
+    _end_with_leader()
+    return {"environment": environment.current(), "weights": _work.n_own + _work.n_base}
+
+
+def _end_with_leader() -> None:
+    """Let the server end this session soon after its client has gone, also while it computes."""
+    for name, value in {"client_connection_check_interval": LOOK_FOR_LEADER, **KEEPALIVES}.items():
+        db.run("SELECT set_config($1, $2, false)", ["text", "text"], name, value)
+
+
+def current() -> Work:
+    """The run of this session, which its role began."""
+    if _work is None or _work.role != _role():
+        raise _missing("a run")
+    return _work
+
+
+def _role() -> str:
+    return (db.row("SELECT current_user AS role") or {})["role"]
+
+
+def _read_shard(said: Any, config: GPT2Config) -> tuple[Shard, dict[str, Any]]:
+    """A shard and how to compute it, from JSON; 22023 where something is not what a run sends."""
+    try:
+        batches = tuple(_read_batch(one, config) for one in said["batches"])
+        numbers = {name: said[name] for name in ("seed", "step_no", "first_part", "chunk")}
+        total, dropout_p = float(said["total"]), float(said["dropout_p"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unexpected(f"shard: {error!r}") from None
+    if not batches or not all(type(number) is int and abs(number) <= INT8 for number in numbers.values()):
+        raise unexpected("shard: a number in it")
+    first_part, good = numbers.pop("first_part"), 1 <= numbers["chunk"] <= 4096 and numbers["step_no"] >= 1
+    if not (good and 0 <= first_part <= MOST_STEP_ROWS and isfinite(total) and total > 0):
+        raise unexpected("shard: a number in it")
+    check_p(dropout_p)
+    return Shard(batches, first_part), {"total": total, "dropout_p": dropout_p, **numbers}
+
+
+def _read_batch(said: Any, config: GPT2Config) -> Batch:
+    """Rows of ids within the vocabulary, as long as each other and no longer than the window."""
+    tokens, targets = (_ids(said[name]) for name in ("tokens", "targets"))
+    weight = None if said["weight"] is None else np.asarray(said["weight"], np.float64)
+    rows, length = tokens.shape
+    if targets.shape != tokens.shape or not 0 < rows <= MOST_STEP_ROWS or not 0 < length <= config.n_positions:
+        raise ValueError("tokens and targets")
+    known = targets[targets != IGNORED]
+    if (
+        tokens.min() < 0
+        or tokens.max() >= config.vocab
+        or (known.size and (known.min() < 0 or known.max() >= config.vocab))
+    ):
+        raise ValueError("an id outside the vocabulary")
+    if weight is not None and (weight.shape != (rows,) or not (np.isfinite(weight).all() and (weight > 0).all())):
+        raise ValueError("weight")
+    return Batch(tokens, targets, weight)
+
+
+def _ids(rows: Any) -> np.ndarray:
+    array = np.asarray(rows)
+    if array.ndim != 2 or array.dtype != np.int64:
+        raise ValueError("rows of ids")
+    return array
+
+
+def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
+    """A shard as `_read_shard` reads it."""
+    batches = [
+        {
+            "tokens": batch.tokens.tolist(),
+            "targets": batch.targets.tolist(),
+            "weight": None if batch.weight is None else batch.weight.tolist(),
+        }
+        for batch in shard.batches
+    ]
+    names = ("seed", "step_no", "total", "dropout_p")
+    numbers = {"first_part": shard.first_part, "chunk": chunk}
+    return {"batches": batches, **numbers, **{name: how[name] for name in names}}
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
 
@@ -26270,6 +27882,7 @@ from ..options import (
     INTEGER,
     NUMBER,
     TEXT,
+    TEXTS,
     Declared,
     Option,
     above,
@@ -26449,6 +28062,14 @@ class Course(Declared):
         meaning="At the end the model has the weights, with the optimizer's state, of the evaluation with the lowest loss,"
         " not those of the last step.",
     )
+    shards: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="4 lets up to four servers share a step.",
+        meaning="The rows of a step are cut into so many parts, whose gradients are added up in order. It decides about the last"
+        " bits, and about how many servers a step can be shared by (workers); the mean is over the same targets.",
+    )
 
     @property
     def evaluates(self) -> bool:
@@ -26467,6 +28088,12 @@ class Course(Declared):
             raise InvalidParameter(
                 f"min_delta {self.min_delta:g} has no effect without patience",
                 hint='Example: options => \'{"patience": 3, "min_delta": 0.01}\'; keep_best takes the lowest loss in any case.',
+            )
+        rows = run.batch_size * run.grad_accum
+        if self.shards > rows:
+            raise InvalidParameter(
+                f"shards {self.shards} is more than the {rows} rows of a step",
+                hint="A step has batch_size x grad_accum rows, and a shard at least one of them.",
             )
         if self.lr_schedule == "constant" and settings.min_lr:
             raise InvalidParameter(
@@ -26495,9 +28122,50 @@ class Workers(Declared):
     )
 
 
+@dataclass(frozen=True)
+class Servers(Declared):
+    """Other servers that compute shards of a run: keys of `options` alone. They change no result."""
+
+    workers: tuple[str, ...] = option(
+        (),
+        TEXTS,
+        hint='Foreign servers: \'{"workers": ["w1", "w2"], "shards": 4}\'.',
+        meaning="Foreign servers that compute shards of each step beside this one, which calls them by dblink.",
+    )
+    worker_timeout: float = option(
+        300.0,
+        NUMBER,
+        above(0),
+        hint="It must be longer than a shard takes.",
+        meaning="A worker that has not answered for so many seconds is given up for a while; others compute its shards.",
+    )
+    allow_other_bits: bool = option(
+        False,
+        FLAG,
+        hint="true takes any machine.",
+        meaning="Workers may have another processor, BLAS or NumPy, whose results differ in the last bits: who computes a shard"
+        " then matters.",
+    )
+
+    def require_sense(self, course: Course) -> None:
+        """Refuse (22023) workers that have nothing to do, or that are named twice."""
+        if self.workers and course.shards == 1:
+            raise InvalidParameter(
+                "workers have nothing to do: shards is 1",
+                hint='{"workers": ["w1"], "shards": 2} gives each of two servers one shard of a step.',
+            )
+        if len(set(self.workers)) < len(self.workers):
+            raise InvalidParameter(
+                f"workers {list(self.workers)} names a server twice",
+                hint="A server computes one shard at a time, on all of its cores.",
+            )
+
+
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    yield from (Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options()).values()
+    yield from (
+        Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options() | Servers.options()
+    ).values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
@@ -26508,13 +28176,127 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     said = read_object(given.get("options"), '{"learning_rate": 0.001}')
     return assemble(kinds, given, checked(said, by_key(kinds), "llm_training_options"))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.shards', $pg_gpt2_source$"""A step's rows cut into shards, whose gradients are added up in their order: who computes a shard changes no bit.
+
+A shard is a computation of its own: its rows are cut into micro-batches by themselves, numbered through the step, and its
+gradient is that of its part of the step's weighted mean. Under one environment its bits follow from weights, rows and these
+numbers alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..fast import threads
+from .trainer import Batch, Trainer, nothing_counts
+
+PIECE = 1 << 18  # values that a thread adds at a time
+
+
+class Shard(NamedTuple):
+    """Micro-batches of a shard, and the number in the step of the first."""
+
+    batches: tuple[Batch, ...]
+    first_part: int
+
+    def counts(self) -> bool:
+        """Whether a target of it carries loss; what has none adds nothing."""
+        return any(batch.counted() for batch in self.batches)
+
+
+class Found(NamedTuple):
+    """What a shard gives: its part of the loss, and of the gradients [n]."""
+
+    loss: float
+    gradients: np.ndarray
+
+
+def cut(n_rows: int, shards: int) -> list[slice]:
+    """Rows of each of `shards` shards, in order: as many in each, or one more in the first ones."""
+    sizes = [n_rows // shards + (i < n_rows % shards) for i in range(shards)]
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends)]
+
+
+def numbered(parts: Sequence[Sequence[Batch]]) -> list[Shard]:
+    """The shards of a step, from the micro-batches of each."""
+    found, first = [], 0
+    for batches in parts:
+        found.append(Shard(tuple(batches), first))
+        first += len(batches)
+    return found
+
+
+class Sum:
+    """Gradients added up in the order of their shards, in whatever order they come; those that come early wait."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        self.total = out  # [n], of what was added
+        self.loss = 0.0
+        self.next = 0  # number of the shard that is added next
+        self._early: dict[int, Found | None] = {}
+        self._is_empty = True
+
+    def add(self, index: int, found: Found | None) -> None:
+        """Take what the shard `index` gave; None: it adds nothing. An array that comes early is kept."""
+        self._early[index] = found
+        while self.next in self._early:
+            one = self._early.pop(self.next)
+            self.next += 1
+            if one is not None:
+                self._fold(one)
+
+    def _fold(self, one: Found) -> None:
+        self.loss += one.loss
+        total, more, first = self.total, one.gradients, self._is_empty
+
+        def piece(part: slice) -> None:
+            if first:
+                total[part] = more[part]
+            else:
+                total[part] += more[part]
+
+        threads.for_rows(total.size, PIECE, piece)
+        self._is_empty = False
+
+
+class Sharded:
+    """Fills a trainer's gradients shard by shard, for `Trainer.step`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._sum = np.empty_like(trainer.flat_gradients)
+
+    def gradients(self, shards: Sequence[Shard], batches: Sequence[Batch], **how: Any) -> tuple[float, int]:
+        """(loss, tokens) of a step whose micro-batches are `batches`; `how` as for the trainer's own function."""
+        tokens, total = sum(batch.counted() for batch in batches), sum(batch.total() for batch in batches)
+        if not tokens:
+            raise nothing_counts()
+        added = Sum(self._sum)
+        self.collect(shards, added, {"total": total, **how})
+        self.trainer.flat_gradients[...] = added.total
+        return added.loss, tokens
+
+    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
+        """Add every shard to `added`; here one after the other."""
+        for index, shard in enumerate(shards):
+            added.add(index, self.compute(shard, how))
+
+    def compute(self, shard: Shard, how: dict[str, Any]) -> Found | None:
+        """What a shard gives, None where it adds nothing. The array is the trainer's own, and good until the next one."""
+        if not shard.counts():
+            return None
+        loss, _ = self.trainer.gradients(shard.batches, first_part=shard.first_part, **how)
+        return Found(loss, self.trainer.flat_gradients)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
 Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
 activations in a pool, both allocated once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import NamedTuple
@@ -26523,13 +28305,13 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
-from ..core.config import LINEAR_LAYERS, GPT2Config
+from ..core.config import ACTIVATIONS, LINEAR_LAYERS, GPT2Config
 from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
-from ..fast import buffers, losses
+from ..fast import activations, buffers, losses
 from ..fast.attention import mask_shape
 from ..fast.layout import plain
 from ..fast.tape import Audit, Tape, Value
@@ -26605,16 +28387,22 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
-        # Gradients of wte are the first of a step; logits lie where the later ones will.
-        wte = self._sink("wte")
-        first = 0 if wte is None else wte.array.size
-        self._unused = self._arena[first:] if wte and np.may_share_memory(wte.array, self._arena[:first]) else None
+        self._unused = self._beside(config.output_table)
         self._pool = buffers.BufferPool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
     def _sink(self, name: str) -> Sink | None:
         """Where the gradient of a tensor is collected; None for one that stays as it is."""
         return self._sinks.get(self.tied.get(name, name))
+
+    def _beside(self, table: str) -> np.ndarray | None:
+        """The larger part of the arena beside the gradients of a table, which are the first of a step: logits lie where the
+        later ones will. None where it learns nothing."""
+        sink = self._sink(table)
+        if sink is None:
+            return None
+        start = (sink.array.ctypes.data - self._arena.ctypes.data) // self._arena.itemsize
+        return max(self._arena[:start], self._arena[start + sink.array.size :], key=len)
 
     def _learns(self, name: str) -> bool:
         """Whether training changes a tensor."""
@@ -26629,6 +28417,17 @@ class Trainer:
     def grads(self) -> dict[str, np.ndarray]:
         """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
         return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
+
+    @property
+    def flat_gradients(self) -> np.ndarray:  # [n]
+        """The gradients of the last step, tensors in the order of the configuration without those that are another's.
+
+        What has none has zeros. They may be written.
+        """
+        for sink in self._sinks.values():
+            if not sink.filled:
+                sink.array[...], sink.filled = 0, True
+        return self._arena
 
     def step(
         self,
@@ -26645,13 +28444,16 @@ class Trainer:
         step_no: int = 1,
         keep: bool = False,
         audit: Audit | None = None,
+        gradients: Callable[..., tuple[float, int]] | None = None,
     ) -> StepResult:
         """One update from micro-batches: each target counts with the weight of its row, in whatever micro-batch it is.
 
+        `gradients` fills the gradients in the place of this object's own function of that name, for which it has the arguments.
         An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
         """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
-        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        fill = gradients or self.gradients
+        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
         norm = self.grad_norm()
         if not (isfinite(loss) and isfinite(norm)):
             raise Diverged(
@@ -26677,8 +28479,14 @@ class Trainer:
         step_no: int = 1,
         keep: bool = False,
         audit: Audit | None = None,
+        first_part: int = 0,
+        total: float | None = None,
     ) -> tuple[float, int]:
-        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens)."""
+        """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens).
+
+        Of a shard of a step, `total` is the sum of weights of all of it, which the mean is over, and `first_part` the number
+        in the step of its first micro-batch, which decides about dropout. Losses and gradients of shards add up to the step's.
+        """
         check_p(dropout_p)
         batches = [Batch(*batch) for batch in batches]
         if not batches:
@@ -26687,14 +28495,15 @@ class Trainer:
             )
         for sink in self._sinks.values():
             sink.filled = False
-        n_tokens, total = sum(batch.counted() for batch in batches), sum(batch.total() for batch in batches)
+        n_tokens = sum(batch.counted() for batch in batches)
+        total = sum(batch.total() for batch in batches) if total is None else total
         if not n_tokens:
             raise nothing_counts()
         loss = 0.0
         params = self.params if is_fast() else dict(plain(self.params))
         leaves = {name: Value(w, self._learns(name), sink=self._sink(name)) for name, w in params.items()}
         with buffers.reusing(self._pool):
-            for part, batch in enumerate(batches):
+            for part, batch in enumerate(batches, first_part):
                 host.check_interrupts()
                 tokens, targets, weight = batch
                 if np.shape(tokens) != self._shape:
@@ -26707,9 +28516,9 @@ class Trainer:
                     continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
-                with buffers.lending(self._unused if part == 0 else None):
+                with buffers.lending(self._unused if part == first_part else None):
                     attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, leaves["wte"], seed=share, **attrs)
+                    value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
                 loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
@@ -26777,20 +28586,21 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
-def _widths_kept(config: GPT2Config) -> tuple[int, int]:
-    """What a backward pass looks at of a token in a layer, in widths of the model: values kept, and values cheap to recompute.
+def _values_kept(config: GPT2Config) -> tuple[int, int]:
+    """What a backward pass looks at of a token in a layer: how many values are kept, and how many are cheap to recompute.
 
     Kept: two residuals, q k v, hidden units before gelu; attention's result, if the weights after it learn. Cheap: what gelu
-    multiplied with; normalised rows and active hidden units, if the weights after them learn.
+    multiplied with, and others that do so; normalised rows and active hidden units, if the weights after them learn.
     """
-    learn = LINEAR_LAYERS if config.adapter is None else config.adapter.targets
-    kept, cheap = 2 + 3 + 4 + ("attn.c_proj" in learn), 4 + 4 * ("mlp.c_proj" in learn)
-    return kept, cheap + ("attn.c_attn" in learn) + ("mlp.c_fc" in learn)
+    learn, d, inner = LINEAR_LAYERS if config.adapter is None else config.adapter.targets, config.d_model, config.inner
+    gated = ACTIVATIONS[config.activation_function] in activations.GATED
+    kept, cheap = (2 + 3 + ("attn.c_proj" in learn)) * d + inner, (gated + ("mlp.c_proj" in learn)) * inner
+    return kept, cheap + (("attn.c_attn" in learn) + ("mlp.c_fc" in learn)) * d
 
 
 def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
     """Whether what is cheap to recompute is not kept."""
-    return 4 * _widths_kept(config)[1] * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+    return 4 * _values_kept(config)[1] * n_tokens * config.n_layer > MOST_KEPT
 
 
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
@@ -26800,9 +28610,9 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
     """
     n, d = batch * length, config.d_model
     state = 4 * config.n_trained()  # weights, gradients, two moments
-    widths, cheap = _widths_kept(config)
-    kept = (widths if _recomputes(config, n) else widths + cheap) * n * d * config.n_layer
-    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
+    values, cheap = _values_kept(config)
+    kept = (values if _recomputes(config, n) else values + cheap) * n * config.n_layer
+    passing = n * (8 * d + 4 * config.inner)  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0
@@ -26829,11 +28639,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -26846,11 +28656,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -26877,10 +28687,20 @@ CREATE TABLE llm_model_config (
         stop_token_ids IS NULL
         OR (cardinality(stop_token_ids) <= 1024 AND 0 <= ALL (stop_token_ids) AND vocab > ALL (stop_token_ids)) IS TRUE
     ), -- null, of ids with a NULL among them, would pass
+    activation_function             text NOT NULL DEFAULT 'gelu_new' CHECK (activation_function IN (
+        'gelu_new', 'gelu', 'gelu_fast', 'gelu_pytorch_tanh', 'relu', 'silu', 'quick_gelu', 'tanh'
+    )),
+    n_inner                         integer CHECK (n_inner > 0),
+    layer_norm_epsilon              double precision NOT NULL DEFAULT 1e-5
+        CHECK (layer_norm_epsilon > 0 AND layer_norm_epsilon <= 1),
+    scale_attn_weights              boolean NOT NULL DEFAULT true,
+    scale_attn_by_inverse_layer_idx boolean NOT NULL DEFAULT false,
+    reorder_and_upcast_attn         boolean NOT NULL DEFAULT false,
+    tie_word_embeddings             boolean NOT NULL DEFAULT true,
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
-    'One row per model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
+    'One row per model: its shape, and its architecture by the names of config.json, where the defaults are GPT-2''s. Presets are the published GPT-2 sizes, whose weights come by import.';
 COMMENT ON COLUMN llm_model_config.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_model_config.n_layer IS 'Number of transformer blocks.';
 COMMENT ON COLUMN llm_model_config.n_head IS 'Number of attention heads; divides d_model.';
@@ -26891,6 +28711,19 @@ COMMENT ON COLUMN llm_model_config.eos_token_id IS
     'Id of the token between texts, whatever it looks like, which ends generation; null = that of the vocabulary, if any.';
 COMMENT ON COLUMN llm_model_config.stop_token_ids IS
     'Ids of the tokens that end generation, where that is not eos_token_id alone; null = it is.';
+COMMENT ON COLUMN llm_model_config.activation_function IS
+    'The function between the two layers of a block''s network: gelu is the exact one, gelu_new, gelu_fast and '
+    'gelu_pytorch_tanh are the one by tanh, which is GPT-2''s.';
+COMMENT ON COLUMN llm_model_config.n_inner IS 'Width of a block''s network; null = 4 d_model, as in GPT-2.';
+COMMENT ON COLUMN llm_model_config.layer_norm_epsilon IS 'What layernorm adds to a variance.';
+COMMENT ON COLUMN llm_model_config.scale_attn_weights IS
+    'Whether the scores of attention are divided by the root of the width of a head.';
+COMMENT ON COLUMN llm_model_config.scale_attn_by_inverse_layer_idx IS
+    'Whether the scores of attention of the i-th block are divided by i as well.';
+COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
+    'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
+COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS
+    'Whether wte is also the output layer; else the model has a tensor lm_head.weight [vocab, d_model].';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS
@@ -27055,8 +28888,8 @@ COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
 COMMENT ON COLUMN llm_run.environment IS
-    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: under the same environment, the '
-    'same bits are promised.';
+    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start, and under workers those of other servers '
+    'that compute shards: under the same environment, the same bits are promised.';
 COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
@@ -27084,6 +28917,7 @@ CREATE TABLE llm_train_log (
     config         jsonb,
     lineage        text,
     write_seconds  double precision,
+    servers        jsonb,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step)
 );
@@ -27107,6 +28941,9 @@ COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS
     'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
     'is not included.';
+COMMENT ON COLUMN llm_train_log.servers IS
+    'Of a run with workers, who computed which shards, for leader and workers: shards; seconds of compute, transfer and '
+    'idle; bytes sent and received; and failure, where a worker was lost. Null in a run without.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS
     'SHA-256 of the weights after this step, where weights were written.';
 COMMENT ON COLUMN llm_train_log.config IS
@@ -27251,11 +29088,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -27273,11 +29110,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -27333,11 +29170,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -27350,11 +29187,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -27369,17 +29206,18 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
-    'relies on it.';
+    'and a subscription rely on it.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
+ALTER TABLE llm_model_config ENABLE ALWAYS TRIGGER replaces_preset; -- also of a subscription
 
 INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
     ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
@@ -27400,27 +29238,28 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
-    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The '
-    'same seed gives the same weights.';
+    '1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. So '
+    'does what else llm_model_config has: an architecture other than GPT-2''s is inserted there first. The same seed '
+    'gives the same weights.';
 
 CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -27432,11 +29271,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -27450,7 +29289,17 @@ SELECT
     coalesce(t.tokens, 0) AS tokenizer_tokens,
     p.step,
     coalesce(p.bytes, 0) AS bytes,
-    a.base
+    a.base,
+    'gpt2' || coalesce(': ' || nullif(concat_ws(
+        ', ',
+        'activation_function ' || nullif(c.activation_function, 'gelu_new'),
+        'n_inner ' || nullif(c.n_inner::bigint, 4 * c.d_model::bigint),
+        'layer_norm_epsilon ' || nullif(c.layer_norm_epsilon, 1e-5),
+        CASE WHEN NOT c.scale_attn_weights THEN 'scale_attn_weights false' END,
+        CASE WHEN c.scale_attn_by_inverse_layer_idx THEN 'scale_attn_by_inverse_layer_idx true' END,
+        CASE WHEN c.reorder_and_upcast_attn THEN 'reorder_and_upcast_attn true' END,
+        CASE WHEN NOT c.tie_word_embeddings THEN 'tie_word_embeddings false' END
+    ), ''), '') AS architecture
 FROM llm_model_config AS c
 LEFT JOIN llm_adapter AS a USING (model)
 LEFT JOIN (
@@ -27467,7 +29316,7 @@ LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) A
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
     'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
-    'its own.';
+    'its own. architecture is gpt2, and what of llm_model_config is not as in GPT-2.';
 
 -- sql/tokenizer.sql
 
@@ -27481,13 +29330,13 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.changed(globals())
 $$;
-COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
+COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
@@ -27495,6 +29344,16 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_m
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
 ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
 ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
+-- What a subscription receives fires triggers of rows only. The first row of a transaction is enough: a setting, which a rollback to
+-- a savepoint takes back as well, says that there was one.
+CREATE TRIGGER replicated AFTER INSERT OR UPDATE OR DELETE ON llm_bpe_vocab
+    FOR EACH ROW WHEN (current_setting('pg_gpt2.bpe_replicated', true) IS DISTINCT FROM pg_current_xact_id()::text)
+    EXECUTE FUNCTION llm_bpe_changed();
+CREATE TRIGGER replicated AFTER INSERT OR UPDATE OR DELETE ON llm_bpe_merges
+    FOR EACH ROW WHEN (current_setting('pg_gpt2.bpe_replicated', true) IS DISTINCT FROM pg_current_xact_id()::text)
+    EXECUTE FUNCTION llm_bpe_changed();
+ALTER TABLE llm_bpe_vocab ENABLE REPLICA TRIGGER replicated;
+ALTER TABLE llm_bpe_merges ENABLE REPLICA TRIGGER replicated;
 
 -- PL/Python makes an array of a list by the text of each element, in four times the time in which the server reads the text of all.
 CREATE FUNCTION llm_encode_sent(text_in text, model text, special boolean)
@@ -27502,11 +29361,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -27526,11 +29385,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -27556,11 +29415,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -27571,11 +29430,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -27584,11 +29443,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -27603,11 +29462,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -27620,11 +29479,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -27635,11 +29494,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -27654,11 +29513,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -27672,11 +29531,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -27687,11 +29546,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -27709,11 +29568,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -27724,11 +29583,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -27739,11 +29598,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -27772,11 +29631,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -27817,11 +29676,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -27849,11 +29708,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -27900,11 +29759,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -27926,11 +29785,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -27966,11 +29825,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.options(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -27993,11 +29852,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -28015,11 +29874,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -28063,11 +29922,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -28087,11 +29946,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -28112,11 +29971,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -28128,11 +29987,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -28149,11 +30008,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -28212,11 +30071,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -28238,11 +30097,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -28265,11 +30124,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -28287,11 +30146,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -28316,11 +30175,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -28356,11 +30215,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -28379,11 +30238,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -28403,17 +30262,40 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
     'which is faster than one after another. source is a query of two columns, a key of any type and a text, and runs '
     'with the caller''s rights and search_path (source_path). Rows come in its order; the embedding of a null or empty '
     'text is null, and so is that of one that the model cannot read: a NOTICE at the end counts these.';
+
+-- sql/publishing.sql
+
+-- Models on other servers, by PostgreSQL's logical replication.
+
+CREATE FUNCTION llm_publish(publication text, models llm_texts DEFAULT NULL)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].publishing.publish(globals())
+$$;
+COMMENT ON FUNCTION llm_publish IS
+    'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
+    'they write the same there; or change which models it has. Null: all models, later ones included, which is all that '
+    'PostgreSQL 14 can do. The base of an adapter, and whatever a model shares tensors of, must be among them. A model that '
+    'is added reaches the subscribers at once: its rows are written anew for that. One that is left out is no longer kept up '
+    'to date there, and can be dropped there. For the owner of the extension, who must be allowed to CREATE in the database; '
+    'wal_level must be logical.';
 
 -- sql/training.sql
 
@@ -28433,11 +30315,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -28462,11 +30344,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -28495,11 +30377,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.loss(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -28541,11 +30423,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -28578,11 +30460,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -28654,11 +30536,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.train(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -28705,11 +30587,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -28725,11 +30607,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.options(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -28746,11 +30628,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -28760,7 +30642,7 @@ CREATE VIEW llm_train_progress AS
 SELECT
     r.run_id, r.model, s.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
     CASE WHEN s.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
-    r.started_at, l.at AS updated_at
+    r.started_at, l.at AS updated_at, l.servers
 FROM llm_run AS r
 CROSS JOIN LATERAL (
     -- a run that was cut short is still entered as running, but nobody holds its model's lock; a standby has no locks to look at
@@ -28774,14 +30656,82 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT
         max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
+        (array_agg(t.servers ORDER BY step DESC))[1] AS servers,
         sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
-    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
+    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS t
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
     'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
     'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
-    'cannot tell, and says running).';
+    'cannot tell, and says running). servers: what each server did for that step, see llm_train_log.';
+
+-- sql/workers.sql
+
+-- What a training run calls on other servers, which compute shards of its steps: see plpython/pg_gpt2/server/training/shard_work.py.
+
+CREATE FUNCTION llm_worker_begin(run jsonb)
+RETURNS jsonb
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.begin(globals())
+$$;
+COMMENT ON FUNCTION llm_worker_begin IS
+    'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
+    'shape, until the session ends or begins another run. The keys of run are config (its shape) and tied '
+    '(tensors that are others). Returns what the bits of results depend on here (environment), and how many weights are awaited. Asks '
+    'for the memory first. The session ends within a second when whoever it serves goes away.';
+
+CREATE FUNCTION llm_worker_weights(first bigint, sent text)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.weights(globals())
+$$;
+COMMENT ON FUNCTION llm_worker_weights IS
+    'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
+    'configuration; those that training changes come first and again before each step, those of an adapter''s base '
+    'after them once. Returns the place after the last of them.';
+
+CREATE FUNCTION llm_worker_shard(shard jsonb)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.shard(globals())
+$$;
+COMMENT ON FUNCTION llm_worker_shard IS
+    'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
+    'of a step''s; returns the loss. The session keeps the gradients for llm_worker_gradients.';
+
+CREATE FUNCTION llm_worker_gradients(first bigint, count integer)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.gradients(globals())
+$$;
+COMMENT ON FUNCTION llm_worker_gradients IS
+    'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
+    'of the weights.';
 
 -- sql/checkpoints.sql
 
@@ -28895,11 +30845,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -28912,11 +30862,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -28929,11 +30879,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -28970,11 +30920,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -28985,11 +30935,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -29007,11 +30957,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -29035,11 +30985,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -29065,11 +31015,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -29089,11 +31039,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -29112,11 +31062,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -29132,11 +31082,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -29213,11 +31163,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -29242,11 +31192,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -29264,11 +31214,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -29277,11 +31227,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -29291,11 +31241,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -29304,11 +31254,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -29318,11 +31268,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -29331,11 +31281,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -29350,11 +31300,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -29370,11 +31320,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -29384,11 +31334,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -29398,11 +31348,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -29417,11 +31367,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -29439,11 +31389,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -29454,11 +31404,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -29467,11 +31417,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -29480,11 +31430,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -29502,11 +31452,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -29527,11 +31477,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -29550,11 +31500,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -29578,11 +31528,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -29593,11 +31543,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -29611,11 +31561,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -29631,11 +31581,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -29660,11 +31610,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -29683,11 +31633,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -29700,11 +31650,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -29723,11 +31673,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -29739,9 +31689,10 @@ RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THE
 COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
     'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
-    'softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy '
-    '{target: int or int[], weight} (the mean; a target of -100 carries no loss, weight is a number for each target), '
-    'lm_head_loss {target, weight}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
+    'gelu_exact, relu, silu, quick_gelu, tanh, softmax, layernorm {eps}, linear, mlp, attention {n_head}, '
+    'causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[], weight} (the mean; a target of -100 '
+    'carries no loss, weight is a number for each target), lm_head_loss {target, weight}, '
+    'dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
     'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
@@ -29749,11 +31700,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -29762,11 +31713,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -29779,11 +31730,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -29794,11 +31745,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -29836,11 +31787,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -29863,11 +31814,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -29882,11 +31833,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -29900,11 +31851,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -29930,11 +31881,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -29945,11 +31896,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -29960,11 +31911,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -29975,11 +31926,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -29990,11 +31941,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -30007,11 +31958,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -30039,11 +31990,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -30062,11 +32013,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -30081,11 +32032,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -30097,11 +32048,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -30160,11 +32111,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -30188,11 +32139,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -30218,11 +32169,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -30233,11 +32184,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -30248,11 +32199,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 fa02373bec0b @extschema@' not in GD:
+if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 fa02373bec0b @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -30293,6 +32244,11 @@ REVOKE EXECUTE ON FUNCTION
     llm_train_step_sent,
     llm_train,
     llm_train_stop,
+    llm_publish,
+    llm_worker_begin,
+    llm_worker_weights,
+    llm_worker_shard,
+    llm_worker_gradients,
     llm_grant_usage
 FROM PUBLIC;
 

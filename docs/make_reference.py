@@ -29,6 +29,7 @@ TOPICS = {
     "adapters": "Adapters",
     "publishing": "Models on other servers",
     "training": "Training",
+    "workers": "Training on several servers",
     "checkpoints": "Checkpoints",
     "replay": "Replaying a run",
     "retention": "Monitoring and retention",

@@ -32,6 +32,10 @@ REVOKE EXECUTE ON FUNCTION
     llm_train,
     llm_train_stop,
     llm_publish,
+    llm_worker_begin,
+    llm_worker_weights,
+    llm_worker_shard,
+    llm_worker_gradients,
     llm_grant_usage
 FROM PUBLIC;
 

@@ -215,8 +215,8 @@ COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
 COMMENT ON COLUMN llm_run.environment IS
-    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: under the same environment, the '
-    'same bits are promised.';
+    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start, and under workers those of other servers '
+    'that compute shards: under the same environment, the same bits are promised.';
 COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
@@ -244,6 +244,7 @@ CREATE TABLE llm_train_log (
     config         jsonb,
     lineage        text,
     write_seconds  double precision,
+    servers        jsonb,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step)
 );
@@ -267,6 +268,9 @@ COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS
     'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
     'is not included.';
+COMMENT ON COLUMN llm_train_log.servers IS
+    'Of a run with workers, who computed which shards, for leader and workers: shards; seconds of compute, transfer and '
+    'idle; bytes sent and received; and failure, where a worker was lost. Null in a run without.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS
     'SHA-256 of the weights after this step, where weights were written.';
 COMMENT ON COLUMN llm_train_log.config IS

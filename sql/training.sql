@@ -287,7 +287,7 @@ CREATE VIEW llm_train_progress AS
 SELECT
     r.run_id, r.model, s.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
     CASE WHEN s.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
-    r.started_at, l.at AS updated_at
+    r.started_at, l.at AS updated_at, l.servers
 FROM llm_run AS r
 CROSS JOIN LATERAL (
     -- a run that was cut short is still entered as running, but nobody holds its model's lock; a standby has no locks to look at
@@ -301,11 +301,12 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT
         max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
+        (array_agg(t.servers ORDER BY step DESC))[1] AS servers,
         sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
-    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
+    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS t
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
     'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
     'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
-    'cannot tell, and says running).';
+    'cannot tell, and says running). servers: what each server did for that step, see llm_train_log.';

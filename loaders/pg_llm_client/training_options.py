@@ -4,6 +4,7 @@
 A keyword that is left out is not sent. statements.py says which type of SQL each has.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, TypedDict
 
 
@@ -29,8 +30,12 @@ class TrainingOptions(TypedDict, total=False):
     patience: Annotated[int | None, None]
     min_delta: Annotated[float, 0.0]
     keep_best: Annotated[bool, False]
+    shards: Annotated[int, 1]
     grad_workers: Annotated[int, 1]
     prune_workers: Annotated[int, 1]
+    workers: Annotated[str | Sequence[str] | None, None]
+    worker_timeout: Annotated[float, 300.0]
+    allow_other_bits: Annotated[bool, False]
 
 
 # Those that are no parameters of llm_train: keys of its `options`.
@@ -39,4 +44,8 @@ TRAINING_KEYS = (
     "patience",
     "min_delta",
     "keep_best",
+    "shards",
+    "workers",
+    "worker_timeout",
+    "allow_other_bits",
 )

@@ -112,6 +112,12 @@ class InsufficientPrivilege(PgGpt2Error):
     sqlstate = "42501"
 
 
+class ConnectionFailed(PgGpt2Error):
+    """Another server that cannot be reached, or refuses."""
+
+    sqlstate = "08001"
+
+
 class UndefinedFile(PgGpt2Error):
     """A path that does not lead to a file."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
 from pg_gpt2.options import Option, manual
-from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Workers, all_options, gather
+from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Servers, Workers, all_options, gather
 
 SQL = (Path(__file__).resolve().parents[2] / "sql" / "training.sql").read_text(encoding="utf-8")
 SAID = {"NULL": None, "false": False, "true": True}
@@ -34,7 +34,7 @@ def test_sql_has_the_types_and_defaults_that_are_declared(name: str) -> None:
         for parameter, (kind, default) in parameters(name).items()
         if parameter not in (*OTHERS, *OF_THE_PROCEDURE)
     }
-    keys = {one.name for one in Course.options().values()}  # of options alone
+    keys = {one.name for kind in (Course, Servers) for one in kind.options().values()}  # of options alone
     assert of_sql == {one.name: (one.kind.name, one.default) for one in all_options() if one.name not in keys}
     assert list(parameters(name))[-1] == "options"
 
@@ -48,12 +48,13 @@ def test_sql_has_the_types_and_defaults_of_a_step_by_hand_too_but_for_the_warm_u
 
 def asked(options: object, **given: object) -> tuple[Hyperparameters, RunOptions, Course, Workers]:
     defaults = {one.name: one.default for one in all_options()}
-    settings, run, course, workers = gather(
+    settings, run, course, workers, _ = gather(
         {**defaults, "n_layer": None, **given, "options": None if options is None else json.dumps(options)},
         Hyperparameters,
         RunOptions,
         Course,
         Workers,
+        Servers,
     )
     return settings, run, course, workers
 
@@ -143,7 +144,7 @@ def test_a_parameter_must_be_finite(name: str, value: float) -> None:
 @pytest.mark.parametrize("one", list(all_options()), ids=lambda one: one.name)
 def test_null_is_the_default_where_that_is_null_and_refused_elsewhere(one: Option) -> None:
     for options, given in ((None, {one.name: None}), ({one.keys[0]: None}, {})):
-        if one.default is None:
+        if one.default in (None, ()):
             assert asked(options, **given) == asked(None)
         else:
             name = one.keys[0] if options else one.name
@@ -194,3 +195,14 @@ def test_what_has_a_meaning_is_taken() -> None:
     ):
         settings, run, course, _ = asked(options)
         course.require_sense(settings, run)
+
+
+def test_workers_need_shards_and_are_named_once() -> None:
+    Servers(("a", "b")).require_sense(Course(shards=2))
+    Servers().require_sense(Course())
+    with pytest.raises(InvalidParameter, match=r"^workers have nothing to do: shards is 1$"):
+        Servers(("a",)).require_sense(Course())
+    with pytest.raises(InvalidParameter, match="names a server twice"):
+        Servers(("a", "a")).require_sense(Course(shards=2))
+    with pytest.raises(InvalidParameter, match=r"^shards 7 is more than the 6 rows of a step$"):
+        Course(shards=7).require_sense(Hyperparameters(), RunOptions(batch_size=3, grad_accum=2))

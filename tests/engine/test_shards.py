@@ -66,7 +66,7 @@ def test_rows_are_cut_evenly_and_in_order():
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain ops"])
 def test_a_sharded_step_is_the_step_of_the_whole(adapter, weighted, fast):
-    """The weighted mean over the targets of the whole step, although shards have weights and counts of their own, one of them none."""
+    """The weighted mean over the targets of all rows, although each shard has weights of its own, one of them none."""
     op.use_fast(fast)
     try:
         one, several, whole = trainer(adapter), trainer(adapter), rows(weighted=weighted)

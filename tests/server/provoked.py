@@ -42,6 +42,17 @@ PREPARE = """
     SELECT llm_copy_model('bare', 'base'), llm_adapter_create('fit', 'base', r => 2);
     SELECT llm_init_model('held', 1, 1, 2, 2, 3);
     SELECT pg_llm_export_safetensors('{folder}/small.safetensors', 'small');
+    CREATE EXTENSION dblink;
+    DO $$
+    DECLARE place text[];
+    BEGIN
+        FOREACH place SLICE 1 IN ARRAY ARRAY[ARRAY['self', current_setting('unix_socket_directories'), current_database()],
+            ARRAY['empty', current_setting('unix_socket_directories'), 'postgres'], ARRAY['closed', '/nowhere', 'postgres']] LOOP
+            EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER dblink_fdw OPTIONS (host %L, port %L, dbname %L)',
+                place[1], place[2], current_setting('port'), place[3]);
+            EXECUTE format('CREATE USER MAPPING FOR PUBLIC SERVER %I OPTIONS (user %L)', place[1], current_user);
+        END LOOP;
+    END $$;
 """
 
 # --- files ------------------------------------------------------------------------------------------------------------------
@@ -213,6 +224,14 @@ def op(name: str, shapes: list[tuple[int, ...]], extra: str = "{}") -> str:
         for shape in shapes
     )
     return f"SELECT llm_op('{name}', ARRAY[{handles}]::bigint[], '{extra}')"
+
+
+def on_servers(workers: str = '"self"', more: str = "") -> str:
+    """A step on several servers."""
+    return (
+        "SELECT llm_train('bare', 1, batch_size => 2, log_every => 0, options =>"
+        f' \'{{"workers": [{workers}], "shards": 2{more}}}\')'
+    )
 
 
 def hooked(what: str, statement: str) -> str:
@@ -453,6 +472,18 @@ STATEMENTS = [
     "SELECT llm_train_step('bare', lr_max => 1e200)",
     "SELECT llm_train('bare', 5, lr_max => 1e20, warmup => 0)",
     "SELECT llm_train('bare', 1, batch_size => 2000000)",
+    "SELECT llm_train('bare', 1, batch_size => 2, options => '{\"shards\": 3}')",
+    "SELECT llm_train('bare', 1, options => '{\"workers\": [\"self\"]}')",
+    on_servers('"self", "self"'),
+    "DROP EXTENSION dblink CASCADE; " + on_servers(),
+    on_servers('"nosuch"'),
+    "CREATE ROLE guest; SELECT llm_grant_usage('guest', 'train'); SET ROLE guest; " + on_servers(),
+    on_servers('"closed"'),
+    on_servers('"empty"'),
+    on_servers(more=', "worker_timeout": 1e-9'),
+    "SET pg_gpt2.fast = off; " + on_servers(),
+    "SELECT llm_worker_begin('{}')",
+    "SELECT llm_worker_gradients(0, 1)",
     "SELECT llm_train('bare', 1, eval_every => -1)",
     "SELECT llm_train('bare', 1, options => '{\"adam_beta3\": 1}')",
     "SELECT llm_train('bare', 1, wd => 0.5, options => '{\"weight_decay\": 0.1}')",
@@ -611,6 +642,19 @@ HOOKED = [
         "module('server.training.runs').train = lambda *_: module('server.training.best')._require_rights()",
         "CREATE ROLE keeps_nothing; SELECT llm_grant_usage('keeps_nothing', 'train'); SET ROLE keeps_nothing;"
         " SELECT llm_train('bare', 1)",
+    ),
+    hooked("module('server.training.fleet').HELLO = \"SELECT 1 WHERE false --\"", on_servers()),
+    hooked(
+        "fleet = module('server.training.fleet')\nfleet.HELLO = fleet.HELLO.replace('extversion FROM', \"'0.9' FROM\")",
+        on_servers(),
+    ),
+    *(
+        hooked(
+            "environment = module('server.training.environment')\nhere = environment.current() | "
+            f"{{'{what}': 'another'}}\nenvironment.current = lambda: here",
+            on_servers(),
+        )
+        for what in ("sources", "blas")
     ),
 ]
 

@@ -27,6 +27,7 @@ NO_MODEL = set(
     pg_llm_grad_clip pg_llm_layernorm pg_llm_layernorm_backward pg_llm_lr_schedule pg_llm_matmul pg_llm_mlp_backward
     pg_llm_ones_like pg_llm_sample pg_llm_softmax pg_llm_softmax_backward pg_llm_tensor pg_llm_transpose pg_llm_values
     pg_llm_tensor_sent pg_llm_zeros_like
+    llm_worker_begin llm_worker_weights llm_worker_shard llm_worker_gradients
 """,
     )
 )

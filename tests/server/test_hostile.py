@@ -38,6 +38,14 @@ ATTENTION = f"{vector(8)}, {vector(48)}, {vector(12)}, {vector(16)}, {vector(4)}
 MLP = f"{vector(8)}, {vector(64)}, {vector(16)}, {vector(64)}, {vector(4)}"
 BLOCK = f"{ATTENTION}, {vector(64)}, {vector(16)}, {vector(64)}, {vector(4)}" + f", {vector(4)}" * 4
 NEW = "model => 'q'"
+RUN = '{"config": {"n_layer": 1, "n_head": 1, "d_model": 2, "n_positions": 4, "vocab": 5}, "tied": {}}'
+SHARD = (
+    '{"batches": [{"tokens": [[1, 2]], "targets": [[2, 3]], "weight": null}], "first_part": 0, "chunk": 64, "seed": 1,'
+    ' "step_no": 1, "total": 2, "dropout_p": 0}'
+)
+ZEROS = "replace(encode(decode(repeat('00', 4 * 96), 'hex'), 'base64'), E'\\n', '')"
+BEGUN = f"llm_worker_begin('{RUN}') IS NOT NULL"
+SENT = f"llm_worker_weights(0, {ZEROS}) = 96"
 
 # Good arguments; a parameter that is not here keeps its default.
 EXAMPLES = {
@@ -177,6 +185,10 @@ EXAMPLES = {
     "llm_run_sparkline": "(SELECT min(run_id) FROM llm_run)",
     "llm_share_param": "'y', 'wpe', 0, 'x'",
     "llm_unshare_param": "'x', 'wte'",
+    "llm_worker_begin": f"'{RUN}'",
+    "llm_worker_weights": f"CASE WHEN {BEGUN} THEN 0 END, {ZEROS}",
+    "llm_worker_shard": f"CASE WHEN {BEGUN} AND {SENT} THEN '{SHARD}'::jsonb END",
+    "llm_worker_gradients": f"CASE WHEN {BEGUN} AND {SENT} AND llm_worker_shard('{SHARD}') > 0 THEN 0 END, 96",
 }
 PARAMETERS = """
     SELECT proargnames[:pronargs],

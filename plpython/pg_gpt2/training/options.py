@@ -14,6 +14,7 @@ from ..options import (
     INTEGER,
     NUMBER,
     TEXT,
+    TEXTS,
     Declared,
     Option,
     above,
@@ -197,9 +198,9 @@ class Course(Declared):
         1,
         INTEGER,
         at_least(1),
-        hint="1 is the whole step at once.",
+        hint="4 lets up to four servers share a step.",
         meaning="The rows of a step are cut into so many parts, whose gradients are added up in order. It decides about the last"
-        " bits, and nothing else; the mean is over the same targets.",
+        " bits, and about how many servers a step can be shared by (workers); the mean is over the same targets.",
     )
 
     @property
@@ -253,9 +254,50 @@ class Workers(Declared):
     )
 
 
+@dataclass(frozen=True)
+class Servers(Declared):
+    """Other servers that compute shards of a run: keys of `options` alone. They change no result."""
+
+    workers: tuple[str, ...] = option(
+        (),
+        TEXTS,
+        hint='Foreign servers: \'{"workers": ["w1", "w2"], "shards": 4}\'.',
+        meaning="Foreign servers that compute shards of each step beside this one, which calls them by dblink.",
+    )
+    worker_timeout: float = option(
+        300.0,
+        NUMBER,
+        above(0),
+        hint="It must be longer than a shard takes.",
+        meaning="A worker that has not answered for so many seconds is given up for a while; others compute its shards.",
+    )
+    allow_other_bits: bool = option(
+        False,
+        FLAG,
+        hint="true takes any machine.",
+        meaning="Workers may have another processor, BLAS or NumPy, whose results differ in the last bits: who computes a shard"
+        " then matters.",
+    )
+
+    def require_sense(self, course: Course) -> None:
+        """Refuse (22023) workers that have nothing to do, or that are named twice."""
+        if self.workers and course.shards == 1:
+            raise InvalidParameter(
+                "workers have nothing to do: shards is 1",
+                hint='{"workers": ["w1"], "shards": 2} gives each of two servers one shard of a step.',
+            )
+        if len(set(self.workers)) < len(self.workers):
+            raise InvalidParameter(
+                f"workers {list(self.workers)} names a server twice",
+                hint="A server computes one shard at a time, on all of its cores.",
+            )
+
+
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    yield from (Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options()).values()
+    yield from (
+        Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options() | Servers.options()
+    ).values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:

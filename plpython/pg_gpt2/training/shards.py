@@ -1,7 +1,8 @@
 """A step's rows cut into shards, whose gradients are added up in their order: who computes a shard changes no bit.
 
-A shard is a computation of its own: its rows are cut into micro-batches by themselves, numbered through the step, and its gradient
-is that of its part of the step's weighted mean. Under one environment its bits follow from weights, rows and these numbers alone.
+A shard is a computation of its own: its rows are cut into micro-batches by themselves, numbered through the step, and its
+gradient is that of its part of the step's weighted mean. Under one environment its bits follow from weights, rows and these
+numbers alone.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Found(NamedTuple):
 
 
 def cut(n_rows: int, shards: int) -> list[slice]:
-    """Rows of each of `shards` shards, in order: as many in each, but for one more in the first ones where they are not divisible."""
+    """Rows of each of `shards` shards, in order: as many in each, or one more in the first ones."""
     sizes = [n_rows // shards + (i < n_rows % shards) for i in range(shards)]
     ends = np.cumsum(sizes).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -128,9 +128,9 @@ class Trainer:
 
     @property
     def flat_gradients(self) -> np.ndarray:  # [n]
-        """The gradients of the last step, tensors in the order of the configuration without those that are another's; to write, too.
+        """The gradients of the last step, tensors in the order of the configuration without those that are another's.
 
-        What has none has zeros.
+        What has none has zeros. They may be written.
         """
         for sink in self._sinks.values():
             if not sink.filled:
@@ -192,8 +192,8 @@ class Trainer:
     ) -> tuple[float, int]:
         """Fill `grads` with those of the weighted mean loss over all tokens that count; (loss, tokens).
 
-        Of a shard of a step, `total` is the sum of weights of the whole step, which the mean is over, and `first_part` the number
-        in the step of its first micro-batch, which decides about its dropout. The shards' losses and gradients add up to the step's.
+        Of a shard of a step, `total` is the sum of weights of all of it, which the mean is over, and `first_part` the number
+        in the step of its first micro-batch, which decides about dropout. Losses and gradients of shards add up to the step's.
         """
         check_p(dropout_p)
         batches = [Batch(*batch) for batch in batches]

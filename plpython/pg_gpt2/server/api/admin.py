@@ -62,7 +62,7 @@ OWNERS = (
     *("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage"),
     "llm_publish",  # whose tables have to be the caller's
 )
-TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
+TRAINING = "^llm_(train|dataset|accumulate|worker)"  # names of functions that train or load data
 
 
 @entry

@@ -19,7 +19,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import Course, RunOptions, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Servers, Workers, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -28,7 +28,7 @@ from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
-from ..training import audit, datasets, hand_steps, pairs, runs, session
+from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
 
 
 @entry
@@ -181,10 +181,12 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan, workers = _plan(model, n_steps, given)
+    plan, workers, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    run_id = runs.train(session.Session(model, workers.grad_workers), plan)
+    trained = session.Session(model, workers.grad_workers)
+    with fleet.shared(trained, servers, plan.shards) as helping:
+        run_id = runs.train(trained, plan, helping)
     resources.release_memory()
     return run_id
 
@@ -193,7 +195,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan, workers = _plan(model, n_steps, given)
+    plan, workers, servers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -204,22 +206,25 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, workers.grad_workers), plan, commit_every, flush_seconds)
+        trained = session.Session(model, workers.grad_workers)
+        with fleet.shared(trained, servers, plan.shards) as helping:
+            runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers]:
-    """The plan of a run that a call's parameters and options describe, checked, and its threads."""
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers, Servers]:
+    """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, course, workers = gather(given, session.Settings, RunOptions, Course, Workers)
+    settings, run, course, workers, servers = gather(given, session.Settings, RunOptions, Course, Workers, Servers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
     course.require_sense(settings, run)
-    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers
+    servers.require_sense(course)
+    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The environment of a computation: versions, settings and hardware that its last bits may depend on."""
 
 import platform
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from ... import __version__
 from ...core.op import is_fast
 from ...fast import blas_library, threads
 from .. import db, resources
+
+DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
 
 
 def current() -> dict[str, object]:
@@ -24,6 +27,11 @@ def current() -> dict[str, object]:
         "machine": platform.machine(),
         "processor": _processor(),
     }
+
+
+def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """What may give the two other bits."""
+    return [name for name in DECISIVE if one.get(name) != other.get(name)]
 
 
 def _processor() -> str | None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 from ...training.trainer import StepResult
 from .. import db
-from . import environment
 from .session import Session
 
-# $2: steps done, $3: environment.current().
+# $2: steps done, $3: session.environment().
 RESUMED = (
     "resumed = resumed || jsonb_build_array(jsonb_build_object("
     "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
@@ -33,7 +32,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
             n_steps,
             session.version,
             session.digest(),
-            json.dumps(environment.current()),
+            json.dumps(session.environment()),
         ),
     )
     return (row or {})["run_id"]
@@ -66,10 +65,12 @@ class Log:
         batch: Sequence[int],
         digests: Sequence[int],
         val_loss: float | None = None,
+        servers: dict | None = None,
     ) -> None:
         """Remember a step."""
         arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
+        told = None if servers is None else json.dumps(servers)
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays, told))
 
     def write(
         self,
@@ -84,14 +85,14 @@ class Log:
         db.run(
             "INSERT INTO {schema}.llm_train_log"
             " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage, write_seconds)"
+            " servers, config, lineage, write_seconds)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
-            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
+            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, $16, CASE WHEN step = $13 THEN $17 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests, servers)",
             [
                 *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
+                *("text[]", "text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
             *(None if config is None else json.dumps(config), lineage, write_seconds),

@@ -26,7 +26,6 @@ from .progress import NOTICES
 from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
-DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
 TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
 ROUNDED = ("loss", "grad_norm", "val_loss")
 
@@ -55,7 +54,8 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
     start = base if isinstance(base, Difference) else begin(record, from_checkpoint, base)
     first = record.start if isinstance(start, Difference) else start.done + 1
     here = environment.current()
-    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
+    used = [one for found in record.used(first, last) for one in (found, *found.get("workers", {}).values())]
+    other = [name for name in environment.DECISIVE if any(one.get(name) != here[name] for one in used)]
     report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
         report.difference, report.last_step = start, start.step

@@ -22,9 +22,10 @@ from ...training.optim import run_lr
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
-from . import datasets, environment, evaluated, run_log
+from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
+from .fleet import Fleet
 from .progress import Progress
 from .session import Learner, Session, Settings, mean_loss
 
@@ -99,9 +100,10 @@ def course_of(config: dict) -> Course:
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: RunPlan, *, commits: bool = False) -> None:
+    def __init__(self, session: Session, plan: RunPlan, fleet: Fleet | None = None, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
+        self._fleet = fleet
         self._audit = Auditor(session.model, plan.audit)
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
@@ -161,7 +163,7 @@ class Run:
         db.run(
             f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
-            *(row["run_id"], done, json.dumps(environment.current())),
+            *(row["run_id"], done, json.dumps(self.session.environment())),
         )
         self.session.trainer.chunk = (
             row["chunk"] or self.session.trainer.chunk
@@ -200,7 +202,8 @@ class Run:
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
         is_best = val_loss is not None and self.evaluations.add(step, val_loss)
-        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
+        servers = None if self._fleet is None else self._fleet.told()
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss, servers)
         self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
         self.done = step
         host.check_interrupts()
@@ -281,9 +284,9 @@ def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
     return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
-def train(session: Session, plan: RunPlan) -> int:
+def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     """All steps in the caller's transaction; the run_id."""
-    run = Run(session, plan)
+    run = Run(session, plan, fleet)
     run.begin()
     while not run.over:
         if run.step():
@@ -292,10 +295,12 @@ def train(session: Session, plan: RunPlan) -> int:
     return run.run_id
 
 
-def train_committing(session: Session, plan: RunPlan, commit_every: int, flush_seconds: float) -> None:
+def train_committing(
+    session: Session, plan: RunPlan, fleet: Fleet | None, commit_every: int, flush_seconds: float
+) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
     with each evaluation whose weights are kept as the best so far."""
-    run = Run(session, plan, commits=True)
+    run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
     db.commit()

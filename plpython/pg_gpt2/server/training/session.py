@@ -20,7 +20,7 @@ from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, e
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
-from . import datasets
+from . import datasets, environment
 
 KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
 
@@ -62,6 +62,7 @@ class Learner:
         self.trainer = trainer
         self._granted = 0  # bytes beside the state that steps may use
         self._sharded: Sharded | None = None
+        self.workers: dict[str, Any] = {}  # other servers that compute shards, and what they compute with
 
     @property
     def step(self) -> int:
@@ -79,6 +80,10 @@ class Learner:
     @sharded.setter
     def sharded(self, other: Sharded) -> None:
         self._sharded = other
+
+    def environment(self) -> dict[str, Any]:
+        """What steps are computed with, here and on other servers."""
+        return environment.current() | ({"workers": self.workers} if self.workers else {})
 
     def shards(
         self, ids: Sequence[int], shards: int, batch_size: int, dropout_p: float

@@ -1,0 +1,480 @@
+"""Shards of a run's steps on several servers at once, this one among them.
+
+Each worker is a conversation, written as a generator that gives way while it waits; whoever turns the crank lets all of them
+go on: between this server's own shards, and while these are computed, whenever the arithmetic looks for interrupts. A
+worker that is lost leaves its shard to the others, and is tried again later. Nobody decides about bits: see training/shards.py.
+"""
+
+import binascii
+import json
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...core.op import is_fast
+from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...tensor import FLOAT32
+from ...training.options import Servers
+from ...training.shards import Found, Shard, Sharded, Sum
+from .. import db, resources
+from . import environment, remote, shard_work
+from .remote import Lost, Wait
+from .session import Session
+
+# Values at a time. Larger pieces would take longer: the C library asks the kernel for each of their many copies. What goes
+# down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
+RETRY, LONGEST = (
+    30.0,
+    600.0,
+)  # seconds until a lost worker is tried again: at first, and twice as long each time up to this
+IN_TURN = 0.02  # seconds of turning while this server computes
+FORGET = 0.9  # what is left of a worker's pace after a step without it
+NEW = 0.5  # how much the last shard counts in a server's pace
+BRIEFLY = 50e-6  # seconds
+
+HELLO = (
+    "SELECT pg_catalog.json_build_object('path', pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+    " 'digits', pg_catalog.set_config('extra_float_digits', '1', false),"
+    " 'output', pg_catalog.set_config('bytea_output', 'hex', false),"
+    " 'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
+    " WHERE e.extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'version', (SELECT extversion FROM pg_catalog.pg_extension"
+    " WHERE extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'server', pg_catalog.current_setting('server_version'))"
+)
+
+
+@dataclass
+class Share:
+    """What a server did for one step."""
+
+    shards: list[int] = field(default_factory=list)
+    compute: float = 0.0  # seconds
+    transfer: float = 0.0
+    idle: float = 0.0
+    sent: int = 0  # bytes
+    received: int = 0
+    failure: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As a value of JSON."""
+        times = {name: round(getattr(self, name), 6) for name in ("compute", "transfer", "idle")}
+        failure = {} if self.failure is None else {"failure": self.failure}
+        return {"shards": self.shards, **times, "sent": self.sent, "received": self.received, **failure}
+
+
+@dataclass
+class Step:
+    """The shards of a step, who takes how many of them, and what has come."""
+
+    shards: Sequence[Shard]
+    how: dict[str, Any]
+    todo: deque[int]
+    quotas: dict[str | None, int]  # by server, None for this one; {} = as they come
+    found: list[tuple[int, Found]] = field(default_factory=list)
+
+    def take(self, server: str | None) -> int | None:
+        """The next shard for a server; None when there is none left for it."""
+        if not self.todo or (self.quotas and not self.quotas[server]):
+            return None
+        if self.quotas:
+            self.quotas[server] -= 1
+        return self.todo.popleft()
+
+    def add_to(self, added: Sum) -> None:
+        """Add what has come."""
+        while self.found:
+            added.add(*self.found.pop())
+
+    def lose(self, worker: "Worker", error: PgGpt2Error) -> None:
+        """A worker is lost: all take its shard and what else is left as they come."""
+        if worker.shard is not None:
+            self.todo.append(worker.shard)
+        self.quotas.clear()
+        worker.lose(error)
+
+
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
+class Worker:
+    """A server that computes shards, as this session sees it."""
+
+    def __init__(self, link: remote.Connection) -> None:
+        self.name, self.link = link.name, link
+        self.environment: dict[str, Any] = {}
+        self.pace: float | None = None  # seconds a shard; None: not known yet
+        self.share = Share()
+        self.talk: Wait | None = None
+        self.shard: int | None = None  # that it computes
+        self.is_there = self.has_weights = False
+        self.wait, self.retry_at = RETRY, 0.0
+        self._schema = ""
+
+    def begin(self, run: dict[str, Any], version: str) -> Wait:
+        """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
+        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
+        if hello["schema"] is None:
+            raise Lost(
+                WrongState(
+                    f'server "{self.name}" does not have the extension pg_gpt2',
+                    hint="CREATE EXTENSION pg_gpt2 CASCADE in the database that CREATE SERVER names.",
+                )
+            )
+        if hello["version"] != version:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{self.name}" has pg_gpt2 {hello["version"]}, and this one {version}',
+                    hint="All servers of a run need the same version: ALTER EXTENSION pg_gpt2 UPDATE.",
+                )
+            )
+        self._schema = hello["schema"]
+        said = json.loads((yield from self.call("begin", _literal(run), "text")))
+        self.environment = said["environment"] | {"server": hello["server"]}
+
+    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
+        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
+        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
+        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+
+    def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        began = time.monotonic()
+        ahead = [piece(first)]
+        while first < n:
+            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+
+            def look_ahead(after: int = after) -> None:  # while the worker reads this one
+                ahead.append(piece(after) if after < n else "")
+
+            first = yield from self.call("weights", arguments, "int8", look_ahead)
+            yield True
+        self.share.transfer += time.monotonic() - began
+
+    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+        began = time.monotonic()
+        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        computed = time.monotonic()
+        self.share.compute += computed - began
+        gradients = np.empty(n, FLOAT32)
+        for first in range(0, n, PIECE_UP):
+            part = gradients[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
+            if len(data) != part.nbytes:
+                raise Lost(remote.no_answer(self.name))
+            part[...] = np.frombuffer(data, FLOAT32)
+            yield True
+        ended = time.monotonic()
+        self.share.transfer += ended - computed
+        self.pace = _slowly(self.pace, ended - began)
+        return Found(loss, gradients)
+
+    def lose(self, error: PgGpt2Error) -> None:
+        """Give it up for a while, and say so."""
+        if self.is_there or not self.retry_at:
+            db.notice(f"{error.message}; others compute its shards")
+        self.is_there, self.talk, self.shard = False, None, None
+        self.share.failure = error.message
+        self.retry_at, self.wait = time.monotonic() + self.wait, min(2 * self.wait, LONGEST)
+        self.link.close()
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
+    text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
+    return "E'" + text + "'::pg_catalog.jsonb"
+
+
+class Flat:
+    """Arrays as one row of numbers, to be sent in pieces."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
+        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
+        self.size: int = self._starts[-1]
+
+    def sent(self, first: int) -> str:
+        """Some from place `first` on, in base64."""
+        end = min(first + PIECE_DOWN, self.size)
+        at = bisect_right(self._starts, first) - 1
+        parts = []
+        while first < end:
+            start, row = self._starts[at], self._rows[at]
+            parts.append(row[first - start : end - start])
+            first, at = start + row.size, at + 1
+        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+
+
+class Fleet(Sharded):
+    """The workers of a run, and this server."""
+
+    def __init__(self, session: Session, servers: Servers, shards: int) -> None:
+        resources.require_memory(4 * session.config.n_trained() * (1 + shards), f"the gradients of {shards} shards")
+        super().__init__(session.trainer)
+        self._base, config, tied = session.base, session.config, session.trainer.tied
+        self._base_names = shard_work.base_names(config)
+        self._own = Flat([session.trainer.params[name] for name in shard_work.trained_names(config, tied)])
+        self._run = {"config": config.to_json(), "tied": tied}
+        self._allow_other_bits, self._here = servers.allow_other_bits, environment.current()
+        self._version = (db.row("SELECT extversion FROM pg_extension WHERE extname = 'pg_gpt2'") or {})["extversion"]
+        schema, wait = remote.dblink_schema(), servers.worker_timeout
+        for name in servers.workers:
+            remote.require_server(name)
+        self.workers = [
+            Worker(remote.Connection(name, number, schema, wait)) for number, name in enumerate(servers.workers)
+        ]
+        self.share = Share()
+        self.pace: float | None = None
+        self._turned = self._happened = 0.0
+
+    # ---- the beginning and the end
+
+    def begin(self) -> None:
+        """Greet all workers, at once; the first reason why one cannot help is an error."""
+        resources.keep_freed_memory()
+        for worker in self.workers:
+            self._open(worker)
+        while any(worker.talk for worker in self.workers):
+            self._rest(self._turn(_refuse))
+
+    def close(self) -> None:
+        """End all connections, and what is computed for them."""
+        for worker in self.workers:
+            worker.link.close()
+
+    @property
+    def environments(self) -> dict[str, Any]:
+        """What each worker computes with."""
+        return {worker.name: worker.environment for worker in self.workers}
+
+    def told(self) -> dict[str, Any]:
+        """What each server did for the last step."""
+        return {"leader": self.share.told(), "workers": {worker.name: worker.share.told() for worker in self.workers}}
+
+    def _open(self, worker: Worker) -> None:
+        try:
+            worker.link.open()
+        except Lost as lost:
+            raise lost.error from None
+        worker.talk = self._greet(worker)
+
+    def _greet(self, worker: Worker) -> Wait:
+        """Let a worker take on the run, check that it computes the same bits, and give it an adapter's base."""
+        before = worker.environment
+        yield from worker.begin(self._run, self._version)
+        other = environment.differing(self._here, worker.environment)
+        if "sources" in other:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{worker.name}" has another build of pg_gpt2 {self._version}',
+                    hint="All servers of a run need the same files of the extension.",
+                )
+            )
+        known = not before or not environment.differing(before, worker.environment)
+        if other and not (self._allow_other_bits and known):
+            there = ", ".join(f"{name} {worker.environment[name]} and not {self._here[name]}" for name in other)
+            raise Lost(
+                WrongState(
+                    f'server "{worker.name}" computes other bits: it has {there}',
+                    hint="With options => '{\"allow_other_bits\": true}' who computes a shard decides about the last bits.",
+                )
+            )
+        start = self._own.size
+        for name in self._base_names if self._base else ():
+            tensor = Flat([self._base.params[name]])  # type: ignore[union-attr]
+            end = start + tensor.size
+            yield from worker.send(start, end, lambda first, t=tensor, start=start: t.sent(first - start))  # type: ignore[misc]
+            start = end
+        worker.is_there, worker.wait = True, RETRY
+
+    def _try_lost(self) -> None:
+        """Greet those again whose time has come."""
+        for worker in self.workers:
+            if worker.is_there or time.monotonic() < worker.retry_at:
+                continue
+            try:
+                self._open(worker)
+                while worker.talk:
+                    self._rest(self._turn(_refuse))
+            except PgGpt2Error as error:
+                worker.lose(error)
+            else:
+                db.notice(f'server "{worker.name}" is back')
+
+    # ---- a step
+
+    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
+        """Add every shard to `added`, on all servers at once."""
+        self.share, counting = Share(), []
+        for worker in self.workers:
+            worker.share, worker.link.sent, worker.link.received = Share(), 0, 0
+        self._try_lost()
+        for index, shard in enumerate(shards):
+            if shard.counts():
+                counting.append(index)
+            else:
+                added.add(index, None)
+        quotas = self._quotas(len(counting))
+        there = [worker for worker in self.workers if quotas.get(worker.name)]
+        step = Step(shards, how, deque(counting), quotas)
+        began, mine = time.monotonic(), step.take(None)
+        pieces = lru_cache(maxsize=8)(self._own.sent)  # workers are at about the same place
+        for worker in there:
+            worker.talk, worker.has_weights = self._converse(worker, step, pieces), False
+        while any(worker.talk and not worker.has_weights for worker in there):
+            self._rest(self._turn(step.lose))
+        self.share.transfer = time.monotonic() - began
+        while mine is not None or any(worker.talk for worker in there):
+            if mine is None:
+                self._rest(self._turn(step.lose))
+            else:
+                self._compute_here(mine, step, added)
+            step.add_to(added)
+            mine = self._next(step)
+        self._account(time.monotonic() - began)
+
+    def _converse(self, worker: Worker, step: Step, pieces: Callable[[int], str]) -> Wait:
+        """All that is said to a worker for a step."""
+        yield from worker.send(0, self._own.size, pieces)
+        worker.has_weights = True
+        while (index := step.take(worker.name)) is not None:
+            worker.shard = index
+            found = yield from worker.compute(step.shards[index], self.trainer.chunk, step.how, self._own.size)
+            worker.shard = None
+            worker.share.shards.append(index)
+            step.found.append((index, found))
+            yield True
+
+    def _compute_here(self, index: int, step: Step, added: Sum) -> None:
+        """One shard on this server, which keeps the others going meanwhile."""
+        began = time.monotonic()
+        with self._turning(step):
+            found = self.compute(step.shards[index], step.how)
+        seconds = time.monotonic() - began
+        self.share.compute += seconds
+        self.share.shards.append(index)
+        self.pace = _slowly(self.pace, seconds)
+        step.add_to(added)
+        if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
+            found = Found(found.loss, found.gradients.copy())
+        added.add(index, found)
+
+    def _next(self, step: Step) -> int | None:
+        """The next shard for this server: one of its own, or one that a worker would begin too late."""
+        index = step.take(None)
+        if index is None and step.todo:
+            behind = [
+                (worker.pace or 0) * (1 + step.quotas.get(worker.name, 0)) for worker in self.workers if worker.talk
+            ]
+            if max(behind, default=0) >= (self.pace or 0) or not behind:
+                index = step.todo.popleft()
+        return index
+
+    def _quotas(self, count: int) -> dict[str | None, int]:
+        """Who is to compute how many of `count` shards, so that all end at the same time; this server has one at least.
+
+        Of a worker that gets none less is expected each time, until it is tried again: it may have been slow by chance.
+        """
+        there = [worker for worker in self.workers if worker.is_there]
+        paces: dict[str | None, float | None] = {None: self.pace, **{worker.name: worker.pace for worker in there}}
+        known = [pace for pace in paces.values() if pace]
+        usual = sum(known) / len(known) if known else 1.0
+        quotas: dict[str | None, int] = dict.fromkeys(paces, 0)
+        quotas[None] = min(1, count)
+        for _ in range(count - 1):
+            quotas[min(paces, key=lambda server: (quotas[server] + 1) * (paces[server] or usual))] += 1
+        for worker in there:
+            if not quotas[worker.name] and worker.pace:
+                worker.pace *= FORGET
+        return quotas
+
+    def _account(self, seconds: float) -> None:
+        """Note how long each server waited, and what went to it and came back."""
+        for share in (self.share, *(worker.share for worker in self.workers)):
+            share.idle = max(0.0, seconds - share.compute - share.transfer)
+        for worker in self.workers:
+            worker.share.sent, worker.share.received = worker.link.sent, worker.link.received
+        self.share.sent = sum(worker.share.sent for worker in self.workers)
+        self.share.received = sum(worker.share.received for worker in self.workers)
+
+    # ---- the crank
+
+    def _turn(self, lose: "Callable[[Worker, PgGpt2Error], None]") -> bool:
+        """Let all conversations go on until they wait; whether something has happened."""
+        happened = False
+        for worker in self.workers:
+            try:
+                if worker.talk is not None:
+                    happened |= next(worker.talk)
+            except StopIteration:
+                happened, worker.talk = True, None
+            except Lost as lost:
+                happened, worker.talk = True, None
+                lose(worker, lost.error)
+        return happened
+
+    @contextmanager
+    def _turning(self, step: Step) -> Iterator[None]:
+        """Within it, whatever looks for an interrupt turns the crank."""
+        before = host.check_interrupts
+
+        def look() -> None:
+            before()
+            now = time.monotonic()
+            if now - self._turned >= IN_TURN:
+                while self._turn(step.lose) and time.monotonic() < now + IN_TURN:
+                    pass
+                self._turned = time.monotonic()
+
+        host.check_interrupts = look
+        try:
+            yield
+        finally:
+            host.check_interrupts = before
+
+    def _rest(self, happened: bool) -> None:
+        """Between two turns where there is nothing else to do: long when nothing has happened for a while."""
+        now = time.monotonic()
+        if happened:
+            self._happened = now
+        else:
+            host.check_interrupts()
+            time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
+
+
+def _refuse(worker: Worker, error: PgGpt2Error) -> None:
+    raise error
+
+
+def _slowly(pace: float | None, seconds: float) -> float:
+    """Seconds a shard, after one that took `seconds`."""
+    return seconds if pace is None else (1 - NEW) * pace + NEW * seconds
+
+
+@contextmanager
+def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | None]:
+    """Within it, the session's steps are computed on the workers, too, where there are any."""
+    if not servers.workers:
+        yield None
+        return
+    if not is_fast():
+        raise FeatureNotSupported(
+            "workers compute with the faster forms of ops, and pg_gpt2.fast is off", hint="RESET pg_gpt2.fast;"
+        )
+    fleet = Fleet(session, servers, shards)
+    try:
+        fleet.begin()
+        session.sharded, session.workers = fleet, fleet.environments
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,138 @@
+"""A session on another server, through dblink: one statement at a time, sent and answered without waiting.
+
+The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
+that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import plpy
+
+from ...errors import ConnectionFailed, InsufficientPrivilege, PgGpt2Error, UndefinedObject, WrongState
+from .. import db
+
+CANCELLED = "57014"
+Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
+FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
+REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
+TYPES = ("text", "int8", "float8", "bytea")
+
+
+class Lost(Exception):
+    """A server that does not answer, or refuses: the error that a caller would see."""
+
+    def __init__(self, error: PgGpt2Error) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def dblink_schema() -> str:
+    """The schema of the extension dblink, as an identifier. 55000 without the extension."""
+    row = db.row("SELECT extnamespace::regnamespace::text AS name FROM pg_extension WHERE extname = 'dblink'")
+    if row is None:
+        raise WrongState(
+            "workers are called through dblink, and this database does not have that extension",
+            hint="CREATE EXTENSION dblink; it comes with PostgreSQL (contrib).",
+        )
+    return row["name"]
+
+
+def require_server(name: str) -> None:
+    """Refuse a name of no foreign server (42704), or of one that the caller may not use (42501)."""
+    row = db.row(
+        "SELECT has_server_privilege(oid, 'USAGE') AS may FROM pg_foreign_server WHERE srvname = $1", ["text"], name
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'server "{name}" does not exist',
+            hint="CREATE SERVER and CREATE USER MAPPING say where a worker is, and who to be there.",
+        )
+    if not row["may"]:
+        raise InsufficientPrivilege(
+            f'permission denied for server "{name}"', hint="Its owner gives it: GRANT USAGE ON FOREIGN SERVER."
+        )
+
+
+class Connection:
+    """A session on the server `name`; `number` tells those of one run apart."""
+
+    def __init__(self, name: str, number: int, schema: str, timeout: float) -> None:
+        self.name, self.timeout = name, timeout
+        self.sent = self.received = 0  # bytes, about as they travel
+        self._key = f"pg_gpt2_worker_{number}"
+        arguments = ("()", "($1)", "($1, $2)")
+        self._call = {
+            (function, count): "SELECT " + schema + ".dblink_" + function + arguments[count] + " AS value"
+            for function, count in FUNCTIONS.items()
+        }
+        self._get = {
+            kind: "SELECT value FROM " + schema + ".dblink_get_result($1) AS t (value " + kind + ")" for kind in TYPES
+        }
+
+    def open(self) -> None:
+        """Connect. Lost where that is refused."""
+        self.close()
+        try:
+            self._query("connect", ["text", "text"], self._key, self.name)
+        except plpy.SPIError as error:
+            if error.sqlstate == CANCELLED:
+                raise
+            raise Lost(_refused(self.name, error)) from None
+
+    def close(self) -> None:
+        """Disconnect, where there is a connection; what the other server computes for it ends."""
+        if self._key in (self._query("get_connections") or ()):
+            self._query("disconnect", ["text"], self._key)
+
+    def ask(self, statement: str, kind: str, meanwhile: Callable[[], None]) -> Wait:
+        """Send a statement, and return the value of type `kind` that it gives; `meanwhile` is done before that is awaited."""
+        try:
+            sent = self._query("send_query", ["text", "text"], self._key, statement)
+            self.sent += len(statement)
+            meanwhile()
+            deadline = time.monotonic() + self.timeout
+            while sent and self._query("is_busy", ["text"], self._key):
+                if time.monotonic() > deadline:
+                    raise Lost(
+                        ConnectionFailed(
+                            f'server "{self.name}" has not answered for {self.timeout:g} seconds',
+                            hint="worker_timeout is how long a worker may be silent.",
+                        )
+                    )
+                yield False
+            found = db.query(self._get[kind], ["text"], self._key)
+            db.query(self._get[kind], ["text"], self._key)  # the end of the answer
+        except plpy.SPIError as error:
+            if error.sqlstate == CANCELLED and self._query("error_message", ["text"], self._key) == "OK":
+                raise  # it is this session that was cancelled
+            raise Lost(_refused(self.name, error)) from None
+        if not found:
+            raise Lost(no_answer(self.name))
+        value = found[0]["value"]
+        self.received += 2 * len(value) if isinstance(value, bytes) else len(str(value))
+        return value
+
+    def _query(self, function: str, types: Sequence[str] = (), *values: str) -> Any:
+        """What a function of dblink gives."""
+        return db.query(self._call[function, len(types)], types, *values)[0]["value"]
+
+
+def no_answer(server: str) -> PgGpt2Error:
+    """The error for an answer that is none, or not the one that was asked for."""
+    return ConnectionFailed(
+        f'server "{server}" has not answered what it was asked',
+        hint="Its log says why; is it one with this version of pg_gpt2?",
+    )
+
+
+def _refused(server: str, error: Any) -> PgGpt2Error:
+    """The error of another server, or of the way to it, as one of ours that names the server."""
+    _, detail, hint, *_ = error.spidata or (None, None, None)
+    made = ConnectionFailed(
+        f'server "{server}": {str(error).removeprefix("pg_gpt2: ")}', hint=hint or REACH, detail=detail
+    )
+    if not (error.sqlstate or "08").startswith("08"):
+        made.sqlstate = error.sqlstate
+    return made

@@ -1,0 +1,54 @@
+-- llm_worker_begin, llm_worker_weights, llm_worker_shard, llm_worker_gradients. tests/server/test_workers.py holds whole runs.
+BEGIN;
+SELECT plan(38);
+
+SELECT volatility_is(name::name, arguments::name[], 'volatile') FROM (VALUES
+    ('llm_worker_begin', '{jsonb}'), ('llm_worker_weights', '{bigint,text}'), ('llm_worker_shard', '{jsonb}'),
+    ('llm_worker_gradients', '{bigint,integer}')) AS f (name, arguments);
+SELECT is(has_function_privilege('public', f::regprocedure, 'EXECUTE'), false, f || ' is not for all') FROM unnest(ARRAY[
+    'llm_worker_begin(jsonb)', 'llm_worker_weights(bigint,text)', 'llm_worker_shard(jsonb)', 'llm_worker_gradients(bigint,integer)']) AS f;
+
+CREATE TEMPORARY TABLE said AS SELECT
+    '{"config": {"n_layer": 1, "n_head": 1, "d_model": 2, "n_positions": 4, "vocab": 5}, "tied": {}}'::jsonb AS run,
+    '{"batches": [{"tokens": [[1, 2]], "targets": [[2, 3]], "weight": null}], "first_part": 0, "chunk": 64, "seed": 1, "step_no": 1, "total": 2, "dropout_p": 0}'::jsonb AS shard;
+GRANT SELECT ON said TO PUBLIC;
+CREATE FUNCTION pg_temp.zeros(n integer) RETURNS text LANGUAGE sql AS $$
+    SELECT replace(encode(decode(repeat('00', 4 * n), 'hex'), 'base64'), E'\n', '')
+$$;
+
+-- Nothing without what comes before.
+SELECT throws_ok($$SELECT llm_worker_weights(0, 'AAAAAA==')$$, '55000', NULL, 'weights without a run');
+SELECT throws_ok($$SELECT llm_worker_shard(shard) FROM said$$, '55000', NULL, 'a shard without a run');
+SELECT throws_ok($$SELECT llm_worker_gradients(0, 1)$$, '55000', NULL, 'gradients without a run');
+SELECT is((llm_worker_begin(run) -> 'weights')::integer, 96, 'it awaits as many weights as the model has') FROM said;
+SELECT throws_ok($$SELECT llm_worker_shard(shard) FROM said$$, '55000', NULL, 'a shard without weights');
+SELECT is(llm_worker_weights(0, pg_temp.zeros(90)), 90::bigint, 'some weights');
+SELECT throws_ok($$SELECT llm_worker_shard(shard) FROM said$$, '55000', NULL, 'a shard without all weights');
+SELECT throws_ok($$SELECT llm_worker_weights(80, pg_temp.zeros(2))$$, '22023', NULL, 'not those that are awaited');
+SELECT throws_ok($$SELECT llm_worker_weights(90, pg_temp.zeros(7))$$, '22023', NULL, 'more than there are');
+SELECT throws_ok($$SELECT llm_worker_weights(90, 'no base64')$$, '22023', NULL, 'no base64');
+SELECT throws_ok($$SELECT llm_worker_weights(90, 'AAAA')$$, '22023', NULL, 'no float32');
+SELECT is(llm_worker_weights(90, pg_temp.zeros(6)), 96::bigint, 'the others');
+SELECT throws_ok($$SELECT llm_worker_gradients(0, 1)$$, '55000', NULL, 'gradients without a shard');
+
+-- What it computes: with weights of 0, all five tokens are as likely, and only wte and ln_f.bias could learn; these are 0, too.
+SELECT is(round(llm_worker_shard(shard)::numeric, 6), round(ln(5.0), 6), 'the loss of a model that knows nothing') FROM said;
+SELECT is(round(llm_worker_shard(shard || '{"total": 4}')::numeric, 6), round(ln(5.0) / 2, 6), 'its part of a step of which it is a half') FROM said;
+SELECT is(octet_length(llm_worker_gradients(90, 6)), 24, 'gradients');
+SELECT throws_ok($$SELECT llm_worker_gradients(90, 7)$$, '22023', NULL, 'not more than there are');
+SELECT throws_ok($$SELECT llm_worker_gradients(-1, 1)$$, '22023', NULL, 'nor others');
+SELECT is(llm_worker_weights(0, pg_temp.zeros(96)), 96::bigint, 'weights of the next step');
+SELECT throws_ok($$SELECT llm_worker_gradients(0, 1)$$, '55000', NULL, 'which has no gradients yet');
+
+-- Wrong values.
+SELECT throws_ok(format($$SELECT llm_worker_shard(shard || %L) FROM said$$, wrong), '22023', NULL, wrong) FROM unnest(ARRAY[
+    '{"batches": [{"tokens": [[1, 5]], "targets": [[2, 3]], "weight": null}]}', '{"batches": []}', '{"total": 0}',
+    '{"batches": [{"tokens": [[1, 2]], "targets": [[2]], "weight": null}]}', '{"chunk": 0}', '{"step_no": 0}',
+    '{"batches": [{"tokens": [[1, 2]], "targets": [[2, 3]], "weight": [-1]}]}']) AS wrong;
+SELECT throws_ok($$SELECT llm_worker_begin('{"config": {"n_layer": 1}, "tied": {}}')$$, '22023', NULL, 'half a shape');
+SELECT throws_ok($$SELECT llm_worker_begin(run || '{"tied": {"wte": "wpe"}}') FROM said$$, '22023', NULL, 'tensors of another shape');
+SELECT throws_ok($$SELECT llm_worker_begin('{"config": {"n_layer": 96, "n_head": 1, "d_model": 1000000, "n_positions": 4, "vocab": 5}, "tied": {}}')$$,
+    '53200', NULL, 'more than there is memory for');
+
+SELECT * FROM finish();
+ROLLBACK;
