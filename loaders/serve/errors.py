@@ -1,5 +1,7 @@
 """What goes wrong as OpenAI's error objects, with the HTTP status that its clients know what to do about."""
 
+import re
+
 import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -82,6 +84,8 @@ KINDS: dict[str, type[ApiError]] = {
     "57": Unavailable,
 }
 
+API_NAMES = {"topp": "top_p", "topk": "top_k"}  # of what SQL calls otherwise
+
 
 def of_database(error: psycopg.Error) -> ApiError:
     """An error of the database as an answer: its own words, its hint, and its SQLSTATE as code where we have none."""
@@ -95,7 +99,9 @@ def of_database(error: psycopg.Error) -> ApiError:
     kind = KINDS.get(state) or KINDS.get(state[:2]) or Failed
     message = (error.diag.message_primary or str(error)).removeprefix("pg_gpt2: ")
     hint = error.diag.message_hint
-    return kind(f"{message}. {hint}" if hint else message, code=kind.code or state)
+    named = re.match(r"(\w+) must be ", message)
+    param = API_NAMES.get(named[1], named[1]) if named else None
+    return kind(f"{message}. {hint}" if hint else message, param=param, code=kind.code or state)
 
 
 def body_of(error: ApiError) -> dict[str, dict[str, str | None]]:
