@@ -21,7 +21,8 @@ from .errors import Busy, Forbidden, NoRole
 from .settings import Settings
 
 Connection = psycopg.AsyncConnection[TupleRow]
-LOOKS = 2  # sessions for what takes a moment, which generations do not fill
+LOOKS = 4  # sessions for what takes a moment, which generations do not fill
+LOOKERS = 256  # who may wait for them
 OPENING = 30.0  # seconds that a connection may take
 
 
@@ -65,7 +66,6 @@ class Database:
             min_size=1,
             max_size=size,
             timeout=OPENING,
-            check=AsyncConnectionPool.check_connection,  # the server may have been restarted
             open=False,
             name=name,
         )
@@ -74,7 +74,8 @@ class Database:
         """Connect; a psycopg.Error where that fails."""
         for generating, pool in self._pools.items():
             await pool.open(wait=True, timeout=OPENING)
-            self._turns[generating] = Turns(pool.max_size, self.settings.queue_size, self.settings.queue_timeout)
+            queue = self.settings.queue_size if generating else LOOKERS
+            self._turns[generating] = Turns(pool.max_size, queue, self.settings.queue_timeout)
         async with self._pools[False].connection() as conn:
             found = await (await conn.execute(FIND_SCHEMA)).fetchone()
         if found is None:
@@ -105,7 +106,7 @@ class Database:
         if writing and not self.settings.allow_training:
             raise Forbidden("this server only reads; pg-gpt2 serve --allow-training lets requests write")
         role = self._role(request)
-        async with self._turns[generating].turn(), self._pools[generating].connection() as conn:
+        async with self._turns[generating].turn(), _lent(self._pools[generating]) as conn:
             await conn.set_read_only(not writing)
             async with conn.transaction():
                 if role is not None:
@@ -120,6 +121,27 @@ class Database:
         if not role or role == "none":  # SQL's word for giving a role back
             raise NoRole(f"the header {header} must name a role of the database")
         return role
+
+
+@asynccontextmanager
+async def _lent(pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+    """A connection that is alive. Where one is not, the server was restarted, and all are looked at: the pool's own check would
+    try them one after the other, and wait longer each time."""
+    async with pool.connection() as conn:
+        if await _is_alive(conn):
+            yield conn
+            return
+    await pool.check()
+    async with pool.connection() as conn:
+        yield conn
+
+
+async def _is_alive(conn: Connection) -> bool:
+    try:
+        await AsyncConnectionPool.check_connection(conn)
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 async def _become(conn: Connection, role: str) -> None:

@@ -4,7 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -131,6 +131,31 @@ def test_many_streams_at_once_are_all_served(dsn, model, conn):
             return client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
 
         assert set(threads.map(text, range(16))) == {alone}
+
+
+def test_a_server_that_is_stopped_leaves_nothing_running(dsn, model, conn):
+    """A stream has five seconds to come to its end."""
+    with ExitStack() as stack:
+        with serving(dsn) as client:
+            stack.enter_context(streaming(client))
+            assert running(conn) == 1
+        assert wait_for(0, conn) < SOON
+
+
+def test_many_viewers_and_streams_are_answered(http, conn):
+    """8 streams that go on and on, and 50 viewers beside them: 5 s are for a machine that does other things, too."""
+    with ExitStack() as stack, ThreadPoolExecutor(50) as threads:
+        for _ in range(8):
+            stack.enter_context(streaming(http))
+        wait_for(8, conn)
+
+        def look(number: int) -> float:
+            began = time.monotonic()
+            assert http.get("/" if number % 2 else "/v1/models").status_code == 200
+            return time.monotonic() - began
+
+        assert sorted(threads.map(look, range(100)))[95] < 5
+    assert wait_for(0, conn) < SOON
 
 
 def test_a_database_that_was_restarted_is_found_again(http, conn):
