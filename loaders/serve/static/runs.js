@@ -2,7 +2,7 @@
 import { $, bytes, el, picture, problem, statement } from "./dom.js";
 
 const SOON = 1000, LATER = 5000; // ms until the next look at least, of a run that learns and of others
-const SHARE = 20; // a look is followed by so many times its length without one: many open pages leave the server its time
+const SHARE = 5; // a look is followed by so many times its length without one: many open pages leave the server its time
 let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "", known = [];
 
 async function look() {

@@ -7,13 +7,16 @@ from contextlib import ExitStack
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.server.serve.serving import serving
 
 MODEL = """<i>tiny</i> "50%" o'model"""
 PROMPT = "the <b>cat</b>"
 
+PATIENCE = 60_000  # milliseconds, on a machine that is busy with other things
+
+expect.set_options(timeout=PATIENCE)
 Serve = Callable[..., str]
 
 
@@ -67,7 +70,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     def open_it(url: str, *, width: int = 1280, scheme: str = "light", allowed: str = "") -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE)
         context.on("request", lambda r: None if r.url.startswith(url.split("#")[0]) else wrong.append(r.url))
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -67,7 +67,7 @@ def test_a_stopped_text_stops_in_the_database(open_page, address, conn):
         "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ '(FETCH|llm_generate_stream)'"
         " AND application_name = 'pg_gpt2 serve'"
     )
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10  # a second, on a machine that is not busy
     while conn.execute(busy).fetchone() != (0,):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -184,9 +184,9 @@ def test_a_run_is_watched_as_it_learns_and_stopped(open_page, address, connect, 
     thread.start()
     try:
         page = open_page(f"{address}#runs")
-        expect(page.locator("#run-status")).to_contain_text(re.compile("running, step [1-9]"), timeout=15_000)
+        expect(page.locator("#run-status")).to_contain_text(re.compile("running, step [1-9]"))
         steps = []
-        for _ in range(3):
+        for _ in range(2):
             told = page.locator("#run-status").text_content()
             steps.append(int(re.search(r"step ([\d,]+)", told)[1].replace(",", "")))
             expect(page.locator("#run-status")).not_to_have_text(told)
@@ -196,14 +196,14 @@ def test_a_run_is_watched_as_it_learns_and_stopped(open_page, address, connect, 
         )
         expect(page.locator("#samples li").first).to_contain_text("learner, step")  # one after a validation
         page.locator("#stop-run").click()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         expect(page.locator("#run-status")).to_contain_text("stopped, step")
         expect(page.locator("#stop-run")).to_be_hidden()
     finally:
         with psycopg.connect(conn.info.dsn, autocommit=True) as other:
             other.execute("SELECT pg_cancel_backend(%s)", [session.info.backend_pid])
-        thread.join(20)
+        thread.join(60)
     assert conn.execute("SELECT status FROM llm_run WHERE model = 'learner'").fetchone() == ("stopped",)
 
 
