@@ -216,8 +216,8 @@ COMMENT ON FUNCTION llm_train IS
     'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
     'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
     'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
-    'without gain; keep_best, which leaves the weights of the best evaluation. llm_training_options lists them. Long '
-    'runs: CALL llm_train_run.';
+    'without gain; keep_best, which leaves the weights of the best evaluation; shards and workers, by which other servers '
+    'share the steps, called by dblink, without changing a bit. llm_training_options lists them. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,

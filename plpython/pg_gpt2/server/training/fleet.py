@@ -29,13 +29,9 @@ from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
 
-# Values at a time. Larger pieces would take longer: the C library asks the kernel for each of their many copies. What goes
-# down fits into what a connection takes without waiting.
-PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
-RETRY, LONGEST = (
-    30.0,
-    600.0,
-)  # seconds until a lost worker is tried again: at first, and twice as long each time up to this
+# Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
 NEW = 0.5  # how much the last shard counts in a server's pace
