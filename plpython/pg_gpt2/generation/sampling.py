@@ -6,6 +6,7 @@ greedy over what the processors of scores leave.
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -78,9 +79,19 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=seed & (2**64 - 1))
+        self._waiting: deque[float] = deque()  # those that were looked at ahead
 
     def next(self) -> float:
         """The next number."""
+        return self._waiting.popleft() if self._waiting else self._draw()
+
+    def ahead(self, skipped: int) -> float:
+        """What `next` will give after so many others."""
+        while len(self._waiting) <= skipped:
+            self._waiting.append(self._draw())
+        return self._waiting[skipped]
+
+    def _draw(self) -> float:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
