@@ -12,11 +12,11 @@ from pg_gpt2.fast.layout import DecoderWeights
 from pg_gpt2.generation import generate as generation
 from pg_gpt2.generation import prefixes
 from pg_gpt2.generation.decode import Decoder
-from pg_gpt2.generation.drafting import LONGEST, MOST_PATIENCE, DraftModel, Guesses, Speaker
+from pg_gpt2.generation.drafting import LONGEST, MOST_PATIENCE, WIDTHS, DraftModel, Guesses, Speaker
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.lookup import Drafts, Odds
 from pg_gpt2.generation.processors import History
-from pg_gpt2.generation.sampling import Draws, Sampling
+from pg_gpt2.generation.sampling import Draws, Sampling, choose, likely
 
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
 
@@ -178,6 +178,31 @@ def test_a_number_that_is_looked_at_ahead_is_still_drawn() -> None:
     assert [looking.next() for _ in range(4)] == expected[:4]
     assert looking.ahead(4) == expected[8]
     assert [looking.next() for _ in range(5)] == expected[4:]
+
+
+def test_a_draft_is_drawn_in_the_way_that_comes_true_more_often() -> None:
+    """With the model's own number, or by what numbers near it draw most; both are watched."""
+    random = np.random.default_rng(1)
+    config = CONFIGS[0]
+    for noise, least in ((0.0, 0.97), (1.0, 0.2)):
+        true = [0, 0, 0]
+        speaker = Speaker(DraftModel(DecoderWeights({}), config), Sampling(), Draws(0), 9)
+        for _ in range(400):
+            logits = random.standard_normal(40).astype(np.float32) * 2
+            draft, draw = logits + np.float32(noise) * random.standard_normal(40).astype(np.float32), random.random()
+            token = choose(logits, Sampling(), draw, History())
+            way = speaker._true.index(max(speaker._true))
+            speaker._tokens = [likely(draft, Sampling(), draw, History(), WIDTHS)]
+            for place, guess in enumerate([*speaker._tokens[0], speaker._tokens[0][way]]):
+                true[place] += guess == token
+            speaker.report([token], 0)
+        assert true[2] >= max(true[:2]) - 40
+        assert true[2] >= least * 400
+    assert likely(logits, GREEDY, 0.3, History(), WIDTHS) == [int(logits.argmax())] * 2
+    assert likely(logits, Sampling(), 0.3, History(), [0, 1]) == [
+        choose(logits, Sampling(), 0.3, History()),
+        int(logits.argmax()),
+    ]
 
 
 def test_a_draft_model_that_is_no_good_names_itself() -> None:

@@ -2,7 +2,8 @@
 
 Reference: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". Other than there the model draws
 every token itself, with the number that it would draw it with alone, and a draft has come true where it is the same token: hence
-the bits of plain decoding. The draft is drawn with these numbers as well, so that both often draw the same.
+the bits of plain decoding. The draft is drawn with these numbers as well, so that both often draw the same; or where that comes
+true more often, with what they and numbers near them draw most, since the two models place tokens differently between 0 and 1.
 
 Drafts of what occurred before (lookup.py) cost nothing to make. `Guesses` takes those of which more is expected in the time.
 """
@@ -19,10 +20,12 @@ from . import prefixes
 from .decode import Decoder, checked, logits_of
 from .lookup import Drafts, Odds
 from .processors import History
-from .sampling import Draws, Sampling, choose
+from .sampling import Draws, Sampling, likely
 
 FIRST, LONGEST = 3, 15  # tokens of a draft, before anything is known of it and at most
 A_ROW = 0.05  # of the time of a pass, for a further token in it
+WIDTHS = (0.0, 0.3)  # of the numbers that a token of a draft is drawn with
+MEMORY = 0.97  # what counts of how these fare after the next token
 PATIENCE, MOST_PATIENCE = 16, 256  # tokens until a draft is tried again that promised no gain
 SLOWER = 1.02  # a time that was measured counts so much more at each later one, because the machine may be busier now
 
@@ -42,6 +45,8 @@ class Speaker:
         self._model, self._how, self._draws, self._room = model, how, draws, room
         self._decoder: Decoder | None = None
         self._start = 0  # where in the text its window begins
+        self._tokens: list[list[int]] = []  # of the last draft, one for each of WIDTHS
+        self._true = [0.0] * len(WIDTHS)  # how many of each came true, lately
         self.seconds = 0.0  # for a token, lately
 
     def propose(self, history: History, most: int) -> list[int]:
@@ -50,20 +55,27 @@ class Speaker:
         most = min(most, window - max(1, window // 2) + 1)
         decoder, row = self._read(history, most)
         found: list[int] = []
+        self._tokens = []
+        way = self._true.index(max(self._true))
         while True:
             began = perf_counter()
             try:
-                token = choose(
-                    checked(row, "the draft model's logits"), self._how, self._draws.ahead(len(found)), there
-                )
+                row = checked(row, "the draft model's logits")
+                tokens = likely(row, self._how, self._draws.ahead(len(found)), there, WIDTHS)
             except InvalidParameter:  # the options leave nothing after such a text
                 return found
-            found.append(token)
+            self._tokens.append(tokens)
+            found.append(token := tokens[way])
             there.append(token)
             if len(found) == most or there.ends(token) or there.over:
                 return found
             row = decoder.feed_all([token])[0]
             self.seconds = lately(self.seconds, perf_counter() - began)
+
+    def report(self, said: list[int], true: int) -> None:
+        """What was said after the last draft, of which so many tokens came true."""
+        for tokens, token in zip(self._tokens[: true + 1], said):
+            self._true = [MEMORY * known + (other == token) for known, other in zip(self._true, tokens)]
 
     def _read(self, history: History, most: int) -> tuple[Decoder, np.ndarray]:  # -> [V]
         """Read a text; its end only, where the window holds no more with `most` tokens after it. The logits after it."""
@@ -138,9 +150,10 @@ class Guesses:
         self._pass = lately(self._pass, seconds / _cost(drafted))
         if self._lookup and self._found:
             self._lookup.report(*_outcome(self._found, said))
-        if self._spoken:
+        if self._speaker and self._spoken:
             tried, true = _outcome(self._spoken, said)
             self._odds.report(tried, true)
+            self._speaker.report(said, true)
             hopeless = not self._size()
             self._patience = min(MOST_PATIENCE, 2 * self._patience) if hopeless else PATIENCE
 

@@ -7,7 +7,7 @@ greedy over what the processors of scores leave.
 import functools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -99,15 +99,33 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
     """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
     if (only := history.only) is not None:
         return only
-    scores = how.adjusted(logits, history)
-    if how.adjustments or history.walk:
-        require_choice(bool(scores.max() > -np.inf))
+    scores = _scores(logits, how, history)
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
+
+
+def likely(logits: np.ndarray, how: Sampling, draw: float, history: History, widths: Sequence[float]) -> list[int]:
+    """What `choose` may give for logits that differ from these, for each of `widths`: the token that most numbers give which
+    are within a width of `draw`. With width 0 it is the token for these logits, with 1 the most probable one."""
+    if history.only is not None or how.temperature < _COLDEST:
+        return [choose(logits, how, draw, history)] * len(widths)
+    ids, probabilities = distribution(_scores(logits, how, history), how)
+    ends = np.cumsum(probabilities, dtype=np.float64)
+    ends /= ends[-1]
+    starts = np.concatenate([[0.0], ends[:-1]])
+    shares = [np.minimum(ends, draw + width) - np.maximum(starts, draw - width) for width in widths]
+    return [int(ids[share.argmax()]) for share in shares]
+
+
+def _scores(logits: np.ndarray, how: Sampling, history: History) -> np.ndarray:
+    scores = how.adjusted(logits, history)
+    if how.adjustments or history.walk:
+        require_choice(bool(scores.max() > -np.inf))
+    return scores
 
 
 def require_choice(there: bool) -> None:
