@@ -9,6 +9,7 @@ TORCH, CT2, CT2_INT8, PEFT = "transformers", "ctranslate2", "ctranslate2 int8", 
 READ, SGEMM = "memory read", "sgemm"
 BASE, FULL_MODEL, OWN_SIZE = "its base", "a full one", "their own size"
 PURE_SQL = "the query of docs/sql"
+PLAIN = "without a draft"
 
 TARGETS: dict[str, tuple[Limit, ...]] = {
     "decode": (Limit(READ, ">=", 0.80), Limit(TORCH, ">=", 2.4), Limit(CT2, ">=", 1.1)),
@@ -16,6 +17,7 @@ TARGETS: dict[str, tuple[Limit, ...]] = {
     "verify 4": (Limit("one token", "<=", 1.1),),
     "verify 8": (Limit("one token", "<=", 1.4),),
     "lookup": (Limit("without lookup", ">=", 3.0),),
+    "draft": (Limit(PLAIN, ">=", 1.6),),
     "mask first": (Limit(None, "<=", 50.0),),
     "mask later": (Limit(None, "<=", 2.0),),
     "constrained": (Limit("free", ">=", 0.9),),
