@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 
-class GenerationOptions(TypedDict, total=False):
-    """How a prompt is continued: as llm_generate does."""
+class TextOptions(TypedDict, total=False):
+    """What there is for one prompt and for several."""
 
     max_tokens: Annotated[int, 64]
     eos_token: Annotated[int | None, None]
@@ -35,7 +35,13 @@ class GenerationOptions(TypedDict, total=False):
     json_schema: Annotated[Mapping[str, Any] | None, None]
 
 
-class ManyOptions(GenerationOptions, total=False):
+class GenerationOptions(TextOptions, total=False):
+    """How a prompt is continued: as llm_generate does."""
+
+    draft_model: Annotated[str | None, None]
+
+
+class ManyOptions(TextOptions, total=False):
     """How several prompts are: as llm_generate_batch does."""
 
     n: Annotated[int, 1]
@@ -64,6 +70,7 @@ class JsonOptions(TypedDict, total=False):
     logit_bias: Annotated[Mapping[int, float] | None, None]
     presence_penalty: Annotated[float, 0.0]
     frequency_penalty: Annotated[float, 0.0]
+    draft_model: Annotated[str | None, None]
 
 
 class BeamOptions(TypedDict, total=False):
@@ -107,6 +114,7 @@ KEYS = (
     "regex",
     "json_schema",
     "n",
+    "draft_model",
 )
 
 

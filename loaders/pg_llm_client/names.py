@@ -7,7 +7,7 @@ names, or beside one that contradicts it, is a TypeError.
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 
@@ -18,8 +18,8 @@ OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
 BEAMS_TAKE = {"prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS, *BEAM_KEYS}
 
 
-class SamplingKeywords(GenerationOptions, total=False):
-    """How to sample, in our names and in Hugging Face's; `num_beams` must be 1."""
+class OtherNames(TypedDict, total=False):
+    """Hugging Face's names of what says how to sample; `num_beams` must be 1."""
 
     max_new_tokens: int
     top_k: int
@@ -28,7 +28,11 @@ class SamplingKeywords(GenerationOptions, total=False):
     num_beams: int
 
 
-class ManyKeywords(ManyOptions, SamplingKeywords, total=False):
+class SamplingKeywords(GenerationOptions, OtherNames, total=False):
+    """How to sample, in our names and in Hugging Face's."""
+
+
+class ManyKeywords(ManyOptions, OtherNames, total=False):
     """The same for several prompts."""
 
 

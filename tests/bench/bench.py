@@ -22,6 +22,7 @@ import bounds  # first: it keeps BLAS at one thread
 import choosing
 import constrained
 import decoding
+import drafting
 import learning
 import lora
 import machine
@@ -46,6 +47,7 @@ TOPICS: dict[str, list[Topic]] = {
     "position": [("", 1, 3, decoding.position)],
     "verify": [("", 1, 3, decoding.verify)],
     "lookup": [("", 1, 3, decoding.lookup)],
+    "draft": [("", 1, 3, drafting.at_a_rate), ("", 0, 1, drafting.pair)],
     "masks": [("", 1, 3, decoding.masks)],
     "constrained": [("", 1, 3, decoding.constrained)],
     "batch": [("decoders", 1, 3, decoding.batch)],

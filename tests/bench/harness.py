@@ -33,6 +33,8 @@ class Length:
     choose_rows: int = 56
     adapters: int = 50
     adapter_sessions: int = 10
+    draft_texts: int = 512  # from which a draft learns
+    draft_steps: int = 600
 
 
 SMOKE = Length(
@@ -43,8 +45,10 @@ SMOKE = Length(
     choose_rows=4,
     adapters=4,
     adapter_sessions=2,
+    draft_texts=2,
+    draft_steps=2,
 )
-QUICK = Length("quick", 32, 24, 2_000_000, 150, prefix_rows=8, rows=32)
+QUICK = Length("quick", 32, 24, 2_000_000, 150, prefix_rows=8, rows=32, draft_texts=128, draft_steps=200)
 FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)
 
 

@@ -74,10 +74,22 @@ class Session:
 
     # ---- generation
 
-    def generate(self, ids: Sequence[int], count: int, model: str = MODEL, pattern: str | None = None) -> list[int]:
-        """Greedy continuation by `count` ids, within a pattern if one is given."""
-        query = "SELECT llm_generate_tokens(%s::int[], %s, temperature => 0, model_name => %s, eos_token => -1, options => %s)"
-        return self.value(query, list(ids), count, model, json.dumps({"regex": pattern} if pattern else {}))
+    def generate(
+        self,
+        ids: Sequence[int],
+        count: int,
+        model: str = MODEL,
+        pattern: str | None = None,
+        draft: str | None = None,
+        temperature: float = 0.0,
+    ) -> list[int]:
+        """Continuation by `count` ids, greedy unless another temperature is given, within a pattern, with a draft model."""
+        query = (
+            "SELECT llm_generate_tokens(%s::int[], %s, temperature => %s, model_name => %s, eos_token => -1, seed => 1,"
+            " options => %s)"
+        )
+        options = {"regex": pattern} if pattern else {"draft_model": draft} if draft else {}
+        return self.value(query, list(ids), count, temperature, model, json.dumps(options))
 
     def generate_batch(self, prompts: list[str], count: int) -> int:
         """Greedy continuations of several prompts by `count` ids each; how many prompts there were."""

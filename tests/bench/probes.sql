@@ -84,3 +84,34 @@ for pattern in json.loads(patterns):
         walk.take(token)
 return json.dumps({'tree': tree, 'first': first, 'later': later})
 $$;
+
+-- From now on what a draft model drafts is the token that comes, `true` after a prompt of `prompt` tokens, with probability `rate`,
+-- else another one; the draft's own passes and draws are made all the same.
+CREATE FUNCTION pg_temp.drafts_come_true("true" integer[], prompt integer, rate float8) RETURNS json LANGUAGE plpython3u AS $$
+import importlib, random
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+drafting = importlib.import_module(api.__name__.removesuffix('server.api') + 'generation.drafting')
+inner, chance, right = drafting.likely, random.Random(1), list(true)
+def likely(logits, how, draw, history, widths):
+    inner(logits, how, draw, history, widths)
+    token = right[min(len(history.ids) - prompt, len(right) - 1)]
+    return [token if chance.random() < rate else (token + 1) % len(logits)] * len(widths)
+drafting.likely = likely
+return '0'
+$$;
+
+-- Tokens that came true of those that draft models drafted since the last call, and passes that verified some; from the first call on.
+CREATE FUNCTION pg_temp.drafting() RETURNS json LANGUAGE plpython3u AS $$
+import importlib
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+speaker = importlib.import_module(api.__name__.removesuffix('server.api') + 'generation.drafting').Speaker
+found = GD.get('bench_drafted')
+GD['bench_drafted'] = [0, 0, 0]
+if found is None:
+    inner = speaker.report
+    def report(self, said, true):
+        GD['bench_drafted'] = [a + b for a, b in zip(GD['bench_drafted'], (true, len(self._tokens), 1))]
+        inner(self, said, true)
+    speaker.report = report
+return '"{} of {}, {}"'.format(*(found or (0, 0, 0)))
+$$;

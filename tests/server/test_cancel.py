@@ -31,6 +31,8 @@ LONG = {
     "generation": "SELECT llm_generate('low', 100000, eos_token => -1, model_name => 'slow')",
     "a stream": "SELECT count(*) FROM llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')",
     "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')).step",
+    "a draft model": "SELECT llm_generate('low', 100000, eos_token => -1, model_name => 'slow',"
+    """ options => '{"draft_model": "slow"}')""",
     "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
     "a batch of many": "SELECT count(*) FROM llm_generate_batch(array_fill('low'::text, '{100000}'), 99, model_name => 'slow')",

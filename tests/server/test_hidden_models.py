@@ -36,7 +36,10 @@ NO_MODEL = set(
 VECTOR = "pg_llm_tensor(array_fill(1, '{{8}}'))"
 IDS = "array_send('{{1}}'::integer[])"
 STATEMENTS = {
-    "llm_generate": ["SELECT llm_generate('low', 3, model_name => '{m}', seed => 1)"],
+    "llm_generate": [
+        "SELECT llm_generate('low', 3, model_name => '{m}', seed => 1)",
+        "SELECT llm_generate_tokens('{{1}}', 3, model_name => 'north/poet', options => '{{\"draft_model\": \"{m}\"}}')",
+    ],
     "llm_generate_stream": ["SELECT (llm_generate_stream('low', 3, model_name => '{m}', seed => 1)).text"],
     "llm_generate_tokens": ["SELECT llm_generate_tokens('{{1}}', 3, model_name => '{m}', seed => 1)"],
     "llm_generate_tokens_sent": [

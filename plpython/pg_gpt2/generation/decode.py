@@ -309,11 +309,11 @@ def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, 
     return logits
 
 
-def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
+def checked(values: np.ndarray, what: str = "the model's logits") -> np.ndarray:
     """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
     if not np.isfinite(values.max()):
         raise InconsistentData(
-            f"the model's {what} are not finite",
+            f"{what} are not finite",
             hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
         )
     return values

@@ -5,6 +5,7 @@ Past the window, the last half of it is fed again and generation goes on. Nothin
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from time import perf_counter
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from . import prefixes
 from .constraints.constraint import Constraint, Walk
 from .decode import Decoder, checked
+from .drafting import DraftModel, Guesses, Speaker
 from .lookup import Drafts
 from .processors import History
 from .sampling import Draws, Sampling, choose, log_softmax
@@ -30,6 +32,7 @@ class Options:
     seed: int = 0
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
+    draft: DraftModel | None = None  # lets a smaller model guess, too
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
     constraint: Constraint | None = None  # what the text must be
     also_ends: tuple[int, ...] = ()
@@ -70,6 +73,9 @@ def tokens(
     draws = Draws(options.seed)
     ids, room = history.ids[-config.n_positions :], len(prompt) + options.max_tokens
     decoder, logits = prefixes.begin(params, config, ids, room)
+    lookup = Drafts() if decoder.exact and options.look_up else None
+    speaker = Speaker(options.draft, options.sampling, draws, room) if decoder.exact and options.draft else None
+    guesses = Guesses(lookup, speaker)
 
     def take(token: int, logprob: float | None) -> Token:
         history.append(token)
@@ -77,8 +83,7 @@ def tokens(
         return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
 
     def generate() -> Iterator[Token]:
-        drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, history, logits, options):
+        for rows, draft in _passes(decoder, guesses, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), history)
                 found = take(token, options.logprob(row, token))
@@ -98,6 +103,7 @@ def tokens(
         if len(history.ids) <= config.n_positions:  # else it has read the middle of a text
             decoder.rewind(min(decoder.length, len(history.ids) - 1))
             prefixes.give(decoder)
+        guesses.keep(history)
 
     return generate()
 
@@ -111,7 +117,7 @@ def rest_of(history: History, options: Options) -> list[int]:
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, history: History, logits: np.ndarray, options: Options
+    decoder: Decoder, guesses: Guesses, history: History, logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Logits after what was seen and after each token of a draft of what follows, and the draft; the caller appends to `history`.
 
@@ -127,13 +133,14 @@ def _passes(
             continue
         most = min(config.n_positions - decoder.length, end - len(seen)) - 1
         sure = walk.ahead()[0][:most] if walk and decoder.exact else []
-        draft = sure or (drafts.propose(seen, most) if drafts else [])
-        before, length = len(seen), decoder.length
-        yield decoder.feed_all([seen[-1], *draft]), draft
-        accepted = len(seen) - before - 1
-        decoder.rewind(length + 1 + accepted)
-        if drafts and not sure:
-            drafts.report(len(draft), accepted)
+        draft = sure or guesses.propose(history, most)
+        before, length, began = len(seen), decoder.length, perf_counter()
+        rows, seconds = decoder.feed_all([seen[-1], *draft]), perf_counter() - began
+        yield rows, draft
+        said = list(seen[before:])
+        decoder.rewind(length + len(said))
+        if not sure:
+            guesses.report(len(draft), said, seconds)
 
 
 def kept_window(seen: Sequence[int], config: GPT2Config) -> Sequence[int]:

@@ -9,7 +9,25 @@ from collections.abc import Sequence
 NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+MEMORY = 0.9  # what counts of a token's outcome after the next one's
 MOST_KNOWN = 1 << 16  # n-grams of one length, some 12 MB: after so many, what occurred before is forgotten
+
+
+class Odds:
+    """How often the tokens of drafts came true lately, each if those before it did."""
+
+    def __init__(self) -> None:
+        self._true, self._tried = 1.0, 1.5  # before anything is known
+
+    def report(self, drafted: int, accepted: int) -> None:
+        """How many of the `drafted` tokens came true."""
+        for true in [1.0] * accepted + [0.0] * (accepted < drafted):
+            self._true, self._tried = MEMORY * self._true + true, MEMORY * self._tried + 1
+
+    def expected(self, drafted: int) -> float:
+        """Tokens that a pass gives which verifies so many: those that come true, and the one after them."""
+        chance = self._true / self._tried
+        return 1.0 + drafted if chance == 1 else (1 - chance ** (drafted + 1)) / (1 - chance)
 
 
 class _Ngrams:
@@ -17,6 +35,7 @@ class _Ngrams:
 
     def __init__(self, n: int) -> None:
         self.n = n
+        self.odds = Odds()
         self.pause = self.wait = 0
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
         self._known = 0  # tokens whose n-grams are entered
@@ -39,6 +58,11 @@ class Drafts:
         self._used = self._ngrams[0]  # for the last draft
         self._size = SHORT
 
+    @property
+    def odds(self) -> Odds:
+        """Of drafts as the last one."""
+        return self._used.odds
+
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens that may follow `seen`; none without a precedent."""
         for ngrams, start in [(ngrams, ngrams.find(seen)) for ngrams in self._ngrams]:
@@ -58,6 +82,7 @@ class Drafts:
         if not drafted:
             return
         used = self._used
+        used.odds.report(drafted, accepted)
         if accepted == drafted:
             self._size = min(LONG, 2 * self._size + 1)
         elif used is self._ngrams[0]:

@@ -272,6 +272,19 @@ class TextGeneration(Generation):
 
 
 @dataclass(frozen=True)
+class Drafting(Declared):
+    """What generation of one text at a time has beside it."""
+
+    draft_model: str | None = option(
+        None,
+        TEXT,
+        hint="Name a smaller model with the same vocabulary.",
+        meaning="A smaller model of the same vocabulary, whose guesses make the same text come faster; null: none. Only for one"
+        " text at a time.",
+    )
+
+
+@dataclass(frozen=True)
 class ManyTexts(TextGeneration):
     """What generation of texts for several prompts has beside it."""
 
@@ -313,18 +326,23 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | ManyTexts.options() | BeamSearch.options()
+    found = SamplingOptions.options() | ManyTexts.options() | Drafting.options() | BeamSearch.options()
     yield from found.values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
-    22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search
-    has no use for is refused by name.
+    22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search or
+    several texts at once have no use for is refused by name.
     """
     said = read_object(given.get("options"), '{"top_k": 20}')
     known = by_key(kinds)
+    if "draft_model" in said and Drafting not in kinds:
+        raise InvalidParameter(
+            "draft_model is for one text at a time, and this makes several in shared passes",
+            hint="llm_generate, llm_generate_stream, llm_generate_tokens and llm_generate_json take it.",
+        )
     if BeamSearch in kinds:
         taken = {key: one for key, one in known.items() if not one.draws}
         for key in said:

@@ -233,11 +233,11 @@ def _families(ids: Sequence[np.ndarray], places: list[int], boundary: Callable[[
         for first, end in pairwise([0, *ends, len(places)]):
             divide(places[first:end], alike[first : end - 1], start, level)
 
-    divide(places, [_alike(ids[a], ids[b]) for a, b in pairwise(places)], 0, 0)
+    divide(places, [alike(ids[a], ids[b]) for a, b in pairwise(places)], 0, 0)
     return levels
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> int:
+def alike(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens two texts begin with alike."""
     n = min(len(a), len(b))
     differs = a[:n] != b[:n]

@@ -8,6 +8,7 @@ repetition_penalty.
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,13 @@ class History:
         self.counts: dict[int, int] = {}  # of what was said
         for token in said:
             self.append(token)
+
+    def copy(self) -> "History":
+        """Another stream that has read and said the same."""
+        twin = copy(self)
+        twin.ids, twin.occurred, twin.counts = self.ids[:], set(self.occurred), dict(self.counts)
+        twin.walk = copy(self.walk)
+        return twin
 
     def append(self, token: int) -> None:
         """It says `token`."""

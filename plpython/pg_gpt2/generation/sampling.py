@@ -6,7 +6,8 @@ greedy over what the processors of scores leave.
 
 import functools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -78,9 +79,19 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=seed & (2**64 - 1))
+        self._waiting: deque[float] = deque()  # those that were looked at ahead
 
     def next(self) -> float:
         """The next number."""
+        return self._waiting.popleft() if self._waiting else self._draw()
+
+    def ahead(self, skipped: int) -> float:
+        """What `next` will give after so many others."""
+        while len(self._waiting) <= skipped:
+            self._waiting.append(self._draw())
+        return self._waiting[skipped]
+
+    def _draw(self) -> float:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
@@ -88,15 +99,33 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
     """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
     if (only := history.only) is not None:
         return only
-    scores = how.adjusted(logits, history)
-    if how.adjustments or history.walk:
-        require_choice(bool(scores.max() > -np.inf))
+    scores = _scores(logits, how, history)
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
+
+
+def likely(logits: np.ndarray, how: Sampling, draw: float, history: History, widths: Sequence[float]) -> list[int]:
+    """What `choose` may give for logits that differ from these, for each of `widths`: the token that most numbers give which
+    are within a width of `draw`. With width 0 it is the token for these logits, with 1 the most probable one."""
+    if history.only is not None or how.temperature < _COLDEST:
+        return [choose(logits, how, draw, history)] * len(widths)
+    ids, probabilities = distribution(_scores(logits, how, history), how)
+    ends = np.cumsum(probabilities, dtype=np.float64)
+    ends /= ends[-1]
+    starts = np.concatenate([[0.0], ends[:-1]])
+    shares = [np.minimum(ends, draw + width) - np.maximum(starts, draw - width) for width in widths]
+    return [int(ids[share.argmax()]) for share in shares]
+
+
+def _scores(logits: np.ndarray, how: Sampling, history: History) -> np.ndarray:
+    scores = how.adjusted(logits, history)
+    if how.adjustments or history.walk:
+        require_choice(bool(scores.max() > -np.inf))
+    return scores
 
 
 def require_choice(there: bool) -> None:

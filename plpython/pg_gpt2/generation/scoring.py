@@ -184,7 +184,9 @@ def embeddings(
     totals = np.zeros((len(texts), config.d_model), np.float64)
     progress, done = host.Progress("embedding", "tokens", sum(map(len, tokens))), 0
     for some in packing.passes(parts, lambda part: part[1].stop - part[1].start):
-        x = checked(packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "hidden states")
+        x = checked(
+            packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "the model's hidden states"
+        )
         place = 0
         for i, piece in some:
             rows = x[place : (place := place + piece.stop - piece.start)]

@@ -18,7 +18,16 @@ from ...generation.constraints.compiled import compiled
 from ...generation.constraints.constraint import Constraint
 from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, ManyTexts, TextGeneration, all_options, gather
+from ...generation.options import (
+    BeamSearch,
+    Call,
+    Drafting,
+    Generation,
+    ManyTexts,
+    TextGeneration,
+    all_options,
+    gather,
+)
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
@@ -27,6 +36,7 @@ from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
+from ..drafts import draft_of
 from ..entry import entry
 from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
 from ..storage import store, weights
@@ -43,7 +53,7 @@ def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    job = TextJob(prompt, *gather(given, TextGeneration, Sampling))
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -54,20 +64,23 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
     if prompt is None:
         return iter(())
-    asked, sampling = gather(given, TextGeneration, Sampling)
-    return TextJob(prompt, asked, sampling, logprobs=True).rows()
+    asked, sampling, drafting = gather(given, TextGeneration, Sampling, Drafting)
+    return TextJob(prompt, asked, sampling, drafting, logprobs=True).rows()
 
 
 class TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
-    def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
+    def __init__(
+        self, prompt: str, asked: TextGeneration, sampling: Sampling, drafting: Drafting, logprobs: bool = False
+    ) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
+        options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
         self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
@@ -228,7 +241,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     """New ids after `ids`."""
     if ids is None:
         return None
-    asked, sampling = gather(given, Generation, Sampling)
+    asked, sampling, drafting = gather(given, Generation, Sampling, Drafting)
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
@@ -236,6 +249,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
+    options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
     text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(

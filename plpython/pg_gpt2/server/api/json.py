@@ -5,7 +5,7 @@ from typing import Any
 from ... import host
 from ...errors import require
 from ...generation.constraints.json_schema import SchemaText
-from ...generation.options import TextGeneration, gather
+from ...generation.options import Drafting, TextGeneration, gather
 from ...generation.sampling import Sampling
 from ..entry import entry
 from ..row_schema import schema_of
@@ -18,8 +18,8 @@ def generate_json(prompt: str | None, schema: str | None, **given: Any) -> str |
     if prompt is None:
         return None
     require(schema=schema)
-    asked, sampling = gather(given | {"echo": False, "json_schema": SchemaText(schema)}, TextGeneration, Sampling)
-    job = TextJob(prompt, asked, sampling)
+    given |= {"echo": False, "json_schema": SchemaText(schema)}
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()

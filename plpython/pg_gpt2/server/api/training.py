@@ -141,7 +141,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
     mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
-    checked(np.asarray(mean), "losses")
+    checked(np.asarray(mean), "the model's losses")
     return [(mean, math.exp(min(mean, 700.0)), count)]
 
 
