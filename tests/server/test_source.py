@@ -80,3 +80,16 @@ def test_names_of_the_callers_path_do_not_reach_our_statements(connect):
         conn.execute(call.format(path="'hers, pg_catalog'"))
         conn.execute("DROP SCHEMA hers CASCADE")
         conn.execute(call.format(path="'public'"))
+
+
+@pytest.mark.parametrize(
+    "end", ["", ";", " ; ;\n", "; -- the end", "-- the; end\n; /* a /* nested */ ; */ --;", "; --'é"]
+)
+@pytest.mark.parametrize("text", ["low", "low; -- low", "a 'quoted; -- low"])
+def test_what_follows_the_semicolon_of_a_source_is_left_out(mine, text, end):
+    """Only that: a semicolon within a string stays."""
+    mine.execute("SELECT llm_train_bpe($$SELECT 'low lower'$$, 258, 'ends'), llm_init_model('ends', 1, 1, 8, 64)")
+    source = f"SELECT 'é', {psycopg.sql.quote(text)}::text{end}"
+    rows = mine.execute("SELECT key, perplexity FROM llm_perplexity_rows(%s, 'ends')", [source]).fetchall()
+    assert rows == mine.execute("SELECT 'é', llm_perplexity(%s, model_name => 'ends')", [text]).fetchall()
+    mine.execute("SELECT llm_dataset_load_pairs(%s, 'ends')", [source])

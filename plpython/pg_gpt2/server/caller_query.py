@@ -71,11 +71,9 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
     _require_key_and_text(columns)
-    declaration = (
-        f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, {'key': TEXT, 'text': TEXT})}"
-    )
     with _search_path(search_path), _only_reading(KEYED):
-        plpy.execute(declaration)
+        query = _renamed(source, {"key": TEXT, "text": TEXT})
+        plpy.execute(f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {query}")
     return _rows_of(name, search_path)
 
 
@@ -140,9 +138,25 @@ def _number(text: str | None) -> float | None:
 def _renamed(source: str, types: Mapping[str, str]) -> str:
     """A query for what `source` gives, its columns by other names and of other types."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
-    within = source.rstrip("; \t\r\n")
     columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
+    return f"SELECT {columns} FROM (\n{_without_its_end(source)}\n) AS s ({', '.join(types)})"
+
+
+def _without_its_end(source: str) -> str:
+    """One statement up to its semicolon, if it has one, after which there are comments at most.
+
+    The server says where that is: between parentheses it is the first thing that is wrong.
+    """
+    if ";" not in source:
+        return source
+    before = "SELECT FROM (\n"
+    try:
+        plpy.prepare(f"{before}{source}\n) AS s")
+    except plpy.SPIError as error:
+        end = error.spidata[4] - 1 - len(before)  # from the position, counted in characters from 1
+        if end >= 0 and source[end : end + 1] == ";":
+            return source[:end]
+    return source
 
 
 @contextmanager
