@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 4a5912a0ed6b @extschema@'] = importer['import_package'](sources, 'pg_gpt2 4a5912a0ed6b @extschema@', '@extschema@')
+    GD['pg_gpt2 7c7389c4a260 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 7c7389c4a260 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -11345,11 +11345,11 @@ def logits_of(params: DecoderWeights, hidden: np.ndarray) -> np.ndarray:  # [B, 
     return logits
 
 
-def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
+def checked(values: np.ndarray, what: str = "the model's logits") -> np.ndarray:
     """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
     if not np.isfinite(values.max()):
         raise InconsistentData(
-            f"the model's {what} are not finite",
+            f"{what} are not finite",
             hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
         )
     return values
@@ -11365,6 +11365,186 @@ def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
                 hint="llm_encode(text, model) gives the ids of a text.",
             )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.drafting', $pg_gpt2_source$"""Drafts by a smaller model: it says what may follow, and a pass of the model that was asked verifies several tokens at once.
+
+Reference: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". Other than there the model draws
+every token itself, with the number that it would draw it with alone, and a draft has come true where it is the same token: hence
+the bits of plain decoding. The draft is drawn with these numbers as well, so that both often draw the same; or where that comes
+true more often, with what they and numbers near them draw most, since the two models place tokens differently between 0 and 1.
+
+Drafts of what occurred before (lookup.py) cost nothing to make. `Guesses` takes those of which more is expected in the time.
+"""
+
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from ..core.config import GPT2Config
+from ..errors import InvalidParameter
+from ..fast.layout import DecoderWeights
+from . import prefixes
+from .decode import Decoder, checked, logits_of
+from .lookup import Drafts, Odds
+from .processors import History
+from .sampling import Draws, Sampling, likely
+
+FIRST, LONGEST = 3, 15  # tokens of a draft, before anything is known of it and at most
+A_ROW = 0.05  # of the time of a pass, for a further token in it
+WIDTHS = (0.0, 0.3)  # of the numbers that a token of a draft is drawn with
+MEMORY = 0.97  # what counts of how these fare after the next token
+PATIENCE, MOST_PATIENCE = 16, 256  # tokens until a draft is tried again that promised no gain
+SLOWER = 1.02  # a time that was measured counts so much more at each later one, because the machine may be busier now
+
+
+class DraftModel(NamedTuple):
+    """A model that makes drafts, with the vocabulary of the one that it makes them for."""
+
+    params: DecoderWeights
+    config: GPT2Config
+
+
+class Speaker:
+    """A draft model that goes on with a text, in a window of its own."""
+
+    def __init__(self, model: DraftModel, how: Sampling, draws: Draws, room: int) -> None:
+        """`how` and `draws` are what the text's own model draws with; the text will have up to `room` tokens."""
+        self._model, self._how, self._draws, self._room = model, how, draws, room
+        self._decoder: Decoder | None = None
+        self._start = 0  # where in the text its window begins
+        self._tokens: list[list[int]] = []  # of the last draft, one for each of WIDTHS
+        self._true = [0.0] * len(WIDTHS)  # how many of each came true, lately
+        self.seconds = 0.0  # for a token, lately
+
+    def propose(self, history: History, most: int) -> list[int]:
+        """Up to `most` tokens, at least 1, that this model would say after a text."""
+        there, window = history.copy(), self._model.config.n_positions
+        most = min(most, window - max(1, window // 2) + 1)
+        decoder, row = self._read(history, most)
+        found: list[int] = []
+        self._tokens = []
+        way = self._true.index(max(self._true))
+        while True:
+            began = perf_counter()
+            try:
+                row = checked(row, "the draft model's logits")
+                tokens = likely(row, self._how, self._draws.ahead(len(found)), there, WIDTHS)
+            except InvalidParameter:  # the options leave nothing after such a text
+                return found
+            self._tokens.append(tokens)
+            found.append(token := tokens[way])
+            there.append(token)
+            if len(found) == most or there.ends(token) or there.over:
+                return found
+            row = decoder.feed_all([token])[0]
+            self.seconds = lately(self.seconds, perf_counter() - began)
+
+    def report(self, said: list[int], true: int) -> None:
+        """What was said after the last draft, of which so many tokens came true."""
+        for tokens, token in zip(self._tokens[: true + 1], said):
+            self._true = [MEMORY * known + (other == token) for known, other in zip(self._true, tokens)]
+
+    def _read(self, history: History, most: int) -> tuple[Decoder, np.ndarray]:  # -> [V]
+        """Read a text; its end only, where the window holds no more with `most` tokens after it. The logits after it."""
+        params, config = self._model
+        if len(history.ids) - self._start + most - 1 > config.n_positions:
+            self._start = len(history.ids) - max(1, config.n_positions // 2)
+            if self._decoder:
+                self._decoder.rewind(0)
+        ids = np.array(history.ids[self._start :], np.int64)
+        if self._decoder is None:
+            self._decoder = prefixes.take(params, config, ids, self._room)
+        rest = _forget_others(self._decoder, ids)
+        return self._decoder, logits_of(params, self._decoder.read(rest))[0]
+
+    def keep(self, history: History) -> None:
+        """Keep what was read of the text for later calls; nothing is proposed any more."""
+        if self._decoder and not self._start:
+            _forget_others(self._decoder, np.array(history.ids, np.int64))
+            prefixes.give(self._decoder)
+        self._decoder = None
+
+
+def _forget_others(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
+    """Let a decoder forget what is no beginning of `ids`; the rest of them, at least the last. Bits may depend on the passes."""
+    decoder.rewind(min(len(ids) - 1, prefixes.alike(np.array(decoder.ids), ids)))
+    return ids[decoder.length :]
+
+
+class Guesses:
+    """Drafts of two kinds, of which the one is taken that promises more tokens a second; or none, where plain decoding does."""
+
+    def __init__(self, lookup: Drafts | None, speaker: Speaker | None) -> None:
+        self._lookup, self._speaker = lookup, speaker
+        self._odds = Odds()  # of the speaker's tokens
+        self._found: list[int] = []  # by lookup, taken or not
+        self._spoken: list[int] = []
+        self._patience, self._waited = PATIENCE, 0
+        self._pass = 0.0  # seconds of a pass of the model over one token, lately
+
+    def propose(self, history: History, most: int) -> list[int]:
+        """Up to `most` tokens that may follow a text."""
+        self._found = self._lookup.propose(history.ids, most) if self._lookup else []
+        self._spoken = []
+        if self._speaker is None or most < 1:
+            return self._found
+        size = self._size()
+        found = self._lookup.odds if self._lookup and self._found else None
+        if found and found.expected(len(self._found)) / _cost(len(self._found)) >= self._promise(size):
+            return self._found
+        if not size:
+            self._waited += 1
+            if self._waited < self._patience:
+                return self._found
+            size = FIRST
+        self._waited = 0
+        self._spoken = self._speaker.propose(history, min(size, most))
+        return self._spoken
+
+    def _size(self) -> int:
+        """The length of the speaker's drafts that promises most, 0 for none."""
+        if not (self._pass and self._speaker and self._speaker.seconds):
+            return FIRST
+        return max(range(LONGEST + 1), key=self._promise)
+
+    def _promise(self, size: int) -> float:
+        """Tokens that are expected in the time of a pass over one, with drafts of this size by the speaker."""
+        share = self._speaker.seconds / self._pass if self._speaker and self._pass else 0.0
+        return self._odds.expected(size) / (_cost(size) + share * size)
+
+    def report(self, drafted: int, said: list[int], seconds: float) -> None:
+        """What was `said` after the last proposal, of `drafted` tokens: one or more; `seconds` of the pass that verified it."""
+        self._pass = lately(self._pass, seconds / _cost(drafted))
+        if self._lookup and self._found:
+            self._lookup.report(*_outcome(self._found, said))
+        if self._speaker and self._spoken:
+            tried, true = _outcome(self._spoken, said)
+            self._odds.report(tried, true)
+            self._speaker.report(said, true)
+            hopeless = not self._size()
+            self._patience = min(MOST_PATIENCE, 2 * self._patience) if hopeless else PATIENCE
+
+    def keep(self, history: History) -> None:
+        """The text is at its end."""
+        if self._speaker:
+            self._speaker.keep(history)
+
+
+def _outcome(draft: list[int], said: list[int]) -> tuple[int, int]:
+    """How many tokens of a draft are known to be right or wrong, after so many were said, and how many came true."""
+    known = min(len(draft), len(said))
+    return known, next((i for i in range(known) if draft[i] != said[i]), known)
+
+
+def _cost(drafted: int) -> float:
+    """Of a pass that verifies so many tokens, in those over one."""
+    return 1 + A_ROW * drafted
+
+
+def lately(known: float, seconds: float) -> float:
+    """The time that something takes when nothing disturbs it: the last and the earlier ones, 0 where there are none."""
+    return min(seconds, known * SLOWER) if known else seconds
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.generate', $pg_gpt2_source$"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
 
 Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
@@ -11372,6 +11552,7 @@ Past the window, the last half of it is fed again and generation goes on. Nothin
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from time import perf_counter
 
 import numpy as np
 
@@ -11381,6 +11562,7 @@ from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from . import prefixes
 from .constraints.constraint import Constraint, Walk
 from .decode import Decoder, checked
+from .drafting import DraftModel, Guesses, Speaker
 from .lookup import Drafts
 from .processors import History
 from .sampling import Draws, Sampling, choose, log_softmax
@@ -11397,6 +11579,7 @@ class Options:
     seed: int = 0
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
+    draft: DraftModel | None = None  # lets a smaller model guess, too
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
     constraint: Constraint | None = None  # what the text must be
     also_ends: tuple[int, ...] = ()
@@ -11437,6 +11620,9 @@ def tokens(
     draws = Draws(options.seed)
     ids, room = history.ids[-config.n_positions :], len(prompt) + options.max_tokens
     decoder, logits = prefixes.begin(params, config, ids, room)
+    lookup = Drafts() if decoder.exact and options.look_up else None
+    speaker = Speaker(options.draft, options.sampling, draws, room) if decoder.exact and options.draft else None
+    guesses = Guesses(lookup, speaker)
 
     def take(token: int, logprob: float | None) -> Token:
         history.append(token)
@@ -11444,8 +11630,7 @@ def tokens(
         return Token(token, logprob, "stop" if ended else "length" if history.new == options.max_tokens else None)
 
     def generate() -> Iterator[Token]:
-        drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, history, logits, options):
+        for rows, draft in _passes(decoder, guesses, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), history)
                 found = take(token, options.logprob(row, token))
@@ -11465,6 +11650,7 @@ def tokens(
         if len(history.ids) <= config.n_positions:  # else it has read the middle of a text
             decoder.rewind(min(decoder.length, len(history.ids) - 1))
             prefixes.give(decoder)
+        guesses.keep(history)
 
     return generate()
 
@@ -11478,7 +11664,7 @@ def rest_of(history: History, options: Options) -> list[int]:
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, history: History, logits: np.ndarray, options: Options
+    decoder: Decoder, guesses: Guesses, history: History, logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Logits after what was seen and after each token of a draft of what follows, and the draft; the caller appends to `history`.
 
@@ -11494,13 +11680,14 @@ def _passes(
             continue
         most = min(config.n_positions - decoder.length, end - len(seen)) - 1
         sure = walk.ahead()[0][:most] if walk and decoder.exact else []
-        draft = sure or (drafts.propose(seen, most) if drafts else [])
-        before, length = len(seen), decoder.length
-        yield decoder.feed_all([seen[-1], *draft]), draft
-        accepted = len(seen) - before - 1
-        decoder.rewind(length + 1 + accepted)
-        if drafts and not sure:
-            drafts.report(len(draft), accepted)
+        draft = sure or guesses.propose(history, most)
+        before, length, began = len(seen), decoder.length, perf_counter()
+        rows, seconds = decoder.feed_all([seen[-1], *draft]), perf_counter() - began
+        yield rows, draft
+        said = list(seen[before:])
+        decoder.rewind(length + len(said))
+        if not sure:
+            guesses.report(len(draft), said, seconds)
 
 
 def kept_window(seen: Sequence[int], config: GPT2Config) -> Sequence[int]:
@@ -11568,7 +11755,25 @@ from collections.abc import Sequence
 NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+MEMORY = 0.9  # what counts of a token's outcome after the next one's
 MOST_KNOWN = 1 << 16  # n-grams of one length, some 12 MB: after so many, what occurred before is forgotten
+
+
+class Odds:
+    """How often the tokens of drafts came true lately, each if those before it did."""
+
+    def __init__(self) -> None:
+        self._true, self._tried = 1.0, 1.5  # before anything is known
+
+    def report(self, drafted: int, accepted: int) -> None:
+        """How many of the `drafted` tokens came true."""
+        for true in [1.0] * accepted + [0.0] * (accepted < drafted):
+            self._true, self._tried = MEMORY * self._true + true, MEMORY * self._tried + 1
+
+    def expected(self, drafted: int) -> float:
+        """Tokens that a pass gives which verifies so many: those that come true, and the one after them."""
+        chance = self._true / self._tried
+        return 1.0 + drafted if chance == 1 else (1 - chance ** (drafted + 1)) / (1 - chance)
 
 
 class _Ngrams:
@@ -11576,6 +11781,7 @@ class _Ngrams:
 
     def __init__(self, n: int) -> None:
         self.n = n
+        self.odds = Odds()
         self.pause = self.wait = 0
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
         self._known = 0  # tokens whose n-grams are entered
@@ -11598,6 +11804,11 @@ class Drafts:
         self._used = self._ngrams[0]  # for the last draft
         self._size = SHORT
 
+    @property
+    def odds(self) -> Odds:
+        """Of drafts as the last one."""
+        return self._used.odds
+
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens that may follow `seen`; none without a precedent."""
         for ngrams, start in [(ngrams, ngrams.find(seen)) for ngrams in self._ngrams]:
@@ -11617,6 +11828,7 @@ class Drafts:
         if not drafted:
             return
         used = self._used
+        used.odds.report(drafted, accepted)
         if accepted == drafted:
             self._size = min(LONG, 2 * self._size + 1)
         elif used is self._ngrams[0]:
@@ -11898,6 +12110,19 @@ class TextGeneration(Generation):
 
 
 @dataclass(frozen=True)
+class Drafting(Declared):
+    """What generation of one text at a time has beside it."""
+
+    draft_model: str | None = option(
+        None,
+        TEXT,
+        hint="Name a smaller model with the same vocabulary.",
+        meaning="A smaller model of the same vocabulary, whose guesses make the same text come faster; null: none. Only for one"
+        " text at a time.",
+    )
+
+
+@dataclass(frozen=True)
 class ManyTexts(TextGeneration):
     """What generation of texts for several prompts has beside it."""
 
@@ -11939,18 +12164,23 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | ManyTexts.options() | BeamSearch.options()
+    found = SamplingOptions.options() | ManyTexts.options() | Drafting.options() | BeamSearch.options()
     yield from found.values()
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
-    22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search
-    has no use for is refused by name.
+    22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search or
+    several texts at once have no use for is refused by name.
     """
     said = read_object(given.get("options"), '{"top_k": 20}')
     known = by_key(kinds)
+    if "draft_model" in said and Drafting not in kinds:
+        raise InvalidParameter(
+            "draft_model is for one text at a time, and this makes several in shared passes",
+            hint="llm_generate, llm_generate_stream, llm_generate_tokens and llm_generate_json take it.",
+        )
     if BeamSearch in kinds:
         taken = {key: one for key, one in known.items() if not one.draws}
         for key in said:
@@ -12333,11 +12563,11 @@ def _families(ids: Sequence[np.ndarray], places: list[int], boundary: Callable[[
         for first, end in pairwise([0, *ends, len(places)]):
             divide(places[first:end], alike[first : end - 1], start, level)
 
-    divide(places, [_alike(ids[a], ids[b]) for a, b in pairwise(places)], 0, 0)
+    divide(places, [alike(ids[a], ids[b]) for a, b in pairwise(places)], 0, 0)
     return levels
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> int:
+def alike(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens two texts begin with alike."""
     n = min(len(a), len(b))
     differs = a[:n] != b[:n]
@@ -12426,6 +12656,7 @@ repetition_penalty.
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12455,6 +12686,13 @@ class History:
         self.counts: dict[int, int] = {}  # of what was said
         for token in said:
             self.append(token)
+
+    def copy(self) -> "History":
+        """Another stream that has read and said the same."""
+        twin = copy(self)
+        twin.ids, twin.occurred, twin.counts = self.ids[:], set(self.occurred), dict(self.counts)
+        twin.walk = copy(self.walk)
+        return twin
 
     def append(self, token: int) -> None:
         """It says `token`."""
@@ -12729,7 +12967,8 @@ greedy over what the processors of scores leave.
 
 import functools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -12801,9 +13040,19 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=seed & (2**64 - 1))
+        self._waiting: deque[float] = deque()  # those that were looked at ahead
 
     def next(self) -> float:
         """The next number."""
+        return self._waiting.popleft() if self._waiting else self._draw()
+
+    def ahead(self, skipped: int) -> float:
+        """What `next` will give after so many others."""
+        while len(self._waiting) <= skipped:
+            self._waiting.append(self._draw())
+        return self._waiting[skipped]
+
+    def _draw(self) -> float:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
@@ -12811,15 +13060,33 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
     """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
     if (only := history.only) is not None:
         return only
-    scores = how.adjusted(logits, history)
-    if how.adjustments or history.walk:
-        require_choice(bool(scores.max() > -np.inf))
+    scores = _scores(logits, how, history)
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
+
+
+def likely(logits: np.ndarray, how: Sampling, draw: float, history: History, widths: Sequence[float]) -> list[int]:
+    """What `choose` may give for logits that differ from these, for each of `widths`: the token that most numbers give which
+    are within a width of `draw`. With width 0 it is the token for these logits, with 1 the most probable one."""
+    if history.only is not None or how.temperature < _COLDEST:
+        return [choose(logits, how, draw, history)] * len(widths)
+    ids, probabilities = distribution(_scores(logits, how, history), how)
+    ends = np.cumsum(probabilities, dtype=np.float64)
+    ends /= ends[-1]
+    starts = np.concatenate([[0.0], ends[:-1]])
+    shares = [np.minimum(ends, draw + width) - np.maximum(starts, draw - width) for width in widths]
+    return [int(ids[share.argmax()]) for share in shares]
+
+
+def _scores(logits: np.ndarray, how: Sampling, history: History) -> np.ndarray:
+    scores = how.adjusted(logits, history)
+    if how.adjustments or history.walk:
+        require_choice(bool(scores.max() > -np.inf))
+    return scores
 
 
 def require_choice(there: bool) -> None:
@@ -13146,7 +13413,9 @@ def embeddings(
     totals = np.zeros((len(texts), config.d_model), np.float64)
     progress, done = host.Progress("embedding", "tokens", sum(map(len, tokens))), 0
     for some in packing.passes(parts, lambda part: part[1].stop - part[1].start):
-        x = checked(packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "hidden states")
+        x = checked(
+            packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "the model's hidden states"
+        )
         place = 0
         for i, piece in some:
             rows = x[place : (place := place + piece.stop - piece.start)]
@@ -15318,7 +15587,16 @@ from ...generation.constraints.compiled import compiled
 from ...generation.constraints.constraint import Constraint
 from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.options import BeamSearch, Call, Generation, ManyTexts, TextGeneration, all_options, gather
+from ...generation.options import (
+    BeamSearch,
+    Call,
+    Drafting,
+    Generation,
+    ManyTexts,
+    TextGeneration,
+    all_options,
+    gather,
+)
 from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
@@ -15327,6 +15605,7 @@ from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
+from ..drafts import draft_of
 from ..entry import entry
 from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
 from ..storage import store, weights
@@ -15343,7 +15622,7 @@ def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    job = TextJob(prompt, *gather(given, TextGeneration, Sampling))
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -15354,20 +15633,23 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
     if prompt is None:
         return iter(())
-    asked, sampling = gather(given, TextGeneration, Sampling)
-    return TextJob(prompt, asked, sampling, logprobs=True).rows()
+    asked, sampling, drafting = gather(given, TextGeneration, Sampling, Drafting)
+    return TextJob(prompt, asked, sampling, drafting, logprobs=True).rows()
 
 
 class TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
-    def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
+    def __init__(
+        self, prompt: str, asked: TextGeneration, sampling: Sampling, drafting: Drafting, logprobs: bool = False
+    ) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], options.max_tokens)
+        options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
         self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
@@ -15528,7 +15810,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     """New ids after `ids`."""
     if ids is None:
         return None
-    asked, sampling = gather(given, Generation, Sampling)
+    asked, sampling, drafting = gather(given, Generation, Sampling, Drafting)
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
@@ -15536,6 +15818,7 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
     options = _options(asked, sampling, model, tokenizer)
     _require_cache(model, [len(ids)], options.max_tokens)
+    options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
     text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(
@@ -15865,7 +16148,7 @@ from typing import Any
 from ... import host
 from ...errors import require
 from ...generation.constraints.json_schema import SchemaText
-from ...generation.options import TextGeneration, gather
+from ...generation.options import Drafting, TextGeneration, gather
 from ...generation.sampling import Sampling
 from ..entry import entry
 from ..row_schema import schema_of
@@ -15878,8 +16161,8 @@ def generate_json(prompt: str | None, schema: str | None, **given: Any) -> str |
     if prompt is None:
         return None
     require(schema=schema)
-    asked, sampling = gather(given | {"echo": False, "json_schema": SchemaText(schema)}, TextGeneration, Sampling)
-    job = TextJob(prompt, asked, sampling)
+    given |= {"echo": False, "json_schema": SchemaText(schema)}
+    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -17088,7 +17371,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
     mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
-    checked(np.asarray(mean), "losses")
+    checked(np.asarray(mean), "the model's losses")
     return [(mean, math.exp(min(mean, 700.0)), count)]
 
 
@@ -17645,11 +17928,9 @@ def keyed_texts(source: str, search_path: str) -> Iterator[Keyed]:
         rows, columns = _open(source, KEYED)
         rows.close()
     _require_key_and_text(columns)
-    declaration = (
-        f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {_renamed(source, {'key': TEXT, 'text': TEXT})}"
-    )
     with _search_path(search_path), _only_reading(KEYED):
-        plpy.execute(declaration)
+        query = _renamed(source, {"key": TEXT, "text": TEXT})
+        plpy.execute(f"DECLARE {db.quote_identifier(name)} NO SCROLL CURSOR FOR {query}")
     return _rows_of(name, search_path)
 
 
@@ -17714,9 +17995,25 @@ def _number(text: str | None) -> float | None:
 def _renamed(source: str, types: Mapping[str, str]) -> str:
     """A query for what `source` gives, its columns by other names and of other types."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
-    within = source.rstrip("; \t\r\n")
     columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
-    return f"SELECT {columns} FROM (\n{within}\n) AS s ({', '.join(types)})"
+    return f"SELECT {columns} FROM (\n{_without_its_end(source)}\n) AS s ({', '.join(types)})"
+
+
+def _without_its_end(source: str) -> str:
+    """One statement up to its semicolon, if it has one, after which there are comments at most.
+
+    The server says where that is: between parentheses it is the first thing that is wrong.
+    """
+    if ";" not in source:
+        return source
+    before = "SELECT FROM (\n"
+    try:
+        plpy.prepare(f"{before}{source}\n) AS s")
+    except plpy.SPIError as error:
+        end = error.spidata[4] - 1 - len(before)  # from the position, counted in characters from 1
+        if end >= 0 and source[end : end + 1] == ";":
+            return source[:end]
+    return source
 
 
 @contextmanager
@@ -18767,6 +19064,57 @@ def _shared_file(model: str) -> Iterator[Finding]:
             "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
         )
         yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.drafts', $pg_gpt2_source$"""The model that an option names as the one that makes drafts: the caller must see it, and it must have the same vocabulary."""
+
+from ..errors import InvalidParameter, OutOfMemory
+from ..generation.decode import bytes_of_several, is_exact
+from ..generation.drafting import DraftModel
+from ..generation.options import Drafting
+from . import resources, vocabularies
+from .storage import weights
+
+
+def draft_of(model: weights.Model, drafting: Drafting, room: int) -> DraftModel | None:
+    """What makes drafts for a text of `room` tokens by `model`; None where none is asked for, or where company changes bits.
+
+    42704 for a model that is not there or that the caller does not see, 55000 for one without weights, 22023 for one with another
+    vocabulary, 53200 where there is no room for both.
+    """
+    if drafting.draft_model is None:
+        return None
+    draft = weights.load(drafting.draft_model)
+    _require_same_vocabulary(model, draft)
+    if not model.shared and weights.cache.get(model.name, model.version) is None:  # it had to go for the other
+        raise OutOfMemory(
+            f'pg_gpt2.max_memory does not allow for "{model.name}" and its draft model "{draft.name}" together',
+            hint="Leave draft_model out, or raise pg_gpt2.max_memory.",
+        )
+    if not is_exact(model.decoder_weights):
+        return None
+    wanted = bytes_of_several(draft.decoder_weights, draft.config, [room]) + 4 * draft.config.vocab
+    resources.require_memory(wanted, "logits, keys and values of the draft model")
+    return DraftModel(draft.decoder_weights, draft.config)
+
+
+def _require_same_vocabulary(model: weights.Model, draft: weights.Model) -> None:
+    """A draft model without tokens of its own has learned the ids of another vocabulary, and is taken at its word."""
+    hint = (
+        "It must have the model's vocabulary: the base of an adapter, or a smaller model that learned the same tokens."
+    )
+    ours, theirs = model.config.vocab, draft.config.vocab
+    if ours != theirs:
+        raise InvalidParameter(
+            f'draft_model "{draft.name}" has {theirs} token ids, and "{model.name}" has {ours}', hint=hint
+        )
+    mine, other = vocabularies.find(model.name), vocabularies.find(draft.name)
+    if mine is None or other is None or mine.tokens == other.tokens:
+        return
+    ids = sorted(mine.tokens.keys() | other.tokens.keys())
+    first = next(i for i in ids if mine.tokens.get(i) != other.tokens.get(i))
+    raise InvalidParameter(
+        f'draft_model "{draft.name}" has another vocabulary than "{model.name}": token {first} differs', hint=hint
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.entry', $pg_gpt2_source$"""The way from SQL into Python and back: arguments out of the scope of a PL/Python body, results and errors to PostgreSQL."""
 
@@ -23672,13 +24020,9 @@ from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
 
-# Values at a time. Larger pieces would take longer: the C library asks the kernel for each of their many copies. What goes
-# down fits into what a connection takes without waiting.
-PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
-RETRY, LONGEST = (
-    30.0,
-    600.0,
-)  # seconds until a lost worker is tried again: at first, and twice as long each time up to this
+# Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
 NEW = 0.5  # how much the last shard counts in a server's pace
@@ -28639,11 +28983,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -28656,11 +29000,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -29088,11 +29432,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -29110,11 +29454,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -29170,11 +29514,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -29187,11 +29531,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -29206,11 +29550,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -29238,11 +29582,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -29255,11 +29599,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -29271,11 +29615,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -29330,11 +29674,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -29361,11 +29705,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -29385,11 +29729,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -29415,11 +29759,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -29430,11 +29774,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -29443,11 +29787,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -29462,11 +29806,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -29479,11 +29823,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -29494,11 +29838,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -29513,11 +29857,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -29531,11 +29875,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -29546,11 +29890,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -29568,11 +29912,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -29583,11 +29927,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -29598,11 +29942,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -29631,11 +29975,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -29676,11 +30020,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -29708,11 +30052,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -29759,11 +30103,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -29785,11 +30129,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -29825,11 +30169,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.options(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -29852,11 +30196,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -29874,11 +30218,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -29922,11 +30266,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -29946,11 +30290,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -29971,11 +30315,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -29987,11 +30331,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -30008,11 +30352,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -30071,11 +30415,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -30097,11 +30441,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -30124,11 +30468,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -30146,11 +30490,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -30175,11 +30519,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -30215,11 +30559,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -30238,11 +30582,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -30262,11 +30606,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -30283,11 +30627,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -30315,11 +30659,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -30344,11 +30688,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -30377,11 +30721,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.loss(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -30423,11 +30767,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -30460,11 +30804,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -30536,11 +30880,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -30553,8 +30897,8 @@ COMMENT ON FUNCTION llm_train IS
     'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
     'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
     'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
-    'without gain; keep_best, which leaves the weights of the best evaluation. llm_training_options lists them. Long '
-    'runs: CALL llm_train_run.';
+    'without gain; keep_best, which leaves the weights of the best evaluation; shards and workers, by which other servers '
+    'share the steps, called by dblink, without changing a bit. llm_training_options lists them. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -30587,11 +30931,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -30607,11 +30951,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.options(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -30628,11 +30972,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -30675,11 +31019,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -30692,11 +31036,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
@@ -30708,11 +31052,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -30723,11 +31067,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
@@ -30845,11 +31189,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -30862,11 +31206,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -30879,11 +31223,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -30920,11 +31264,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -30935,11 +31279,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -30957,11 +31301,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -30985,11 +31329,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -31015,11 +31359,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -31039,11 +31383,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -31062,11 +31406,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -31082,11 +31426,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -31163,11 +31507,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -31192,11 +31536,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -31214,11 +31558,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -31227,11 +31571,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -31241,11 +31585,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -31254,11 +31598,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -31268,11 +31612,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -31281,11 +31625,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -31300,11 +31644,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -31320,11 +31664,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -31334,11 +31678,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -31348,11 +31692,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -31367,11 +31711,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -31389,11 +31733,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -31404,11 +31748,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -31417,11 +31761,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -31430,11 +31774,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -31452,11 +31796,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -31477,11 +31821,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -31500,11 +31844,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -31528,11 +31872,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -31543,11 +31887,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -31561,11 +31905,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -31581,11 +31925,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -31610,11 +31954,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -31633,11 +31977,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -31650,11 +31994,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -31673,11 +32017,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -31700,11 +32044,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -31713,11 +32057,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -31730,11 +32074,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -31745,11 +32089,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -31787,11 +32131,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -31814,11 +32158,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -31833,11 +32177,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -31851,11 +32195,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31881,11 +32225,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -31896,11 +32240,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -31911,11 +32255,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -31926,11 +32270,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -31941,11 +32285,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -31958,11 +32302,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -31990,11 +32334,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -32013,11 +32357,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -32032,11 +32376,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -32048,11 +32392,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -32111,11 +32455,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -32139,11 +32483,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -32169,11 +32513,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -32184,11 +32528,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -32199,11 +32543,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4a5912a0ed6b @extschema@' not in GD:
+if 'pg_gpt2 7c7389c4a260 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4a5912a0ed6b @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 7c7389c4a260 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
