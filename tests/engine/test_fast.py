@@ -50,7 +50,13 @@ def case(name: str, draw: np.random.Generator) -> Case:
         "dropout": ([(*batch, m, n)], {"p": float(draw.uniform(0, 0.9)), **key}),
         "causal_attention": (
             [(*batch, t, 3 * d)],
-            {"n_head": heads, "chunk": int(draw.integers(1, 70)), "p": float(draw.choice([0.0, 0.3])), **key},
+            {
+                "n_head": heads,
+                "factor": (None, 0.05, 1.0)[draw.integers(3)],
+                "chunk": int(draw.integers(1, 70)),
+                "p": float(draw.choice([0.0, 0.3])),
+                **key,
+            },
         ),
         "attention": ([(*batch, t, d), (d, 3 * d), (3 * d,), (d, d), (d,)], {"n_head": heads}),
         "slice": ([(*batch, m, n)], {"axis": axis % 2 - 2, "start": 0, "stop": 1}),

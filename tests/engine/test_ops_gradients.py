@@ -77,6 +77,7 @@ GRADCHECKS = {
     "lm_head": (check_grads("lm_head"), [(2, 3, 4), (7, 4)]),
     "mlp": (check_grads("mlp"), [(3, 4), (4, 8), (8,), (8, 4), (4,)]),
     "causal_attention": (check_grads("causal_attention", n_head=2), [(2, 5, 12)]),
+    "causal_attention with a factor": (check_grads("causal_attention", n_head=2, factor=0.25), [(2, 5, 12)]),
     "causal_attention in chunks": (check_grads("causal_attention", n_head=2, chunk=2), [(7, 12)]),
     "causal_attention with dropout": (
         check_grads("causal_attention", n_head=2, chunk=3, p=0.4, seed=5, step=2, site=3),

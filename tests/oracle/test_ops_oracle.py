@@ -13,9 +13,9 @@ SEEDS = range(5)
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # float32 sums of some hundred terms of unit size
 
 
-def causal_attention(qkv: torch.Tensor, n_head: int) -> torch.Tensor:
+def causal_attention(qkv: torch.Tensor, n_head: int, factor: float | None = None) -> torch.Tensor:
     q, k, v = (part.unflatten(-1, (n_head, -1)).transpose(-3, -2) for part in qkv.chunk(3, dim=-1))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(-3, -2).flatten(-2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=factor).transpose(-3, -2).flatten(-2)
 
 
 def attention(x, w_qkv, b_qkv, w_o, b_o, n_head: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -67,6 +67,11 @@ CASES: dict[str, Callable[[int, int, int, int], Case]] = {
         [(b, t, 12 * b)],
         {"n_head": 2, "chunk": 16},
         lambda x: causal_attention(x, 2),
+    ),
+    "causal_attention with a factor": lambda b, t, d, n: (
+        [(b, t, 12 * b)],
+        {"n_head": 2, "factor": 0.7},
+        lambda x: causal_attention(x, 2, 0.7),
     ),
     "attention": lambda b, t, d, n: (
         [(b, t, 8), (8, 24), (24,), (8, 8), (8,)],

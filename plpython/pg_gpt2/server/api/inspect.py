@@ -52,7 +52,7 @@ def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, .
 
 def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
     config, t = model.config, len(ids)
-    layer = t * 22 * config.d_model + t * t * config.n_head
+    layer = t * (14 * config.d_model + 2 * config.inner) + t * t * config.n_head
     resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
     steps = tracing.trace(model.plain(), config, ids)
     return (
