@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "bench" / "bench.py"
-WITHOUT_RIVALS = ("decode", "position", "verify", "prefix", "rows", "adapters", "adamw", "workers", "memory", "encode")
+WITHOUT_RIVALS = ("decode", "position", "verify", "prefix", "rows", "adapters", "adamw", "workers", "memory", "encode", "servers")
 
 
 def test_bench_runs_without_rivals(cluster_dsn, tmp_path):
@@ -24,7 +24,7 @@ def test_bench_runs_without_rivals(cluster_dsn, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert result["machine"]["length"] == "smoke"
-    assert {row["key"] for row in result["rows"]} >= {*WITHOUT_RIVALS} - {"verify", "encode", "rows", "adapters"}
+    assert {row["key"] for row in result["rows"]} >= {*WITHOUT_RIVALS} - {"verify", "encode", "rows", "adapters", "servers"}
     assert all(row["values"]["pg_gpt2"] > 0 for row in result["rows"])
     assert "decode at position 900" in done.stdout
     assert "bound: memory read" in done.stdout
