@@ -8,7 +8,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "bench" / "bench.py"
-WITHOUT_RIVALS = ("decode", "position", "verify", "prefix", "rows", "adapters", "adamw", "workers", "memory", "encode", "servers")
+WITHOUT_RIVALS = (
+    "decode",
+    "position",
+    "verify",
+    "prefix",
+    "rows",
+    "adapters",
+    "adamw",
+    "workers",
+    "memory",
+    "encode",
+    "servers",
+)
 
 
 def test_bench_runs_without_rivals(cluster_dsn, tmp_path):
@@ -24,7 +36,13 @@ def test_bench_runs_without_rivals(cluster_dsn, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert result["machine"]["length"] == "smoke"
-    assert {row["key"] for row in result["rows"]} >= {*WITHOUT_RIVALS} - {"verify", "encode", "rows", "adapters", "servers"}
+    assert {row["key"] for row in result["rows"]} >= {*WITHOUT_RIVALS} - {
+        "verify",
+        "encode",
+        "rows",
+        "adapters",
+        "servers",
+    }
     assert all(row["values"]["pg_gpt2"] > 0 for row in result["rows"])
     assert "decode at position 900" in done.stdout
     assert "bound: memory read" in done.stdout
