@@ -128,6 +128,7 @@ if [ "${1:-}" = test ]; then
     command -v pg_prove >/dev/null || missing+=(libtap-parser-sourcehandler-pgtap-perl)
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
     [ -e "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || missing+=("postgresql-$major-cron")
     command -v chromium >/dev/null || missing+=(chromium)
 fi
@@ -141,7 +142,9 @@ fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"
 fi
-if [[ " ${missing[*]} " == *" pgbouncer "* ]]; then # the tests start their own; Debian's package starts one at every boot
-    as_root sh -c 'systemctl --quiet disable --now pgbouncer 2>/dev/null || service pgbouncer stop' || true
-fi
+for service in pgbouncer haproxy; do # the tests start their own; Debian's packages start one at every boot
+    if [[ " ${missing[*]} " == *" $service "* ]]; then
+        as_root sh -c "systemctl --quiet disable --now $service 2>/dev/null || service $service stop" || true
+    fi
+done
 echo "$pg_config"

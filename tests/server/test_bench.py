@@ -8,7 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "bench" / "bench.py"
-SEVERAL_ROWS = ("verify", "encode", "rows", "adapters", "variants", "serve")  # topics of which no row has the name
+SEVERAL_ROWS = (
+    "verify",
+    "encode",
+    "rows",
+    "adapters",
+    "variants",
+    "serve",
+    "servers",
+)  # topics of which no row has the name
 WITHOUT_RIVALS = ("decode", "position", "prefix", "adamw", "workers", "memory", *SEVERAL_ROWS)
 
 
