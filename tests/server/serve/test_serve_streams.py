@@ -21,7 +21,7 @@ SHORT = {"model": MODEL, "prompt": PROMPT, "max_tokens": 3}
 OURS = "FROM pg_stat_activity WHERE application_name = 'pg_gpt2 serve' AND datname = current_database()"
 RUNNING = f"SELECT count(*) {OURS} AND state <> 'idle'"
 TERMINATE = f"SELECT pg_terminate_backend(pid, 5000) {OURS}"
-SOON = 1.0  # seconds from a closed connection to an idle session
+SOON = 1.5  # seconds from a closed connection to an idle session: one, and the rest is for a busy machine
 
 
 def running(conn: psycopg.Connection) -> int:
