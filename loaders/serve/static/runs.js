@@ -2,7 +2,7 @@
 import { $, bytes, el, picture, problem, statement } from "./dom.js";
 
 const SOON = 1000, LATER = 5000; // ms until the next look at least, of a run that learns and of others
-const SHARE = 5; // a look is followed by so many times its length without one: many open pages leave the server its time
+const SHARE = 5, MOST = 10000; // a look is followed by so many times its length without one: many open pages leave the server its time
 let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "", known = [];
 
 async function look() {
@@ -21,7 +21,7 @@ async function look() {
     problem(error);
   }
   clearTimeout(timer);
-  const pause = Math.max(run?.status === "running" ? SOON : LATER, SHARE * (performance.now() - began));
+  const pause = Math.max(run?.status === "running" ? SOON : LATER, Math.min(MOST, SHARE * (performance.now() - began)));
   if (isOpen && !document.hidden) timer = setTimeout(look, pause);
 }
 
