@@ -17,6 +17,7 @@ from psycopg import conninfo
 from psycopg.types.json import Jsonb
 
 from tests.server.conftest import CLUSTER
+from tests.server.test_faults import reconnect
 from tests.server.test_train_run import make_model, steps
 from tests.server.test_workers import CALL, STATE, add_server, leader, options, train  # noqa: F401
 
@@ -260,7 +261,7 @@ def test_a_worker_ends_when_its_leader_is_killed(leader, second_cluster, new_dat
     """kill -9 of the leader's session: the worker's, which computes, ends within a second. Here the leader is in the second
     cluster, whose server restarts."""
     dsn, _ = second_cluster
-    with psycopg.connect(dsn, autocommit=True) as there:
+    with reconnect(dsn) as there:  # the test before may have shot it
         there.execute("CREATE EXTENSION IF NOT EXISTS dblink")
         for name in ("w1", "w2"):
             add_server(there, name, new_database())
