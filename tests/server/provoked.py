@@ -366,6 +366,14 @@ STATEMENTS = [
     "SELECT llm_drop_model('nosuch')",
     "SELECT llm_drop_model('gpt2-small')",
     "SET pg_gpt2.max_memory = '1MB'; SELECT llm_init_model('q', 12, 12, 768, 1024, 50257)",
+    "SELECT llm_init_model('q', 2, 4, 256, 64, 280), llm_init_model('r', 2, 4, 256, 64, 280); SET pg_gpt2.max_memory = '24MB';"
+    """ SELECT llm_generate_tokens('{1}', 1, model_name => 'q', options => '{"draft_model": "r"}')""",
+    """SELECT llm_init_model('q', 1, 1, 2, 2, 4); SELECT llm_generate_tokens('{1}', 1, model_name => 'small',
+        options => '{"draft_model": "q"}')""",
+    """SELECT llm_init_model('q', 1, 1, 2, 2, 3); INSERT INTO llm_bpe_vocab (model, token_id, token, bytes)
+        VALUES ('q', 0, 'a', 'a'), ('small', 0, 'b', 'b');
+        SELECT llm_generate_tokens('{1}', 1, model_name => 'small', options => '{"draft_model": "q"}')""",
+    """SELECT * FROM llm_generate_batch('{a}', 1, options => '{"draft_model": "t"}')""",
     "SELECT * FROM llm_token_embedding(-1, 'bare')",
     "UPDATE llm_param SET shape = '{10,8}', data = substr(data, 1, 320) WHERE model = 'bare' AND name = 'wte';"
     " SELECT llm_token_embedding(40, 'bare')",
