@@ -42,6 +42,7 @@ help:
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
 	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and some, with the NumPy of the distribution'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
+	@echo 'make test-image   build the image of docker/Dockerfile without a container engine, and start it; needs root'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make fuzz-sql     odd arguments for every function, on tampered rows, for two minutes; FUZZ_SQL_ARGS="--seconds 3600"'
 	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
@@ -69,7 +70,7 @@ down:
 psql: provision build
 	@docker/cluster.sh psql
 
-.PHONY: provision provision-test provision-notebooks provision-distribution
+.PHONY: provision provision-test provision-notebooks provision-distribution provision-image
 provision:
 	@docker/provision.sh >/dev/null
 
@@ -81,6 +82,9 @@ provision-notebooks:
 
 provision-distribution:
 	@docker/provision.sh distribution >/dev/null
+
+provision-image:
+	@docker/provision.sh image >/dev/null
 
 # ---- virtual environments, one for each extra of pyproject.toml, made anew when that changes
 
@@ -128,6 +132,10 @@ test-distribution: provision-test provision-distribution build .venv/test/comple
 	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) \
 	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(IN_PARALLEL) $(PYTEST_ARGS)
 
+.PHONY: test-image
+test-image: provision-image build .venv/test/complete
+	@tests/image/run.sh .venv/test/bin/python -m pytest tests/image $(PYTEST_ARGS)
+
 .PHONY: fuzz
 fuzz: .venv/test/complete
 	@PYTHONPATH=plpython:. .venv/test/bin/python -m tests.fuzz $(FUZZ_ARGS)
@@ -157,8 +165,8 @@ lint: .venv/lint/complete
 	@.venv/lint/bin/ruff check
 	@.venv/lint/bin/ruff format --check
 	@.venv/lint/bin/mypy
-	@.venv/lint/bin/shellcheck docker/*.sh tests/*.sh .ci/run
-	@.venv/lint/bin/hadolint docker/Dockerfile
+	@.venv/lint/bin/shellcheck docker/*.sh tests/*.sh tests/image/*.sh tests/image/base/*.sh .ci/run
+	@.venv/lint/bin/hadolint docker/Dockerfile tests/image/base/Dockerfile
 	@$(SYSTEM_PYTHON) build.py --check
 
 # ---- a release: PGXN wants a zip whose one directory has name and version

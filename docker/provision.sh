@@ -5,6 +5,7 @@
 #   docker/provision.sh test          also make, pgTAP, pg_prove, pgbouncer, pg_cron and Chromium (the largest: 113 MB, 414 MB on disk)
 #   docker/provision.sh notebooks     also Graphviz
 #   docker/provision.sh distribution  also its NumPy, with OpenBLAS
+#   docker/provision.sh image         also buildah and debootstrap
 #
 # Does nothing when all is there; otherwise says on stderr what it installs, as root or with sudo. A server that has
 # PL/Python already is taken as it is: the newest under /usr/lib/postgresql, or the one that $PG_CONFIG names. Without
@@ -138,6 +139,11 @@ fi
 if [ "${1:-}" = distribution ]; then
     /usr/bin/python3 -I -c 'import numpy' 2>/dev/null || missing+=(python3-numpy)
     /usr/bin/python3 -I -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null || missing+=(libopenblas0)
+fi
+if [ "${1:-}" = image ]; then
+    command -v buildah >/dev/null || missing+=(buildah)
+    [ -x /usr/sbin/debootstrap ] || missing+=(debootstrap)
+    command -v ip >/dev/null || [ -x /usr/sbin/ip ] || missing+=(iproute2)
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"

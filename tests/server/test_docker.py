@@ -1,4 +1,7 @@
-"""The image, as far as it can be tested without a container engine: what it is built from, and what its first start does."""
+"""The image, as far as every run of the tests can see it: what it is built from, and what its first start does.
+
+`make test-image` builds and starts it (tests/image).
+"""
 
 import os
 import re
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from psycopg import conninfo
 
 from loaders import save_model
@@ -31,6 +35,14 @@ def test_what_is_copied_is_there_and_sent_to_the_builder(source):
 def test_scripts_are_executable():
     for script in ("docker/initdb.sh", "docker/provision.sh"):
         assert os.access(ROOT / script, os.X_OK)
+
+
+def test_compose_builds_this_and_keeps_the_data_directory():
+    (service,) = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"].values()
+    context = ROOT / "docker" / service["build"]["context"]
+    assert (context / service["build"]["dockerfile"]).samefile(ROOT / "docker/Dockerfile")
+    (data,) = re.findall(r"^ENV PGDATA=(.*)$", DOCKERFILE, re.MULTILINE)
+    assert [volume.partition(":")[2] for volume in service["volumes"]] == [data]
 
 
 def first_start(database: str, models: Path) -> subprocess.CompletedProcess[str]:
