@@ -34,6 +34,7 @@ import servers
 import serving
 import tokenizing
 import variants
+import workers
 from clusters import Clusters
 from harness import FULL, QUICK, SMOKE, Bench, Length
 from ours import MODEL, Server, database
@@ -79,7 +80,7 @@ TOPICS: dict[str, list[Topic]] = {
     "encode": [("tokenizers", 1, 1, tokenizing.tokenize)],
     "sessions": [("", 1, 2, decoding.sessions)],
     "serve": [("", 1, 3, serving.serve)],
-    "servers": [("", 0, 3, servers.rows)],
+    "servers": [("", 0, 3, servers.rows), ("", 0, 3, workers.train)],
     "sql": [("", 1, 1, decoding.pure_sql)],
 }
 SCALING: list[Topic] = [("", 1, 2, scaling.shapes), ("", 1, 2, scaling.lengths)]

@@ -1,30 +1,25 @@
-"""Steps shared by two servers of one core each, beside the same steps on one of them: python -m tests.bench.workers [SHAPE...]
+"""Training steps shared by two servers of a core each, beside the same steps on one of them.
 
-Two throw-away clusters, each bound to a core by taskset; a round is a run without the worker and one with it, and what counts is
-the ratio of their fastest steps. Prints rows of JSON: seconds a step, the ratio, bytes and the share of a step that is transfer.
+The servers are clusters of their own (`Bench.clusters`). A round is a run without the worker and one with it; of each the fastest
+step counts. With --full a gpt2-small learns as well: a step of it takes more than a minute on one core.
 """
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
+from harness import Bench
 from psycopg import conninfo, sql
 from psycopg.types.json import Jsonb
+from report import US
+from targets import ONE_SERVER
 
-CLUSTER = Path(__file__).resolve().parents[2] / "docker" / "cluster.sh"
-ROUNDS = 3
+LEADER, WORKER = "one", "two"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the rows of a step, and the ratio that is aimed at."""
+    """A model, and the rows of a step."""
 
     layers: int
     heads: int
@@ -33,48 +28,54 @@ class Case:
     batch: int
     length: int
     steps: int
-    target: float
     rank: int = 0  # of an adapter; 0 = the model itself learns
 
 
-CASES = {
-    "gpt2-small": Case(12, 12, 768, 50257, 32, 256, 2, 1.75),
-    "middle": Case(6, 8, 512, 8192, 32, 256, 3, 1.75),
-    "adapter": Case(12, 12, 768, 50257, 8, 64, 4, 1.8, rank=8),
-    "small": Case(2, 2, 64, 300, 8, 32, 3, 0.0),
-}
+SMALL = {"middle": Case(2, 2, 64, 300, 8, 32, 2), "adapter": Case(2, 2, 64, 300, 8, 32, 2, rank=2)}
+QUICK = {"middle": Case(3, 8, 512, 4096, 32, 256, 2), "adapter": Case(12, 12, 768, 50257, 8, 64, 4, rank=8)}
+FULL = QUICK | {"gpt2-small": Case(12, 12, 768, 50257, 32, 256, 1)}
 
 
-@contextmanager
-def cluster(core: int) -> Iterator[str]:
-    """DSN of a cluster whose processes run on that core."""
-    state = subprocess.run([CLUSTER, "state"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    directory = f"{state}/bench{core}.{os.getpid()}"
-    command = ["taskset", "-c", str(core), CLUSTER, "start", directory]
-    started = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    try:
-        yield started.stdout.splitlines()[-1]
-    finally:
-        subprocess.run([CLUSTER, "stop", directory], check=True)
+def train(bench: Bench) -> None:
+    """Tokens a second of both servers, and of one."""
+    cases = {"smoke": SMALL, "full": FULL}.get(bench.length.name, QUICK)
+    for name, case in cases.items():
+        what = f"training step, {name}, {case.layers} x {case.width}, B={case.batch} T={case.length}, two servers of a core each"
+        row = bench.row(f"servers train {name}", what, "tokens/s", case.batch * case.length, rate=True)
+        with psycopg.connect(bench.clusters[LEADER], autocommit=True) as leader:
+            prepare(leader, case, bench.clusters[WORKER])
+            bench.wait()
+            row.add(ONE_SERVER, min(step["seconds"] for step in run(leader, case, [])))
+            best = min(run(leader, case, [WORKER]), key=lambda step: step["seconds"])
+        row.add(US, best["seconds"])
+        did = best["servers"]["workers"][WORKER]
+        bench.notes[f"servers train {name}: MB down and up a step, share of transfer"] = (
+            f"{did['sent'] / 1e6:.1f}, {did['received'] / 1e6:.1f}, {did['transfer'] / best['seconds']:.0%}"
+        )
 
 
 def prepare(leader: psycopg.Connection, case: Case, worker: str) -> None:
-    """The model m and its data; the foreign server w."""
+    """The model `learner` and its data, anew; the other server by the name that it has in a run."""
     leader.execute("CREATE EXTENSION IF NOT EXISTS dblink")
+    leader.execute(sql.SQL("DROP SERVER IF EXISTS {} CASCADE").format(sql.Identifier(WORKER)))
     at = conninfo.conninfo_to_dict(worker)
     options = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(at[name])) for name in ("host", "port", "dbname")
     )
-    leader.execute(sql.SQL("CREATE SERVER w FOREIGN DATA WRAPPER dblink_fdw OPTIONS ({})").format(options))
-    leader.execute("CREATE USER MAPPING FOR PUBLIC SERVER w OPTIONS (user 'postgres')")
+    made = sql.SQL("CREATE SERVER {} FOREIGN DATA WRAPPER dblink_fdw OPTIONS ({})")
+    leader.execute(made.format(sql.Identifier(WORKER), options))
+    mapped = sql.SQL("CREATE USER MAPPING FOR PUBLIC SERVER {} OPTIONS (user {})")
+    leader.execute(mapped.format(sql.Identifier(WORKER), sql.Literal(at["user"])))
+    for model in ("learner", "base_of_learner"):
+        leader.execute("SELECT llm_drop_model(model) FROM llm_model_config WHERE model = %s", [model])
     shape = [case.layers, case.heads, case.width, case.length, case.vocab]
-    leader.execute("SELECT llm_init_model('base', %s, %s, %s, %s, %s, seed => 1)", shape)
+    first = "base_of_learner" if case.rank else "learner"
+    leader.execute("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => 1)", [first, *shape])
     if case.rank:
-        leader.execute("SELECT llm_adapter_create('m', 'base', r => %s)", [case.rank])
-    else:
-        leader.execute("SELECT llm_copy_model('base', 'm'), llm_drop_model('base')")
+        leader.execute("SELECT llm_adapter_create('learner', 'base_of_learner', r => %s)", [case.rank])
+    leader.execute("DELETE FROM llm_dataset WHERE model = 'learner'")
     leader.execute(
-        "INSERT INTO llm_dataset (model, tokens, target) SELECT 'm', t[:%s], t[2:]"
+        "INSERT INTO llm_dataset (model, tokens, target) SELECT 'learner', t[:%s], t[2:]"
         " FROM (SELECT array_agg((random() * %s)::integer) AS t FROM generate_series(1, %s) AS row,"
         " generate_series(0, %s) GROUP BY row) AS r",
         [case.length, case.vocab - 1, 2 * case.batch, case.length],
@@ -84,39 +85,10 @@ def prepare(leader: psycopg.Connection, case: Case, worker: str) -> None:
 def run(leader: psycopg.Connection, case: Case, workers: list[str]) -> list[dict[str, Any]]:
     """Seconds of each step but the first of a run, and what the servers did."""
     leader.execute(
-        "CALL llm_train_run('m', %s, batch_size => %s, audit => 'none', log_every => 0, dropout_p => 0, options => %s)",
+        "CALL llm_train_run('learner', %s, batch_size => %s, audit => 'none', log_every => 0, dropout_p => 0, options => %s)",
         [case.steps + 1, case.batch // 2, Jsonb({"shards": 2, "workers": workers, "gradient_accumulation_steps": 2})],
     )
     found = leader.execute(
         "SELECT seconds, servers FROM llm_train_log WHERE run_id = (SELECT max(run_id) FROM llm_run) AND step > 1 ORDER BY step"
     ).fetchall()
     return [{"seconds": seconds, "servers": servers} for seconds, servers in found]
-
-
-def rows(names: list[str], rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
-    """A row for each case."""
-    for name in names:
-        case = CASES[name]
-        with cluster(0) as here, cluster(1) as there, psycopg.connect(here, autocommit=True) as leader:
-            prepare(leader, case, there)
-            alone, shared = [], []
-            for _ in range(rounds):
-                alone += run(leader, case, [])
-                shared += run(leader, case, ["w"])
-        best = min(shared, key=lambda step: step["seconds"])
-        least, did = min(step["seconds"] for step in alone), best["servers"]["workers"]["w"]
-        yield {
-            "case": name,
-            "seconds of one server": round(least, 3),
-            "seconds of two": round(best["seconds"], 3),
-            "ratio": round(least / best["seconds"], 3),
-            "target": case.target,
-            "bytes sent": did["sent"],
-            "bytes received": did["received"],
-            "share of transfer": round(did["transfer"] / best["seconds"], 3),
-        }
-
-
-if __name__ == "__main__":
-    for row in rows(sys.argv[1:] or ["gpt2-small", "adapter"], int(os.environ.get("PG_GPT2_ROUNDS", ROUNDS))):
-        print(json.dumps(row), flush=True)
