@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 2ee975c660b7 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 2ee975c660b7 @extschema@', '@extschema@')
+    GD['pg_gpt2 66880a868b05 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 66880a868b05 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -23996,10 +23996,7 @@ go on: between this server's own shards, and while these are computed, whenever 
 worker that is lost leaves its shard to the others, and is tried again later. Nobody decides about bits: see training/shards.py.
 """
 
-import binascii
-import json
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24007,55 +24004,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from ... import host
 from ...core.op import is_fast
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
-from ...tensor import FLOAT32
 from ...training.options import Servers
 from ...training.shards import Found, Shard, Sharded, Sum
 from .. import db, resources
 from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
+from .worker import Flat, Share, Worker, slowly
 
-# Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
-PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
-RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
-NEW = 0.5  # how much the last shard counts in a server's pace
 BRIEFLY = 50e-6  # seconds
-
-HELLO = (
-    "SELECT pg_catalog.json_build_object('path', pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
-    " 'digits', pg_catalog.set_config('extra_float_digits', '1', false),"
-    " 'output', pg_catalog.set_config('bytea_output', 'hex', false),"
-    " 'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e"
-    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
-    " WHERE e.extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'version', (SELECT extversion FROM pg_catalog.pg_extension"
-    " WHERE extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'server', pg_catalog.current_setting('server_version'))"
-)
-
-
-@dataclass
-class Share:
-    """What a server did for one step."""
-
-    shards: list[int] = field(default_factory=list)
-    compute: float = 0.0  # seconds
-    transfer: float = 0.0
-    idle: float = 0.0
-    sent: int = 0  # bytes
-    received: int = 0
-    failure: str | None = None
-
-    def told(self) -> dict[str, Any]:
-        """As a value of JSON."""
-        times = {name: round(getattr(self, name), 6) for name in ("compute", "transfer", "idle")}
-        failure = {} if self.failure is None else {"failure": self.failure}
-        return {"shards": self.shards, **times, "sent": self.sent, "received": self.received, **failure}
 
 
 @dataclass
@@ -24087,119 +24049,6 @@ class Step:
             self.todo.append(worker.shard)
         self.quotas.clear()
         worker.lose(error)
-
-
-def _nothing() -> None:
-    """There is nothing to do meanwhile."""
-
-
-class Worker:
-    """A server that computes shards, as this session sees it."""
-
-    def __init__(self, link: remote.Connection) -> None:
-        self.name, self.link = link.name, link
-        self.environment: dict[str, Any] = {}
-        self.pace: float | None = None  # seconds a shard; None: not known yet
-        self.share = Share()
-        self.talk: Wait | None = None
-        self.shard: int | None = None  # that it computes
-        self.is_there = self.has_weights = False
-        self.wait, self.retry_at = RETRY, 0.0
-        self._schema = ""
-
-    def begin(self, run: dict[str, Any], version: str) -> Wait:
-        """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
-        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
-        if hello["schema"] is None:
-            raise Lost(
-                WrongState(
-                    f'server "{self.name}" does not have the extension pg_gpt2',
-                    hint="CREATE EXTENSION pg_gpt2 CASCADE in the database that CREATE SERVER names.",
-                )
-            )
-        if hello["version"] != version:
-            raise Lost(
-                FeatureNotSupported(
-                    f'server "{self.name}" has pg_gpt2 {hello["version"]}, and this one {version}',
-                    hint="All servers of a run need the same version: ALTER EXTENSION pg_gpt2 UPDATE.",
-                )
-            )
-        self._schema = hello["schema"]
-        said = json.loads((yield from self.call("begin", _literal(run), "text")))
-        self.environment = said["environment"] | {"server": hello["server"]}
-
-    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
-        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
-        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
-        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
-
-    def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
-        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
-        began = time.monotonic()
-        ahead = [piece(first)]
-        while first < n:
-            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
-
-            def look_ahead(after: int = after) -> None:  # while the worker reads this one
-                ahead.append(piece(after) if after < n else "")
-
-            first = yield from self.call("weights", arguments, "int8", look_ahead)
-            yield True
-        self.share.transfer += time.monotonic() - began
-
-    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
-        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
-        began = time.monotonic()
-        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
-        computed = time.monotonic()
-        self.share.compute += computed - began
-        gradients = np.empty(n, FLOAT32)
-        for first in range(0, n, PIECE_UP):
-            part = gradients[first : first + PIECE_UP]
-            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
-            if len(data) != part.nbytes:
-                raise Lost(remote.no_answer(self.name))
-            part[...] = np.frombuffer(data, FLOAT32)
-            yield True
-        ended = time.monotonic()
-        self.share.transfer += ended - computed
-        self.pace = _slowly(self.pace, ended - began)
-        return Found(loss, gradients)
-
-    def lose(self, error: PgGpt2Error) -> None:
-        """Give it up for a while, and say so."""
-        if self.is_there or not self.retry_at:
-            db.notice(f"{error.message}; others compute its shards")
-        self.is_there, self.talk, self.shard = False, None, None
-        self.share.failure = error.message
-        self.retry_at, self.wait = time.monotonic() + self.wait, min(2 * self.wait, LONGEST)
-        self.link.close()
-
-
-def _literal(value: Any) -> str:
-    """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
-    text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
-    return "E'" + text + "'::pg_catalog.jsonb"
-
-
-class Flat:
-    """Arrays as one row of numbers, to be sent in pieces."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
-        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
-        self.size: int = self._starts[-1]
-
-    def sent(self, first: int) -> str:
-        """Some from place `first` on, in base64."""
-        end = min(first + PIECE_DOWN, self.size)
-        at = bisect_right(self._starts, first) - 1
-        parts = []
-        while first < end:
-            start, row = self._starts[at], self._rows[at]
-            parts.append(row[first - start : end - start])
-            first, at = start + row.size, at + 1
-        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
 
 
 class Fleet(Sharded):
@@ -24282,7 +24131,7 @@ class Fleet(Sharded):
             end = start + tensor.size
             yield from worker.send(start, end, lambda first, t=tensor, start=start: t.sent(first - start))  # type: ignore[misc]
             start = end
-        worker.is_there, worker.wait = True, RETRY
+        worker.join()
 
     def _try_lost(self) -> None:
         """Greet those again whose time has come."""
@@ -24350,7 +24199,7 @@ class Fleet(Sharded):
         seconds = time.monotonic() - began
         self.share.compute += seconds
         self.share.shards.append(index)
-        self.pace = _slowly(self.pace, seconds)
+        self.pace = slowly(self.pace, seconds)
         step.add_to(added)
         if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
             found = Found(found.loss, found.gradients.copy())
@@ -24441,11 +24290,6 @@ class Fleet(Sharded):
 
 def _refuse(worker: Worker, error: PgGpt2Error) -> None:
     raise error
-
-
-def _slowly(pace: float | None, seconds: float) -> float:
-    """Seconds a shard, after one that took `seconds`."""
-    return seconds if pace is None else (1 - NEW) * pace + NEW * seconds
 
 
 @contextmanager
@@ -26434,6 +26278,184 @@ def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
     names = ("seed", "step_no", "total", "dropout_p")
     numbers = {"first_part": shard.first_part, "chunk": chunk}
     return {"batches": batches, **numbers, **{name: how[name] for name in names}}
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.worker', $pg_gpt2_source$"""A server that computes shards of a run, as the run's session sees it: what is said to it, and what it did.
+
+A conversation is a generator that gives way while it waits; fleet.py lets those of all workers go on.
+"""
+
+import binascii
+import json
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...tensor import FLOAT32
+from ...training.shards import Found, Shard
+from .. import db
+from . import remote, shard_work
+from .remote import Lost, Wait
+
+# Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
+NEW = 0.5  # how much the last shard counts in a server's pace
+
+HELLO = (
+    "SELECT pg_catalog.json_build_object('path', pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+    " 'digits', pg_catalog.set_config('extra_float_digits', '1', false),"
+    " 'output', pg_catalog.set_config('bytea_output', 'hex', false),"
+    " 'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
+    " WHERE e.extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'version', (SELECT extversion FROM pg_catalog.pg_extension"
+    " WHERE extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'server', pg_catalog.current_setting('server_version'))"
+)
+
+
+@dataclass
+class Share:
+    """What a server did for one step."""
+
+    shards: list[int] = field(default_factory=list)
+    compute: float = 0.0  # seconds
+    transfer: float = 0.0
+    idle: float = 0.0
+    sent: int = 0  # bytes
+    received: int = 0
+    failure: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As a value of JSON."""
+        times = {name: round(getattr(self, name), 6) for name in ("compute", "transfer", "idle")}
+        failure = {} if self.failure is None else {"failure": self.failure}
+        return {"shards": self.shards, **times, "sent": self.sent, "received": self.received, **failure}
+
+
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
+class Worker:
+    """A server that computes shards, as this session sees it."""
+
+    def __init__(self, link: remote.Connection) -> None:
+        self.name, self.link = link.name, link
+        self.environment: dict[str, Any] = {}
+        self.pace: float | None = None  # seconds a shard; None: not known yet
+        self.share = Share()
+        self.talk: Wait | None = None
+        self.shard: int | None = None  # that it computes
+        self.is_there = self.has_weights = False
+        self.wait, self.retry_at = RETRY, 0.0
+        self._schema = ""
+
+    def begin(self, run: dict[str, Any], version: str) -> Wait:
+        """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
+        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
+        if hello["schema"] is None:
+            raise Lost(
+                WrongState(
+                    f'server "{self.name}" does not have the extension pg_gpt2',
+                    hint="CREATE EXTENSION pg_gpt2 CASCADE in the database that CREATE SERVER names.",
+                )
+            )
+        if hello["version"] != version:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{self.name}" has pg_gpt2 {hello["version"]}, and this one {version}',
+                    hint="All servers of a run need the same version: ALTER EXTENSION pg_gpt2 UPDATE.",
+                )
+            )
+        self._schema = hello["schema"]
+        said = json.loads((yield from self.call("begin", _literal(run), "text")))
+        self.environment = said["environment"] | {"server": hello["server"]}
+
+    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
+        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
+        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
+        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+
+    def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        began = time.monotonic()
+        ahead = [piece(first)]
+        while first < n:
+            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+
+            def look_ahead(after: int = after) -> None:  # while the worker reads this one
+                ahead.append(piece(after) if after < n else "")
+
+            first = yield from self.call("weights", arguments, "int8", look_ahead)
+            yield True
+        self.share.transfer += time.monotonic() - began
+
+    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+        began = time.monotonic()
+        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        computed = time.monotonic()
+        self.share.compute += computed - began
+        gradients = np.empty(n, FLOAT32)
+        for first in range(0, n, PIECE_UP):
+            part = gradients[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
+            if len(data) != part.nbytes:
+                raise Lost(remote.no_answer(self.name))
+            part[...] = np.frombuffer(data, FLOAT32)
+            yield True
+        ended = time.monotonic()
+        self.share.transfer += ended - computed
+        self.pace = slowly(self.pace, ended - began)
+        return Found(loss, gradients)
+
+    def join(self) -> None:
+        """It has taken on the run, and can be asked."""
+        self.is_there, self.wait = True, RETRY
+
+    def lose(self, error: PgGpt2Error) -> None:
+        """Give it up for a while, and say so."""
+        if self.is_there or not self.retry_at:
+            db.notice(f"{error.message}; others compute its shards")
+        self.is_there, self.talk, self.shard = False, None, None
+        self.share.failure = error.message
+        self.retry_at, self.wait = time.monotonic() + self.wait, min(2 * self.wait, LONGEST)
+        self.link.close()
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
+    text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
+    return "E'" + text + "'::pg_catalog.jsonb"
+
+
+class Flat:
+    """Arrays as one row of numbers, to be sent in pieces."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
+        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
+        self.size: int = self._starts[-1]
+
+    def sent(self, first: int) -> str:
+        """Some from place `first` on, in base64."""
+        end = min(first + PIECE_DOWN, self.size)
+        at = bisect_right(self._starts, first) - 1
+        parts = []
+        while first < end:
+            start, row = self._starts[at], self._rows[at]
+            parts.append(row[first - start : end - start])
+            first, at = start + row.size, at + 1
+        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+
+
+def slowly(pace: float | None, seconds: float) -> float:
+    """Seconds a shard, after one that took `seconds`."""
+    return seconds if pace is None else (1 - NEW) * pace + NEW * seconds
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
 
@@ -28983,11 +29005,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -29000,11 +29022,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -29432,11 +29454,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -29454,11 +29476,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -29514,11 +29536,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -29531,11 +29553,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -29550,11 +29572,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -29582,11 +29604,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -29599,11 +29621,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -29615,11 +29637,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -29674,11 +29696,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -29705,11 +29727,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -29729,11 +29751,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -29759,11 +29781,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -29774,11 +29796,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -29787,11 +29809,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -29806,11 +29828,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -29823,11 +29845,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -29838,11 +29860,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -29857,11 +29879,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -29875,11 +29897,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -29890,11 +29912,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -29912,11 +29934,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -29927,11 +29949,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -29942,11 +29964,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -29975,11 +29997,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -30020,11 +30042,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -30052,11 +30074,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -30103,11 +30125,11 @@ RETURNS TABLE (n integer, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -30129,11 +30151,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -30169,11 +30191,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -30196,11 +30218,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -30218,11 +30240,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -30266,11 +30288,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -30290,11 +30312,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -30315,11 +30337,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -30331,11 +30353,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -30352,11 +30374,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -30415,11 +30437,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -30441,11 +30463,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -30468,11 +30490,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -30490,11 +30512,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -30519,11 +30541,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -30559,11 +30581,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -30582,11 +30604,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -30606,11 +30628,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -30627,11 +30649,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -30659,11 +30681,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -30688,11 +30710,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -30721,11 +30743,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -30767,11 +30789,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -30804,11 +30826,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -30880,11 +30902,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.train(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -30931,11 +30953,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -30951,11 +30973,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.options(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -30972,11 +30994,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -31019,11 +31041,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -31036,11 +31058,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
@@ -31052,11 +31074,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -31067,11 +31089,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
@@ -31189,11 +31211,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -31206,11 +31228,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -31223,11 +31245,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -31264,11 +31286,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -31279,11 +31301,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -31301,11 +31323,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -31329,11 +31351,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -31359,11 +31381,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -31383,11 +31405,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -31406,11 +31428,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -31426,11 +31448,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -31507,11 +31529,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -31536,11 +31558,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -31558,11 +31580,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -31571,11 +31593,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -31585,11 +31607,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -31598,11 +31620,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -31612,11 +31634,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -31625,11 +31647,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -31644,11 +31666,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -31664,11 +31686,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -31678,11 +31700,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -31692,11 +31714,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -31711,11 +31733,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -31733,11 +31755,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -31748,11 +31770,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -31761,11 +31783,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -31774,11 +31796,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -31796,11 +31818,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -31821,11 +31843,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -31844,11 +31866,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -31872,11 +31894,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -31887,11 +31909,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -31905,11 +31927,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -31925,11 +31947,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -31954,11 +31976,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -31977,11 +31999,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -31994,11 +32016,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -32017,11 +32039,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -32044,11 +32066,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -32057,11 +32079,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -32074,11 +32096,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -32089,11 +32111,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -32131,11 +32153,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -32158,11 +32180,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -32177,11 +32199,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -32195,11 +32217,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32225,11 +32247,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -32240,11 +32262,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -32255,11 +32277,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -32270,11 +32292,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -32285,11 +32307,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -32302,11 +32324,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -32334,11 +32356,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -32357,11 +32379,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -32376,11 +32398,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -32392,11 +32414,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -32455,11 +32477,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -32483,11 +32505,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -32513,11 +32535,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -32528,11 +32550,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -32543,11 +32565,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2ee975c660b7 @extschema@' not in GD:
+if 'pg_gpt2 66880a868b05 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 2ee975c660b7 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 66880a868b05 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -651,9 +651,9 @@ HOOKED = [
         "CREATE ROLE keeps_nothing; SELECT llm_grant_usage('keeps_nothing', 'train'); SET ROLE keeps_nothing;"
         " SELECT llm_train('bare', 1)",
     ),
-    hooked("module('server.training.fleet').HELLO = \"SELECT 1 WHERE false --\"", on_servers()),
+    hooked("module('server.training.worker').HELLO = \"SELECT 1 WHERE false --\"", on_servers()),
     hooked(
-        "fleet = module('server.training.fleet')\nfleet.HELLO = fleet.HELLO.replace('extversion FROM', \"'0.9' FROM\")",
+        "worker = module('server.training.worker')\nworker.HELLO = worker.HELLO.replace('extversion FROM', \"'0.9' FROM\")",
         on_servers(),
     ),
     *(

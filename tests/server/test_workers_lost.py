@@ -94,7 +94,7 @@ def test_a_lost_worker_is_tried_again(leader, connect, wanted):  # noqa: F811
     session.execute("""
         CREATE FUNCTION soon() RETURNS void LANGUAGE plpython3u AS $$
             import sys
-            next(m for name, m in sys.modules.items() if name.endswith('.server.training.fleet')).RETRY = 0.05
+            next(m for name, m in sys.modules.items() if name.endswith('.server.training.worker')).RETRY = 0.05
         $$""")
     session.execute("SELECT llm_train_stop('back')")
     session.execute("SELECT soon()")

@@ -1,0 +1,177 @@
+"""A server that computes shards of a run, as the run's session sees it: what is said to it, and what it did.
+
+A conversation is a generator that gives way while it waits; fleet.py lets those of all workers go on.
+"""
+
+import binascii
+import json
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...tensor import FLOAT32
+from ...training.shards import Found, Shard
+from .. import db
+from . import remote, shard_work
+from .remote import Lost, Wait
+
+# Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
+PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
+NEW = 0.5  # how much the last shard counts in a server's pace
+
+HELLO = (
+    "SELECT pg_catalog.json_build_object('path', pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+    " 'digits', pg_catalog.set_config('extra_float_digits', '1', false),"
+    " 'output', pg_catalog.set_config('bytea_output', 'hex', false),"
+    " 'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e"
+    " JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
+    " WHERE e.extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'version', (SELECT extversion FROM pg_catalog.pg_extension"
+    " WHERE extname OPERATOR(pg_catalog.=) 'pg_gpt2'), 'server', pg_catalog.current_setting('server_version'))"
+)
+
+
+@dataclass
+class Share:
+    """What a server did for one step."""
+
+    shards: list[int] = field(default_factory=list)
+    compute: float = 0.0  # seconds
+    transfer: float = 0.0
+    idle: float = 0.0
+    sent: int = 0  # bytes
+    received: int = 0
+    failure: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As a value of JSON."""
+        times = {name: round(getattr(self, name), 6) for name in ("compute", "transfer", "idle")}
+        failure = {} if self.failure is None else {"failure": self.failure}
+        return {"shards": self.shards, **times, "sent": self.sent, "received": self.received, **failure}
+
+
+def _nothing() -> None:
+    """There is nothing to do meanwhile."""
+
+
+class Worker:
+    """A server that computes shards, as this session sees it."""
+
+    def __init__(self, link: remote.Connection) -> None:
+        self.name, self.link = link.name, link
+        self.environment: dict[str, Any] = {}
+        self.pace: float | None = None  # seconds a shard; None: not known yet
+        self.share = Share()
+        self.talk: Wait | None = None
+        self.shard: int | None = None  # that it computes
+        self.is_there = self.has_weights = False
+        self.wait, self.retry_at = RETRY, 0.0
+        self._schema = ""
+
+    def begin(self, run: dict[str, Any], version: str) -> Wait:
+        """Greet it, and let it take on the run; sets `environment`. Lost with the reason where it cannot."""
+        hello = json.loads((yield from self.link.ask(HELLO + "::pg_catalog.text", "text", _nothing)))
+        if hello["schema"] is None:
+            raise Lost(
+                WrongState(
+                    f'server "{self.name}" does not have the extension pg_gpt2',
+                    hint="CREATE EXTENSION pg_gpt2 CASCADE in the database that CREATE SERVER names.",
+                )
+            )
+        if hello["version"] != version:
+            raise Lost(
+                FeatureNotSupported(
+                    f'server "{self.name}" has pg_gpt2 {hello["version"]}, and this one {version}',
+                    hint="All servers of a run need the same version: ALTER EXTENSION pg_gpt2 UPDATE.",
+                )
+            )
+        self._schema = hello["schema"]
+        said = json.loads((yield from self.call("begin", _literal(run), "text")))
+        self.environment = said["environment"] | {"server": hello["server"]}
+
+    def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
+        """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
+        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
+        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+
+    def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        began = time.monotonic()
+        ahead = [piece(first)]
+        while first < n:
+            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+
+            def look_ahead(after: int = after) -> None:  # while the worker reads this one
+                ahead.append(piece(after) if after < n else "")
+
+            first = yield from self.call("weights", arguments, "int8", look_ahead)
+            yield True
+        self.share.transfer += time.monotonic() - began
+
+    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+        began = time.monotonic()
+        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        computed = time.monotonic()
+        self.share.compute += computed - began
+        gradients = np.empty(n, FLOAT32)
+        for first in range(0, n, PIECE_UP):
+            part = gradients[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
+            if len(data) != part.nbytes:
+                raise Lost(remote.no_answer(self.name))
+            part[...] = np.frombuffer(data, FLOAT32)
+            yield True
+        ended = time.monotonic()
+        self.share.transfer += ended - computed
+        self.pace = slowly(self.pace, ended - began)
+        return Found(loss, gradients)
+
+    def join(self) -> None:
+        """It has taken on the run, and can be asked."""
+        self.is_there, self.wait = True, RETRY
+
+    def lose(self, error: PgGpt2Error) -> None:
+        """Give it up for a while, and say so."""
+        if self.is_there or not self.retry_at:
+            db.notice(f"{error.message}; others compute its shards")
+        self.is_there, self.talk, self.shard = False, None, None
+        self.share.failure = error.message
+        self.retry_at, self.wait = time.monotonic() + self.wait, min(2 * self.wait, LONGEST)
+        self.link.close()
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
+    text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
+    return "E'" + text + "'::pg_catalog.jsonb"
+
+
+class Flat:
+    """Arrays as one row of numbers, to be sent in pieces."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
+        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
+        self.size: int = self._starts[-1]
+
+    def sent(self, first: int) -> str:
+        """Some from place `first` on, in base64."""
+        end = min(first + PIECE_DOWN, self.size)
+        at = bisect_right(self._starts, first) - 1
+        parts = []
+        while first < end:
+            start, row = self._starts[at], self._rows[at]
+            parts.append(row[first - start : end - start])
+            first, at = start + row.size, at + 1
+        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+
+
+def slowly(pace: float | None, seconds: float) -> float:
+    """Seconds a shard, after one that took `seconds`."""
+    return seconds if pace is None else (1 - NEW) * pace + NEW * seconds
