@@ -5,7 +5,7 @@
 #   tests/image/run.sh COMMAND...    with PG_GPT2_BUILDAH, the command that knows the image pg_gpt2, and PG_GPT2_IMAGE_STATE, a new directory
 #
 # COMMAND sees no network but a loopback of its own, so that a container has its port 5432. Needs root. What stands in is kept in
-# /var/lib/pg_gpt2/image (PG_GPT2_IMAGES), half a gigabyte, which may be deleted; it is made anew when its sources change. MIRROR and KEYRING
+# /var/lib/pg_gpt2/image (PG_GPT2_IMAGES), 0.8 GB, which may be deleted; it is made anew when its sources change. MIRROR and KEYRING
 # name another archive of Debian than the one that apt has.
 set -euo pipefail
 umask 022
