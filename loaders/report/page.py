@@ -24,6 +24,7 @@ OPTIONS = {
     "patience": None,
     "min_delta": 0,
     "keep_best": False,
+    "shards": 1,
 }  # keys of `options`, and defaults
 
 

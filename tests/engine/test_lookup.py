@@ -67,7 +67,7 @@ def test_drafts_do_not_change_a_token(
         np.testing.assert_allclose(
             [token.logprob for token in found[True, case]], [token.logprob for token in found[False, case]], atol=1e-4
         )
-    if weights is copying_params and sampling is GREEDY:
+    if weights is copying_params and sampling is GREEDY and not config.differences():  # they repeat themselves in GPT-2
         assert found[True, "passes"] < found[False, "passes"] / 2
 
 
