@@ -43,12 +43,12 @@ def add_server(conn: psycopg.Connection, name: str, dsn: str, **options: str) ->
 
 @pytest.fixture(scope="module")
 def leader(module_conn, new_database) -> psycopg.Connection:
-    """A database with servers w1 to w3, each another database of the cluster, which has no model."""
+    """A database with servers w1 to w4, each another database of the cluster, which has no model."""
     module_conn.execute("CREATE EXTENSION dblink")
     module_conn.execute(
         "CREATE VIEW numbered AS SELECT id, row_number() OVER (PARTITION BY model ORDER BY id)::integer AS n FROM llm_dataset"
     )
-    for name in ("w1", "w2", "w3"):
+    for name in ("w1", "w2", "w3", "w4"):
         add_server(module_conn, name, new_database())
     return module_conn
 
@@ -104,12 +104,12 @@ def test_no_bit_depends_on_the_number_of_workers(leader, case):
     """Nor on whether a run is one transaction; and it can be done again on one server."""
     prepare, more, parameters = CASES[case]
     found, curves = set(), set()
-    for workers in (0, 1, 2, 3):
+    for workers in (0, 1, 2, 4):
         model = f"{case} {workers}"
         make_model(leader, model)
         for change in prepare:
             change(leader, model)
-        found.add(train(leader, model, options(workers, **more), more=parameters))
+        found.add(train(leader, model, options(workers, shards=5, **more), more=parameters))
         curves.add(str(leader.execute(LOG, [model]).fetchall()))
         assert replayed(leader, model) == (None, True)
         there = "SELECT bool_and((servers IS NULL) = (%s = 0)) FROM llm_train_log WHERE model = %s"
