@@ -50,6 +50,34 @@ def test_whatever_returns_one_text_column_is_a_source(mine, source):
     assert mine.execute("SELECT max(title) FROM mine.documents WHERE body IS NOT NULL").fetchone() == (seen,), "once"
 
 
+INTERRUPTED = """
+    DO LANGUAGE plpython3u $$
+    import sys
+    module = next(m for name, m in sys.modules.items() if name.endswith('.server.caller_query'))
+    server = module.plpy
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(server, name)
+
+        def prepare(self, text):
+            raise server.spiexceptions.QueryCanceled('canceling statement due to user request')
+
+    module.plpy = Interrupted()
+    try:
+        module._without_its_end('SELECT 1;')
+    finally:
+        module.plpy = server
+    $$
+"""
+
+
+def test_a_cancel_while_the_end_of_a_source_is_sought_takes_effect(mine):
+    mine.execute(TRAIN, ["SELECT body FROM documents;", "mine"])  # loads the package
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        mine.execute(INTERRUPTED)
+
+
 def test_cursors_of_the_caller_are_left_alone(mine):
     mine.execute("DECLARE zzz CURSOR FOR SELECT n FROM generate_series(1, 3) AS n")
     mine.execute(TRAIN, ["SELECT body FROM documents", "mine"])

@@ -152,7 +152,7 @@ def _without_its_end(source: str) -> str:
     before = "SELECT FROM (\n"
     try:
         plpy.prepare(f"{before}{source}\n) AS s")
-    except plpy.SPIError as error:
+    except plpy.spiexceptions.SyntaxError as error:  # all else, a cancel among it, is the caller's
         end = error.spidata[4] - 1 - len(before)  # from the position, counted in characters from 1
         if end >= 0 and source[end : end + 1] == ";":
             return source[:end]
