@@ -395,6 +395,15 @@ def test_an_array_takes_so_many_tokens(monkeypatch):
         LEARNED.encode_array("q" * 11)
 
 
+def test_the_array_of_a_long_word_is_written_with_looks_for_a_cancel_request(checks):
+    looks, long = checks[0], "z" * (3 * words.AT_ONCE)
+    tokenizer = Tokenizer({i: bytes([i]) for i in range(256)}, [])
+    ids = tokenizer.encode(long)
+    before = len(looks)
+    assert tokenizer.encode_array(long) == "{" + ",".join(map(str, ids)) + "}"
+    assert len(looks) >= 2 * before + 3
+
+
 def test_long_work_tells_how_far_it_is(monkeypatch):
     told = []
     monkeypatch.setattr(host, "notice", told.append)

@@ -27,9 +27,8 @@ MOST_PREPARED = (
     256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
 )
 
-Attend = Callable[
-    [int, np.ndarray, np.ndarray, float | None], None
-]  # (layer, qkv [m, 3D], out [m, D], factor of scores)
+# (layer, qkv [m, 3D], out [m, D], factor of scores)
+Attend = Callable[[int, np.ndarray, np.ndarray, float | None], None]
 
 
 class Rows:

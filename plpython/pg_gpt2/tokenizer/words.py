@@ -65,7 +65,7 @@ class Words:
         if None not in found:
             return found  # type: ignore[return-value]
         fresh = [*dict.fromkeys(word for word, text in zip(words, found) if text is None)]
-        new = {word: "".join([f"{i}," for i in ids]) for word, ids in zip(fresh, self.encode(fresh))}
+        new = {word: _decimal(ids) for word, ids in zip(fresh, self.encode(fresh))}
         _keep(self._texts, new)
         return [new[word] if text is None else text for word, text in zip(words, found)]
 
@@ -106,6 +106,17 @@ class Words:
         for _ in merge_by_scan(symbols, self._ranks, self._merged):
             pass
         return symbols
+
+
+def _decimal(ids: list[int]) -> str:
+    """Ids with a comma after each."""
+    if len(ids) <= AT_ONCE:
+        return "".join([f"{i}," for i in ids])
+    parts = []
+    for part in slices.pieces(len(ids), AT_ONCE):  # of a word of megabytes
+        host.check_interrupts()
+        parts.append(_decimal(ids[part]))
+    return "".join(parts)
 
 
 def _keep(cache: dict[str, Value], new: dict[str, Value]) -> None:
