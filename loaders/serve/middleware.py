@@ -63,7 +63,7 @@ class Guard:
             # A page from elsewhere, whose name was made to point at this machine, would be the site's own to a browser.
             raise Forbidden(f'this server is for its own machine, and does not answer as "{name}"', code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise Forbidden(f"pages of {origin} may not use this server", code="wrong_origin")
         if self.settings.api_key is not None and path.startswith(GUARDED):
             kind, _, key = headers.get("authorization", "").partition(" ")

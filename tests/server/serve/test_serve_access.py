@@ -53,7 +53,7 @@ def test_names_of_this_machine_are(http, host):
 
 
 def test_pages_of_other_sites_may_not_ask(http):
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
         assert code(http.post("/v1/completions", json=COMPLETION, headers={"Origin": origin})) == (403, "wrong_origin")
     own = str(http.base_url).rstrip("/")
     assert http.post("/v1/completions", json=COMPLETION, headers={"Origin": own}).status_code == 200
