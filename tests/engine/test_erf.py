@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from pg_gpt2.core import ops
+from pg_gpt2.core import activations
 from pg_gpt2.fast.erf import erf_into
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "erf.npz")
@@ -28,12 +28,12 @@ def test_erf_is_within_two_units_in_the_last_place() -> None:
     x, exact = GOLDEN["x"][finite], GOLDEN["erf"][finite]
     with warnings.catch_warnings(action="error"):
         assert ulps(erf(x), exact) <= 2
-        assert ulps(ops.erf(x), exact) <= 1  # rounded once, from float64
+        assert ulps(activations.erf(x), exact) <= 1  # rounded once, from float64
 
 
 def test_erf_at_the_ends() -> None:
     x = np.array([np.inf, -np.inf, 3e38, 5.0, 0.0, -0.0, np.nan], np.float32)
-    for y in (erf(x), ops.erf(x)):
+    for y in (erf(x), activations.erf(x)):
         np.testing.assert_array_equal(y, np.array([1, -1, 1, 1, 0, 0, np.nan], np.float32))
         np.testing.assert_array_equal(np.signbit(y[4:6]), [False, True])
 

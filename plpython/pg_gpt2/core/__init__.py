@@ -2,6 +2,7 @@
 
     config   the hyperparameters of a GPT-2, and the names and shapes of the tensors that follow from them
     ops      every operation with its gradient beside it: linear, gelu, layernorm, attention, cross entropy ...
+    activations  what GPT-2's relatives have in the place of gelu
     op       how an operation gets its name, and how a faster form takes its place
     tape     running operations, and going back over them for gradients
     gpt2     the model: embeddings, blocks, logits, loss; and its initial weights
