@@ -13,7 +13,7 @@ from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
-from . import db
+from . import db, resources
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -77,6 +77,15 @@ def cached() -> list[tuple[str, str]]:
 def forget() -> None:
     """Give up all tokenizers in memory."""
     _cache.clear()
+
+
+def _spare() -> None:
+    """Give up what was made of vocabularies to save time, such as the tables of constraints, and keep the vocabularies."""
+    for _, tokenizer in _cache.values():
+        tokenizer.kept.clear()
+
+
+resources.spared.append(_spare)
 
 
 def _version(model: str) -> tuple[str, str | None]:
