@@ -187,8 +187,9 @@ def test_a_run_of_an_adapter_moves_no_more_than_the_adapter(leader):
 
 ANOTHER_BLAS = """
 DO LANGUAGE plpython3u $$
-import sys
-environment = next(m for name, m in sys.modules.items() if name.startswith('pg_gpt2_') and name.endswith('training.environment'))
+import importlib, sys
+package = next(name for name in sys.modules if name.startswith('pg_gpt2_') and '.' not in name)
+environment = importlib.import_module(package + '.server.training.environment')
 here = environment.current() | {'blas': 'another'}
 environment.current = lambda: here
 $$
