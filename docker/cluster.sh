@@ -139,6 +139,8 @@ settings() { # of cluster $1, which is for $2
     if [ "$2" = test ]; then
         printf '%s\n' 'fsync = off' 'full_page_writes = off' 'synchronous_commit = off' 'max_wal_size = 1GB' \
             'max_prepared_transactions = 8' 'wal_level = logical'
+    else
+        echo 'autovacuum_naptime = 5s' # every write of a model leaves a version of before
     fi
 }
 

@@ -29,6 +29,7 @@ SQL
 
 sql -c 'CREATE EXTENSION pg_gpt2 CASCADE'
 sql -v database="$POSTGRES_DB" <<<"ALTER DATABASE :\"database\" SET client_connection_check_interval = '10s'"
+sql -c "ALTER SYSTEM SET autovacuum_naptime = '5s'" # every write of a model leaves a version of before
 default=
 for directory in "$models"/*; do
     [ -e "$directory/config.json" ] || continue

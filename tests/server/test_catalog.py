@@ -154,6 +154,16 @@ def test_parameters_have_the_order_and_the_names_of_the_python_function_that_get
             assert ours == theirs or ours == "sent" or RENAMED.get(ours) == theirs, (name, ours, theirs)
 
 
+def test_autovacuum_takes_dead_weights_early_and_without_delay(module_conn):
+    """Each write of a model leaves a version of before, nearly all of it in the toast table."""
+    rows = module_conn.execute("""
+        SELECT c.reloptions, t.reloptions FROM pg_class AS c JOIN pg_class AS t ON t.oid = c.reltoastrelid
+        WHERE c.oid = 'llm_param'::regclass
+    """).fetchall()
+    early = "autovacuum_vacuum_scale_factor=0.05"
+    assert rows == [([early], [early, "autovacuum_vacuum_cost_delay=0"])]
+
+
 def test_every_view_is_read_with_the_rights_of_who_asks(module_conn):
     """So that row-level security of what it reads counts. PostgreSQL 14 has no such views, and there they are otherwise made."""
     rows = module_conn.execute("""

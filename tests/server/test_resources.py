@@ -261,6 +261,19 @@ def test_the_doctor_tells_of_a_vocabulary_that_is_larger_than_its_model(conn, fi
         assert (status_, "400" in hint, "265" in hint) == ("warn", True, True)
 
 
+def test_the_doctor_tells_of_versions_that_fill_the_table(conn, finding):
+    assert finding("llm_param")[1:] == ("ok", None)
+    with conn.transaction(force_rollback=True):
+        conn.execute("DELETE FROM llm_param WHERE model = 'large'")
+        value, status_, hint = finding("llm_param")
+        assert re.fullmatch(r"\d+ MB for \d+ kB in its rows", value)
+        assert (status_, "VACUUM llm_param" in hint) == ("warn", True)
+        conn.execute("CREATE ROLE tenant; SELECT llm_grant_usage('tenant'); SET LOCAL ROLE tenant")
+        assert finding("llm_param")[1] == "warn"
+        conn.execute("RESET ROLE; ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY; SET LOCAL ROLE tenant")
+        assert finding("llm_param") is None, "of rows that it does not see nothing can be said"
+
+
 def test_the_doctor_answers_a_role_that_may_see_no_model(conn, finding):
     conn.execute("CREATE ROLE patient; SET ROLE patient")
     try:

@@ -168,3 +168,43 @@ def test_what_each_server_did_is_recorded(leader):
     (env,) = leader.execute("SELECT environment FROM llm_run WHERE model = 'told'").fetchone()
     assert {name: one["sources"] for name, one in env["workers"].items()} == dict.fromkeys(("w1", "w2"), env["sources"])
     assert env["workers"]["w1"]["server"] == leader.execute("SHOW server_version").fetchone()[0]
+
+
+def test_a_run_of_an_adapter_moves_no_more_than_the_adapter(leader):
+    make_model(leader, "small")
+    adapter(leader, "small")
+    train(leader, "small", options(2))
+    size = "SELECT sum(octet_length(data)) FROM llm_param WHERE model = %s"
+    (own,), (base,) = (leader.execute(size, [model]).fetchone() for model in ("small", "small base"))
+    servers = "SELECT servers -> 'workers' FROM llm_train_log WHERE model = 'small' AND step > 1"
+    rows = 20_000  # of the training data, and the text of the calls
+    for (workers,) in leader.execute(servers):
+        for part in workers.values():
+            assert part["sent"] <= 2 * own + rows
+            assert part["received"] <= 2 * own * len(part["shards"]) + rows
+    assert base > 2 * (2 * own + rows)
+
+
+ANOTHER_BLAS = """
+DO LANGUAGE plpython3u $$
+import importlib, sys
+package = next(name for name in sys.modules if name.startswith('pg_gpt2_') and '.' not in name)
+environment = importlib.import_module(package + '.server.training.environment')
+here = environment.current() | {'blas': 'another'}
+environment.current = lambda: here
+$$
+"""
+
+
+def test_a_worker_with_another_blas_helps_only_where_that_is_allowed(leader, connect):
+    make_model(leader, "other bits")
+    session = connect()
+    session.execute("SELECT count(*) FROM llm_doctor()")  # has the package
+    session.execute(ANOTHER_BLAS)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='"w1" computes other bits: it has blas'):
+        train(session, "other bits", options(1))
+    train(session, "other bits", options(1, allow_other_bits=True))
+    recorded = (
+        "SELECT environment -> 'workers' -> 'w1' ->> 'blas' <> environment ->> 'blas' FROM llm_run WHERE model = %s"
+    )
+    assert session.execute(recorded, ["other bits"]).fetchall() == [(True,)]

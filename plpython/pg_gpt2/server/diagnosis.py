@@ -25,6 +25,8 @@ Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hi
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
+MUCH_ROOM = 64 << 20  # of llm_param beside what its rows hold, below which nothing is said
+LEAN = 4  # times what the rows hold
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
 LISTING = (
     "llm_models",
@@ -158,11 +160,30 @@ def _database() -> Iterator[Finding]:
     for row in models:
         yield _model(row)
         yield from _shared_file(row["model"])
+    yield from _older_versions()
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
         default = store.only_model(tell=False) or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _older_versions() -> Iterator[Finding]:
+    """What llm_param takes on the disk, beside what its rows hold; no row for a role that does not see all of them."""
+    found = db.row(
+        "SELECT sum(octet_length(data) + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0)"
+        " + coalesce(octet_length(v), 0)) AS held, pg_total_relation_size('{schema}.llm_param') AS taken"
+        " FROM {schema}.llm_param HAVING NOT row_security_active('{schema}.llm_param')"
+    )
+    if found is None:
+        return
+    held, taken = int(found["held"] or 0), int(found["taken"])
+    hint = (
+        "The rest is versions of before, and their free space. VACUUM llm_param makes it usable again, VACUUM FULL gives it back;"
+        " for many short runs set autovacuum_naptime to 5s."
+    )
+    value = f"{resources.megabytes(taken)} for {resources.megabytes(held)} in its rows"
+    yield _check("llm_param", value, taken <= LEAN * held or taken - held < MUCH_ROOM, hint)
 
 
 def _model(row: db.Row) -> Finding:
