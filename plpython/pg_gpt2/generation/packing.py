@@ -8,7 +8,7 @@ bits that a `Decoder` gives it alone; elsewhere a product's last bits depend on 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..core import gpt2
 from ..core.config import GPT2Config
 from ..core.tape import Eager
 from ..fast import buffers, threads
+from ..fast.cache import RowCache, attend_alike
 from ..fast.layout import DecoderWeights
 from ..fast.products import as_rows
 from .decode import kind_of_cache
@@ -67,15 +68,12 @@ def states(
     """
     sizes = [len(ids) for ids in texts]
     ends = np.cumsum(sizes)
-    # of the layer and text at hand: what follows in it, of others, is not seen
-    cache = kind_of_cache(params)(replace(config, n_layer=1), max(sizes))
+    attend_each = _attention(params, config, sizes)
 
     def attend(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:  # [sum T, 1, 3D] -> [n, 1, D]
         counts = sizes if wanted is None or layer < depth - 1 else wanted
         out = np.empty((sum(counts), config.d_model), qkv.dtype)
-        for end, size, mixed in zip(ends, sizes, np.split(out, np.cumsum(counts)[:-1])):
-            threads.look()
-            cache.attend(0, qkv[end - size : end, 0], mixed, 0, factor)
+        attend_each(as_rows(qkv), out, counts, factor)
         return out[:, None]
 
     def keep(x: np.ndarray) -> np.ndarray:  # [sum T, 1, D] -> [n, 1, D]
@@ -95,3 +93,34 @@ def states(
         if depth == config.n_layer:
             x = gpt2.last_norm(run, params, x, config)
         return as_rows(x)
+
+
+def _attention(
+    params: DecoderWeights, config: GPT2Config, sizes: Sequence[int]
+) -> Callable[[np.ndarray, np.ndarray, Sequence[int], float | None], None]:
+    """A function of qkv [sum sizes, 3D], out [sum counts, D], counts and the factor of scores: attention of so many rows of each
+    text, its last, over that text."""
+    kind = kind_of_cache(params)
+    if kind is RowCache:
+
+        def attend(qkv: np.ndarray, out: np.ndarray, counts: Sequence[int], factor: float | None) -> None:
+            row = place = 0
+            for (size, count), alike in groupby(zip(sizes, counts)):
+                n = len(list(alike))
+                threads.look()
+                rows = slice(row, row := row + n * size)
+                attend_alike(qkv[rows], out[place : (place := place + n * count)], n, config.n_head, factor)
+
+        return attend
+
+    # of the layer and text at hand: what follows in it, of others, is not seen
+    cache = kind(replace(config, n_layer=1), max(sizes))
+
+    def attend_by_cache(qkv: np.ndarray, out: np.ndarray, counts: Sequence[int], factor: float | None) -> None:
+        row = place = 0
+        for size, count in zip(sizes, counts):
+            threads.look()
+            rows = slice(row, row := row + size)
+            cache.attend(0, qkv[rows], out[place : (place := place + count)], 0, factor)
+
+    return attend_by_cache

@@ -21,7 +21,7 @@ from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from ..tensor import FLOAT32
 from . import packing, prefixes
-from .decode import Decoder, bytes_of_several, checked, is_exact
+from .decode import bytes_of_several, checked, is_exact
 
 ROWS = 128  # of logits at a time at least: 26 MB of GPT-2's
 LOGITS = 1 << 20  # at a time, where these are more rows
@@ -154,14 +154,15 @@ def _rows_of_logits(vocab: int) -> int:
 
 
 def _score_rows(logits: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, V], [m]
+    """What `_score` says of a few rows, each by itself: of all at once, the bits of a sum could depend on a row's place."""
     chosen = logits[np.arange(len(targets)), targets]
-    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1) if ranked else np.zeros(len(targets), np.int64)
+    higher = [np.count_nonzero(row) for row in logits > chosen[:, None]] if ranked else [-1] * len(targets)
     top = checked(logits.max(axis=1, keepdims=True))
     logits -= top
     chosen = chosen - top[:, 0]
     np.exp(logits, out=logits)
-    totals = [row.sum(dtype=np.float64) for row in logits]  # of all at once, bits could depend on a row's place
-    return chosen - np.log(totals), ranks
+    totals = [np.add.reduce(row, dtype=np.float64) for row in logits]
+    return chosen - np.log(totals), 1 + np.array(higher)
 
 
 def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
@@ -182,11 +183,13 @@ def perplexity(logprobs: np.ndarray) -> float | None:
     return math.exp(min(-float(logprobs.mean()), OVERFLOW)) if len(logprobs) else None
 
 
-def bytes_of_a_pass(config: GPT2Config) -> int:
-    """Memory that scoring or embedding takes beside the weights: on each core values of a block, and logits."""
+def bytes_of_passes(config: GPT2Config, n: int | None = None) -> int:
+    """Memory that scoring or embedding n tokens, or any number, takes beside the weights: on each core values of a block, and
+    logits."""
     rows = max(packing.ROWS, config.n_positions)
-    values = rows * (8 * config.d_model + 2 * config.inner) + _rows_of_logits(config.vocab) * config.vocab
-    return threads.threads() * FLOAT32.itemsize * values
+    rows = rows if n is None else min(n, rows)
+    values = rows * (8 * config.d_model + 2 * config.inner) + min(rows, _rows_of_logits(config.vocab)) * config.vocab
+    return FLOAT32.itemsize * values * (threads.threads() if n is None or n > packing.ROWS else 1)
 
 
 def embedding(
