@@ -5,6 +5,7 @@ core: two cores that share the ops of one pass wait for each other at every op. 
 bits that a `Decoder` gives it alone; elsewhere a product's last bits depend on how many rows it has.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from ..fast.products import as_rows
 from .decode import kind_of_cache
 
 ROWS = 512  # of a pass, unless one text has more: fewer read the weights more often, more leave a core's cache
-TURN = 8  # passes of each core between two reports of progress
+MOST_PASSES, TURN = 8, 0.5  # of each core between two reports of progress; fewer where they take more seconds
 
 T = TypeVar("T")
 
@@ -49,9 +50,12 @@ def run_passes(
 
     What shares a pass does not depend on the number of cores.
     """
-    waiting = passes(parts, rows_of)
-    while some := list(islice(waiting, TURN * threads.threads())):
+    waiting, count = passes(parts, rows_of), 1
+    while some := list(islice(waiting, count * threads.threads())):
+        began = time.monotonic()
         threads.run([partial(work, together) for together in some])
+        if time.monotonic() - began < TURN:
+            count = min(2 * count, MOST_PASSES)
         yield some
 
 
