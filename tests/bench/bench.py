@@ -24,6 +24,7 @@ import constrained
 import decoding
 import drafting
 import learning
+import long_texts
 import lora
 import machine
 import many_rows
@@ -56,6 +57,7 @@ TOPICS: dict[str, list[Topic]] = {
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "prefix": [("torch", 1, 3, decoding.prefix)],
     "rows": [("", 1, 3, many_rows.many_rows)],
+    "long": [("torch", 0, 3, long_texts.shipped), ("torch", 0, 2, long_texts.small)],
     "choose": [("torch", 1, 3, choosing.choose)],
     "train": [
         ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),

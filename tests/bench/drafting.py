@@ -1,13 +1,11 @@
 """Rows about draft models: what one is worth whose tokens come true at a set rate, and a pair of models of which one ships."""
 
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
 from harness import Bench, us
 from ours import Session
-from shapes import ROOT, XL, Shape
+from shapes import XL, Shape
 from targets import UNDRAFTED
 
 NEW_TOKENS, ACCEPTED = 128, 0.7
@@ -89,8 +87,7 @@ def prepare_pair(bench: Bench) -> None:
     main, known = bench.server.main, "SELECT EXISTS (SELECT FROM llm_model_config WHERE model = %s)"
     if main.value(known, PUPIL):
         return
-    command = [sys.executable, "-m", "loaders.load_model", "--dsn", bench.server.dsn, SHIPPED]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    bench.server.load_shipped(SHIPPED)
     main.conn.execute(
         "CREATE TABLE bench_written AS SELECT text FROM"
         f" llm_generate_rows('SELECT i, '''' FROM generate_series(1, {bench.length.draft_texts}) AS i', {WRITTEN},"

@@ -35,6 +35,8 @@ class Length:
     adapter_sessions: int = 10
     draft_texts: int = 512  # from which a draft learns
     draft_steps: int = 600
+    scored_bytes: int = 100_000  # of a long text
+    embedded_bytes: int = 1_000_000
 
 
 SMOKE = Length(
@@ -47,6 +49,8 @@ SMOKE = Length(
     adapter_sessions=2,
     draft_texts=2,
     draft_steps=2,
+    scored_bytes=3_000,
+    embedded_bytes=3_000,
 )
 QUICK = Length("quick", 32, 24, 2_000_000, 150, prefix_rows=8, rows=32, draft_texts=128, draft_steps=200)
 FULL = Length("full", 64, 48, 2_000_000, NANOGPT_STEPS)

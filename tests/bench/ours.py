@@ -183,6 +183,12 @@ class Server:
         self.main.value("SELECT llm_init_model(%s, seed => 1)", name)
         self.main.conn.execute("VACUUM ANALYZE llm_param")
 
+    def load_shipped(self, name: str) -> None:
+        """Load a model that ships, unless it is there."""
+        if not self.main.value("SELECT EXISTS (SELECT FROM llm_model_config WHERE model = %s)", name):
+            command = [sys.executable, "-m", "loaders.load_model", "--dsn", self.dsn, name]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
     def facts(self) -> dict[str, Any]:
         """Versions of the server and of what it computes with."""
         return {"postgresql": self.main.value("SHOW server_version"), **self.main.probe("facts")}

@@ -6,10 +6,12 @@ unless it is installed.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,32 @@ class Torch:
                 found += logits[:, choices].argmax(-1).tolist()
         return found
 
+    def perplexity(self, ids: list[int], windows: list[tuple[int, int, int]]) -> float:
+        """Of a text, by windows (start, first, stop) that score first..stop; TOGETHER alike are a batch. Logits of those only."""
+        torch, total, count = self._torch, 0.0, 0
+        with torch.inference_mode():
+            for (size, skipped), alike in groupby(windows, lambda w: (w[2] - w[0], w[1] - w[0])):
+                for some in _batches(ids, [start for start, _, _ in alike], size):
+                    batch = torch.tensor(some)
+                    x = self._model.transformer(batch[:, :-1], use_cache=False).last_hidden_state[:, skipped - 1 :]
+                    logits = self._model.lm_head(x).flatten(0, 1)
+                    total += float(
+                        torch.nn.functional.cross_entropy(logits, batch[:, skipped:].flatten(), reduction="sum")
+                    )
+                    count += len(logits)
+        return math.exp(total / count)
+
+    def mean_state(self, ids: list[int], width: int) -> list[float]:
+        """Mean of the last hidden states of a text that is read by windows of `width`, TOGETHER of them a batch."""
+        whole = len(ids) - len(ids) % width
+        batches = _batches(ids, range(0, whole, width), width) + _batches(ids, range(whole, len(ids), width), width)
+        total = 0.0
+        with self._torch.inference_mode():
+            for some in batches:
+                states = self._model.transformer(self._torch.tensor(some), use_cache=False).last_hidden_state
+                total = total + states.flatten(0, 1).double().sum(0)
+        return (total / len(ids)).tolist()
+
     def train(self, tokens: list[list[int]], targets: list[list[int]], dropout: float) -> float:
         """One step of forward, backward, clipping and AdamW; the loss. State is kept from call to call."""
         torch = self._torch
@@ -168,6 +196,12 @@ class Torch:
             model = self._load().train()
             self._training = model, fused_adamw(model, LR, 0.999)
         return self._training
+
+
+def _batches(ids: list[int], starts: Sequence[int], size: int) -> list[list[list[int]]]:
+    """The windows of one size that begin at `starts`, TOGETHER at a time."""
+    windows = [ids[start : start + size] for start in starts]
+    return [windows[i : i + TOGETHER] for i in range(0, len(windows), TOGETHER)]
 
 
 class Peft(Torch):

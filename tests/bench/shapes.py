@@ -46,6 +46,11 @@ class Shape:
         """Operations of a prompt's pass that ends with the logits of its last token."""
         return 2.0 * (self.block_weights * length + self.head_weights)
 
+    def window_flops(self, length: int, scored: int) -> float:
+        """Operations of a pass over a window, with logits of `scored` rows, and attention's products, of half the pairs."""
+        attention = 2.0 * self.n_layer * self.d_model * length * (length + 1)
+        return 2.0 * (self.block_weights * length + self.head_weights * scored) + attention
+
     def step_flops(self, n_tokens: int) -> float:
         """Operations of forward and backward: 6 a weight and token."""
         return 6.0 * (self.block_weights + self.head_weights) * n_tokens

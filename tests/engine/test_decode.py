@@ -176,7 +176,7 @@ def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> N
 def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt no longer than an earlier one costs no fresh memory, which would be a page fault every 4 kB."""
     config, pool = CONFIGS[0], buffers.LooseBufferPool()
-    monkeypatch.setattr(buffers, "kept", pool)
+    monkeypatch.setattr(buffers, "kept", lambda: pool)
     params = layout.lay_out(random_params(config), config)
     ids = list(range(150))
     expected = Decoder(params, config, 160).feed(ids).copy()

@@ -1,10 +1,13 @@
 """Texts that share a pass: the states and scores that each gets alone, bit for bit where weights lie in panels."""
 
+import threading
+
 import numpy as np
 import pytest
-from pg_gpt2.core import gpt2
+from pg_gpt2 import host
+from pg_gpt2.core import gpt2, tape
 from pg_gpt2.core.tape import Eager
-from pg_gpt2.fast import layout
+from pg_gpt2.fast import layout, threads
 from pg_gpt2.generation import packing, scoring
 from pg_gpt2.generation.decode import Decoder
 
@@ -85,3 +88,57 @@ def test_passes_are_full_and_keep_the_order():
     assert [size for some in shared for size in some] == sizes
     assert all(sum(some) <= packing.ROWS or len(some) == 1 for some in shared)
     assert shared == [[5, 500], [20], [600], [1, 0, 511], [3]]
+
+
+def test_last_rows_are_those_of_all(model):
+    config, arranged, _, texts = model
+    texts = [np.asarray(ids) for ids in texts if 0 < len(ids) <= config.n_positions]
+    wanted = [1 + len(ids) // 3 for ids in texts]
+    for depth in range(config.n_layer + 1):
+        every = packing.states(arranged, config, texts, depth).copy()
+        last = packing.states(arranged, config, texts, depth, wanted)
+        ends = np.cumsum([len(ids) for ids in texts])
+        same(model, last, every[np.concatenate([np.arange(end - n, end) for end, n in zip(ends, wanted)])])
+
+
+def test_the_bits_of_a_long_text_do_not_depend_on_the_number_of_threads(model, monkeypatch):
+    config, arranged, _, _ = model
+    text = np.random.default_rng(6).integers(0, config.vocab, 2500).tolist()
+    found = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(threads, "_pool", threads.ThreadPool(count))
+        found.append(
+            [*scoring.token_scores(arranged, config, text), scoring.embedding(arranged, config, text, None, "mean")]
+        )
+        threads._pool.close()
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_passes_on_other_threads_do_not_call_the_server_and_end_with_it(monkeypatch):
+    config = CONFIGS[0]
+    params = layout.lay_out(random_params(config), config)
+    text = np.random.default_rng(6).integers(0, config.vocab, 4000).tolist()
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(threading.get_ident())
+        if len(looks) == most:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "check_interrupts", look)
+    monkeypatch.setattr(tape, "before_each_op", threads.look)  # as in a server
+    monkeypatch.setattr(threads, "_pool", threads.ThreadPool(2))
+    for work in (scoring.token_scores, lambda *args: scoring.embedding(*args, None, "mean")):
+        looks, most = [], 0
+        whole = work(params, config, text)
+        assert set(looks) == {threading.get_ident()}
+        looks, most = [], 20
+        with pytest.raises(KeyboardInterrupt):
+            work(params, config, text)
+        assert len(looks) < 40
+        most = 0
+        for a, b in zip(whole, work(params, config, text)):
+            np.testing.assert_array_equal(a, b)
+    threads._pool.close()

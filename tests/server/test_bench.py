@@ -12,6 +12,7 @@ SEVERAL_ROWS = (
     "verify",
     "encode",
     "rows",
+    "long",
     "adapters",
     "variants",
     "serve",

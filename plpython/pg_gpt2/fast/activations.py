@@ -69,14 +69,15 @@ def _mapped(into: Into, x: np.ndarray) -> np.ndarray:
 
 
 def _tanh_gate(x: np.ndarray, out: np.ndarray) -> None:
-    """0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    """0.5 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), as 1 / (1 + exp(-2u)): an exponential takes half the time."""
     np.multiply(x, x, out=out)
-    out *= SQRT_2_OVER_PI * CUBIC
-    out += SQRT_2_OVER_PI
+    out *= -2.0 * SQRT_2_OVER_PI * CUBIC
+    out -= 2.0 * SQRT_2_OVER_PI
     out *= x
-    np.tanh(out, out=out)
+    with np.errstate(over="ignore"):  # 1 / infinity is the right 0
+        np.exp(out, out=out)
     out += 1.0
-    out *= 0.5
+    np.divide(1.0, out, out=out)
 
 
 def _tanh_slope(x: np.ndarray, gate: np.ndarray, out: np.ndarray) -> None:

@@ -17,7 +17,7 @@ LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on
 
 
 class BufferPool:
-    """Buffers by size in bytes. Only the main thread may ask."""
+    """Buffers by size in bytes. Only the thread that reuses them may ask."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, list[np.ndarray]] = {}
@@ -42,7 +42,7 @@ class BufferPool:
 
 
 class LooseBufferPool:
-    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
+    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. For one thread.
 
     There are never more than were in use at once; each may become as large as the largest that was asked for.
     """
@@ -79,30 +79,42 @@ def _count_of_unused() -> int:
     return count
 
 
+class _Current(threading.local):
+    """The pool from which the thread's results come."""
+
+    pool: BufferPool | LooseBufferPool | None = None
+
+
 _UNUSED = _count_of_unused()
-kept = LooseBufferPool()  # of prompts' passes, from one call to the next, until `forget`
-_pool: BufferPool | LooseBufferPool | None = None
+_current = _Current()
 _lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
+def kept() -> LooseBufferPool:
+    """Buffers of the calling thread for passes over texts, kept from one call to the next, until `forget`."""
+    pool = getattr(_scratch, "of_passes", None)
+    if pool is None:
+        pool = _scratch.of_passes = LooseBufferPool()
+    return pool
+
+
 @contextmanager
 def reusing(pool: BufferPool | LooseBufferPool | None) -> Iterator[None]:
-    """Within this block `empty` serves from `pool`."""
-    global _pool
-    outer, _pool = _pool, pool
+    """Within this block `empty` serves this thread from `pool`."""
+    outer, _current.pool = _current.pool, pool
     try:
         yield
     finally:
-        _pool = outer
+        _current.pool = outer
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array for the result of an op. Main thread only."""
+    """An uninitialised array for the result of an op."""
     dtype = np.dtype(dtype)
-    if _pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
+    if _current.pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
         return np.empty(shape, dtype)
-    return _pool.empty(tuple(shape), dtype)
+    return _current.pool.empty(tuple(shape), dtype)
 
 
 @contextmanager
@@ -127,7 +139,6 @@ def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def forget() -> None:
     """Let go of all that is kept for later calls, by every thread."""
     global _scratch
-    kept.clear()
     _scratch = threading.local()
 
 

@@ -129,7 +129,11 @@ class Batch:
             try:
                 if self._error is None:
                     look()
-                    task()
+                    _current.tasks += 1
+                    try:
+                        task()
+                    finally:
+                        _current.tasks -= 1
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
             del task
@@ -168,9 +172,10 @@ class Stopped(Exception):
 
 
 class _Current(threading.local):
-    """The batch that this thread helps with; None for the thread of the server."""
+    """The batch that this thread helps with, None for the thread of the server; and in how many tasks it is, one in another."""
 
     batch: Batch | None = None
+    tasks = 0
 
 
 _current = _Current()
@@ -182,6 +187,11 @@ def look() -> None:
         host.check_interrupts()
     else:
         _current.batch.go_on()
+
+
+def in_a_task() -> bool:
+    """Whether the caller is one of several tasks: other cores have theirs, and to cut its work only makes more calls."""
+    return _current.tasks > 0
 
 
 _pool = ThreadPool(min(2, os.cpu_count() or 1))

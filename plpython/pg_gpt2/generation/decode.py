@@ -294,7 +294,7 @@ def _hidden(
         attend(layer, as_rows(qkv), as_rows(out), factor)
         return out
 
-    with buffers.reusing(buffers.kept if ids.size <= PREFILL_ROWS else None):
+    with buffers.reusing(buffers.kept() if ids.size <= PREFILL_ROWS else None):
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 

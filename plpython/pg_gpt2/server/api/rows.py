@@ -20,8 +20,9 @@ from ..storage import weights
 from .generation import MOST_TEXTS, TextsJob
 
 MOST_TOGETHER = (
-    256  # rows that are read before the first of them is given, where a pass of all their tokens is not full
+    256  # rows that are read before the first of them is given, where passes of all their tokens are not full
 )
+PASSES = 4  # of which the rows are read before the first of them is given: some for each core
 FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
 MOST_EMPTY = 8  # times as many rows, where most of them have no text
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
@@ -88,7 +89,7 @@ def perplexity_rows(
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
-    resources.require_memory(scoring.bytes_of_a_pass(model.config), "scoring several texts at once")
+    resources.require_memory(scoring.bytes_of_passes(model.config), "scoring several texts at once")
     return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
 
 
@@ -118,7 +119,7 @@ def embedding_rows(
     tokenizer = vocabularies.tokenizer_of(model.name)
     scoring.depth_of(layer, model.config)
     scoring.require_pooling(pooling)
-    resources.require_memory(scoring.bytes_of_a_pass(model.config), "embedding several texts at once")
+    resources.require_memory(scoring.bytes_of_passes(model.config), "embedding several texts at once")
     return _embeddings(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), layer, pooling)
 
 
@@ -135,7 +136,7 @@ def _embeddings(
 
 
 def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokenizer) -> Iterator[list[Row]]:
-    """Rows in order, those together that fill a pass of the model."""
+    """Rows in order, those together that fill some passes of the model."""
 
     def encode(text: str) -> list[int]:
         ids = tokenizer.encode(text)
@@ -146,7 +147,7 @@ def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokeniz
     together: list[Row] = []
     for row in _encoded(source, encode, report):
         size = len(row.ids or ())
-        if together and (tokens + size > packing.ROWS or len(together) == MOST_TOGETHER):
+        if together and (tokens + size > PASSES * packing.ROWS or len(together) == MOST_TOGETHER):
             yield together
             together, tokens = [], 0
         together.append(row)

@@ -8,7 +8,7 @@ from ...errors import require
 from ...generation import scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
-from .. import db, vocabularies
+from .. import db, resources, vocabularies
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
@@ -21,6 +21,7 @@ def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tup
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
+    resources.require_memory(scoring.bytes_of_passes(model.config, len(ids)), f"reading {len(ids):,} tokens")
     return model, tokenizer, start + ids
 
 
@@ -52,7 +53,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
     model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
         return None
-    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
+    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids, ranked=False)
     return scoring.perplexity(scores)
 
 
