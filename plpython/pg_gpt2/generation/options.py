@@ -330,6 +330,10 @@ def all_options() -> Iterator[Option]:
     yield from found.values()
 
 
+KEPT, MOST_KEPT = 16, 4096  # results of `gather`, and characters of what one was made from
+_kept: dict[tuple[Any, ...], list[Any]] = {}
+
+
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
@@ -348,10 +352,6 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
         if len(repr(key)) <= MOST_KEPT:
             _kept[key] = found
     return list(found)
-
-
-KEPT, MOST_KEPT = 16, 4096  # results of `gather`, and characters of what one was made from
-_kept: dict[tuple[Any, ...], list[Any]] = {}
 
 
 def _gathered(given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> list[Any]:

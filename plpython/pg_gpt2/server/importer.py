@@ -123,7 +123,8 @@ def compile_package(key, schema):
 
     root, python = root_of(key), this_python()
     rows = plpy.execute(f"SELECT name, source, digest FROM {schema}.llm_module")
-    codes = [marshal.dumps(compiled(row["source"], root + row["name"].removeprefix("pg_gpt2"))) for row in rows]
+    with own_settings():
+        codes = [marshal.dumps(compiled(row["source"], root + row["name"].removeprefix("pg_gpt2"))) for row in rows]
     update = plpy.prepare(
         f"UPDATE {schema}.llm_module AS m SET code = new.code, code_of = new.code_of"
         " FROM unnest($1, $2, $3) AS new (name, code, code_of) WHERE m.name = new.name",
