@@ -108,7 +108,7 @@ def script() -> str:
     for topic, text in topics.items():
         parts.append(f"-- sql/{topic}.sql\n\n{text}")
         if topic == "boot":
-            parts.append(f"-- plpython/pg_gpt2\n\n{rows}\n\nSELECT llm_boot();\n")
+            parts.append(f"-- plpython/pg_gpt2\n\n{rows}\n\nSELECT llm_boot();\nSELECT llm_compile();\n")
     text = "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
     if other := re.search(".*[^\0-\x7f].*", text):
         raise SystemExit(

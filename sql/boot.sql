@@ -20,14 +20,23 @@ if set(schema) & set('\n\r\\\'"$'):  # bodies of functions have it in the text o
 $$;
 
 CREATE TABLE llm_module (
-    name   text PRIMARY KEY,
-    source text NOT NULL
+    name    text PRIMARY KEY,
+    source  text NOT NULL,
+    digest  text GENERATED ALWAYS AS (md5(source)) STORED,
+    code    bytea,
+    code_of text
 );
+ALTER TABLE llm_module ALTER code SET STORAGE EXTERNAL;  -- unpacking it would take longer than reading it
 COMMENT ON TABLE llm_module IS
     'The Python package behind every function, one row per module. Its code runs as the operating-system user of the '
     'server: only its owner may write it.';
 COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
 COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';
+COMMENT ON COLUMN llm_module.digest IS 'MD5 of the source.';
+COMMENT ON COLUMN llm_module.code IS
+    'What Python made of the source (llm_compile). A session compiles the source itself where there is none for it.';
+COMMENT ON COLUMN llm_module.code_of IS
+    'Of which source (its MD5), and by which Python: the code is not used for another.';
 GRANT SELECT ON llm_module TO PUBLIC;
 
 CREATE FUNCTION llm_boot()
@@ -35,15 +44,28 @@ RETURNS void
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 import sys
 importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
-    exec(sources['pg_gpt2.server.importer'], importer)
-    GD['@package@'] = importer['import_package'](sources, '@package@', '@extschema@')
+    exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
+    GD['@package@'] = importer['import_package']('@package@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
 COMMENT ON FUNCTION llm_boot IS
     'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
+
+CREATE FUNCTION llm_compile()
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+importer = {}
+exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
+return importer['compile_package']('@package@', '@extschema@')
+$$;
+COMMENT ON FUNCTION llm_compile IS
+    'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
+    'many modules there are. CREATE EXTENSION does so. Do it again where the server has got another Python, which llm_doctor '
+    'tells: the first call of a session takes a tenth of a second longer until then. For the owner of the extension.';

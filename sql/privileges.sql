@@ -2,6 +2,7 @@
 -- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
 
 REVOKE EXECUTE ON FUNCTION
+    llm_compile,
     llm_init_model,
     llm_copy_model,
     llm_drop_model,

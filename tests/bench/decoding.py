@@ -243,6 +243,46 @@ def first_token(bench: Bench) -> None:
     bench.server.main.generate(ids, 1)
 
 
+def first_of_many(bench: Bench) -> None:
+    """As many new sessions at once as a pool may open: until each of them has its first token."""
+    ids, count = bench.ids(PROMPT), bench.length.new_sessions
+
+    def work() -> None:
+        with bench.server.session() as session:
+            session.generate(ids, 1)
+
+    row = bench.row("first many", f"first token of {count} new sessions at once, the last of them", "s")
+    bench.wait()
+    row.add(US, _together([partial(work)] * count))
+
+
+def call(bench: Bench) -> None:
+    """What a call takes beside the model's work: one token of a very small model for each row of a query."""
+    name, count = _tiny(bench), 40
+    row = bench.row("call", "a call of llm_generate beside the model's work", "ms", count * 1e-3)
+    with bench.server.session() as session:
+        one = "llm_generate('the quick ' || n, 1, model_name => %s, seed => 1)"
+        query = f"SELECT count({one}) FROM generate_series(1, {count}) AS n"
+        session.probe("watch_tokens")
+        found = []
+        for _ in range(12):
+            before = session.probe("watched_seconds")
+            seconds, _ = timed(partial(session.value, query, name))
+            found.append(seconds - (session.probe("watched_seconds") - before))
+        row.add(US, min(found))
+
+
+def _tiny(bench: Bench) -> str:
+    """A model of 2 layers, 32 wide, with a vocabulary, which is made at its first use."""
+    server, name, body = bench.server, "bench_tiny", "the quick brown fox jumps over the lazy dog and runs away. "
+    if not server.main.value("SELECT EXISTS (SELECT FROM llm_model_config WHERE model = %s)", name):
+        server.main.conn.execute("CREATE TABLE bench_words AS SELECT %s::text AS body", (body * 8,))
+        server.main.value("SELECT llm_train_bpe('SELECT body FROM bench_words', 290, %s)", name)
+        server.main.value("SELECT llm_init_model(%s, 2, 2, 32, 64, seed => 4)", name)
+        server.main.conn.execute("ANALYZE")
+    return name
+
+
 def memory(bench: Bench) -> None:
     """What a second generating session holds for itself, above one that has only loaded NumPy."""
     row = bench.row("memory", "memory of a further generating session, its own", "MB", 1e6)
@@ -253,13 +293,7 @@ def memory(bench: Bench) -> None:
 
 def pure_sql(bench: Bench) -> None:
     """A very small model: one recursive query over its tables, and llm_generate."""
-    server, count = bench.server, 4
-    name, body = "bench_tiny", "the quick brown fox jumps over the lazy dog and runs away. "
-    if not server.main.value("SELECT EXISTS (SELECT FROM llm_model_config WHERE model = %s)", name):
-        server.main.conn.execute("CREATE TABLE bench_words AS SELECT %s::text AS body", (body * 8,))
-        server.main.value("SELECT llm_train_bpe('SELECT body FROM bench_words', 290, %s)", name)
-        server.main.value("SELECT llm_init_model(%s, 2, 2, 32, 64, seed => 4)", name)
-        server.main.conn.execute("ANALYZE")
+    server, count, name = bench.server, 4, _tiny(bench)
     row = bench.row("pure sql", f"{count} tokens of a model of 2 layers, 32 wide", "tokens/s", count, rate=True)
     with server.session() as session:
         session.conn.execute("SET jit = off")  # compiling costs more than running

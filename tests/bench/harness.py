@@ -30,6 +30,7 @@ class Length:
     prefix_rows: int = 16
     rows: int = 64
     most_sessions: int = 8
+    new_sessions: int = 64
     choose_rows: int = 56
     adapters: int = 50
     adapter_sessions: int = 10
@@ -44,6 +45,7 @@ SMOKE = Length(
     prefix_rows=2,
     rows=4,
     most_sessions=2,
+    new_sessions=2,
     choose_rows=4,
     adapters=4,
     adapter_sessions=2,

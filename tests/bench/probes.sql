@@ -36,6 +36,25 @@ trainer.step = step
 return '0'
 $$;
 
+-- From now on the session adds up what the model takes in calls of llm_generate.
+CREATE FUNCTION pg_temp.watch_tokens() RETURNS json LANGUAGE plpython3u AS $$
+import time
+plpy.execute('SELECT llm_boot()')
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2')).generation
+inner, GD['bench_seconds'] = api.tokens, 0.0
+def watched(work, *args):
+    began = time.perf_counter()
+    try:
+        return work(*args)
+    finally:
+        GD['bench_seconds'] += time.perf_counter() - began
+def tokens(*args):
+    found = watched(inner, *args)
+    return iter(lambda: watched(next, found, None), None)
+api.tokens = tokens
+return '0'
+$$;
+
 CREATE FUNCTION pg_temp.watched_seconds() RETURNS json LANGUAGE plpython3u AS $$
 return repr(GD['bench_seconds'])
 $$;

@@ -1,6 +1,6 @@
 -- For whoever runs the server: llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage and the caps of llm_limit.
 BEGIN;
-SELECT plan(65);
+SELECT plan(68);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 270, 't');
 SELECT llm_init_model('t', 1, 2, 8, 16);
@@ -12,7 +12,7 @@ SELECT volatility_is('llm_doctor', '{}'::name[], 'volatile');
 SELECT is_empty($$SELECT * FROM llm_doctor() WHERE item IS NULL OR value IS NULL OR status NOT IN ('ok', 'warn', 'error')$$, 'every finding is ok, warn or error');
 SELECT is_empty($$SELECT * FROM llm_doctor() WHERE (status = 'ok') <> (hint IS NULL)$$, 'with a hint where it is not ok');
 SELECT is_empty(format($$SELECT %L::text EXCEPT SELECT item FROM llm_doctor()$$, item), 'it looks at ' || item)
-FROM unnest('{pg_gpt2,PostgreSQL,Python,NumPy,BLAS,client_connection_check_interval,"matrix product",threads,max_memory,encoding,"model t",llm_param,pg_gpt2.model}'::text[]) AS item;
+FROM unnest('{pg_gpt2,PostgreSQL,Python,"compiled modules",NumPy,BLAS,client_connection_check_interval,"matrix product",threads,max_memory,encoding,"model t",llm_param,pg_gpt2.model}'::text[]) AS item;
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'encoding'), 'ok', 'the encoding is UTF8');
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'model bare'), 'warn', 'a model without a vocabulary is told of');
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'pg_gpt2.model'), 'warn', 'and a default model that has no weights');
@@ -26,6 +26,10 @@ SET LOCAL client_connection_check_interval = '10s';
 SELECT is((SELECT (value, status)::text FROM llm_doctor() WHERE item = 'client_connection_check_interval'), '(10s,ok)', 'that vanished clients are looked for');
 SET LOCAL client_connection_check_interval = 0;
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'client_connection_check_interval'), 'warn', 'or are not');
+
+-- llm_compile.
+SELECT is(llm_compile(), (SELECT count(*)::integer FROM llm_module), 'llm_compile compiles every module');
+SELECT is((SELECT (value, status)::text FROM llm_doctor() WHERE item = 'compiled modules'), (SELECT format('("%s of %s",ok)', count(*), count(*)) FROM llm_module), 'which llm_doctor says');
 
 -- llm_cache_status and llm_cache_clear.
 SELECT volatility_is('llm_cache_status', '{}'::name[], 'volatile');

@@ -141,7 +141,8 @@ def test_parameters_have_the_order_and_the_names_of_the_python_function_that_get
         FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
         JOIN pg_language l ON l.oid = p.prolang
         WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
-          AND l.lanname = 'plpython3u' AND p.proname NOT IN ('llm_boot', 'llm_cosine_sent') AND p.prorettype <> 'trigger'::regtype
+          AND l.lanname = 'plpython3u'
+          AND p.proname NOT IN ('llm_boot', 'llm_compile', 'llm_cosine_sent') AND p.prorettype <> 'trigger'::regtype
     """).fetchall()
     assert len(rows) > 80
     for name, given, source in rows:
@@ -236,6 +237,8 @@ def test_the_module_table_is_writable_by_its_owner_only(conn, module_conn):
         conn.execute("SET ROLE someone")
         for statement in (
             "UPDATE llm_module SET source = ''",
+            "UPDATE llm_module SET code = '', code_of = digest",
+            "SELECT llm_compile()",
             "DELETE FROM llm_module",
             "INSERT INTO llm_module VALUES ('pg_gpt2.x', '')",
             "TRUNCATE llm_module",

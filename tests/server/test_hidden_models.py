@@ -18,7 +18,8 @@ NO_MODEL = set(
     re.findall(
         r"\w+",
         """
-    llm_boot llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
+    llm_boot llm_compile
+    llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
     llm_grant_usage llm_publish llm_prune_autograd_state llm_generation_options_declared llm_training_options_declared
     llm_texts_sent llm_bytes_sent llm_cosine llm_cosine_sent llm_json_schema
     llm_bpe_changed llm_model_config_replaces_preset llm_autograd_mode_update llm_block_forward

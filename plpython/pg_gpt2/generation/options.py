@@ -330,12 +330,31 @@ def all_options() -> Iterator[Option]:
     yield from found.values()
 
 
+KEPT, MOST_KEPT = 16, 4096  # results of `gather`, and characters of what one was made from
+_kept: dict[tuple[Any, ...], list[Any]] = {}
+
+
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
     22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search or
-    several texts at once have no use for is refused by name.
+    several texts at once have no use for is refused by name. What the last calls gave is kept: rows of a query ask for the same.
     """
+    key = (
+        kinds,
+        tuple((name, type(value), tuple(value) if isinstance(value, list) else value) for name, value in given.items()),
+    )
+    found = _kept.get(key)
+    if found is None:
+        found = _gathered(given, kinds)
+        while len(_kept) >= KEPT:
+            del _kept[next(iter(_kept))]
+        if len(repr(key)) <= MOST_KEPT:
+            _kept[key] = found
+    return list(found)
+
+
+def _gathered(given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> list[Any]:
     said = read_object(given.get("options"), '{"top_k": 20}')
     known = by_key(kinds)
     if "draft_model" in said and Drafting not in kinds:

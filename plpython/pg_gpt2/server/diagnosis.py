@@ -16,7 +16,7 @@ import numpy as np
 from .. import __version__
 from ..errors import InvalidParameter
 from ..fast import blas_library, threads
-from . import db, resources
+from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
 from .tape import recording
 from .training import audit
@@ -64,6 +64,7 @@ def _software() -> Iterator[Finding]:
     yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
     yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
     yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    yield _compiled()
     place = os.path.dirname(os.path.dirname(np.__file__))
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
     yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
@@ -78,6 +79,15 @@ def _software() -> Iterator[Finding]:
             hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
             yield variable, value, "warn", hint
     yield _vanished_clients()
+
+
+def _compiled() -> Finding:
+    """Whether the package is there as this Python's code; after an upgrade of the system it may be that of another."""
+    fits = "count(*) FILTER (WHERE code IS NOT NULL AND code_of = digest || ' ' || $1)"
+    row = db.row(f"SELECT {fits} AS fit, count(*) AS n FROM {{schema}}.llm_module", ["text"], importer.this_python())
+    fit, n = (row or {}).values()
+    hint = "Each session compiles the others at its first call, which takes longer. The extension's owner: SELECT llm_compile()."
+    return _check("compiled modules", f"{fit} of {n}", fit == n, hint)
 
 
 def _vanished_clients() -> Finding:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import op
 from ..errors import TriggerProtocolViolated
-from . import db
+from . import db, resources
 from .arrays import not_one_dimension
 from .importer import is_set_oddly, own_settings
 from .sql_errors import for_sql
@@ -31,6 +31,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
         args, named = _taken(scope, own)
         outer = op.is_fast()  # of a call that this one is within, which goes on after it
         op.use_fast(True)  # whatever an earlier call had: one that computes asks for the setting
+        resources.forget_settings()
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
@@ -41,6 +42,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
             raise for_sql(error) from None
         finally:
             op.use_fast(outer)
+            resources.forget_settings()
 
     return guarded
 
@@ -85,6 +87,7 @@ def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
     while True:
         outer = op.is_fast()
         op.use_fast(fast)
+        resources.forget_settings()
         before = db.open_cursors()
         try:
             with (

@@ -1,4 +1,4 @@
-"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
+"""Import the package from the rows of llm_module: their code, where this Python made it of their source, else the source.
 
 Several versions can live in one session, as during ALTER EXTENSION UPDATE: each gets a name of its own in sys.modules.
 This module is executed by itself, before the package exists, and so imports nothing from it.
@@ -6,12 +6,12 @@ This module is executed by itself, before the package exists, and so imports not
 
 import hashlib
 import importlib
-import importlib.abc
 import importlib.util
-import linecache
+import marshal
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 
 HINT = (
     "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
@@ -41,50 +41,98 @@ def own_settings():
             sys.setrecursionlimit(limit)
 
 
-class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds and loads modules `root` and below from `sources`, whose keys begin with `pg_gpt2`."""
+def root_of(key):
+    """Name in sys.modules of the package under `key`."""
+    return "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
 
-    def __init__(self, root, sources):
-        self.root = root
-        self.sources = {root + name.removeprefix("pg_gpt2"): source for name, source in sources.items()}
+
+def this_python():
+    """What another Python than this one differs in, if it cannot run the code that this one makes."""
+    return f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()} {sys.flags.optimize}"
+
+
+def compiled(source, module):
+    """The code of a module, whose name tracebacks show."""
+    return compile(source, f"<{module}>", "exec", dont_inherit=True)
+
+
+class RowImporter:
+    """Finds and loads modules `root` and below from rows of llm_module, whose names begin with `pg_gpt2`.
+
+    It has no base class of importlib.abc, whose import takes longer than reading all of the package's code.
+    """
+
+    def __init__(self, root, rows):
+        self._rows = {root + row["name"].removeprefix("pg_gpt2"): row for row in rows}
+        self._packages = {name.rpartition(".")[0] for name in self._rows}
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname in self.sources:
-            return importlib.util.spec_from_loader(fullname, self, origin=f"<{fullname}>")
+        if fullname in self._rows:
+            is_package = fullname in self._packages
+            return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=is_package)  # type: ignore[arg-type]
         return None
 
-    def is_package(self, fullname):
-        return any(name.startswith(fullname + ".") for name in self.sources)
-
-    def get_source(self, fullname):
-        return self.sources[fullname]
+    def create_module(self, spec):
+        return None  # an ordinary one
 
     def exec_module(self, module):
-        source, origin = self.sources[module.__name__], module.__spec__.origin
-        linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
+        name, row = module.__name__, self._rows[module.__name__]
         with own_settings():
-            exec(compile(source, origin, "exec"), module.__dict__)
+            code = marshal.loads(row["code"]) if row["code"] else compiled(row["source"], name)
+            exec(code, module.__dict__)
+        row["code"] = row["source"] = None  # not needed again: a module is imported once
 
 
-def import_package(sources, key, schema):
+def import_package(key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
     with own_settings():
-        return _import(sources, key, schema)
+        return _import(key, schema)
 
 
-def _import(sources, key, schema):
+def _import(key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
-    root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
+    root = root_of(key)
     if root not in sys.modules:
-        sys.meta_path.append(SourceImporter(root, sources))
+        sys.meta_path.append(RowImporter(root, _rows(schema)))
     try:
         importlib.import_module(root + ".fast.blas_library").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
     importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])
     return importlib.import_module(root + ".server.api")
+
+
+def _rows(schema):
+    """Name of every module, and its code; source in the place of code that is of another source, or another Python's."""
+    import plpy
+
+    fits = "code IS NOT NULL AND code_of = digest || ' ' || $1"
+    found = plpy.prepare(
+        f"SELECT name, CASE WHEN {fits} THEN code END AS code, CASE WHEN {fits} THEN NULL ELSE source END AS source"
+        f" FROM {schema}.llm_module",
+        ["text"],
+    )
+    return list(plpy.execute(found, [this_python()]))
+
+
+def compile_package(key, schema):
+    """Write the code that this Python makes of every source beside it; how many there are."""
+    import plpy
+
+    root, python = root_of(key), this_python()
+    rows = plpy.execute(f"SELECT name, source, digest FROM {schema}.llm_module")
+    with own_settings():
+        codes = [marshal.dumps(compiled(row["source"], root + row["name"].removeprefix("pg_gpt2"))) for row in rows]
+    update = plpy.prepare(
+        f"UPDATE {schema}.llm_module AS m SET code = new.code, code_of = new.code_of"
+        " FROM unnest($1, $2, $3) AS new (name, code, code_of) WHERE m.name = new.name",
+        ["text[]", "bytea[]", "text[]"],
+    )
+    return plpy.execute(
+        update, [[row["name"] for row in rows], codes, [f"{row['digest']} {python}" for row in rows]]
+    ).nrows()
 
 
 def unusable(message, hint):

@@ -23,6 +23,13 @@ UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30,
 PREFIX_CACHE = "64MB"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
+NAMES = ("threads", "prefix_cache", "prompt_lookup", "fast", "max_memory")  # of settings that most calls need
+SETTINGS = (  # their values, and the owner's cap
+    "SELECT "
+    + ", ".join(f"nullif(current_setting('pg_gpt2.{name}', true), '') AS {name}" for name in NAMES)
+    + ", (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
+)
+_settings: db.Row | None = None  # SETTINGS, as this call found them
 _limit: int | None = None  # what memory_limit found last, in this call
 _prefix_cache = 0  # pg_gpt2.prefix_cache in bytes, as this call has it
 spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
@@ -35,21 +42,31 @@ def cores() -> int:
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
+def forget_settings() -> None:
+    """What was found of settings and limits is that of another call."""
+    global _settings, _limit
+    _settings = _limit = None
+
+
+def _known_settings() -> db.Row:
+    """SETTINGS, which do not change during a call."""
+    global _settings
+    if _settings is None:
+        _settings = db.row(SETTINGS) or {}
+    return _settings
+
+
 def apply_settings(workers: int = 1) -> None:
     """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
     cores."""
-    global _limit, _prefix_cache
-    found = db.row(
-        "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
-        " nullif(current_setting('pg_gpt2.prefix_cache', true), '') AS prefix_cache,"
-        " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
-    )
-    _limit, _prefix_cache = None, _bytes("pg_gpt2.prefix_cache", (found or {})["prefix_cache"] or PREFIX_CACHE)
-    wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
-    threads.set_threads(min(wanted, cores()))
-    fast = (found or {})["fast"]
-    if fast is not None:
-        is_wanted = db.as_flag("fast", fast)
+    global _prefix_cache
+    known = _known_settings()
+    _prefix_cache = _bytes("pg_gpt2.prefix_cache", known["prefix_cache"] or PREFIX_CACHE)
+    n_cores = cores()
+    wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
+    threads.set_threads(min(wanted, n_cores))
+    if known["fast"] is not None:
+        is_wanted = db.as_flag("fast", known["fast"])
         if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
             raise InsufficientPrivilege(
                 "pg_gpt2.fast = off is for the owner of the extension",
@@ -75,7 +92,7 @@ def attention_chunk() -> int:
 
 def prompt_lookup() -> bool:
     """Whether continuations are guessed from earlier text (pg_gpt2.prompt_lookup)."""
-    return db.flag("prompt_lookup", "on")
+    return db.as_flag("prompt_lookup", _known_settings()["prompt_lookup"] or "on")
 
 
 def _integer(name: str, default: int) -> int:
@@ -94,16 +111,23 @@ def _checked(name: str, text: str | None, default: int) -> int:
 
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
+    global _settings
+    _settings = None  # the cap may have changed
+    return _limit_of(_known_settings())
+
+
+def _limit_of(settings: db.Row) -> int:
     global _limit
-    row = db.row(
-        "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
-        " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
-    )
-    setting, cap = (row or {})["setting"], (row or {})["cap"]
+    setting, cap = settings["max_memory"], settings["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
     _limit = min(limits) if limits else _memory() * 3 // 4
     return _limit
+
+
+def _limit_of_call() -> int:
+    """As memory_limit, found once in a call."""
+    return _limit_of(_known_settings()) if _limit is None else _limit
 
 
 def prefix_room(held: int) -> int:
@@ -111,7 +135,7 @@ def prefix_room(held: int) -> int:
 
     Both are as the present call found them, so that this asks the server for nothing where memory was asked for before.
     """
-    return min(_prefix_cache, max(0, (memory_limit() if _limit is None else _limit) - held)) if _prefix_cache else 0
+    return min(_prefix_cache, max(0, _limit_of_call() - held)) if _prefix_cache else 0
 
 
 def _memory() -> int:
@@ -133,7 +157,7 @@ def _bytes(name: str, text: str) -> int:
 
 def require_memory(wanted: int, purpose: str) -> None:
     """Refuse (53200) `wanted` bytes where pg_gpt2.max_memory allows fewer, or the machine has fewer left."""
-    limit = memory_limit()
+    limit = _limit_of_call() if wanted < SMALL else memory_limit()
     if wanted > limit:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",

@@ -1,5 +1,6 @@
 """Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
 
+import linecache
 import re
 import traceback
 from typing import Any
@@ -12,6 +13,7 @@ from . import db
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 SHOWN = 4000  # characters of each end of a message
+_ROOT = __name__.partition(".")[0]
 
 
 def for_sql(error: Exception) -> Exception:
@@ -29,9 +31,22 @@ def for_sql(error: Exception) -> Exception:
     if isinstance(error, MemoryError):
         hint = "Use a shorter input, a smaller batch or a smaller model."
         return server_error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    _give_lines(error)
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
     return server_error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def _give_lines(error: BaseException | None) -> None:
+    """Let the traceback of an error show lines of our modules: a session has only their code, and the table their sources."""
+    files = set()
+    while error is not None:
+        files |= {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+        error = error.__cause__ or error.__context__
+    ours = {f"pg_gpt2{file[len(_ROOT) + 1 : -1]}": file for file in files if file.startswith(f"<{_ROOT}")}
+    for row in db.query("SELECT name, source FROM {schema}.llm_module WHERE name = ANY ($1)", ["text[]"], list(ours)):
+        lines, file = row["source"].splitlines(keepends=True), ours[row["name"]]
+        linecache.cache[file] = (len(row["source"]), None, lines, file)
 
 
 def server_error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:

@@ -60,6 +60,7 @@ CHANGED_BY_TRAINING = {
 # The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
 OWNERS = (
     *("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage"),
+    "llm_compile",
     "llm_publish",  # whose tables have to be the caller's
 )
 TRAINING = "^llm_(train|dataset|accumulate|worker)"  # names of functions that train or load data

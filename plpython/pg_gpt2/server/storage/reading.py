@@ -21,6 +21,17 @@ from . import store
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+# Keys and versions of the rows that store.resolved() has. Every call asks for them, so the plan must be the same however many
+# models there are: without an eye on the name the planner keeps one, and does not make one at each call; and it finds what
+# is shared by its key, where it would read the whole table for a hash join.
+MODEL, KEY = "(SELECT $1)", "p.ctid, p.xmin, p.cmin, p.model AS source_model"
+VISIBLE = (
+    f"(SELECT p.name, p.token_id, {KEY} FROM {{schema}}.llm_param AS p WHERE p.model = {MODEL}"
+    " UNION ALL SELECT s.target_name, s.target_token_id, p.ctid, p.xmin, p.cmin, p.source_model"
+    f" FROM {{schema}}.llm_param_share AS s CROSS JOIN LATERAL (SELECT {KEY} FROM {{schema}}.llm_param AS p"
+    " WHERE p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id OFFSET 0) AS p"
+    f" WHERE s.target_model = {MODEL})"
+)
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
 READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
@@ -51,14 +62,13 @@ def versions_of(model: str, config: GPT2Config | None) -> Versions:
 
 def versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
     digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
-    rows = f"{store.resolved()} AS p"
     if config is None or config.adapter is None:
-        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {rows}", ["text"], model)
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {VISIBLE} AS p", ["text"], model)
         return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
     row = db.row(
         f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
         " CASE WHEN bool_or(p.source_model = a.base) THEN a.base END AS base"
-        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {rows} ON true WHERE a.model = $1 GROUP BY a.base",
+        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {VISIBLE} AS p ON true WHERE a.model = {MODEL} GROUP BY a.base",
         ["text"],
         model,
     )

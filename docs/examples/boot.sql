@@ -1,0 +1,3 @@
+-- llm_compile
+SELECT llm_compile() > 150 AS compiled;
+--> t
