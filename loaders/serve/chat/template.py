@@ -1,0 +1,114 @@
+"""Renders chat templates as transformers does, in a process of its own: an object of JSON a line comes in, and one goes out.
+
+A template is the work of whoever may write a model's row. Jinja's sandbox keeps it from what Python has, and the limit that is
+set here from the machine's memory; how long it takes is watched by renderer.py, which started this process and ends it.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MOST_MEMORY = 1 << 30  # bytes of addresses
+MOST_BYTES = 16 << 20  # of a prompt, as of the body of a request
+READY = b"ready\n"
+
+
+class Generation(Extension):
+    """{% generation %}, which tells trainers what an assistant wrote, and renders what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements up to {% endgeneration %}."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class PlainNamespace(Namespace):
+    """Jinja's namespace() without names that begin with an underscore, which are Python's."""
+
+    def __init__(*args: Any, **named: Any) -> None:  # so that a template may have an attribute `self`
+        Namespace.__init__(args[0])
+        for name, value in dict(*args[1:], **named).items():
+            args[0][name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace cannot have {name!r}")
+        super().__setitem__(name, value)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    """Without the escapes of HTML that Jinja's own has."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _to_json
+    made.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "namespace": PlainNamespace,
+    }
+    return made
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """The text of a chat; TemplateError where the template refuses it, and whatever Python raises where it is wrong."""
+    text = _compiled(template).render(**values)
+    if len(text.encode()) > MOST_BYTES:  # which half a surrogate pair does not have
+        raise TemplateError(f"it makes a text of more than {MOST_BYTES:,} bytes")
+    return text
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    except (ImportError, OSError, ValueError):  # not on Windows, and not every system obeys
+        pass
+
+
+def _answer(line: bytes) -> dict[str, str]:
+    """{"text": ...}, or what is wrong: {"error": ...}."""
+    try:
+        return {"text": render(**json.loads(line))}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    except Exception as error:  # of a template anything may come
+        return {"error": str(error) or type(error).__name__}
+
+
+def main() -> None:
+    """Answer lines until there are no more."""
+    _limit_memory()
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(json.dumps(_answer(line)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
