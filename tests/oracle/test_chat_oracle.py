@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from loaders.common import Database
-from loaders.serve.chat.prompt import encoded, hidden_in, template_of
+from loaders.serve.chat.prompt import encoded, template_of
 from loaders.serve.chat.renderer import Renderer, TemplateFailed
 from loaders.serve.database import Database as Served
 from loaders.serve.settings import Settings
@@ -160,14 +160,13 @@ async def ids_of_chats(dsn, chats):
     try:
         template = await template_of(served, conn, MODEL)
         for chat in chats:
-            messages, hidden = hidden_in(chat, template)
-            values = {**template.values, "messages": messages, "add_generation_prompt": True}
+            values = {**template.values, "add_generation_prompt": True}
             try:
-                text = await renderer.render(template.text, values)
+                text = await renderer.render(template.text, chat, template.special.values(), values)
             except TemplateFailed as error:
                 found.append(str(error).partition(": ")[2])
                 continue
-            found.append(await encoded(served, conn, MODEL, text, hidden, template.special))
+            found.append(await encoded(served, conn, MODEL, text, template.special))
     finally:
         await renderer.close()
         await conn.close()

@@ -22,7 +22,7 @@ from ..openai import DONE
 from ..streaming import Event, EventStream, answered
 from ..writing import Piece, Usage, Writer
 from .asked import DECLARED, ChatAsked
-from .prompt import encoded, hidden_in, template_of
+from .prompt import encoded, template_of
 from .renderer import Renderer, TemplateFailed
 
 
@@ -103,13 +103,12 @@ class Chats:
         async with self._database.session(request) as conn:
             model = await model_of(self._database, conn, asked.model)
             template = await template_of(self._database, conn, model.name)
-        messages, hidden = hidden_in(asked.messages, template)
-        values = {**template.values, "messages": messages, "add_generation_prompt": True}
-        text = await self._renderer.render(template.text, values)
+        values = {**template.values, "add_generation_prompt": True}
+        chat = await self._renderer.render(template.text, asked.messages, template.special.values(), values)
         if template.ends is not None:
             asked = _ending(asked, template.ends)
         async with self._database.session(request, generating=True) as conn:
-            ids = await encoded(self._database, conn, model.name, text, hidden, template.special)
+            ids = await encoded(self._database, conn, model.name, chat, template.special)
             writer = ChatWriter(self._database, conn, model, asked, ids, usage)
             async with aclosing(writer.texts()) as pieces:
                 async for number, piece in pieces:

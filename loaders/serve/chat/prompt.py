@@ -1,18 +1,17 @@
 """The prompt of a chat: its messages, rendered by the model's template, as token ids.
 
-Special tokens are those that the template puts there. One that stands in a message is text, as it is to llm_encode: else whoever
-writes a message could end it, and begin another's. So what would become a special token is one private character while the
-template works, and text again where the rest has its ids. A chat without such text has the ids that transformers gives it.
+Special tokens are those that the template puts there. One that stands in a message is text, as it is to llm_encode, which
+hiding.py sees to. A chat without such text has the ids that transformers gives it.
 """
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 
 from ..database import Connection, Database
 from ..errors import ApiError
 from ..prompts import ids_of
+from .renderer import Rendered
 
 TEMPLATE = """
     SELECT coalesce(c.chat_template, b.chat_template), coalesce(a.base, c.model), c.eos_token_id, c.stop_token_ids
@@ -31,7 +30,6 @@ RUNS = """
     SELECT {llm_decode}(array_agg(i.id ORDER BY i.place), %s::text)
     FROM unnest(%s::int4[], %s::int4[]) WITH ORDINALITY AS i (id, run, place) GROUP BY i.run ORDER BY i.run
 """
-PRIVATE = 0xF0000  # the first character that Unicode leaves to private use on its plane 15
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,9 @@ async def template_of(database: Database, conn: Connection, model: str) -> Templ
     rows = await (await conn.execute(database.query(TOKENS), (owner, eos))).fetchall()
     token_of = {number: token for number, token, _, _ in rows}
     roles = {role: number for number, _, roles, _ in rows for role in roles}
-    plain_end = next((number for number, token in token_of.items() if token == "<|endoftext|>"), eos)
-    end = roles.get("eos", plain_end if eos is None else eos)
-    known = {
-        "bos": plain_end,
-        "eos": end,
-        "unk": plain_end,
-    } | roles  # as GPT2Tokenizer has them, where files do not say
+    first = next((number for number, token in token_of.items() if token == "<|endoftext|>"), eos)
+    end = roles.get("eos", first if eos is None else eos)
+    known = {"bos": first, "eos": end, "unk": first} | roles  # GPT2Tokenizer's, where its files do not say
     values = {f"{role}_token": token_of[number] for role, number in known.items() if number in token_of}
     ends = [eos] if stops is None else stops
     overlooked = end not in ends and None not in ends
@@ -73,54 +67,17 @@ async def template_of(database: Database, conn: Connection, model: str) -> Templ
     return Template(text, special, values, token_of.get(end) if overlooked else None)
 
 
-class Hidden:
-    """Texts in which what would be one of the `special` tokens is one character each, of those that are not `taken`."""
-
-    def __init__(self, special: Collection[str], taken: Collection[str]) -> None:
-        longest_first = sorted(special, key=len, reverse=True)
-        self._whole = re.compile("|".join(map(re.escape, longest_first))) if special else None
-        self._beginnings = {token[:length] for token in special for length in range(1, len(token))}
-        self._longest = max(map(len, special), default=0)
-        self._free = (chr(n) for n in range(PRIVATE, PRIVATE + 0xFFFE) if chr(n) not in taken)
-        self._characters: dict[str, str] = {}
-
-    def hide(self, text: str) -> str:
-        """`text` so. At its end also the beginning of a token, which what follows could complete."""
-        if self._whole is None:
-            return text
-        text = self._whole.sub(lambda found: self._character(found[0]), text)
-        end = next((text[-n:] for n in range(self._longest, 0, -1) if text[-n:] in self._beginnings), "")
-        return text.removesuffix(end) + self._character(end) if end else text
-
-    def shown(self, text: str) -> str:
-        """What was hidden in `text`, as it was."""
-        return text.translate({ord(character): hidden for hidden, character in self._characters.items()})
-
-    def _character(self, text: str) -> str:
-        if text not in self._characters:
-            self._characters[text] = next(self._free)
-        return self._characters[text]
-
-
-def hidden_in(messages: Sequence[dict[str, str]], template: Template) -> tuple[list[dict[str, str]], Hidden]:
-    """The messages without what would be a special token, and what that was."""
-    taken = {character for text in (template.text, *(t for m in messages for t in m.values())) for character in text}
-    hidden = Hidden([*template.special.values()], taken)
-    return [
-        {key: value if key == "role" else hidden.hide(value) for key, value in message.items()} for message in messages
-    ], hidden
-
-
 async def encoded(
-    database: Database, conn: Connection, model: str, text: str, hidden: Hidden, special: Collection[int]
+    database: Database, conn: Connection, model: str, chat: Rendered, special: Collection[int]
 ) -> list[int]:
     """The ids of a rendered chat: what is hidden in it is ordinary text, together with what stands around it."""
-    ((ids,),) = await (await conn.execute(database.query(ENCODED), (text, model))).fetchall()
-    if hidden.shown(text) == text:
+    ((ids,),) = await (await conn.execute(database.query(ENCODED), (chat.text, model))).fetchall()
+    if chat.hidden.keys().isdisjoint(chat.text):
         return ids
     runs = [(is_special, [*run]) for is_special, run in groupby(ids, key=lambda token: token in special)]
     places = [place for place, (_, run) in enumerate(runs) for _ in run]
     texts = await (await conn.execute(database.query(RUNS), (model, ids, places))).fetchall()
-    plain = [hidden.shown(text) for (text,), (is_special, _) in zip(texts, runs) if not is_special]
+    shown = str.maketrans(chat.hidden)
+    plain = [text.translate(shown) for (text,), (is_special, _) in zip(texts, runs) if not is_special]
     again = iter(await ids_of(database, conn, model, plain))
     return [token for is_special, run in runs for token in (run if is_special else next(again))]

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -29,16 +30,31 @@ class TemplateFailed(ApiError):
         )
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """The text of a chat, and what is hidden in it, by the characters that stand for it (hiding.py)."""
+
+    text: str
+    hidden: dict[str, str]
+
+
 class Renderer:
-    """`await renderer.render(template, values)`; processes are kept for the next chat, and end with `close`."""
+    """`await renderer.render(template, messages, special, values)`; processes are kept, and end with `close`."""
 
     def __init__(self) -> None:
         self._idle: list[Process] = []
         self._turns = asyncio.Semaphore(MOST)
 
-    async def render(self, template: str, values: Mapping[str, Any]) -> str:
-        """The text of a chat; TemplateFailed where the template gives none."""
-        line = json.dumps({"template": template, "values": values}).encode() + b"\n"
+    async def render(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, str]],
+        special: Collection[str] = (),
+        values: Mapping[str, Any] = {},
+    ) -> Rendered:
+        """What template.py makes of a chat; TemplateFailed where that is nothing."""
+        asked = {"template": template, "messages": [*messages], "special": [*special], "values": values}
+        line = json.dumps(asked).encode() + b"\n"
         async with self._turns:
             process = await self._process()
             answer = b""
@@ -57,7 +73,7 @@ class Renderer:
         found = json.loads(answer)
         if "error" in found:
             raise TemplateFailed(found["error"])
-        return found["text"]
+        return Rendered(**found)
 
     async def close(self) -> None:
         """End the processes."""

@@ -1,12 +1,13 @@
 """Renders chat templates as transformers does, in a process of its own: an object of JSON a line comes in, and one goes out.
 
-A template is the work of whoever may write a model's row. Jinja's sandbox keeps it from what Python has, and the limit that is
-set here from the machine's memory; how long it takes is watched by renderer.py, which started this process and ends it.
+Template and tokens are the work of whoever may write a model's rows. Jinja's sandbox keeps a template from what Python has, and
+the limit that is set here from the machine's memory; how long it takes is watched by renderer.py, which started this process and
+ends it.
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from .hiding import hidden_in
 
 MOST_MEMORY = 1 << 30  # bytes of addresses
 MOST_BYTES = 16 << 20  # of a prompt, as of the body of a request
@@ -73,12 +76,18 @@ def _compiled(template: str) -> Template:
     return _environment().from_string(template)
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """The text of a chat; TemplateError where the template refuses it, and whatever Python raises where it is wrong."""
-    text = _compiled(template).render(**values)
+def render(
+    template: str, messages: Sequence[Mapping[str, str]], special: Collection[str], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The text of a chat, and what is hidden in it of the `special` tokens by the characters that stand for it.
+
+    TemplateError where the template refuses the messages, and whatever Python raises where it is wrong.
+    """
+    given, hidden = hidden_in(messages, special, template)
+    text = _compiled(template).render(messages=given, **values)
     if len(text.encode()) > MOST_BYTES:  # which half a surrogate pair does not have
         raise TemplateError(f"it makes a text of more than {MOST_BYTES:,} bytes")
-    return text
+    return {"text": text, "hidden": hidden.texts}
 
 
 def _limit_memory() -> None:
@@ -90,10 +99,10 @@ def _limit_memory() -> None:
         pass
 
 
-def _answer(line: bytes) -> dict[str, str]:
-    """{"text": ...}, or what is wrong: {"error": ...}."""
+def _answer(line: bytes) -> dict[str, Any]:
+    """What `render` gives, or what is wrong: {"error": ...}."""
     try:
-        return {"text": render(**json.loads(line))}
+        return render(**json.loads(line))
     except MemoryError:
         return {"error": "it needs too much memory"}
     except Exception as error:  # of a template anything may come

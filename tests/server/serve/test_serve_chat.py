@@ -1,12 +1,15 @@
 """Chats: the prompt that a template makes of messages, and what OpenAI's clients get for it."""
 
+import asyncio
 import json
 import re
 
+import anyio
 import httpx
 import psycopg
 import pytest
 
+from loaders.serve.chat.renderer import Renderer
 from tests.server.serve.serving import events
 
 CHAT = "chat"
@@ -257,6 +260,24 @@ def test_a_template_that_is_wrong_or_hostile_is_refused_and_the_next_chat_answer
     assert (response.status_code, error["code"], error["param"]) == (400, "chat_template", "messages")
     assert re.search(reason, error["message"]), error["message"]
     assert answer(http)["choices"]
+
+
+def test_who_leaves_ends_the_process_that_renders_for_him():
+    async def run() -> None:
+        renderer = Renderer()
+        endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        assert (await renderer.render("é", [])).text == "é"
+        (process,) = renderer._idle
+        with anyio.move_on_after(0.2) as left:
+            await renderer.render(endless, [])
+        assert left.cancelled_caught
+        assert process.returncode is not None
+        assert (await renderer.render("b", [])).text == "b"
+        (process,) = renderer._idle
+        await renderer.close()
+        assert process.returncode is not None
+
+    asyncio.run(run())
 
 
 def test_a_template_that_loops_for_ever_is_ended(http, chat):
