@@ -90,7 +90,7 @@ class Renderer:
 async def _started() -> Process:
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = (sys.executable, "-m", program.__name__)
+    command = (sys.executable, "-c", f"from {program.__name__} import main; main()")
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, env=environment, limit=LONGEST_LINE
     )
