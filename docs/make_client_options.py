@@ -12,7 +12,15 @@ from pathlib import Path
 
 # The declarations need no package, so that any Python builds.
 sys.path.insert(0, str(Path(__file__).parents[1] / "plpython"))
-from pg_gpt2.generation.options import CONSTRAINTS, BeamSearch, Drafting, ManyTexts, SamplingOptions, TextGeneration
+from pg_gpt2.generation.options import (
+    CONSTRAINTS,
+    BeamSearch,
+    Drafting,
+    ManyTexts,
+    OnePrompt,
+    SamplingOptions,
+    TextGeneration,
+)
 from pg_gpt2.options import Option
 from pg_gpt2.training.options import Course, Servers, all_options
 
@@ -56,7 +64,7 @@ def client_options(sql: Path) -> str:
         *_keywords("JsonOptions", "How JSON is generated: as llm_generate_json does.", json_options, JSON_DEFAULTS),
         *_keywords("BeamOptions", "How beam search continues a prompt: as llm_beam_search does.", beams),
         "    prompt_ids: Annotated[Sequence[int] | None, None]",
-        *_keys("KEYS", "llm_generate", generation | many | drafting, text),
+        *_keys("KEYS", "llm_generate", generation | many | drafting | OnePrompt.options(), text),
         *_keys("BEAM_KEYS", "llm_beam_search", beams, text),
     ]
     return HEADER + "\n".join(lines) + "\n"

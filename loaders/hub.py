@@ -27,6 +27,7 @@ from loaders.common import LoaderError, bar
 WANTED = (
     "config.json", "generation_config.json",
     "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
 )  # fmt: skip
 WEIGHTS = (
     ("*.safetensors", "*.safetensors.index.json"),

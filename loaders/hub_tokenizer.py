@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from loaders.common import LoaderError, read_json
 
+MOST_BYTES = 1 << 20  # of a chat template, as llm_model_config has it
 ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 PLAIN_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -27,12 +28,13 @@ Parsed = TypeVar("Parsed")
 
 @dataclass
 class Files:
-    """What they say: tokens and merges; the added tokens by id; and which tokens have a role of ROLES."""
+    """What they say: tokens and merges; the added tokens by id; which tokens have a role of ROLES; and the chat template."""
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
     added: dict[int, AddedToken] = field(default_factory=dict)
     roles: dict[str, int] = field(default_factory=dict)
+    chat_template: str | None = None
 
 
 def read_plain(vocab: Path, merges: Path) -> Files:
@@ -127,7 +129,33 @@ def read_directory(directory: Path) -> Files:
         found.added.setdefault(found.ids[token.content], token)
         if name.removesuffix("_token") in ROLES:
             found.roles[name.removesuffix("_token")] = found.ids[token.content]
+    found.chat_template = _chat_template(directory, config.get("chat_template"))
     return found
+
+
+def _chat_template(directory: Path, said: Any) -> str | None:
+    """The template that transformers uses where none is named: that of chat_template.jinja, which goes before `said`, what
+    tokenizer_config.json has, one or a list of named ones."""
+    if (path := directory / "chat_template.jinja").exists():
+        try:
+            said = path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise LoaderError(f"{path} is not UTF-8: {error}") from None
+    elif isinstance(said, list) and all(isinstance(each, dict) for each in said):
+        named = {each.get("name"): each.get("template") for each in said}
+        if others := sorted(str(name) for name in named if name != "default"):
+            print(
+                f"{directory} has chat templates for other uses, which are left out: {', '.join(others)}",
+                file=sys.stderr,
+            )
+        said = named.get("default")
+    if said is None:
+        return None
+    if not isinstance(said, str):
+        raise LoaderError(f"{directory / 'tokenizer_config.json'} has a chat_template that is no text")
+    if len(said.encode(errors="replace")) > MOST_BYTES:
+        raise LoaderError(f"the chat template of {directory} is longer than {MOST_BYTES:,} bytes")
+    return said
 
 
 def _read_plain_files(directory: Path, tokenizer_class: str | None) -> Files:

@@ -4,6 +4,7 @@ hub_tokenizer reads the files. Those that are written are opened by transformers
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")  # of an ad
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id, merges in order of rank, how the added ones are found in a text, and the tokens of hub_tokenizer.ROLES."""
+    """Tokens by id, merges in order of rank, how the added ones are found in a text, the tokens of hub_tokenizer.ROLES, and the
+    chat template, in Jinja."""
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
     added: dict[int, AddedToken] = field(default_factory=dict)
     roles: dict[str, int] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if END_OF_TEXT in self.ids:  # a special one to the server, too, where nothing is said of it
@@ -51,7 +54,7 @@ class Vocabulary:
 
     @classmethod
     def _checked(cls, files: hub_tokenizer.Files) -> "Vocabulary":
-        found = cls(files.ids, files.merges, files.added, files.roles)
+        found = cls(files.ids, files.merges, files.added, files.roles, files.chat_template)
         found.tokenizer()
         return found
 
@@ -68,7 +71,7 @@ class Vocabulary:
         ids = {token: token_id for token, token_id, *_ in rows}
         added = {token_id: AddedToken(token, *flags) for token, token_id, _, is_added, *flags in rows if is_added}
         roles = {role: token_id for _, token_id, roles, *_ in rows for role in roles}
-        return cls(ids, merges, added, roles) if ids else None
+        return cls(ids, merges, added, roles, _chat_template_of(database, model)) if ids else None
 
     def tokenizer(self) -> Tokenizer:
         """An encoder as llm_encode is one: special tokens are ordinary text, `<|endoftext|>` included."""
@@ -104,6 +107,16 @@ class Vocabulary:
             {"model": "text", "rank": "int4", "left": "text", "right": "text", "pair": "text"},
             ((model, rank, left, right, f"{left} {right}") for rank, (left, right) in enumerate(self.merges)),
         )
+        self._store_chat_template(database, model)
+
+    def _store_chat_template(self, database: Database, model: str) -> None:
+        if _chat_template_of(database, model) == self.chat_template:
+            return
+        done = database.execute(
+            "UPDATE {llm_model_config} SET chat_template = %s WHERE model = %s", self.chat_template, model
+        )
+        if not done.rowcount:
+            print(f'model "{model}" has no configuration yet, and so no place for its chat template', file=sys.stderr)
 
     def _said(self, token_id: int) -> tuple[Any, ...]:
         """Its roles, whether it is added, and its FLAGS."""
@@ -120,11 +133,10 @@ class Vocabulary:
         tokenizer.save(str(directory / "tokenizer.json"))
         token_of = {token_id: token for token, token_id in self.ids.items()}
         eos = self.roles.get("eos", self.eos if eos is None else eos)
-        roles = {
-            "bos": eos,
-            "eos": eos,
-            "unk": eos,
-        } | self.roles  # null, where there is none: GPT2Tokenizer would add one
+        first = self.ids.get(
+            END_OF_TEXT, eos
+        )  # GPT2Tokenizer's, where a file does not say; it would add one that is not there
+        roles = {"bos": first, "eos": eos, "unk": first} | self.roles
         special = {f"{role}_token": token_of.get(token_id) for role, token_id in roles.items()}  # type: ignore[arg-type]
         added = dict(sorted(self.added.items()))
         config: dict[str, Any] = {
@@ -135,9 +147,18 @@ class Vocabulary:
             "model_max_length": n_positions,
             "tokenizer_class": "GPT2Tokenizer",
         }
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        (directory / "chat_template.jinja").unlink(missing_ok=True)  # one of before, which would be read in its place
         write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", {name: token for name, token in special.items() if token})
         write_json(directory / "added_tokens.json", {token.content: token_id for token_id, token in added.items()})
+
+
+def _chat_template_of(database: Database, model: str) -> str | None:
+    """The one that is stored for `model`, if any."""
+    row = database.execute("SELECT chat_template FROM {llm_model_config} WHERE model = %s", model).fetchone()
+    return row[0] if row else None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -24,6 +24,7 @@ CREATE TABLE llm_model_config (
     scale_attn_by_inverse_layer_idx boolean NOT NULL DEFAULT false,
     reorder_and_upcast_attn         boolean NOT NULL DEFAULT false,
     tie_word_embeddings             boolean NOT NULL DEFAULT true,
+    chat_template text CHECK (octet_length(chat_template) <= 1048576),
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
@@ -51,6 +52,9 @@ COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
     'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
 COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS
     'Whether wte is also the output layer; else the model has a tensor lm_head.weight [vocab, d_model].';
+COMMENT ON COLUMN llm_model_config.chat_template IS
+    'How the turns of a chat become the text of a prompt: the Jinja template of the tokenizer, as transformers has it. The '
+    'server only keeps it, with the vocabulary; pg-gpt2 serve renders it. Null = that of an adapter''s base, else none.';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS

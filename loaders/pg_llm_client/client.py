@@ -68,14 +68,17 @@ class PGLLMClient:
         return self._value("llm_generate", prompt=prompt, **arguments(options, self.model))
 
     @takes(GenerationOptions)
-    def stream(self, prompt: str, **options: Unpack[SamplingKeywords]) -> Generator[StreamEvent, None, None]:
-        """Continue `prompt`, one event a token, each as soon as it is computed. Options are those of `generate`.
+    def stream(
+        self, prompt: str | None = None, *, prompt_ids: Sequence[int] | None = None, **options: Unpack[SamplingKeywords]
+    ) -> Generator[StreamEvent, None, None]:
+        """Continue `prompt`, or `prompt_ids`, one event a token, each as soon as it is computed. Options are those of `generate`.
 
         Closing the iterator ends the work: `contextlib.closing` does it at the end of a block, a bare `break` when Python
         collects the iterator. On an autocommit connection a transaction is open while streams are; what else is done on
         the connection meanwhile is part of it, and committed at its end.
         """
-        given = arguments(options, self.model)
+        ids = {} if prompt_ids is None else {"prompt_ids": [*prompt_ids]}
+        given = arguments({**options, **ids}, self.model)
         return self._streamed(StreamEvent, 1, "llm_generate_stream", prompt=prompt, **given)
 
     @takes(ManyOptions)

@@ -115,6 +115,7 @@ KEYS = (
     "json_schema",
     "n",
     "draft_model",
+    "prompt_ids",
 )
 
 

@@ -38,6 +38,7 @@ TYPES = {
     "schema": "jsonb",
     "seed": "int8",
     "prompts": "text[]",
+    "prompt_ids": "int4[]",
     "choices": "text[]",
     "layer": "int4",
     "from_start": "bool",

@@ -17,7 +17,7 @@ MODEL = "postgresql-docs"
 def main() -> None:
     """Parse the command line and serve until interrupted."""
     settings, shipped = _parsed()
-    for module in ("uvicorn", "starlette", "psycopg_pool"):
+    for module in ("uvicorn", "starlette", "psycopg_pool", "jinja2"):
         if find_spec(module) is None:
             raise LoaderError(f"{module} is not installed; pip install 'pg_gpt2[serve]' brings what this command needs")
     with connect(settings.dsn) as conn:  # what is wrong with the database is told here, and at once

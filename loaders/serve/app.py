@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from . import openai, window
+from .chat import answers as chat
+from .chat.renderer import Renderer
 from .database import Database
 from .errors import ApiError, respond
 from .middleware import Guard
@@ -17,7 +19,7 @@ from .settings import Settings
 
 def create_app(settings: Settings) -> Starlette:
     """An ASGI application; it connects when it starts."""
-    database = Database(settings)
+    database, renderer = Database(settings), Renderer()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -25,10 +27,11 @@ def create_app(settings: Settings) -> Starlette:
         try:
             yield
         finally:
+            await renderer.close()
             await database.close()
 
     return Starlette(
-        routes=[*openai.routes(database), *window.routes(database)],
+        routes=[*openai.routes(database), *chat.routes(database, renderer), *window.routes(database)],
         middleware=[Middleware(Guard, settings=settings)],
         exception_handlers=dict.fromkeys((ApiError, psycopg.Error, HTTPException, Exception), respond),
         lifespan=lifespan,

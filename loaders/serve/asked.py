@@ -66,11 +66,11 @@ class Asked:
             with_usage=bool(given.get("stream_options", {}).get("include_usage", False)),
             options=options_of(given),
         )
-        _within(asked.n, 1, MOST_TEXTS, "n")
-        _within(asked.best_of, asked.n, MOST_TEXTS, "best_of")
-        _within(len(asked.prompts) * asked.best_of, 1, MOST_TEXTS, "prompt", "the texts of a request (prompts times n)")
+        within(asked.n, 1, MOST_TEXTS, "n")
+        within(asked.best_of, asked.n, MOST_TEXTS, "best_of")
+        within(len(asked.prompts) * asked.best_of, 1, MOST_TEXTS, "prompt", "the texts of a request (prompts times n)")
         if asked.logprobs is not None:
-            _within(asked.logprobs, 0, MOST, "logprobs")
+            within(asked.logprobs, 0, MOST, "logprobs")
         if stream and asked.best_of > n:
             raise ApiError(
                 "best_of cannot be streamed: the best is known at the end", param="best_of", code="unsupported"
@@ -107,7 +107,8 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _within(value: int, least: int, most: int, param: str, what: str | None = None) -> None:
+def within(value: int, least: int, most: int, param: str, what: str | None = None) -> None:
+    """ApiError for a number that is not between the two."""
     if not least <= value <= most:
         raise ApiError(
             f"{what or param} must be between {least} and {most}, not {value}", param=param, code="invalid_value"

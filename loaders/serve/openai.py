@@ -1,4 +1,4 @@
-"""OpenAI's API: models, completions, embeddings.
+"""OpenAI's API: models, completions, embeddings. Chats are in chat/.
 
 Fields are those of OpenAI's reference, with what vLLM and llama.cpp's server add. A parameter that is not known here is an
 error that names it, since an answer without it would not be what was asked for.
@@ -18,7 +18,6 @@ from . import parameters
 from .asked import DECLARED, Asked
 from .database import Database
 from .embeddings import EmbeddingRequest, embeddings
-from .errors import ApiError
 from .models import all_models, model_of
 from .streaming import Event, EventStream, answered
 from .writing import Piece, Writer
@@ -33,7 +32,6 @@ def routes(database: Database) -> list[BaseRoute]:
         Route("/v1/models", api.models),
         Route("/v1/models/{name:path}", api.model),
         Route("/v1/completions", api.completions, methods=["POST"]),
-        Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/embeddings", api.embeddings, methods=["POST"]),
     ]
 
@@ -71,14 +69,6 @@ class Api:
                 return JSONResponse(await embeddings(self._database, conn, given))
 
         return await answered(request, work())
-
-    async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions"""
-        raise ApiError(
-            "the models of this database have no chat template, so that it cannot be said how they would mark the turns of a"
-            " chat; send the text to continue to /v1/completions",
-            code="no_chat_template",
-        )
 
     async def _completed(self, request: Request, asked: Asked) -> Response:
         texts = [Piece() for _ in range(len(asked.prompts) * asked.best_of)]

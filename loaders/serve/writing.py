@@ -84,11 +84,11 @@ class Writer:
                         yield number, piece
                 number += 1
 
-    def _require_window(self, length: int) -> None:
+    def _require_window(self, length: int, param: str = "prompt") -> None:
         """ApiError for a prompt whose beginning the model would not see, or for alternatives of tokens that it does not."""
         window, most = self._model.window, self._asked.options.get("max_tokens", 0)
         if length > window:
-            what, param = f"the prompt has {length} tokens", "prompt"
+            what = f"the prompt has {length} tokens"
         elif self._asked.logprobs and length + most > window + 1:
             what, param = (
                 f"logprobs above 0 need prompt and text within the window; they may have {length} + {most} tokens",
@@ -100,19 +100,22 @@ class Writer:
             f"{what}, and the model's longest context is {window}", param=param, code="context_length_exceeded"
         )
 
-    async def _text(self, prompt: str, ids: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
-        if self._asked.echo:
+    async def _text(
+        self, prompt: str | None, ids: Sequence[int], options: Mapping[str, Any]
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces of a text that follows `prompt`, whose ids are `ids`; where it is None, of one that follows the ids alone."""
+        if self._asked.echo and prompt is not None:
             yield Piece(prompt, await self._scorer.scored(ids, len(ids), 0) if self._scores and ids else None)
         seen, shown, finish = list(ids), "", None
         try:
-            events = self._client.stream(prompt, echo=False, **options)
+            events = self._client.stream(prompt, prompt_ids=ids if prompt is None else None, echo=False, **options)
         except TypeError as error:  # an option under two names, or beside one that contradicts it
             raise ApiError(str(error).removeprefix("stream() got "), code="invalid_value") from None
         async with aclosing(events):
             async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
                 seen += [event.token_id for event in some]
                 text, finish = some[-1].text[len(shown) :], some[-1].finish_reason
-                offset = len(shown) + (len(prompt) if self._asked.echo else 0)
+                offset = len(shown) + (len(prompt) if self._asked.echo and prompt is not None else 0)
                 shown = some[-1].text
                 yield Piece(
                     text, await self._told(some, seen, offset), finish, sum(event.logprob for event in some), len(some)

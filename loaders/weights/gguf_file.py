@@ -120,8 +120,8 @@ def _vocabulary(reader: Any, path: Path) -> Vocabulary:
     }
     roles = {ours: said(f"{theirs}_token_id") for ours, theirs in ROLES.items()}
     known = {role: number for role, number in roles.items() if number in ids.values()}
-    found = Vocabulary(
-        ids, [(left, right) for left, _, right in (m.partition(" ") for m in said("merges") or [])], added, known
-    )
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in said("merges") or [])]
+    template = reader.get_field("tokenizer.chat_template")
+    found = Vocabulary(ids, merges, added, known, None if template is None else template.contents())
     found.tokenizer()
     return found

@@ -19,6 +19,12 @@ openai = pytest.importorskip("openai")
 
 MODEL, KEY, PROMPT = "postgresql-docs for clients", "a-key", "To create an index on a large table"
 TOKENS = 12
+CHAT = "a chat for clients"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
@@ -27,12 +33,43 @@ def base_url(dsn: str) -> Iterator[str]:
     """Of a server that has the shipped model and wants a key."""
     with psycopg.connect(dsn) as conn:
         load_model(Database(conn), SHIPPED / "postgresql-docs", MODEL)
+        make_chat_model(conn)
     try:
         with serving(dsn, "--api-key", KEY) as client:
             yield f"{client.base_url}v1"
     finally:
         with psycopg.connect(dsn) as conn:
-            conn.execute("SELECT llm_drop_model(%s)", [MODEL])
+            conn.execute("SELECT llm_drop_model(%s), llm_drop_model(%s)", [MODEL, CHAT])
+
+
+def make_chat_model(conn: psycopg.Connection) -> None:
+    """A random model with tokens that mark turns, 270 and 271, and a template that puts them there."""
+    conn.execute("SELECT llm_train_bpe($$SELECT 'To create an index on a large table'$$, 270, %s)", [CHAT])
+    conn.execute(
+        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes, added, special)"
+        " VALUES (%s, 270, '<|im_start|>', '<|im_start|>', true, true), (%s, 271, '<|im_end|>', '<|im_end|>', true, true)",
+        [CHAT, CHAT],
+    )
+    conn.execute("SELECT llm_init_model(%s, 2, 2, 16, 128, seed => 3)", [CHAT])
+    conn.execute("UPDATE llm_model_config SET chat_template = %s WHERE model = %s", [CHATML, CHAT])
+
+
+@pytest.fixture
+def replies(conn: psycopg.Connection):
+    """`replies(temperature, seed)`: what SQL says to MESSAGES."""
+
+    def run(temperature: float = 0, seed: int | None = None) -> str:
+        chat = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in MESSAGES)
+        query = (
+            "SELECT llm_generate(NULL, %s, %s, 0, 1, %s, seed => %s, echo => false, options => jsonb_build_object("
+            "'prompt_ids', llm_encode(%s, %s, true)))"
+        )
+        given = (TOKENS, temperature, CHAT, seed, f"{chat}<|im_start|>assistant\n", CHAT)
+        row = conn.execute(query, given).fetchone()
+        assert row is not None
+        return row[0]
+
+    return run
 
 
 @pytest.fixture
@@ -117,6 +154,73 @@ def test_openai_raises_the_errors_that_it_has(client, base_url):
     assert untold.value.code == "no_chat_template"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=base_url, api_key="another", max_retries=0).models.list()
+
+
+CHATTED = {"model": CHAT, "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0}
+
+
+def test_openai_chats(client, replies):
+    answer = client.chat.completions.create(**CHATTED)
+    assert answer.choices[0].message.content == replies()
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", TOKENS)
+    assert answer.model_extra == answer.choices[0].message.model_extra == {}, "a field that the client does not know"
+    drawn = client.chat.completions.create(
+        **CHATTED | {"temperature": 0.8, "seed": 7, "n": 2, "logprobs": True, "top_logprobs": 2}
+    )
+    assert [choice.message.content for choice in drawn.choices] == [replies(0.8, 7), replies(0.8, 8)]
+    assert all(len(token.top_logprobs) == 2 for token in drawn.choices[0].logprobs.content)
+    with client.chat.completions.create(**CHATTED, stream=True, stream_options={"include_usage": True}) as stream:
+        *parts, last = stream
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == replies()
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert last.usage.completion_tokens == TOKENS
+    history = [*MESSAGES, answer.choices[0].message, {"role": "user", "content": [{"type": "text", "text": "and?"}]}]
+    assert client.chat.completions.create(**CHATTED | {"messages": history}).choices[0].message.content
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**CHATTED, tools=[tool])
+    assert (refused.value.param, refused.value.code) == ("tools", "unsupported")
+
+
+def test_openai_parses_a_chat_into_a_schema(client):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
+    held = client.chat.completions.create(**CHATTED | {"max_tokens": 60}, response_format=form)
+    assert held.choices[0].message.content.startswith('{"n"')
+
+
+def test_langchain_chats(base_url, replies):
+    langchain = pytest.importorskip("langchain_openai")
+    given = {"model": CHAT, "base_url": base_url, "api_key": KEY}
+    writer = langchain.ChatOpenAI(**given, max_tokens=TOKENS, temperature=0)
+    messages = [(m["role"], m["content"]) for m in MESSAGES]
+    answer = writer.invoke(messages)
+    assert answer.content == replies()
+    assert answer.usage_metadata["output_tokens"] == TOKENS
+    assert "".join(part.content for part in writer.stream(messages)) == replies()
+    assert [each.content for each in writer.batch([messages, messages])] == [replies()] * 2
+
+
+def test_litellm_chats(base_url, replies):
+    litellm = pytest.importorskip("litellm")
+    given = {"api_base": base_url, "api_key": KEY, **CHATTED, "model": f"openai/{CHAT}"}
+    assert litellm.completion(**given).choices[0].message.content == replies()
+    parts = [part.choices[0].delta.content or "" for part in litellm.completion(**given, stream=True)]
+    assert "".join(parts) == replies()
+
+
+def test_llm_chats(base_url, replies, tmp_path, monkeypatch):
+    llm = pytest.importorskip("llm")
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: chat\n  model_name: '{CHAT}'\n  api_base: '{base_url}'\n  api_key_name: docs\n"
+    )
+    (tmp_path / "keys.json").write_text(json.dumps({"docs": KEY}))
+    model = llm.get_model("chat")
+    options = {"max_tokens": TOKENS, "temperature": 0}
+    system, asked = (m["content"] for m in MESSAGES)
+    assert model.prompt(asked, system=system, **options, stream=False).text() == replies()
+    assert "".join(model.prompt(asked, system=system, **options)) == replies()
 
 
 def test_langchain_completes_streams_and_embeds(base_url, generate):

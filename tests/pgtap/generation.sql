@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(221);
+SELECT plan(223);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -117,6 +117,8 @@ FROM (VALUES ('0', '22023'), ('1025', '22023')) AS v (n, state);
 SELECT throws_ok($$SELECT llm_generate('low', options => '{"n": 2}')$$, '22023', NULL, 'n is not for one text');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{{low},{low}}')$$, '22023', NULL, 'a matrix of prompts');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low}', model_name => 'nope')$$, '42704', NULL, 'unknown model');
+SELECT is(llm_generate(NULL, 3, seed => 1, options => '{"prompt_ids": [1, 2]}'), llm_generate(llm_decode('{1,2}'), 3, seed => 1), 'ids in the place of a prompt');
+SELECT throws_ok(format($$SELECT llm_generate(NULL, options => '{"prompt_ids": %s}')$$, ids), '22023', NULL, 'not ids: ' || ids) FROM (VALUES ('[-1]')) AS v (ids);
 
 -- llm_beam_search.
 SELECT volatility_is('llm_beam_search', '{text,integer,integer,"double precision",boolean,integer,text,integer[],jsonb}'::name[], 'stable');

@@ -283,6 +283,28 @@ def test_nul_is_replaced_and_nothing_cut(module_conn):
         assert one(module_conn, "SELECT text FROM llm_beam_search('a', 1, 3, model_name => 'spell')") == "\ufffdbc"
 
 
+# ---- a prompt as ids
+
+
+def test_prompt_ids_are_continued_as_the_text_that_they_encode(module_conn):
+    """And ids that no text of a user has, of special tokens, as llm_generate_tokens continues them."""
+    call = "(%s, 20, model_name => 'tiny', seed => 5, options => %s)"
+    columns = "SELECT step, token_id, token, text, is_complete, logprob, finish_reason FROM llm_generate_stream"
+    ids = one(module_conn, "SELECT llm_encode('low 日本', 'tiny')")
+    by_ids = json.dumps({"prompt_ids": ids})
+    text = one(module_conn, f"SELECT llm_generate{call}", "low 日本", None)
+    assert one(module_conn, f"SELECT llm_generate{call}", None, by_ids) == text
+    rows = module_conn.execute(columns + call, ["low 日本", None]).fetchall()
+    assert module_conn.execute(columns + call, [None, by_ids]).fetchall() == rows
+    end = one(module_conn, "SELECT token_id FROM llm_bpe_vocab WHERE model = 'tiny' AND token = '<|endoftext|>'")
+    special = json.dumps({"prompt_ids": [end, *ids, end], "eos_token_id": -1})
+    tokens = "SELECT llm_generate_tokens(%s, 20, model_name => 'tiny', seed => 5, eos_token => -1)"
+    rows = module_conn.execute(columns + call, [None, special]).fetchall()
+    assert [row[1] for row in rows] == one(module_conn, tokens, [end, *ids, end])
+    assert rows[-1][3].startswith("<|endoftext|>low 日本<|endoftext|>")
+    assert one(module_conn, f"SELECT llm_generate{call}", None, '{"top_k": 3}') is None
+
+
 # ---- streaming
 
 STREAM = "SELECT (llm_generate_stream('low', {n}, model_name => 'slow', seed => 1, eos_token => -1)).*"

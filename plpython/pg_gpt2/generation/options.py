@@ -285,6 +285,18 @@ class Drafting(Declared):
 
 
 @dataclass(frozen=True)
+class OnePrompt(Declared):
+    """What generation of text for one prompt has beside it."""
+
+    prompt_ids: Sequence[int] | None = option(
+        None,
+        IDS,
+        hint="llm_encode(prompt, special => true) gives ids.",
+        meaning="Token ids in the place of the prompt, which is null then; only for llm_generate and llm_generate_stream.",
+    )
+
+
+@dataclass(frozen=True)
 class ManyTexts(TextGeneration):
     """What generation of texts for several prompts has beside it."""
 
@@ -326,8 +338,8 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | ManyTexts.options() | Drafting.options() | BeamSearch.options()
-    yield from found.values()
+    kinds: tuple[type[Declared], ...] = (SamplingOptions, ManyTexts, Drafting, OnePrompt, BeamSearch)
+    yield from {name: one for kind in kinds for name, one in kind.options().items()}.values()
 
 
 KEPT, MOST_KEPT = 16, 4096  # results of `gather`, and characters of what one was made from
@@ -361,6 +373,11 @@ def _gathered(given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> list[An
         raise InvalidParameter(
             "draft_model is for one text at a time, and this makes several in shared passes",
             hint="llm_generate, llm_generate_stream, llm_generate_tokens and llm_generate_json take it.",
+        )
+    if "prompt_ids" in said and OnePrompt not in kinds:
+        raise InvalidParameter(
+            "prompt_ids is an option of llm_generate and llm_generate_stream only",
+            hint="llm_beam_search has a parameter of that name, and llm_generate_tokens takes ids.",
         )
     if BeamSearch in kinds:
         taken = {key: one for key, one in known.items() if not one.draws}

@@ -213,6 +213,29 @@ def copy(source: str, target: str) -> None:
         source,
         target,
     )
+    copy_chat_template(source, target)
+
+
+def copy_chat_template(source: str, target: str) -> None:
+    """Give `target`, which has a configuration, the chat template of `source`, if that has one."""
+    if row := _with_chat_template(source):
+        set_template = "UPDATE {schema}.llm_model_config SET chat_template = $2 WHERE model = $1"
+        db.run(set_template, ["text", "text"], target, row["chat_template"])
+
+
+def forget_chat_template(model: str) -> int:
+    """Remove the chat template of `model`, which marks turns with tokens of its vocabulary; 1 where there was one."""
+    if not _with_chat_template(model):  # else a caller would need the right to change a configuration
+        return 0
+    return db.run("UPDATE {schema}.llm_model_config SET chat_template = NULL WHERE model = $1", ["text"], model)
+
+
+def _with_chat_template(model: str) -> db.Row | None:
+    return db.row(
+        "SELECT chat_template FROM {schema}.llm_model_config WHERE model = $1 AND chat_template IS NOT NULL",
+        ["text"],
+        model,
+    )
 
 
 def _base_of(model: str) -> str | None:
@@ -237,6 +260,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     tokens = [token_bytes(token) for token in vocab]
     _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
+    forget_chat_template(model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",

@@ -31,6 +31,14 @@ def test_stream_is_generate_in_steps(client):
     assert list(client.stream(PROMPT, max_tokens=0)) == []
 
 
+def test_a_stream_takes_ids_in_the_place_of_a_text(conn, client):
+    ids = first_value(conn, "llm_encode(%(p)s, %(m)s)", p=PROMPT, m=MODEL)
+    for options in ({"seed": 5, "top_k": 9}, {"temperature": 0, "echo": False}):
+        assert list(client.stream(prompt_ids=ids, **options)) == list(client.stream(PROMPT, **options))
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="either prompt or prompt_ids"):
+        list(client.stream(PROMPT, prompt_ids=ids))
+
+
 def test_characters_of_several_tokens_arrive_whole(client):
     """At this temperature any byte may follow any other: some make characters, some do not."""
     texts = [

@@ -48,6 +48,7 @@ def merge(model: str, target: str) -> None:
     store.register(target, config)
     adapters.insert(target, gpt2.merged(loaded.params, loaded.config))
     vocabularies.copy(loaded.base.name, target)
+    vocabularies.copy_chat_template(model, target)  # its own, if any, in the place of its base's
     resources.release_memory()
 
 

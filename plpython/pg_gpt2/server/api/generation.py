@@ -24,6 +24,7 @@ from ...generation.options import (
     Drafting,
     Generation,
     ManyTexts,
+    OnePrompt,
     TextGeneration,
     all_options,
     gather,
@@ -51,9 +52,9 @@ BYTES_A_ROW = 200  # of memory, for a row of a result beside its text
 @entry
 def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
-    if prompt is None:
+    job = _text_job(prompt, given)
+    if job is None:
         return None
-    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -62,26 +63,45 @@ def generate(prompt: str | None, **given: Any) -> str | None:
 @entry
 def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
-    if prompt is None:
-        return iter(())
-    asked, sampling, drafting = gather(given, TextGeneration, Sampling, Drafting)
-    return TextJob(prompt, asked, sampling, drafting, logprobs=True).rows()
+    job = _text_job(prompt, given, logprobs=True)
+    return iter(()) if job is None else job.rows()
+
+
+def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> "TextJob | None":
+    """What continues a prompt, or the token ids that options have in its place; None where there is neither."""
+    if prompt is None and given["options"] is None:
+        return None
+    asked, sampling, drafting, one = gather(given, TextGeneration, Sampling, Drafting, OnePrompt)
+    if prompt is not None and one.prompt_ids is not None:
+        raise InvalidParameter("give either prompt or prompt_ids", hint="With prompt_ids in options, prompt is null.")
+    start = prompt if one.prompt_ids is None else [*one.prompt_ids]
+    return None if start is None else TextJob(start, asked, sampling, drafting, logprobs)
 
 
 class TextJob:
-    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
+    """One prompt, a text or its ids, on its way to text. The prompt is already processed when this is made, so that errors come
+    with the call."""
 
     def __init__(
-        self, prompt: str, asked: TextGeneration, sampling: Sampling, drafting: Drafting, logprobs: bool = False
+        self,
+        prompt: str | list[int],
+        asked: TextGeneration,
+        sampling: Sampling,
+        drafting: Drafting,
+        logprobs: bool = False,
     ) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
-        ids = encode_prompt(prompt, model, self.tokenizer)
+        if isinstance(prompt, str):
+            ids, shown = encode_prompt(prompt, model, self.tokenizer), prompt
+        else:
+            ids = check_prompt(prompt, model)
+            shown = db.storable(self.tokenizer.decode(prompt)) if asked.echo else ""
         _require_cache(model, [len(ids)], options.max_tokens)
         options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
-        self.prefix = prompt if asked.echo else ""
+        self.prefix = shown if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 

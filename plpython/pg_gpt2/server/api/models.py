@@ -122,6 +122,8 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
         )
     if base is None:
         vocabularies.copy(source, target)
+    else:
+        vocabularies.copy_chat_template(source, target)
 
 
 TABLES = (
@@ -141,6 +143,7 @@ def drop_model(model: str) -> None:
     dropped = adapters.forget(model)
     dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
         store.register(model, PRESETS[model])

@@ -1,0 +1,91 @@
+"""The chat template of a tokenizer: read where releases of transformers have it, kept with the vocabulary, and written again."""
+
+import json
+
+import psycopg
+import pytest
+
+from loaders import ingest_tokenizer, save_model
+from loaders.common import Database, LoaderError
+from loaders.vocabulary import Vocabulary
+from tests.server.loaders.hub import load, run
+from tests.server.loaders.test_added_tokens import model_directory, plain_files
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}é"
+NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]
+
+
+def template_of(conn, model):
+    return conn.execute("SELECT chat_template FROM llm_model_config WHERE model = %s", [model]).fetchone()[0]
+
+
+@pytest.fixture
+def with_template(directory, vocabulary):
+    plain_files(model_directory(directory, vocab=300, eos_token_id=299), vocabulary)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("said", "file", "expected"),
+    [
+        (CHATML, None, CHATML),
+        (NAMED, None, CHATML),
+        (NAMED[:1], None, None),
+        (None, CHATML, CHATML),
+        ("of before", CHATML, CHATML),
+        (None, None, None),
+    ],
+    ids=["one", "named", "named without a default", "chat_template.jinja", "both", "none"],
+)
+def test_it_is_the_one_that_transformers_uses(vocabulary, tmp_path, capsys, said, file, expected):
+    plain_files(tmp_path, vocabulary)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    if file is not None:
+        (tmp_path / "chat_template.jinja").write_text(file, encoding="utf-8")
+    assert Vocabulary.find(tmp_path).chat_template == expected
+    assert ("left out: tool_use" in capsys.readouterr().err) == isinstance(said, list)
+
+
+@pytest.mark.parametrize(("said", "named"), [({"a": 1}, "no text"), ("é" * 600_000, "longer than 1,048,576 bytes")])
+def test_what_is_no_template_is_refused(vocabulary, tmp_path, said, named):
+    plain_files(tmp_path, vocabulary)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    with pytest.raises(LoaderError, match=named):
+        Vocabulary.find(tmp_path)
+
+
+def test_a_chat_template_goes_with_the_vocabulary(dsn, conn, with_template, tmp_path, monkeypatch, capsys):
+    """Loaded, copied, saved and loaded back; replaced with it, and dropped with it."""
+    load(conn, with_template, "chat")
+    assert template_of(conn, "chat") == CHATML
+    conn.execute("SELECT llm_copy_model('chat', 'copy'), llm_adapter_create('adapter', 'chat')")
+    assert template_of(conn, "copy") == CHATML
+    assert template_of(conn, "adapter") is None, "it uses that of its base"
+    conn.execute("UPDATE llm_model_config SET chat_template = 'own' WHERE model = 'adapter'")
+    conn.execute("SELECT llm_copy_model('adapter', 'second'), llm_adapter_merge('adapter', 'merged')")
+    assert [template_of(conn, model) for model in ("second", "merged")] == ["own", "own"]
+    with conn.transaction():
+        save_model.save_model(Database(conn), "chat", tmp_path / "saved")
+    load(conn, tmp_path / "saved", "again")
+    assert template_of(conn, "again") == CHATML
+    again = ["--dsn", dsn, "--model", "copy", "--truncate", "--tokenizer", tmp_path / "saved"]
+    run(ingest_tokenizer, monkeypatch, *again)
+    assert template_of(conn, "copy") == CHATML
+    (tmp_path / "saved" / "tokenizer_config.json").unlink()
+    run(ingest_tokenizer, monkeypatch, *again)
+    assert template_of(conn, "copy") is None
+    capsys.readouterr()
+    run(ingest_tokenizer, monkeypatch, "--dsn", dsn, "--model", "words alone", "--tokenizer", with_template)
+    assert "no place for its chat template" in capsys.readouterr().err
+    models = ["adapter", "second", "merged", "chat", "copy", "again", "words alone"]
+    for model in models:
+        conn.execute("SELECT llm_drop_model(%s)", [model])
+
+
+def test_a_preset_gives_its_template_back(conn):
+    conn.execute("UPDATE llm_model_config SET chat_template = 'a' WHERE model = 'gpt2-xl'")
+    conn.execute("SELECT llm_drop_model('gpt2-xl')")
+    assert template_of(conn, "gpt2-xl") is None
+    with pytest.raises(psycopg.errors.CheckViolation):
+        conn.execute("UPDATE llm_model_config SET chat_template = repeat('a', 1048577) WHERE model = 'gpt2-xl'")
