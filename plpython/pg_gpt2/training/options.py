@@ -263,13 +263,12 @@ class Course(Declared):
 
     def _require_replicas(self, run: RunOptions) -> None:
         """Refuse what does not go with sync_every, or nowhere else."""
-        given = Course.options()
-        alone = [name for name in ("outer_lr", "outer_momentum") if getattr(self, name) != given[name].default]
-        if not self.is_local and alone:
-            raise InvalidParameter(
-                f"{alone[0]} {getattr(self, alone[0]):g} has no effect without sync_every",
-                hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
-            )
+        for name, value in (("outer_lr", self.outer_lr), ("outer_momentum", self.outer_momentum)):
+            if not self.is_local and value != self.options()[name].default:
+                raise InvalidParameter(
+                    f"{name} {value:g} has no effect without sync_every",
+                    hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
+                )
         if self.is_local and self.shards == 1:
             raise InvalidParameter(
                 f"sync_every {self.sync_every} has nothing to average: shards is 1",

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import host
-from ...errors import InconsistentData
 from ...tensor import FLOAT32
 from ...training.rounds import Rounds
 from ...training.shards import Shard, cut
@@ -18,7 +17,7 @@ from ...training.trainer import StepResult, nothing_counts
 from .. import db, resources
 from ..storage import store
 from .plan import RunPlan
-from .session import Learner
+from .session import Learner, Session
 
 
 class Made(NamedTuple):
@@ -87,18 +86,15 @@ class LocalSteps:
         return Made(step, self._plan.lr(step), result, self._ids[step], digests)
 
 
-def read_momentum(model: str, learner: Learner, outer: Mapping[str, np.ndarray]) -> None:
-    """Fill `outer` with the momentum that the last round left in the rows of a model."""
+def read_momentum(session: Session, outer: Mapping[str, np.ndarray]) -> None:
+    """Fill `outer` with the momentum that the last round left in the rows of the model."""
     for row in db.cursor(
-        f"SELECT name, token_id, shape, grad FROM {store.trained(learner.config)} AS p WHERE name = ANY ($2)",
+        f"SELECT name, token_id, shape, grad FROM {store.trained(session.config)} AS p WHERE name = ANY ($2)",
         ["text", "text[]"],
-        *(model, list(outer)),
+        *(session.model, list(outer)),
     ):
         array = outer[row["name"]][row["token_id"] : row["token_id"] + row["shape"][0]]
-        if len(row["grad"] or b"") != array.nbytes:
-            raise InconsistentData(
-                f'tensor "{row["name"]}", block {row["token_id"]}, of model "{model}" has no outer momentum in grad',
-                hint="The row was changed by hand; train the model in a new run, by another seed.",
-            )
+        if len(row["grad"] or b"") != array.nbytes:  # since the session read the row
+            raise session.changed()
         array[...] = np.frombuffer(row["grad"], FLOAT32).reshape(row["shape"])
         host.check_interrupts()

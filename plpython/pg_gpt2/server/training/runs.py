@@ -109,7 +109,7 @@ class Run:
         )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
         if self._local and done:
-            read_momentum(self.session.model, self.session, self._local.momentum)
+            read_momentum(self.session, self._local.momentum)
         for step, loss in run_log.validation(self.run_id):
             self.evaluations.add(step, loss)
         self._keep_best()

@@ -300,7 +300,7 @@ class Session(Learner):
         if versions.whole != state.version:
             self._require_same_base(versions)
             if not self._only_moved():
-                raise self._changed()
+                raise self.changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
@@ -358,9 +358,10 @@ class Session(Learner):
         with db.planned_once(sum(len(row[4]) * (4 if row[-1] else 3) for row in batch)):
             updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> InconsistentData:
+    def changed(self) -> InconsistentData:
+        """The error for rows that are not as this session read or left them."""
         return InconsistentData(
             f'the weights of model "{self.model}" were changed by somebody else during training',
             hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
