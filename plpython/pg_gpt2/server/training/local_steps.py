@@ -88,8 +88,9 @@ class LocalSteps:
 
 def read_momentum(session: Session, outer: Mapping[str, np.ndarray]) -> None:
     """Fill `outer` with the momentum that the last round left in the rows of the model."""
+    config = session.config
     for row in db.cursor(
-        f"SELECT name, token_id, shape, grad FROM {store.trained(session.config)} AS p WHERE name = ANY ($2)",
+        f"SELECT name, token_id, shape, grad FROM {store.trained(config)} AS p WHERE name = ANY ($2)",
         ["text", "text[]"],
         *(session.model, list(outer)),
     ):
