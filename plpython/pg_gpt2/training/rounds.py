@@ -9,6 +9,7 @@ computes one changes no bit.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,10 @@ import numpy as np
 from ..fast import threads
 from .flat import Flat
 from .shards import PIECE, Found, Part, Shard, Sum
-from .trainer import Batch, Trainer
+from .trainer import Trainer
 
-Read = Callable[
-    [int, int], tuple[Shard, dict[str, Any]]
-]  # step, replica -> its rows, and what Trainer.step takes beside them
+# Step and replica -> its rows, and what Trainer.step takes beside them.
+Read = Callable[[int, int], tuple[Shard, dict[str, Any]]]
 
 
 def state_of(trainer: Trainer) -> Flat:
@@ -34,17 +34,12 @@ def local_step(trainer: Trainer, shard: Shard, how: dict[str, Any]) -> tuple[flo
     update = dict(how["update"])
     trainer.steps.update(zip(trainer.m, update.pop("counts")))
     drawn = {name: how[name] for name in ("dropout_p", "seed", "step_no")}
-
-    def gradients(batches: Sequence[Batch], **more: Any) -> tuple[float, int]:
-        found = trainer.gradients(batches, first_part=shard.first_part, total=how["total"], **more)
-        trainer.flat_gradients  # every tensor has one, so that all count their steps alike  # noqa: B018
-        return found
-
+    gradients = partial(trainer.gradients, first_part=shard.first_part, total=how["total"])
     result = trainer.step(shard.batches, gradients=gradients, **drawn, **update)
     return result.loss, result.grad_norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replica(Part):
     """One of those that learn by themselves through the steps of a round."""
 
