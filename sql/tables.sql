@@ -93,7 +93,8 @@ COMMENT ON COLUMN llm_param.token_id IS
     'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
 COMMENT ON COLUMN llm_param.shape IS 'Shape of this block: {n}, or {rows, columns}.';
 COMMENT ON COLUMN llm_param.data IS 'Weights: little-endian float32, row-major. Linear weights are (in, out).';
-COMMENT ON COLUMN llm_param.grad IS 'Gradient, where one was accumulated; same layout as data.';
+COMMENT ON COLUMN llm_param.grad IS
+    'Gradient, where one was accumulated; same layout as data. Of a run with sync_every that has not ended, its outer momentum.';
 COMMENT ON COLUMN llm_param.m IS 'AdamW first moment; null = zeros.';
 COMMENT ON COLUMN llm_param.v IS 'AdamW second moment; null = zeros.';
 COMMENT ON COLUMN llm_param.step IS 'Number of AdamW updates so far.';
@@ -260,9 +261,10 @@ COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
 COMMENT ON COLUMN llm_train_log.loss IS
     'Mean cross entropy before the update, in nats per token: over the targets that carry loss, with their weights.';
-COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
+COMMENT ON COLUMN llm_train_log.grad_norm IS
+    'Global L2 norm of the gradient before clipping; with sync_every, the mean of those of the replicas.';
 COMMENT ON COLUMN llm_train_log.tokens IS 'Targets in the batch that carry loss.';
-COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
+COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took; of a round, its steps'' share.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
 COMMENT ON COLUMN llm_train_log.batch_digest IS
@@ -274,14 +276,15 @@ COMMENT ON COLUMN llm_train_log.write_seconds IS
     'is not included.';
 COMMENT ON COLUMN llm_train_log.servers IS
     'Of a run with workers, who computed which shards, for leader and workers: shards; seconds of compute, transfer and '
-    'idle; bytes sent and received; and failure, where a worker was lost. Null in a run without.';
+    'idle; bytes sent and received; and failure, where a worker was lost. With sync_every it is of a whole round, at its last '
+    'step. Null in a run without.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS
     'SHA-256 of the weights after this step, where weights were written.';
 COMMENT ON COLUMN llm_train_log.config IS
     'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS
-    'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run '
-    'if they still hold it, wherever they lie.';
+    'After a step by hand or a round of a run with sync_every, a digest of what the rows of llm_param hold: the next one '
+    'belongs to the same run if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost

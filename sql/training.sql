@@ -217,7 +217,8 @@ COMMENT ON FUNCTION llm_train IS
     'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
     'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
     'without gain; keep_best, which leaves the weights of the best evaluation; shards and workers, by which other servers '
-    'share the steps, called by dblink, without changing a bit. llm_training_options lists them. Long runs: CALL llm_train_run.';
+    'share the steps, called by dblink, without changing a bit; sync_every, by which shards are replicas that learn by '
+    'themselves for so many steps, after which evaluations come, too. llm_training_options lists them. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -257,7 +258,8 @@ COMMENT ON PROCEDURE llm_train_run IS
     'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
     'that session, or waits with wait => true. With keep_best each evaluation that is the best so far is committed, as '
     'a checkpoint of the model, which llm_run names in best_checkpoint; the next replaces it, and the end of the run '
-    'removes it. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
+    'removes it. With sync_every commits come at the ends of rounds. Call it in autocommit mode, alone in its statement '
+    'string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_training_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)

@@ -8,8 +8,8 @@ SELECT llm_worker_weights(0, replace(encode(decode(repeat('00', 4 * 96), 'hex'),
 --> 96
 
 -- llm_worker_shard
-SELECT round(llm_worker_shard('{"batches": [{"tokens": [[1, 2]], "targets": [[2, 3]], "weight": null}],
-    "first_part": 0, "chunk": 64, "seed": 1, "step_no": 1, "total": 2, "dropout_p": 0}')::numeric, 4) AS loss;
+SELECT round((llm_worker_shard('{"batches": [{"tokens": [[1, 2]], "targets": [[2, 3]], "weight": null}],
+    "first_part": 0, "chunk": 64, "seed": 1, "step_no": 1, "total": 2, "dropout_p": 0}'))[1]::numeric, 4) AS loss;
 --> 1.6094
 
 -- llm_worker_gradients

@@ -31,6 +31,9 @@ class TrainingOptions(TypedDict, total=False):
     min_delta: Annotated[float, 0.0]
     keep_best: Annotated[bool, False]
     shards: Annotated[int, 1]
+    sync_every: Annotated[int, 1]
+    outer_lr: Annotated[float, 0.7]
+    outer_momentum: Annotated[float, 0.9]
     grad_workers: Annotated[int, 1]
     prune_workers: Annotated[int, 1]
     workers: Annotated[str | Sequence[str] | None, None]
@@ -45,6 +48,9 @@ TRAINING_KEYS = (
     "min_delta",
     "keep_best",
     "shards",
+    "sync_every",
+    "outer_lr",
+    "outer_momentum",
     "workers",
     "worker_timeout",
     "allow_other_bits",

@@ -25,6 +25,9 @@ OPTIONS = {
     "min_delta": 0,
     "keep_best": False,
     "shards": 1,
+    "sync_every": 1,
+    "outer_lr": 0.7,
+    "outer_momentum": 0.9,
 }  # keys of `options`, and defaults
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pg_gpt2.errors import InvalidParameter, NullNotAllowed
+from pg_gpt2.errors import FeatureNotSupported, InvalidParameter, NullNotAllowed
 from pg_gpt2.options import Option, manual
 from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Servers, Workers, all_options, gather
 
@@ -206,3 +206,19 @@ def test_workers_need_shards_and_are_named_once() -> None:
         Servers(("a", "a")).require_sense(Course(shards=2))
     with pytest.raises(InvalidParameter, match=r"^shards 7 is more than the 6 rows of a step$"):
         Course(shards=7).require_sense(Hyperparameters(), RunOptions(batch_size=3, grad_accum=2))
+
+
+def test_replicas_learn_by_themselves_where_there_are_several_and_no_audit() -> None:
+    rounds, run = Course(shards=2, sync_every=5, outer_lr=1), RunOptions(audit="none")
+    rounds.require_sense(Hyperparameters(), run)
+    assert rounds.is_local
+    assert not Course(shards=2).is_local
+    for wrong, message in (
+        (Course(sync_every=5), "sync_every 5 has nothing to average: shards is 1"),
+        (Course(shards=2, outer_momentum=0.5), "outer_momentum 0.5 has no effect without sync_every"),
+        (Course(outer_lr=1), "outer_lr 1 has no effect without sync_every"),
+    ):
+        with pytest.raises(InvalidParameter, match=f"^{message}$"):
+            wrong.require_sense(Hyperparameters(), run)
+    with pytest.raises(FeatureNotSupported, match=r"^audit full records steps of one model"):
+        rounds.require_sense(Hyperparameters(), RunOptions(audit="full"))

@@ -161,7 +161,7 @@ CREATE TEMPORARY TABLE optional AS SELECT llm_train('t', 2, min_lr => 0.001, opt
     "warmup_steps": 1, "max_grad_norm": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "dropout_p": 0, "seed": 7, "audit": "none", "logging_steps": 0, "eval_steps": 1}') AS id;
 SELECT is((SELECT config - '{n_steps,data,attention_chunk,tied}'::text[] FROM llm_run JOIN optional ON id = run_id), '{"lr_max": 0.01, "beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "weight_decay": 0.1,
     "warmup": 1, "grad_clip": 1.0, "batch_size": 2, "grad_accum": 2, "dropout_p": 0.0, "seed": 7, "min_lr": 0.001, "lr_schedule": "cosine", "patience": null, "min_delta": 0.0,
-    "keep_best": false, "shards": 1, "eval_every": 1}'::jsonb, 'options set parameters, under the names of Hugging Face');
+    "keep_best": false, "shards": 1, "sync_every": 1, "outer_lr": 0.7, "outer_momentum": 0.9, "eval_every": 1}'::jsonb, 'options set parameters, under the names of Hugging Face');
 SELECT is((SELECT count(val_loss) FROM llm_train_log JOIN optional ON id = run_id), 2::bigint, 'those of the log, too');
 SELECT throws_ok(format('SELECT llm_train(''t'', 1, %s)', arguments), state, NULL, 'options: ' || arguments) FROM (VALUES
     ($$options => '{"adam_beta3": 1}'$$, '22023'), ($$options => '[]'$$, '22023'), ($$options => '{"learning_rate": "1"}'$$, '22023'), ($$options => '{"learning_rate": -1}'$$, '22023'),

@@ -484,6 +484,9 @@ STATEMENTS = [
     "SELECT llm_train('bare', 1, batch_size => 2000000)",
     "SELECT llm_train('bare', 1, batch_size => 2, options => '{\"shards\": 3}')",
     "SELECT llm_train('bare', 1, options => '{\"workers\": [\"self\"]}')",
+    "SELECT llm_train('bare', 1, audit => 'none', options => '{\"sync_every\": 2}')",
+    "SELECT llm_train('bare', 1, options => '{\"shards\": 2, \"sync_every\": 2}')",
+    "SELECT llm_train('bare', 1, options => '{\"outer_lr\": 1}')",
     on_servers('"self", "self"'),
     "DROP EXTENSION dblink CASCADE; " + on_servers(),
     on_servers('"nosuch"'),
@@ -540,6 +543,9 @@ STATEMENTS = [
     f"SELECT llm_replay({T_RUN}, to_step => 9)",
     f"SELECT llm_replay({T_RUN}, {FIRST}, 2)",
     f"SELECT llm_checkpoint_save('bare'); SELECT llm_replay({T_RUN}, {IN_FILE})",
+    "SELECT llm_train('bare', 2, batch_size => 2, audit => 'none', options => '{\"shards\": 2, \"sync_every\": 2}');"
+    " SELECT llm_checkpoint_save('bare'); UPDATE llm_checkpoint SET step = step - 1 WHERE model = 'bare';"
+    f" SELECT llm_replay({BARE_RUN}, {IN_FILE})",
     f"UPDATE llm_run SET config = '[]'; SELECT llm_replay({T_RUN})",
     f"{STEP} UPDATE llm_run SET first_step = 7; SELECT llm_replay({BARE_RUN})",
     f"{STEP} SELECT llm_checkpoint_save('bare'); {STEP} SELECT llm_replay({BARE_RUN}, {IN_FILE}, 1)",

@@ -188,7 +188,7 @@ EXAMPLES = {
     "llm_worker_begin": f"'{RUN}'",
     "llm_worker_weights": f"CASE WHEN {BEGUN} THEN 0 END, {ZEROS}",
     "llm_worker_shard": f"CASE WHEN {BEGUN} AND {SENT} THEN '{SHARD}'::jsonb END",
-    "llm_worker_gradients": f"CASE WHEN {BEGUN} AND {SENT} AND llm_worker_shard('{SHARD}') > 0 THEN 0 END, 96",
+    "llm_worker_gradients": f"CASE WHEN {BEGUN} AND {SENT} AND (llm_worker_shard('{SHARD}'))[1] > 0 THEN 0 END, 96",
 }
 PARAMETERS = """
     SELECT proargnames[:pronargs],

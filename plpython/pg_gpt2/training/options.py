@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidParameter
+from ..errors import FeatureNotSupported, InvalidParameter
 from ..options import (
     FLAG,
     INTEGER,
@@ -202,6 +202,33 @@ class Course(Declared):
         meaning="The rows of a step are cut into so many parts, whose gradients are added up in order. It decides about the last"
         " bits, and about how many servers a step can be shared by (workers); the mean is over the same targets.",
     )
+    sync_every: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="100 lets workers be called once in 100 steps.",
+        meaning="Above 1, each shard has a replica of the model, which makes so many steps by itself; then all go on from their"
+        " mean, as outer_lr and outer_momentum say (DiLoCo). For servers that are far from each other.",
+    )
+    outer_lr: float = option(
+        0.7,
+        NUMBER,
+        above(0),
+        hint="DiLoCo has 0.7; with outer_momentum 0, 1 goes on from the mean itself.",
+        meaning="With sync_every, how far the shared weights go towards the mean of the replicas.",
+    )
+    outer_momentum: float = option(
+        0.9,
+        NUMBER,
+        from_below(0, 1),
+        hint="DiLoCo has 0.9; 0 needs no memory.",
+        meaning="With sync_every, Nesterov's momentum of that.",
+    )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether shards are replicas, which learn by themselves for a round of steps."""
+        return self.sync_every > 1
 
     @property
     def evaluates(self) -> bool:
@@ -227,10 +254,30 @@ class Course(Declared):
                 f"shards {self.shards} is more than the {rows} rows of a step",
                 hint="A step has batch_size x grad_accum rows, and a shard at least one of them.",
             )
+        self._require_replicas(run)
         if self.lr_schedule == "constant" and settings.min_lr:
             raise InvalidParameter(
                 f"min_lr {settings.min_lr:g} has no effect with lr_schedule constant",
                 hint="cosine and linear fall to min_lr; a constant learning rate stays at lr_max.",
+            )
+
+    def _require_replicas(self, run: RunOptions) -> None:
+        """Refuse what does not go with sync_every, or nowhere else."""
+        for name, value in (("outer_lr", self.outer_lr), ("outer_momentum", self.outer_momentum)):
+            if not self.is_local and value != self.options()[name].default:
+                raise InvalidParameter(
+                    f"{name} {value:g} has no effect without sync_every",
+                    hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
+                )
+        if self.is_local and self.shards == 1:
+            raise InvalidParameter(
+                f"sync_every {self.sync_every} has nothing to average: shards is 1",
+                hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
+            )
+        if self.is_local and run.audit != "none":
+            raise FeatureNotSupported(
+                f"audit {run.audit} records steps of one model, and with sync_every several make each",
+                hint="audit => 'none'; llm_train_log has loss, rows and norms of each step in any case.",
             )
 
 

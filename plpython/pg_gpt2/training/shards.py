@@ -5,15 +5,41 @@ gradient is that of its part of the step's weighted mean. Under one environment 
 numbers alone.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..fast import threads
+from .flat import Flat
 from .trainer import Batch, Trainer, nothing_counts
 
 PIECE = 1 << 18  # values that a thread adds at a time
+
+
+class Found(NamedTuple):
+    """What a part gives: its part of the loss, and a row of numbers to be added up, of a shard gradients [n]; of a replica what
+    each of its own steps gave."""
+
+    loss: float
+    gradients: np.ndarray | Flat
+    steps: tuple[Sequence[float], ...] = ()
+
+
+class Part(Protocol):
+    """What one server computes by itself: a shard of a step, or a replica through a round of steps (rounds.py)."""
+
+    def counts(self) -> bool:
+        """Whether there is anything to compute."""
+
+    def calls(self, how: dict[str, Any]) -> "Iterator[tuple[Shard, dict[str, Any]]]":
+        """What another server is to be asked for, in turn."""
+
+    def found(self, trainer: Trainer, how: dict[str, Any]) -> Found:
+        """Compute it here. The numbers are the trainer's own, and good until the next part."""
+
+    def answered(self, answers: Sequence[Sequence[float]], values: np.ndarray) -> Found:
+        """What another server has found: its answers to `calls`, and the row of numbers."""
 
 
 class Shard(NamedTuple):
@@ -26,12 +52,18 @@ class Shard(NamedTuple):
         """Whether a target of it carries loss; what has none adds nothing."""
         return any(batch.counted() for batch in self.batches)
 
+    def calls(self, how: dict[str, Any]) -> "Iterator[tuple[Shard, dict[str, Any]]]":
+        """It is one call."""
+        yield self, how
 
-class Found(NamedTuple):
-    """What a shard gives: its part of the loss, and of the gradients [n]."""
+    def found(self, trainer: Trainer, how: dict[str, Any]) -> Found:
+        """Its loss and its gradients."""
+        loss, _ = trainer.gradients(self.batches, first_part=self.first_part, **how)
+        return Found(loss, trainer.flat_gradients)
 
-    loss: float
-    gradients: np.ndarray
+    def answered(self, answers: Sequence[Sequence[float]], values: np.ndarray) -> Found:
+        """Its loss and its gradients, from elsewhere."""
+        return Found(answers[0][0], values)
 
 
 def cut(n_rows: int, shards: int) -> list[slice]:
@@ -51,17 +83,17 @@ def numbered(parts: Sequence[Sequence[Batch]]) -> list[Shard]:
 
 
 class Sum:
-    """Gradients added up in the order of their shards, in whatever order they come; those that come early wait."""
+    """Rows of numbers added up in the order of their parts, in whatever order they come; those that come early wait."""
 
     def __init__(self, out: np.ndarray) -> None:
         self.total = out  # [n], of what was added
         self.loss = 0.0
-        self.next = 0  # number of the shard that is added next
+        self.next = 0  # number of the part that is added next
         self._early: dict[int, Found | None] = {}
         self._is_empty = True
 
     def add(self, index: int, found: Found | None) -> None:
-        """Take what the shard `index` gave; None: it adds nothing. An array that comes early is kept."""
+        """Take what the part `index` gave; None: it adds nothing. An array that comes early is kept."""
         self._early[index] = found
         while self.next in self._early:
             one = self._early.pop(self.next)
@@ -100,14 +132,11 @@ class Sharded:
         self.trainer.flat_gradients[...] = added.total
         return added.loss, tokens
 
-    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
-        """Add every shard to `added`; here one after the other."""
-        for index, shard in enumerate(shards):
-            added.add(index, self.compute(shard, how))
+    def collect(self, parts: Sequence[Part], added: Sum, how: dict[str, Any]) -> None:
+        """Add every part to `added`; here one after the other."""
+        for index, part in enumerate(parts):
+            added.add(index, self.compute(part, how))
 
-    def compute(self, shard: Shard, how: dict[str, Any]) -> Found | None:
-        """What a shard gives, None where it adds nothing. The array is the trainer's own, and good until the next one."""
-        if not shard.counts():
-            return None
-        loss, _ = self.trainer.gradients(shard.batches, first_part=shard.first_part, **how)
-        return Found(loss, self.trainer.flat_gradients)
+    def compute(self, part: Part, how: dict[str, Any]) -> Found | None:
+        """What a part gives, None where it adds nothing. The numbers are the trainer's own, and good until the next one."""
+        return part.found(self.trainer, how) if part.counts() else None

@@ -47,9 +47,10 @@ def test_train_takes_the_keys_of_options_as_keywords(new_database, connect, clie
     conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 2 = 0")
     client = client_of(conn)
     keys = {"lr_schedule": "linear", "patience": 1, "min_delta": 100.0, "keep_best": True, "shards": 2}
+    keys |= {"sync_every": 2, "outer_lr": 0.5, "outer_momentum": 0.5}
     assert {*keys, "workers", "worker_timeout", "allow_other_bits"} == set(TRAINING_KEYS)  # three are no part of a run
     for commits in ({}, {"commit_every": 1}):
-        run = client.train(9, batch_size=2, eval_every=1, progress=False, **keys, **commits)
+        run = client.train(9, batch_size=2, eval_every=1, audit="none", progress=False, **keys, **commits)
         config, status = conn.execute("SELECT config, status FROM llm_run WHERE run_id = %s", [run]).fetchone()
         assert status == "early"
         assert {name: config[name] for name in keys} == keys

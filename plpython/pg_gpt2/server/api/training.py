@@ -29,6 +29,7 @@ from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
+from ..training.plan import RunPlan
 
 
 @entry
@@ -185,7 +186,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
     _check_shape(store.config(model), given)
     store.lock(model)
     trained = session.Session(model, workers.grad_workers)
-    with fleet.shared(trained, servers, plan.shards) as helping:
+    with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
     resources.release_memory()
     return run_id
@@ -207,12 +208,12 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
         trained = session.Session(model, workers.grad_workers)
-        with fleet.shared(trained, servers, plan.shards) as helping:
+        with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers, Servers]:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Workers, Servers]:
     """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
@@ -224,7 +225,7 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunP
         )
     course.require_sense(settings, run)
     servers.require_sense(course)
-    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
+    return RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:

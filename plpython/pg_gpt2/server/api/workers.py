@@ -30,8 +30,8 @@ def weights(first: int, sent: str) -> int:
 
 
 @entry
-def shard(shard: str) -> float:
-    """The loss of the shard."""
+def shard(shard: str) -> list[float]:
+    """The loss of the shard; of a step of a replica the norm of its gradient, too."""
     require(shard=shard)
     return shard_work.current().compute(_read(shard, "shard"))
 

@@ -1,28 +1,31 @@
-"""Shards of a run's steps on several servers at once, this one among them.
+"""Shards of a run's steps, or replicas of its rounds, on several servers at once, this one among them.
 
 Each worker is a conversation, written as a generator that gives way while it waits; whoever turns the crank lets all of them
 go on: between this server's own shards, and while these are computed, whenever the arithmetic looks for interrupts. A
 worker that is lost leaves its shard to the others, and is tried again later. Nobody decides about bits: see training/shards.py.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ... import host
 from ...core.op import is_fast
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
-from ...training.options import Servers
-from ...training.shards import Found, Shard, Sharded, Sum
+from ...training.flat import Flat
+from ...training.options import Course, Servers
+from ...training.rounds import state_of
+from ...training.shards import Found, Part, Sharded, Sum
 from .. import db, resources
 from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
-from .worker import Flat, Share, Worker, slowly
+from .worker import Share, Worker, sent, slowly
 
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
@@ -31,9 +34,9 @@ BRIEFLY = 50e-6  # seconds
 
 @dataclass
 class Step:
-    """The shards of a step, who takes how many of them, and what has come."""
+    """The parts of a step or a round, who takes how many of them, and what has come."""
 
-    shards: Sequence[Shard]
+    parts: Sequence[Part]
     how: dict[str, Any]
     todo: deque[int]
     quotas: dict[str | None, int]  # by server, None for this one; {} = as they come
@@ -63,13 +66,13 @@ class Step:
 class Fleet(Sharded):
     """The workers of a run, and this server."""
 
-    def __init__(self, session: Session, servers: Servers, shards: int) -> None:
-        resources.require_memory(4 * session.config.n_trained() * (1 + shards), f"the gradients of {shards} shards")
-        super().__init__(session.trainer)
-        self._base, config, tied = session.base, session.config, session.trainer.tied
-        self._base_names = shard_work.base_names(config)
-        self._own = Flat([session.trainer.params[name] for name in shard_work.trained_names(config, tied)])
-        self._run = {"config": config.to_json(), "tied": tied}
+    def __init__(self, session: Session, servers: Servers, course: Course) -> None:
+        trainer, config = session.trainer, session.config
+        self._own = state_of(trainer) if course.is_local else Flat([trainer.params[name] for name in trainer.m])
+        resources.require_memory(4 * self._own.size * (1 + course.shards), f"what {course.shards} shards give")
+        super().__init__(trainer)
+        self._base, self._base_names = session.base, shard_work.base_names(config)
+        self._run = {"config": config.to_json(), "tied": trainer.tied, "learns": course.is_local}
         self._allow_other_bits, self._here = servers.allow_other_bits, environment.current()
         self._version = (db.row("SELECT extversion FROM pg_extension WHERE extname = 'pg_gpt2'") or {})["extversion"]
         schema, wait = remote.dblink_schema(), servers.worker_timeout
@@ -138,7 +141,7 @@ class Fleet(Sharded):
         for name in self._base_names if self._base else ():
             tensor = Flat([self._base.params[name]])  # type: ignore[union-attr]
             end = start + tensor.size
-            yield from worker.send(start, end, lambda first, t=tensor, start=start: t.sent(first - start))  # type: ignore[misc]
+            yield from worker.send(start, end, lambda first, t=tensor, start=start: sent(t, first - start))  # type: ignore[misc]
             start = end
         worker.join()
 
@@ -158,22 +161,22 @@ class Fleet(Sharded):
 
     # ---- a step
 
-    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
-        """Add every shard to `added`, on all servers at once."""
+    def collect(self, parts: Sequence[Part], added: Sum, how: dict[str, Any]) -> None:
+        """Add every part to `added`, on all servers at once."""
         self.share, counting = Share(), []
         for worker in self.workers:
             worker.share, worker.link.sent, worker.link.received = Share(), 0, 0
         self._try_lost()
-        for index, shard in enumerate(shards):
-            if shard.counts():
+        for index, part in enumerate(parts):
+            if part.counts():
                 counting.append(index)
             else:
                 added.add(index, None)
         quotas = self._quotas(len(counting))
         there = [worker for worker in self.workers if quotas.get(worker.name)]
-        step = Step(shards, how, deque(counting), quotas)
+        step = Step(parts, how, deque(counting), quotas)
         began, mine = time.monotonic(), step.take(None)
-        pieces = lru_cache(maxsize=8)(self._own.sent)  # workers are at about the same place
+        pieces = lru_cache(maxsize=8)(partial(sent, self._own))  # workers are at about the same place
         for worker in there:
             worker.talk, worker.has_weights = self._converse(worker, step, pieces), False
         while any(worker.talk and not worker.has_weights for worker in there):
@@ -194,7 +197,7 @@ class Fleet(Sharded):
         worker.has_weights = True
         while (index := step.take(worker.name)) is not None:
             worker.shard = index
-            found = yield from worker.compute(step.shards[index], self.trainer.chunk, step.how, self._own.size)
+            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, self._own.size)
             worker.shard = None
             worker.share.shards.append(index)
             step.found.append((index, found))
@@ -204,14 +207,14 @@ class Fleet(Sharded):
         """One shard on this server, which keeps the others going meanwhile."""
         began = time.monotonic()
         with self._turning(step):
-            found = self.compute(step.shards[index], step.how)
+            found = self.compute(step.parts[index], step.how)
         seconds = time.monotonic() - began
         self.share.compute += seconds
         self.share.shards.append(index)
         self.pace = slowly(self.pace, seconds)
         step.add_to(added)
         if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
-            found = Found(found.loss, found.gradients.copy())
+            found = found._replace(gradients=found.gradients.copy())
         added.add(index, found)
 
     def _next(self, step: Step) -> int | None:
@@ -277,6 +280,7 @@ class Fleet(Sharded):
             before()
             now = time.monotonic()
             if now - self._turned >= IN_TURN:
+                self._turned = math.inf  # a conversation that reads rows looks, too
                 while self._turn(step.lose) and time.monotonic() < now + IN_TURN:
                     pass
                 self._turned = time.monotonic()
@@ -302,7 +306,7 @@ def _refuse(worker: Worker, error: PgGpt2Error) -> None:
 
 
 @contextmanager
-def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | None]:
+def shared(session: Session, servers: Servers, course: Course) -> Iterator[Fleet | None]:
     """Within it, the session's steps are computed on the workers, too, where there are any."""
     if not servers.workers:
         yield None
@@ -311,7 +315,7 @@ def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | 
         raise FeatureNotSupported(
             "workers compute with the faster forms of ops, and pg_gpt2.fast is off", hint="RESET pg_gpt2.fast;"
         )
-    fleet = Fleet(session, servers, shards)
+    fleet = Fleet(session, servers, course)
     try:
         fleet.begin()
         session.sharded, session.workers = fleet, fleet.environments

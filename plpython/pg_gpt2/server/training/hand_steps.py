@@ -13,6 +13,7 @@ from .. import db
 from ..storage import store
 from . import datasets, environment, run_log, runs
 from .audit import Auditor
+from .plan import settings_of
 from .session import Session, Settings
 
 
@@ -28,7 +29,7 @@ class StepPlan:
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
         """The plan that llm_train_log.config records."""
-        return cls(runs.settings_of(config), config["total_steps"], batch_size)
+        return cls(settings_of(config), config["total_steps"], batch_size)
 
     def lr(self, step: int) -> float:
         """Learning rate of the model's step 1, 2, ..."""

@@ -17,11 +17,13 @@ class Progress:
         self.began = time.perf_counter()
 
     def show(
-        self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
+        self, done: range, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
     ) -> None:
-        """After a step; `is_best`: its evaluation is the best so far, which matters to the run."""
+        """After the steps `done`, one or those of a round; loss and lr are of the last of them. `is_best`: its evaluation is the
+        best so far, which matters to the run."""
         self.tokens += tokens
-        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        step = done[-1]
+        due = self.every and (done[0] == 1 or passes(done, self.every) or step == self.n_steps)
         if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
             validation = (
@@ -29,3 +31,8 @@ class Progress:
             )
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()
+
+
+def passes(steps: range, every: int) -> bool:
+    """Whether one of the steps is a multiple of `every`."""
+    return steps[-1] // every > (steps[0] - 1) // every

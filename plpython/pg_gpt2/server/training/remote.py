@@ -17,7 +17,7 @@ CANCELLED = "57014"
 Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
 FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
 REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
-TYPES = ("text", "int8", "float8", "bytea")
+TYPES = ("text", "int8", "float8[]", "bytea")
 
 
 class Lost(Exception):

@@ -14,7 +14,7 @@ from ... import host
 from ...core import gpt2
 from ...core.config import GPT2Config
 from ...core.ops import CHUNK
-from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...fast import threads
 from ...tensor import FLOAT32
 from ...training.early import Evaluations
@@ -23,7 +23,8 @@ from .. import db
 from ..storage import checkpoints, reading, store, weights
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
-from . import run_log, runs
+from . import run_log
+from .plan import RunPlan
 from .session import Learner, Settings, with_base
 
 
@@ -33,7 +34,7 @@ class Record:
 
     run_id: int
     model: str
-    plan: runs.RunPlan | None
+    plan: RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
     base: dict[str, str] | None  # name and digest of what an adapter adapted
@@ -61,6 +62,11 @@ class Record:
         if self.plan is None or self.plan.course.patience is None or self.status not in ("finished", "early"):
             return self.status
         return "finished" if self.last == self.plan.n_steps else "early" if self.evaluations.exhausted else "running"
+
+    @property
+    def from_start_only(self) -> bool:
+        """Whether more than what a checkpoint holds decides about the next round: the outer momentum."""
+        return self.plan is not None and self.plan.course.is_local and self.plan.course.outer_momentum > 0
 
     def number(self, model_step: int) -> int:
         """Number in the log of the step that was the model's `model_step`-th."""
@@ -124,7 +130,7 @@ class Record:
         ]
         plan, data = None, {}
         if row["n_steps"] is not None:
-            plan, data = runs.RunPlan.of(config), config["data"]
+            plan, data = RunPlan.of(config), config["data"]
             check_settings(plan.settings)
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
@@ -207,7 +213,8 @@ def begin(record: Record, from_checkpoint: int | None, base: weights.Model | Non
     initial = _initial(record, base)
     if initial is not None and initial.difference(record) is None:
         return initial
-    for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
+    on_the_way = "false" if record.from_start_only else "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"
+    for saved in saved_checkpoints(record, on_the_way):
         return _from_checkpoint(record, saved, base)
     raise WrongState(
         f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
@@ -236,6 +243,11 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     elif not record.start <= done < record.last:
         last = record.model_step(record.last)
         problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
+    elif done > record.start and record.from_start_only:
+        raise FeatureNotSupported(
+            f"checkpoint {checkpoint_id} is of the middle of run {record.run_id}, and does not have its outer momentum",
+            hint="A run with sync_every is replayed from its start: leave from_checkpoint out.",
+        )
     elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"
     else:

@@ -22,7 +22,9 @@ from ..storage.checkpoint_files import KINDS, Part
 from ..storage.checkpoints import Checkpoint
 from . import datasets, environment, runs
 from .hand_steps import StepPlan
-from .progress import NOTICES
+from .local_steps import LocalSteps, Made
+from .plan import RunPlan
+from .progress import NOTICES, passes
 from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
@@ -72,13 +74,16 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
         report.last_step = start.done
         return report
     work = _Replay(record, start.learner, report)
-    for step in range(start.done + 1, last + 1):
-        report.difference = next(work.step(step), None)
+    done = start.done
+    while done < last:
+        steps = work.together(done, last)
+        done = steps[-1]
+        report.difference = next(work.go_on(steps), None)
         if report.difference is not None:
-            report.last_step = step
+            report.last_step = report.difference.step
             break
-        if (step - start.done) % max(1, (last - start.done) // NOTICES) == 0:
-            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
+        if passes(range(steps[0] - start.done, done - start.done + 1), max(1, (last - start.done) // NOTICES)):
+            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {done} agree")
     else:
         report.difference = next(work.end(last), None)
     work.tell(other)
@@ -95,41 +100,60 @@ class _Replay:
             self.rows = datasets.row_ids(record.model, learner.config, "train")
             self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
             self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        local = record.plan is not None and record.plan.course.is_local
+        self.local = LocalSteps(learner, record.plan) if local and record.plan else None
         self.unlogged = 0
         self.rounded: int | None = None  # first step whose bits differ where they may
         self.saved: dict[int, list[Checkpoint]] = {}
         for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
             self.saved.setdefault(record.number(saved.step), []).append(saved)
 
-    def step(self, step: int) -> Iterator[Difference]:
-        """Train one step; what differs from the record, the cause before the consequence."""
-        logged = logged_step(self.record.run_id, step)
-        if logged is None:
-            self.unlogged += 1
-        ids = self._ids(step, logged)
-        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
-        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
-        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
-            yield Difference(step, "batch", ids)
-            return
+    def together(self, done: int, last: int) -> range:
+        """The steps after step `done` that are made at once, up to `last`."""
+        steps = self.record.plan.together(done) if self.record.plan else range(done + 1, done + 2)
+        return range(steps[0], min(steps[-1], last) + 1)
+
+    def go_on(self, steps: range) -> Iterator[Difference]:
+        """Train one step, or a round of them; what differs from the record, the cause before the consequence."""
+        logged, ids, plan = {step: logged_step(self.record.run_id, step) for step in steps}, {}, self.record.plan
+        for step in steps:
+            self.unlogged += logged[step] is None
+            ids[step] = self._ids(step, logged[step])
+            by = plan or self._plan_by_hand(step, logged[step], ids[step])
+            wanted = by.batch_size if isinstance(by, StepPlan) else by.batch_size * by.grad_accum
+            if len(ids[step]) != wanted or not wanted or not all(type(row_id) is int for row_id in ids[step]):
+                yield Difference(step, "batch", ids[step])
+                return
         try:
-            lr, result, digests = runs.learn(self.learner, plan, step, ids)
+            made = self._learn(steps, ids, by)
         except (
             UndefinedObject,
             InvalidParameter,
             InconsistentData,
             Diverged,
         ) as error:  # as a row of the data that is gone
-            yield Difference(step, error.message)
+            yield Difference(steps[-1], error.message)
             return
+        for one in made:
+            yield from self._compared(one, logged[one.step])
+
+    def _learn(self, steps: range, ids: dict[int, list[int]], by: RunPlan | StepPlan) -> list[Made]:
+        if self.local:
+            return self.local.learn(steps, ids.__getitem__)
+        lr, result, digests = runs.learn(self.learner, by, steps[0], ids[steps[0]])
+        return [Made(steps[0], lr, result, ids[steps[0]], digests)]
+
+    def _compared(self, made: Made, logged: db.Row | None) -> Iterator[Difference]:
+        """What of a step, and of all that was saved after it, is not as recorded."""
+        step, record = made.step, self.record
         if logged is not None:
-            yield from self._rows_read(step, ids, logged, digests)
-            yield from self._numbers(step, logged, lr, result, ids)
+            yield from self._rows_read(step, made.ids, logged, made.digests)
+            yield from self._numbers(step, logged, made.lr, made.result, made.ids)
             if logged["weights_digest"] is not None:
                 yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
         for saved in self.saved.get(step, ()):
             yield from self._checkpoint(step, saved)
-        if step == self.record.left:
+        if step == record.left:
             yield from self._model(step)
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:

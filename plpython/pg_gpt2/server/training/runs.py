@@ -8,17 +8,15 @@ evaluations decide: they are in the log.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
-from ...training.early import Evaluations
-from ...training.optim import run_lr
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
@@ -26,79 +24,16 @@ from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
 from .fleet import Fleet
-from .progress import Progress
-from .session import Learner, Session, Settings, mean_loss
+from .local_steps import LocalSteps, Made, read_momentum
+from .plan import RunPlan, Schedule
+from .progress import Progress, passes
+from .session import Learner, Session, mean_loss
 
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 
-class Schedule(Protocol):
-    """What steps have in common, in a run or by hand."""
-
-    @property
-    def settings(self) -> Settings:
-        """Hyperparameters of the optimizer."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a micro-batch."""
-
-    @property
-    def shards(self) -> int:
-        """Parts of a step whose gradients are added up."""
-
-    def lr(self, step: int) -> float:
-        """Learning rate of a step."""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run is to do. `log_every` and `audit` change what is reported, not what is learned; so does `eval_every`, unless
-    evaluations decide about the end."""
-
-    settings: Settings
-    n_steps: int
-    batch_size: int
-    grad_accum: int
-    eval_every: int | None
-    log_every: int | None
-    audit: str = "tape"
-    course: Course = field(default_factory=Course)
-
-    @classmethod
-    def of(cls, config: dict) -> "RunPlan":
-        """The plan that llm_run.config records; what that leaves open is off."""
-        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
-        return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
-
-    @property
-    def shards(self) -> int:
-        """Parts of a step whose gradients are added up."""
-        return self.course.shards
-
-    def lr(self, step: int) -> float:
-        """Learning rate of step 1 .. n_steps."""
-        settings = self.settings
-        schedule = self.course.lr_schedule
-        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr, schedule)
-
-    def evaluations(self) -> Evaluations:
-        """Those of a run that has made none yet."""
-        return Evaluations(self.course.patience, self.course.min_delta)
-
-
-def settings_of(config: dict) -> Settings:
-    """The settings that were recorded."""
-    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
-
-
-def course_of(config: dict) -> Course:
-    """The same for its course; what a run of before these options does not say is as it was then."""
-    return Course(**{name: config[name] for name in Course.options() if name in config})
-
-
 class Run:
-    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
+    """A run in progress: `go_on` makes and logs a step or a round, `commit_point` writes what has been learned."""
 
     def __init__(self, session: Session, plan: RunPlan, fleet: Fleet | None = None, *, commits: bool = False) -> None:
         self.session = session
@@ -117,7 +52,9 @@ class Run:
         self.evaluations = plan.evaluations()
         self._best: Best | None = None
         self._progress = Progress(plan.n_steps, plan.log_every)
+        self.made = range(0)  # steps, by the last call of `go_on`
         self.done = 0
+        self._local = LocalSteps(session, plan) if plan.course.is_local else None
         self._log = run_log.Log(0, session.model)
 
     @property
@@ -137,8 +74,8 @@ class Run:
             "SELECT r.run_id, r.first_step, ($3 || r.config) - $4 = $2 - $4 AS same, l.step,"
             " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
-            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
-            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest, l.lineage FROM {schema}.llm_run r"
+            " LEFT JOIN LATERAL (SELECT step, weights_digest, lineage FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
             ["text", "jsonb", "jsonb", "text[]"],
@@ -151,6 +88,8 @@ class Run:
             return False
         done = row["step"] or 0
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if self._local and done:  # moments and outer momentum decide, too, and are no bits of the weights yet
+            same_weights &= row["lineage"] == self.session.content
         if not (row["same"] and same_weights):
             what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
             what = what if row["same_base"] else "the weights of the base"
@@ -169,6 +108,8 @@ class Run:
             row["chunk"] or self.session.trainer.chunk
         )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
+        if self._local and done:
+            read_momentum(self.session, self._local.momentum)
         for step, loss in run_log.validation(self.run_id):
             self.evaluations.add(step, loss)
         self._keep_best()
@@ -190,28 +131,39 @@ class Run:
         """Whether there is no further step."""
         return self.done >= self.plan.n_steps or self.evaluations.exhausted
 
-    def step(self) -> bool:
-        """The next step; whether its weights are to be kept, as the best so far of a run that goes on."""
-        plan, session, step = self.plan, self.session, self.done + 1
-        began = time.perf_counter()
-        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        # Any step of a committing run may be the last before a commit; of another, only the last stay.
-        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
-        lr, result, digests = learn(session, plan, step, ids, audit)
-        self._audit.end(session.trainer)
-        seconds = time.perf_counter() - began
-        val_loss = self._evaluate(step)
-        is_best = val_loss is not None and self.evaluations.add(step, val_loss)
+    def go_on(self) -> bool:
+        """The next step, or round; whether its weights are to be kept, as the best so far of a run that goes on."""
+        plan, began = self.plan, time.perf_counter()
+        self.made = plan.together(self.done)
+        made = self._local.learn(self.made, self._ids) if self._local else [self._step(self.done + 1)]
+        seconds = (time.perf_counter() - began) / len(made)
+        last, self.done = made[-1], made[-1].step
+        val_loss = self._evaluate()
+        is_best = val_loss is not None and self.evaluations.add(self.done, val_loss)
         servers = None if self._fleet is None else self._fleet.told()
-        self._log.add(step, lr, result, seconds, ids, digests, val_loss, servers)
-        self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
-        self.done = step
+        for one in made:
+            measured = (val_loss, servers) if one is last else (None, None)
+            self._log.add(one.step, one.lr, one.result, seconds, one.ids, one.digests, *measured)
+        tokens = sum(one.result.tokens for one in made)
+        self._progress.show(self.made, last.result.loss, last.lr, tokens, val_loss, is_best and plan.course.evaluates)
         host.check_interrupts()
         return is_best and self._best is not None and not self.over
 
-    def _evaluate(self, step: int) -> float | None:
+    def _ids(self, step: int) -> list[int]:
+        """The rows of a step."""
+        return self._rows[self._order.rows(step, self.plan.batch_size * self.plan.grad_accum)].tolist()
+
+    def _step(self, step: int) -> Made:
+        ids = self._ids(step)
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else self.plan.n_steps - step)
+        lr, result, digests = learn(self.session, self.plan, step, ids, audit)
+        self._audit.end(self.session.trainer)
+        return Made(step, lr, result, ids, digests)
+
+    def _evaluate(self) -> float | None:
         every, n_steps = self.plan.eval_every, self.plan.n_steps
-        if self._val_rows is None or not every or (step % every and step != n_steps):
+        if self._val_rows is None or not every or not (passes(self.made, every) or self.done == n_steps):
             return None
         return validate(self.session, self._val_rows, self.plan.batch_size)
 
@@ -238,9 +190,11 @@ class Run:
         if ended and self._best is not None:
             put_back(self._best, self.evaluations, self.run_id, self.done)
         began = time.perf_counter()
+        self.session.outer = {} if self._local is None or ended else self._local.momentum
         self.session.write()
         self._audit.write()
-        self._log.write(time.perf_counter() - began, digest)
+        lineage = self.session.content if self._local else None
+        self._log.write(time.perf_counter() - began, digest, lineage=lineage)
         if ended and self._best is not None:
             self._best.forget()
         db.run(
@@ -289,7 +243,7 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     run = Run(session, plan, fleet)
     run.begin()
     while not run.over:
-        if run.step():
+        if run.go_on():
             run.keep()
     run.end()
     return run.run_id
@@ -298,17 +252,17 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
 def train_committing(
     session: Session, plan: RunPlan, fleet: Fleet | None, commit_every: int, flush_seconds: float
 ) -> None:
-    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
-    with each evaluation whose weights are kept as the best so far."""
+    """All steps, committing as they are made: every `commit_every` steps, or with the round that makes these full, but not before
+    `flush_seconds` have passed; and with each evaluation whose weights are kept as the best so far."""
     run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
     committed = looked = time.monotonic()
     while not run.over:
-        best = run.step()
+        best = run.go_on()
         now = time.monotonic()
-        if best or (run.done % commit_every == 0 and now - committed >= flush_seconds and not run.over):
+        if best or (passes(run.made, commit_every) and now - committed >= flush_seconds and not run.over):
             run.commit_point()
             if best:
                 run.keep()

@@ -26,18 +26,20 @@ KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of
 
 # Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
 SLOTS = 8
-Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
-UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
+Block = tuple[
+    str, str, int, int, bytes, bytes, bytes, bytes | None
+]  # model, name, token_id, step of a row; data, m, v, grad
+UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (4 * SLOTS)]
 
 
 def _slot(column: int) -> str:
-    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
+    """SQL for the value of data, m, v or grad (0 to 3) of the block at `place`."""
     cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
     return f"CASE new.place {cases} END"
 
 
 UPDATE = (
-    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
+    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, grad = {_slot(3)}, step = new.step"
     " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
     " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
 )
@@ -93,16 +95,23 @@ class Learner:
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        parts: list[list[Batch]] = []
-        for part in cut(len(rows), shards):
-            own = rows[part]
-            parts.append([])
-            for start in range(0, len(own), batch_size):
-                parts[-1] += datasets.batches(own[start : start + batch_size])
-                host.check_interrupts()
-        for count, length in {batch.tokens.shape for found in parts for batch in found}:
-            self._require_memory(count, length, dropout_p)
+        parts = [self._micro_batches(rows[part], batch_size, dropout_p) for part in cut(len(rows), shards)]
         return numbered(parts), [row.digest for row in rows]
+
+    def shard(self, ids: Sequence[int], part: slice, batch_size: int, dropout_p: float) -> tuple[Shard, list[int]]:
+        """The same for one of them, the rows `part`: its micro-batches are numbered from that of its first row on."""
+        rows = datasets.rows(ids[part], self.model, self.config)
+        batches = self._micro_batches(rows, batch_size, dropout_p)
+        return Shard(tuple(batches), part.start), [row.digest for row in rows]
+
+    def _micro_batches(self, rows: Sequence[datasets.Row], batch_size: int, dropout_p: float) -> list[Batch]:
+        found: list[Batch] = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+            host.check_interrupts()
+        for count, length in {batch.tokens.shape for batch in found}:
+            self._require_memory(count, length, dropout_p)
+        return found
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
@@ -136,6 +145,7 @@ class LearnerState:
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
     rows: dict[tuple[str, int], Place]  # a shared block is another model's
     sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
+    has_grad: bool  # whether any of these has something in grad
 
     @property
     def nbytes(self) -> int:
@@ -153,6 +163,7 @@ def read_state(model: str, config: GPT2Config, version: str, base: weights.Model
     blocks: list[tuple[str, int, int]] = []
     places: dict[tuple[str, int], Place] = {}
     sums: dict[Place, bytes] = {}
+    has_grad = False
     for place, row in _rows(model, config):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
@@ -171,14 +182,17 @@ def read_state(model: str, config: GPT2Config, version: str, base: weights.Model
         blocks.append((name, first, rows))
         places[name, first] = place
         sums[place] = _checksum_of(row)
+        has_grad |= row["grad"] is not None
     tied, blocks = _tied(model, blocks, places)
-    return LearnerState(model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(
+        model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums, has_grad
+    )
 
 
 def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
     """Each block of `model` that is trained, with the row that it is in."""
     for row in db.cursor(
-        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
+        "SELECT name, token_id, shape, data, m, v, step, sha256(grad) AS grad, source_model, source_name, source_token_id"
         f" FROM {store.trained(config)} AS p ORDER BY name, token_id",
         ["text"],
         model,
@@ -188,13 +202,14 @@ def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
 
 
 def _checksum_of(row: db.Row) -> bytes:
-    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
+    return _checksum(row["step"], row["grad"], row["data"], row["m"], row["v"])
 
 
-def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
-    """Checksum of the contents of a row, wherever it lies. It includes sizes, so that data, m and v are told apart."""
+def _checksum(step: int, grad: bytes | None, *tensors: bytes | None) -> bytes:
+    """Checksum of the contents of a row, wherever it lies; `grad` is the SHA-256 of that. It includes sizes, so that data, m and
+    v are told apart."""
     found = Checksum()
-    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
+    found.update(repr((step, grad, [tensor and len(tensor) for tensor in tensors])).encode())
     for tensor in tensors:
         found.update(tensor or b"")
     return found.digest()
@@ -244,6 +259,7 @@ class Session(Learner):
             state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
+        self.outer: Mapping[str, np.ndarray] = {}  # what is to stand in grad: the outer momentum of a run that goes on
         arrays = (with_base(state.base, state.params), state.m, state.v, state.steps)
         super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
@@ -278,16 +294,17 @@ class Session(Learner):
     def write(self) -> None:
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
+        all_blocks, state.has_grad = state.has_grad and not self.outer, bool(self.outer)
         self._lock_rows()
         versions = reading.versions_of(self.model, self.config)  # by a snapshot after the rows are ours
         if versions.whole != state.version:
             self._require_same_base(versions)
             if not self._only_moved():
-                raise self._changed()
+                raise self.changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
-            if trainer.steps[name] == self._written[name]:
+            if trainer.steps[name] == self._written[name] and not all_blocks:
                 continue
             part = slice(first, first + rows)
             if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
@@ -296,10 +313,11 @@ class Session(Learner):
                     hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
                 )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            grad = to_bytes(self.outer[name][part]) if self.outer else None
             place = state.rows[name, first]
-            batch.append((*place, trainer.steps[name], data, m, v))
-            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
-            held += 3 * len(data)
+            batch.append((*place, trainer.steps[name], data, m, v, grad))
+            state.sums[place] = _checksum(trainer.steps[name], grad and hashlib.sha256(grad).digest(), data, m, v)
+            held += (4 if grad else 3) * len(data)
             if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
                 self._update(batch)
                 batch, held = [], 0
@@ -337,12 +355,13 @@ class Session(Learner):
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
         empty = [None] * (SLOTS - len(batch))
         values = [value for column in tensors for value in [*column, *empty]]
-        with db.planned_once(sum(len(row[-1]) * 3 for row in batch)):
+        with db.planned_once(sum(len(row[4]) * (4 if row[-1] else 3) for row in batch)):
             updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> InconsistentData:
+    def changed(self) -> InconsistentData:
+        """The error for rows that are not as this session read or left them."""
         return InconsistentData(
             f'the weights of model "{self.model}" were changed by somebody else during training',
             hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",

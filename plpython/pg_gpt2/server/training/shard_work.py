@@ -1,12 +1,12 @@
 """Shards of another server's run, computed in this session: no model, no data and no table, only what that run sends.
 
 The session holds weights and gradients of one run, in flat arrays whose places both sides count alike: the tensors that training
-changes in the order of the configuration, then those of an adapter's base. A row of numbers from elsewhere is checked before it
-is used, and memory is asked for before it is taken.
+changes in the order of the configuration, with sync_every their moments after them, and then those of an adapter's base. A row
+of numbers from elsewhere is checked before it is used, and memory is asked for before it is taken.
 """
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
@@ -21,13 +21,16 @@ from ...limits import MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import INT8
 from ...tensor import FLOAT32
-from ...training.shards import Found, Shard, Sharded
+from ...training.flat import Flat
+from ...training.rounds import local_step, state_of
+from ...training.shards import Shard
 from ...training.trainer import Batch, Trainer, estimate_step_bytes
 from .. import db, resources
 from . import environment
 
 MOST_SENT = 1 << 24  # values at a time
 LOOK_FOR_LEADER = "250ms"  # while a shard is computed
+ADAMW = ("lr", "beta1", "beta2", "eps", "weight_decay")
 KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 
 
@@ -57,25 +60,27 @@ def base_names(config: GPT2Config) -> list[str]:
 
 
 class Work:
-    """A run whose shards this session computes."""
+    """A run whose shards this session computes; with `learns`, whose replicas."""
 
-    def __init__(self, config: GPT2Config, tied: dict[str, str], role: str) -> None:
-        self.config, self.tied, self.role = config, tied, role
+    def __init__(self, config: GPT2Config, tied: dict[str, str], learns: bool, role: str) -> None:
+        self.config, self.tied, self.learns, self.role = config, tied, learns, role
         shapes = config.param_shapes()
         self._own = {name: shapes[name] for name in trained_names(config, tied)}
         self._base = {name: shapes[name] for name in base_names(config)}
-        self.n_own, self.n_base = (sum(map(prod, some.values())) for some in (self._own, self._base))
-        # A base is laid out tensor by tensor: the largest is there twice meanwhile.
-        largest = max(map(prod, self._base.values()), default=0)
-        resources.require_memory(4 * (2 * self.n_own + self.n_base + largest), "a model of another server's run")
+        n_own, self.n_base = (sum(map(prod, some.values())) for some in (self._own, self._base))
+        self.n_own = 3 * n_own if learns else n_own  # numbers that are sent, and fetched: with both moments, or without
+        # A base is laid out tensor by tensor: the largest is there twice meanwhile. So is a replica, as it was sent and as it is.
+        largest, own = max(map(prod, self._base.values()), default=0), 7 * n_own if learns else 2 * n_own
+        resources.require_memory(4 * (own + self.n_base + largest), "a model of another server's run")
         self._granted = 0
         self._flat = np.empty(self.n_own, FLOAT32)
         self._flat_base: np.ndarray | None = np.empty(self.n_base, FLOAT32)
-        self._next = 0  # place that is awaited of the weights that are trained, and of the base's
+        self._next = 0  # place that is awaited of what is sent again and again, and of the base
         self._next_base = self.n_own
         self._frozen: Mapping[str, Any] = {}
-        self._sharded: Sharded | None = None
-        self._found: Found | None = None
+        self._made: Trainer | None = None
+        self._found: np.ndarray | Flat | None = None
+        self._replica: Flat | None = None  # that has begun
 
     def take(self, first: int, sent: str) -> int:
         """Weights for the places from `first` on, which is the one that is awaited, or 0; the place after them."""
@@ -86,7 +91,7 @@ class Work:
             raise unexpected("sent, which is no float32 in base64") from None
         if len(sent) != -(-len(data) // 3) * 4:
             raise unexpected("sent, which has more than base64")
-        end, self._found = first + values.size, None
+        end, self._found, self._replica = first + values.size, None, None
         if not 0 < values.size <= MOST_SENT:
             raise unexpected(f"{values.size} weights")
         if first in (0, self._next) and end <= self.n_own:
@@ -102,38 +107,49 @@ class Work:
 
     def _lay_out(self, flat: np.ndarray) -> None:
         """The base as models of this server lie in memory, where that may decide about bits."""
-        params, start = {}, 0
-        for name, shape in self._base.items():
-            params[name] = flat[start : start + prod(shape)].reshape(shape)
-            start += prod(shape)
-        self._frozen = layout.lay_out(params, replace(self.config, adapter=None))
+        self._frozen = layout.lay_out(dict(_shaped(flat, self._base)), replace(self.config, adapter=None))
 
-    def _ready(self) -> Sharded:
-        """What computes, once all weights are there; 55000 before."""
+    def _trainer(self) -> Trainer:
+        """What computes, once all weights are there; 55000 before. A replica has arrays of its own, which a next one begins
+        without."""
         if self._next < self.n_own or self._next_base < self.n_own + self.n_base:
             raise _missing("all of its weights")
-        if self._sharded is None:
-            params, start = dict(self._frozen), 0
-            for name, shape in self._own.items():
-                params[name] = self._flat[start : start + prod(shape)].reshape(shape)
-                start += prod(shape)
+        if self._made is None:
+            own = dict(_shaped(self._flat.copy() if self.learns else self._flat, self._own))
+            params = {**self._frozen, **own}
             params |= {name: params[one] for name, one in self.tied.items()}
-            self._sharded = Sharded(Trainer(self.config, params, tied=self.tied))
-        return self._sharded
+            self._made = Trainer(self.config, params, tied=self.tied)
+        return self._made
 
-    def compute(self, said: Any) -> float:
-        """The loss of a shard, whose gradients are kept."""
+    def compute(self, said: Any) -> list[float]:
+        """The loss of a shard, whose gradients are kept; or that of a step of a replica, and the norm of its gradient."""
         self._found = None
         shard, how = _read_shard(said, self.config)
-        sharded = self._ready()
-        sharded.trainer.chunk = how.pop("chunk")
+        if self.learns:
+            how["update"] = _read_update(said, len(self._own))
+        trainer = self._trainer()
+        trainer.chunk = how.pop("chunk")
         resources.apply_settings()
         for rows, length in {batch.tokens.shape for batch in shard.batches}:
             self._require_memory(rows, length, how["dropout_p"])
-        self._found = sharded.compute(shard, how)
-        if self._found is None:
+        if not shard.counts():
             raise unexpected("a shard without loss")
-        return self._found.loss
+        if self.learns:
+            return self._learn(trainer, shard, how, said["begins"])
+        loss, self._found, _ = shard.found(trainer, how)
+        return [loss]
+
+    def _learn(self, trainer: Trainer, shard: Shard, how: dict[str, Any], begins: bool) -> list[float]:
+        """A step of a replica, which begins as it was sent; one that fails ends it."""
+        replica, self._replica = self._replica, None
+        if begins:
+            replica = state_of(trainer)
+            replica.take(self._flat)
+        if replica is None:
+            raise _missing("a replica that has begun")
+        made = local_step(trainer, shard, how)
+        self._found = self._replica = replica
+        return list(made)
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
@@ -142,12 +158,20 @@ class Work:
             self._granted = wanted
 
     def gradients(self, first: int, count: int) -> bytes:
-        """`count` of them from place `first` on."""
+        """`count` of them from place `first` on; of a replica, weights and moments."""
         if self._found is None:
             raise _missing("a shard that was computed with these weights")
         if not (0 <= first < self.n_own and 0 < count <= min(MOST_SENT, self.n_own - first)):
             raise unexpected(f"a call for {count} gradients from place {first} on")
-        return self._found.gradients[first : first + count].tobytes()
+        return self._found[first : first + count].tobytes()
+
+
+def _shaped(flat: np.ndarray, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors by name, views of `flat` in turn."""
+    start = 0
+    for name, shape in shapes.items():
+        yield name, flat[start : start + prod(shape)].reshape(shape)
+        start += prod(shape)
 
 
 _work: Work | None = None  # of this session
@@ -161,14 +185,16 @@ def begin(said: Any) -> dict[str, Any]:
     resources.release_memory()
     try:
         config = GPT2Config.from_json(said["config"])
-        tied = dict(said["tied"])
+        tied, learns = dict(said["tied"]), said.get("learns", False)
         shapes = config.trained_shapes()
         good = all(name != one and one not in tied and shapes[name] == shapes[one] for name, one in tied.items())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unexpected(f"run: {error!r}") from None
     if not good:
         raise unexpected("run, whose tied has other shapes")
-    _work = Work(config, tied, _role())
+    if type(learns) is not bool:
+        raise unexpected("run, whose learns is neither true nor false")
+    _work = Work(config, tied, learns, _role())
     resources.keep_freed_memory()
     _end_with_leader()
     return {"environment": environment.current(), "weights": _work.n_own + _work.n_base}
@@ -208,6 +234,20 @@ def _read_shard(said: Any, config: GPT2Config) -> tuple[Shard, dict[str, Any]]:
     return Shard(batches, first_part), {"total": total, "dropout_p": dropout_p, **numbers}
 
 
+def _read_update(said: Any, n_tensors: int) -> dict[str, Any]:
+    """How AdamW is to be called, from JSON, where its values are not checked by that itself."""
+    try:
+        update = dict(said["update"])
+        numbers, counts = {name: float(update[name]) for name in ADAMW}, update["counts"]
+        clip = None if update["grad_clip"] is None else float(update["grad_clip"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unexpected(f"update: {error!r}") from None
+    good = isinstance(counts, list) and len(counts) == n_tensors and isinstance(said.get("begins"), bool)
+    if not good or not all(type(count) is int and 0 <= count < INT8 for count in counts):
+        raise unexpected("update: how many steps tensors have had")
+    return {**numbers, "grad_clip": clip, "counts": counts}
+
+
 def _read_batch(said: Any, config: GPT2Config) -> Batch:
     """Rows of ids within the vocabulary, as long as each other and no longer than the window."""
     tokens, targets = (_ids(said[name]) for name in ("tokens", "targets"))
@@ -235,7 +275,7 @@ def _ids(rows: Any) -> np.ndarray:
 
 
 def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
-    """A shard as `_read_shard` reads it."""
+    """A shard as `_read_shard` reads it, and of a replica's step what `_read_update` reads."""
     batches = [
         {
             "tokens": batch.tokens.tolist(),
@@ -246,4 +286,5 @@ def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
     ]
     names = ("seed", "step_no", "total", "dropout_p")
     numbers = {"first_part": shard.first_part, "chunk": chunk}
-    return {"batches": batches, **numbers, **{name: how[name] for name in names}}
+    learns = {name: how[name] for name in ("update", "begins") if name in how}
+    return {"batches": batches, **numbers, **{name: how[name] for name in names}, **learns}

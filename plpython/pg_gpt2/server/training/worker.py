@@ -6,8 +6,7 @@ A conversation is a generator that gives way while it waits; fleet.py lets those
 import binascii
 import json
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
 from ...tensor import FLOAT32
-from ...training.shards import Found, Shard
+from ...training.flat import Flat
+from ...training.shards import Part
 from .. import db
 from . import remote, shard_work
 from .remote import Lost, Wait
@@ -113,24 +113,28 @@ class Worker:
             yield True
         self.share.transfer += time.monotonic() - began
 
-    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
-        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+    def compute(self, part: Part, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a part, with the weights that it has; `n` is how many numbers that is beside the loss."""
         began = time.monotonic()
-        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        answers = []
+        for shard, said in part.calls(how):
+            asked = _literal(shard_work.to_json(shard, chunk, said))
+            answers.append((yield from self.call("shard", asked, "float8[]")))
+            yield True
         computed = time.monotonic()
         self.share.compute += computed - began
-        gradients = np.empty(n, FLOAT32)
-        for first in range(0, n, PIECE_UP):
-            part = gradients[first : first + PIECE_UP]
-            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
-            if len(data) != part.nbytes:
+        values = np.empty(n if answers else 0, FLOAT32)
+        for first in range(0, values.size, PIECE_UP):
+            piece = values[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {piece.size}", "bytea")
+            if len(data) != piece.nbytes:
                 raise Lost(remote.no_answer(self.name))
-            part[...] = np.frombuffer(data, FLOAT32)
+            piece[...] = np.frombuffer(data, FLOAT32)
             yield True
         ended = time.monotonic()
         self.share.transfer += ended - computed
         self.pace = slowly(self.pace, ended - began)
-        return Found(loss, gradients)
+        return part.answered(answers, values)
 
     def join(self) -> None:
         """It has taken on the run, and can be asked."""
@@ -152,24 +156,9 @@ def _literal(value: Any) -> str:
     return "E'" + text + "'::pg_catalog.jsonb"
 
 
-class Flat:
-    """Arrays as one row of numbers, to be sent in pieces."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
-        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
-        self.size: int = self._starts[-1]
-
-    def sent(self, first: int) -> str:
-        """Some from place `first` on, in base64."""
-        end = min(first + PIECE_DOWN, self.size)
-        at = bisect_right(self._starts, first) - 1
-        parts = []
-        while first < end:
-            start, row = self._starts[at], self._rows[at]
-            parts.append(row[first - start : end - start])
-            first, at = start + row.size, at + 1
-        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+def sent(row: Flat, first: int) -> str:
+    """Some numbers of a row from place `first` on, in base64."""
+    return binascii.b2a_base64(row[first : first + PIECE_DOWN].tobytes(), newline=False).decode("ascii")
 
 
 def slowly(pace: float | None, seconds: float) -> float:
