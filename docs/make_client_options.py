@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "plpython"))
 from pg_gpt2.generation.options import (
     CONSTRAINTS,
+    BatchTexts,
     BeamSearch,
     Drafting,
     ManyTexts,
@@ -52,6 +53,7 @@ def client_options(sql: Path) -> str:
     text = sql.read_text(encoding="utf-8")
     generation = TextGeneration.options() | SamplingOptions.options()
     many = {name: one for name, one in ManyTexts.options().items() if name not in generation}
+    batch = {name: one for name, one in BatchTexts.options().items() if name not in generation | many}
     beams = BeamSearch.options() | {name: one for name, one in SamplingOptions.options().items() if not one.draws}
     drafting = Drafting.options()
     json_options = {name: one for name, one in (generation | drafting).items() if name not in NOT_OF_JSON}
@@ -60,11 +62,12 @@ def client_options(sql: Path) -> str:
         *_keywords(
             "GenerationOptions", "How a prompt is continued: as llm_generate does.", drafting, base="TextOptions"
         ),
-        *_keywords("ManyOptions", "How several prompts are: as llm_generate_batch does.", many, base="TextOptions"),
+        *_keywords("ManyOptions", "How several prompts are: as llm_generate_rows does.", many, base="TextOptions"),
+        *_keywords("BatchOptions", "The same as llm_generate_batch does.", batch, base="ManyOptions"),
         *_keywords("JsonOptions", "How JSON is generated: as llm_generate_json does.", json_options, JSON_DEFAULTS),
         *_keywords("BeamOptions", "How beam search continues a prompt: as llm_beam_search does.", beams),
         "    prompt_ids: Annotated[Sequence[int] | None, None]",
-        *_keys("KEYS", "llm_generate", generation | many | drafting | OnePrompt.options(), text),
+        *_keys("KEYS", "llm_generate", generation | many | batch | drafting | OnePrompt.options(), text),
         *_keys("BEAM_KEYS", "llm_beam_search", beams, text),
     ]
     return HEADER + "\n".join(lines) + "\n"

@@ -42,6 +42,16 @@ COMMENT ON FUNCTION llm_cache_status IS
     'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
     'file that all sessions use.';
 
+CREATE FUNCTION llm_model_sessions()
+RETURNS TABLE (model text, pid integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @admin.model_sessions@;
+COMMENT ON FUNCTION llm_model_sessions IS
+    'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
+    'of models that the caller may see; an adapter counts for its base. pg_stat_activity says by pid whose they are. It is '
+    'what Linux tells in /proc, some tenths of a millisecond for each session of the database.';
+
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE

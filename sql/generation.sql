@@ -125,14 +125,23 @@ CREATE FUNCTION llm_generate_batch(
     echo boolean DEFAULT true,
     options jsonb DEFAULT NULL
 )
-RETURNS TABLE (n integer, text text, sample integer)
+RETURNS TABLE (
+    n integer,
+    text text,
+    sample integer,
+    finish_reason text,
+    n_tokens integer,
+    logprob double precision
+)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.generate_batch@;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
     'the one that llm_generate gives with seed + n - 1. The key n of options, here s, asks for s samples of each prompt, '
-    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives.';
+    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives. finish_reason is stop or length, '
+    'n_tokens counts new tokens, an end-of-text token included. With logprobs in options, logprob is the sum of those that '
+    'llm_generate_stream has for them.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,

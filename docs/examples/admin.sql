@@ -8,6 +8,10 @@ SELECT item, status, hint FROM llm_doctor() WHERE status <> 'ok';
 -- llm_cache_status
 SELECT kind, model, shared FROM llm_cache_status();
 
+-- llm_model_sessions
+SELECT s.model, count(*) AS sessions, array_agg(DISTINCT a.usename) AS roles
+FROM llm_model_sessions() AS s JOIN pg_stat_activity AS a USING (pid) GROUP BY s.model;
+
 -- llm_cache_clear
 SELECT llm_cache_clear() AS bytes;
 

@@ -6,6 +6,7 @@ All work is done by the server's `llm_*` functions; the client names their param
 from .aio import AsyncPGLLMClient
 from .client import PGLLMClient
 from .results import (
+    BatchText,
     Beam,
     Choice,
     ChoiceEvaluation,
@@ -19,6 +20,7 @@ from .results import (
 
 __all__ = [
     "AsyncPGLLMClient",
+    "BatchText",
     "Beam",
     "Choice",
     "ChoiceEvaluation",

@@ -12,10 +12,20 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
-from .names import BeamKeywords, GenerateKeywords, JsonKeywords, ManyKeywords, SamplingKeywords, of_beams, takes
+from .generation_options import BEAM_KEYS, BatchOptions, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
+from .names import (
+    BatchKeywords,
+    BeamKeywords,
+    GenerateKeywords,
+    JsonKeywords,
+    ManyKeywords,
+    SamplingKeywords,
+    of_beams,
+    takes,
+)
 from .options import AdapterOptions, PairOptions, TrainOptions
 from .results import (
+    BatchText,
     Beam,
     Choice,
     ChoiceEvaluation,
@@ -87,8 +97,13 @@ class PGLLMClient:
 
         With `n` there are so many texts for each prompt, one after the other, each by the next seed.
         """
+        return [each.text for each in self.generate_texts(prompts, **options)]
+
+    @takes(BatchOptions)
+    def generate_texts(self, prompts: Sequence[str], **options: Unpack[BatchKeywords]) -> list[BatchText]:
+        """What `generate_batch` gives, how each text ended, and how many tokens it has; `logprobs` asks for its probability."""
         rows = self._rows("llm_generate_batch", prompts=list(prompts), **arguments(options, self.model))
-        return [text for _, _, text in sorted((n, sample, text) for n, text, sample in rows)]
+        return sorted((BatchText(*row) for row in rows), key=lambda each: (each.n, each.sample))
 
     @takes(ManyOptions)
     def generate_rows(self, source: str, **options: Unpack[ManyKeywords]) -> Generator[TextRow, None, None]:

@@ -42,9 +42,15 @@ class GenerationOptions(TextOptions, total=False):
 
 
 class ManyOptions(TextOptions, total=False):
-    """How several prompts are: as llm_generate_batch does."""
+    """How several prompts are: as llm_generate_rows does."""
 
     n: Annotated[int, 1]
+
+
+class BatchOptions(ManyOptions, total=False):
+    """The same as llm_generate_batch does."""
+
+    logprobs: Annotated[bool, False]
 
 
 class JsonOptions(TypedDict, total=False):
@@ -114,6 +120,7 @@ KEYS = (
     "regex",
     "json_schema",
     "n",
+    "logprobs",
     "draft_model",
     "prompt_ids",
 )

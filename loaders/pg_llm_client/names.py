@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
-from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
+from .generation_options import BEAM_KEYS, BatchOptions, BeamOptions, GenerationOptions, JsonOptions, ManyOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +34,10 @@ class SamplingKeywords(GenerationOptions, OtherNames, total=False):
 
 class ManyKeywords(ManyOptions, OtherNames, total=False):
     """The same for several prompts."""
+
+
+class BatchKeywords(BatchOptions, OtherNames, total=False):
+    """The same where it is told how each text ended."""
 
 
 class GenerateKeywords(SamplingKeywords, total=False):

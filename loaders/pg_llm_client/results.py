@@ -25,6 +25,24 @@ class StreamEvent:
 
 
 @dataclass(frozen=True)
+class BatchText:
+    """A text generated for one of several prompts, and how it ended."""
+
+    n: int
+    """The prompt, from 1."""
+    text: str
+    """Prompt and completion, or with `echo=False` the completion."""
+    sample: int
+    """From 1 to n."""
+    finish_reason: str
+    """'stop' or 'length'."""
+    n_tokens: int
+    """New tokens, an end-of-text token included."""
+    logprob: float | None
+    """Log-probability of the new tokens under the model's plain distribution, where `logprobs` asked for it."""
+
+
+@dataclass(frozen=True)
 class TextRow:
     """A text generated for a row of a query."""
 

@@ -105,7 +105,7 @@ class Database:
         """
         if writing and not self.settings.allow_training:
             raise Forbidden("this server only reads; pg-gpt2 serve --allow-training lets requests write")
-        role = self._role(request)
+        role = self.role(request)
         async with self._turns[generating].turn(), _lent(self._pools[generating]) as conn:
             await conn.set_read_only(not writing)
             async with conn.transaction():
@@ -113,7 +113,8 @@ class Database:
                     await _become(conn, role)
                 yield conn
 
-    def _role(self, request: HTTPConnection) -> str | None:
+    def role(self, request: HTTPConnection) -> str | None:
+        """The role that a request works as, None for that of the DSN; NoRole where it has to name one and does not."""
         header = self.settings.role_header
         if header is None:
             return None

@@ -114,6 +114,14 @@ PICTURES = {
         {},
         generating=True,
     ),
+    "sessions": Picture(
+        """
+        SELECT s.model, count(*) AS sessions, array_agg(DISTINCT a.usename::text ORDER BY a.usename::text) AS roles
+        FROM {llm_model_sessions}() AS s JOIN pg_stat_activity AS a USING (pid)
+        GROUP BY s.model ORDER BY s.model
+        """,
+        {},
+    ),
     "tokens": Picture(
         """
         SELECT position, token_id, {llm_decode}(ARRAY[token_id], %(model)s::text) AS token

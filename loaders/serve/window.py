@@ -1,7 +1,7 @@
 """The page in a browser: its files, and the data that its pictures show, each with the statement that gave them."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from decimal import Decimal
@@ -20,6 +20,7 @@ from ..charts import DIRECTORY as CHARTS
 from .database import Connection, Database
 from .errors import ApiError
 from .pictures import PICTURES, WRITE, Picture, shown
+from .shared import Shared
 from .streaming import EventStream, answered
 
 STATIC = Path(__file__).parent / "static"
@@ -28,19 +29,30 @@ MOST = 1_000_000  # bytes of a request
 
 def routes(database: Database) -> list[BaseRoute]:
     """The page, what it loads, and under /api/ the data that it asks for."""
+    shared = Shared()
 
     async def page(request: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def settings(request: Request) -> Response:
-        return _json({"allow_training": database.settings.allow_training})
+        return _response(_encoded({"allow_training": database.settings.allow_training}))
 
     async def picture(request: Request) -> Response:
         chosen = PICTURES.get(request.path_params["name"])
         if chosen is None:
             raise ApiError(f"there is no picture {request.path_params['name']}; there are {', '.join(PICTURES)}")
-        body = await _body(request)
-        return await answered(request, _drawn(database, request, chosen, chosen.given(body)))
+        values = chosen.given(await _body(request))
+
+        def draw() -> Coroutine[Any, Any, bytes]:
+            return _drawn(database, request, chosen, values)
+
+        async def answer() -> Response:
+            if chosen.generating or chosen.writing:
+                return _response(await draw())
+            key = chosen.sql, tuple(values.values()), database.role(request)
+            return _response(await shared.get(key, draw))
+
+        return await answered(request, answer())
 
     async def write(request: Request) -> Response:
         values = WRITE.given(await _body(request))
@@ -74,13 +86,13 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-async def _drawn(database: Database, request: Request, picture: Picture, values: Mapping[str, Any]) -> Response:
+async def _drawn(database: Database, request: Request, picture: Picture, values: Mapping[str, Any]) -> bytes:
     async with database.session(request, generating=picture.generating, writing=picture.writing) as conn:
         query = database.query(picture.sql)
         cursor = conn.cursor(row_factory=dict_row)
         await cursor.execute(query, values)
         rows = await cursor.fetchall()
-        return _json({**_told(query.as_string(conn), values), "rows": rows})
+        return _encoded({**_told(query.as_string(conn), values), "rows": rows})
 
 
 async def _written(
@@ -116,9 +128,14 @@ def _told(text: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"sql": sql, "parameters": parameters}
 
 
-def _json(value: Any) -> Response:
+def _response(content: bytes) -> Response:
+    return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _encoded(value: Any) -> bytes:
+    """As JSON."""
     text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
-    return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
+    return text.encode()
 
 
 def _finite(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The texts of a request for completions, piece by piece as the database computes them."""
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,20 +69,47 @@ class Writer:
         self.usage = Usage()
 
     async def texts(self) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Pieces of all texts, one text after the other, with their numbers: best_of for each prompt."""
-        number, seed = 0, self._asked.options.get("seed")
-        for given in self._asked.prompts:
-            prompt = await as_text(self._database, self._conn, self._model.name, given, "prompt")
-            (ids,) = await ids_of(self._database, self._conn, self._model.name, [prompt])
-            self._require_window(len(ids))
-            self.usage.prompt += len(ids)
-            for _ in range(self._asked.best_of):
-                options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
-                async with aclosing(self._text(prompt, ids, options)) as pieces:
-                    async for piece in pieces:
-                        self.usage.completion += piece.tokens
-                        yield number, piece
-                number += 1
+        """Pieces of all texts with their numbers, best_of for each prompt: as whole texts that were written together, or one text
+        after the other."""
+        prompts = await self._read()
+        async with aclosing(self._together(prompts) if self._shares_passes else self._in_turn(prompts)) as pieces:
+            async for number, piece in pieces:
+                self.usage.completion += piece.tokens
+                yield number, piece
+
+    async def _read(self) -> list[tuple[str, Sequence[int]]]:
+        """The prompts and their token ids."""
+        context = self._database, self._conn, self._model.name
+        prompts = [await as_text(*context, given, "prompt") for given in self._asked.prompts]
+        ids = await ids_of(*context, prompts)
+        for length in map(len, ids):
+            self._require_window(length)
+            self.usage.prompt += length
+        return list(zip(prompts, ids))
+
+    @property
+    def _shares_passes(self) -> bool:
+        """Whether the texts can be written together: nothing is wanted of a single token, and no model drafts them."""
+        several = len(self._asked.prompts) * self._asked.best_of > 1
+        return several and not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
+
+    async def _together(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+        best_of, echo = self._asked.best_of, self._asked.echo
+        ranked = best_of > self._asked.n
+        with _refusing("generate_texts"):
+            texts = await self._client.generate_texts(
+                [prompt for prompt, _ in prompts], n=best_of, echo=echo, logprobs=ranked, **self._asked.options
+            )
+        for number, each in enumerate(texts):
+            yield number, Piece(each.text, None, each.finish_reason, each.logprob or 0.0, each.n_tokens)
+
+    async def _in_turn(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+        seed = self._asked.options.get("seed")
+        for number in range(len(prompts) * self._asked.best_of):
+            options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
+            async with aclosing(self._text(*prompts[number // self._asked.best_of], options)) as pieces:
+                async for piece in pieces:
+                    yield number, piece
 
     def _require_window(self, length: int, param: str = "prompt") -> None:
         """ApiError for a prompt whose beginning the model would not see, or for alternatives of tokens that it does not."""
@@ -107,10 +134,8 @@ class Writer:
         if self._asked.echo and prompt is not None:
             yield Piece(prompt, await self._scorer.scored(ids, len(ids), 0) if self._scores and ids else None)
         seen, shown, finish = list(ids), "", None
-        try:
+        with _refusing("stream"):
             events = self._client.stream(prompt, prompt_ids=ids if prompt is None else None, echo=False, **options)
-        except TypeError as error:  # an option under two names, or beside one that contradicts it
-            raise ApiError(str(error).removeprefix("stream() got "), code="invalid_value") from None
         async with aclosing(events):
             async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
                 seen += [event.token_id for event in some]
@@ -120,8 +145,8 @@ class Writer:
                 yield Piece(
                     text, await self._told(some, seen, offset), finish, sum(event.logprob for event in some), len(some)
                 )
-        if finish is None:  # no token was asked for
-            yield Piece(finish="length")
+        if finish is None:  # no token was asked for, or nothing was missing
+            yield Piece(finish="length" if options.get("max_tokens") == 0 else "stop")
 
     @property
     def _scores(self) -> bool:
@@ -135,6 +160,15 @@ class Writer:
         if not self._asked.logprobs:
             return await self._scorer.chosen(ids, [event.logprob for event in events], offset)
         return await self._scorer.scored(seen, len(ids), offset)
+
+
+@contextmanager
+def _refusing(method: str) -> Iterator[None]:
+    """ApiError for what a method of the client refuses: an option under two names, or beside one that contradicts it."""
+    try:
+        yield
+    except TypeError as error:
+        raise ApiError(str(error).removeprefix(f"{method}() got "), code="invalid_value") from None
 
 
 async def _grouped(events: AsyncIterator[StreamEvent], size: int) -> AsyncIterator[list[StreamEvent]]:

@@ -16,6 +16,7 @@ from pg_gpt2.generation.sampling import (
     choose,
     distribution,
     is_decisive,
+    is_mostly_decisive,
     log_softmax,
 )
 
@@ -271,6 +272,21 @@ def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:
     logits = (3 * rng.normal(size=(5, 300))).astype(np.float32)
     decisive = [is_decisive(row, how, rng.random(), History([1, 2])) for how in SETTINGS for row in logits]
     assert np.mean(decisive) > 0.97
+
+
+def test_what_is_mostly_decisive_is_known_before() -> None:
+    """Draws among thousands of tokens mostly are not, nor is anything that is not bounded."""
+    rng = np.random.default_rng(1)
+    logits = (3 * rng.normal(size=(40, 4000))).astype(np.float32)
+    for options, expected in [
+        ({"temperature": 0.0}, True),
+        ({}, True),
+        ({"topk": 0, "topp": 1.0}, False),
+        ({"typical_p": 0.9}, False),
+    ]:
+        how = Sampling(**options)
+        assert is_mostly_decisive(how) is expected
+        assert (np.mean([is_decisive(row, how, rng.random(), NOTHING) for row in logits]) > 0.9) is expected
 
 
 # ---- what is refused

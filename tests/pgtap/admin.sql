@@ -1,6 +1,6 @@
--- For whoever runs the server: llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage and the caps of llm_limit.
+-- For whoever runs the server: llm_doctor, llm_cache_status, llm_model_sessions, llm_cache_clear, llm_grant_usage and the caps of llm_limit.
 BEGIN;
-SELECT plan(68);
+SELECT plan(71);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 270, 't');
 SELECT llm_init_model('t', 1, 2, 8, 16);
@@ -34,6 +34,8 @@ SELECT is((SELECT (value, status)::text FROM llm_doctor() WHERE item = 'compiled
 -- llm_cache_status and llm_cache_clear.
 SELECT volatility_is('llm_cache_status', '{}'::name[], 'volatile');
 SELECT volatility_is('llm_cache_clear', '{}'::name[], 'volatile');
+SELECT volatility_is('llm_model_sessions', '{}'::name[], 'volatile');
+SELECT is_empty($$SELECT * FROM llm_model_sessions()$$, 'small models are not shared');
 SELECT llm_cache_clear();
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'nothing is kept after llm_cache_clear');
 SELECT is(llm_cache_clear(), 0::bigint, 'which then frees nothing');
@@ -50,6 +52,7 @@ GRANT SELECT ON llm_model_config, llm_adapter, llm_param, llm_param_share TO nob
 ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY;
 SET LOCAL ROLE nobody_here;
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'or one from which policies hide its weights');
+SELECT is_empty($$SELECT * FROM llm_model_sessions()$$, 'nor who has it in memory');
 RESET ROLE;
 ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY;
 SET LOCAL ROLE nobody_here;

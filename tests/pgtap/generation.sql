@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(223);
+SELECT plan(228);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -105,12 +105,21 @@ SELECT results_eq($$SELECT n, text FROM llm_generate_batch('{low,newer wider,low
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows');
 SELECT is_empty('SELECT * FROM llm_generate_batch(NULL)', 'no rows of null');
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'nor of no prompts');
-SELECT results_eq($$SELECT * FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7)$$,
+SELECT results_eq($$SELECT n, text, sample FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7)$$,
     $$VALUES (1, llm_generate('low', 3, seed => 7), 1), (2, NULL, 1), (3, llm_generate('new', 3, seed => 9), 1)$$, 'of a null prompt a row with a null text, in its place');
-SELECT results_eq($$SELECT * FROM llm_generate_batch('{NULL}')$$, $$VALUES (1, NULL::text, 1)$$, 'also of nothing else');
-SELECT results_eq($$SELECT * FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7, echo => false, options => '{"n": 2}')$$,
+SELECT results_eq($$SELECT * FROM llm_generate_batch('{NULL}')$$, $$VALUES (1, NULL::text, 1, NULL::text, NULL::integer, NULL::float8)$$, 'also of nothing else');
+SELECT results_eq($$SELECT n, text, sample FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7, echo => false, options => '{"n": 2}')$$,
     $$VALUES (1, llm_generate('low', 3, seed => 7, echo => false), 1), (1, llm_generate('low', 3, seed => 8, echo => false), 2), (2, NULL, 1), (2, NULL, 2),
              (3, llm_generate('new', 3, seed => 11, echo => false), 1), (3, llm_generate('new', 3, seed => 12, echo => false), 2)$$, 'n samples, each with a seed of its own');
+SELECT results_eq($$SELECT text, finish_reason, n_tokens FROM llm_generate_batch('{low,new}', 12, seed => 5)$$,
+    $$SELECT s.text, s.finish_reason, s.step FROM generate_series(1, 2) AS n, llm_generate_stream(('{low,new}'::text[])[n], 12, seed => 4 + n) AS s WHERE s.is_complete ORDER BY n$$, 'it ends as a stream does');
+SELECT results_eq($$SELECT finish_reason, n_tokens, logprob FROM llm_generate_batch('{low}', 12, options => '{"choices": ["wider"]}')$$,
+    $$VALUES ('stop', cardinality(llm_encode('wider')), NULL::float8)$$, 'a constraint that is satisfied is an end; log-probabilities are not told unless asked for');
+SELECT results_eq($$SELECT text, finish_reason, n_tokens, logprob FROM llm_generate_batch('{low}', 0, options => '{"logprobs": true}')$$,
+    $$VALUES ('low', 'length', 0, 0::float8)$$, 'of no tokens');
+SELECT ok(abs(logprob - (SELECT sum(s.logprob) FROM llm_generate_stream('low', 12, seed => 5) AS s)) < 1e-4, 'its log-probability is that of all its tokens')
+FROM llm_generate_batch('{low,new}', 12, seed => 5, options => '{"logprobs": true}') WHERE n = 1;
+SELECT throws_ok($$SELECT llm_generate('low', options => '{"logprobs": true}')$$, '22023', NULL, 'logprobs is not for one text');
 SELECT is((SELECT count(DISTINCT (n, sample)) FROM llm_generate_batch('{low,new}', 1, options => '{"n": 100}')), 200::bigint, 'more than go on together, too');
 SELECT throws_ok(format($$SELECT * FROM llm_generate_batch('{low}', options => '{"n": %s}')$$, n), state, NULL, 'n ' || n)
 FROM (VALUES ('0', '22023'), ('1025', '22023')) AS v (n, state);

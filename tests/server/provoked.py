@@ -639,6 +639,10 @@ HOOKED = [
         "module('server.resources').SMALL = 0; module('server.resources').available_memory = lambda: 0",
         "SELECT llm_train('bare', 1)",
     ),
+    hooked(
+        "mapped = module('server.storage.mapped'); mapped.PROCESSES = mapped.Path('/nowhere')",
+        "SELECT * FROM llm_model_sessions()",
+    ),
     hooked("module('server.storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
     hooked(
         "def full(**options): raise OSError(28, 'No space left on device')\n"

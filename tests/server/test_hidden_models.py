@@ -172,6 +172,7 @@ STATEMENTS = {
     ],
     "llm_param_history": ["SELECT * FROM llm_param_history('{m}', 'wte')"],
     "llm_doctor": ["SELECT item, value FROM llm_doctor() WHERE item = 'model {m}'"],
+    "llm_model_sessions": ["SELECT pid FROM llm_model_sessions() WHERE model = '{m}'"],
     "llm_cache_status": ["SELECT kind FROM llm_cache_status() WHERE model = '{m}'"],
 }
 # Nobody's outcome depends on whether the model is there; or it does only where one's own tape has values of it.
@@ -414,6 +415,7 @@ def test_names_of_hidden_models_are_nowhere(session):
     for query in (
         "llm_doctor()",
         "llm_cache_status()",
+        "llm_model_sessions()",
         "llm_checkpoint_list()",
         *ROWS,
         *NO_ROWS_OF_MODELS - {"llm_module"},

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,37 @@ def test_sessions_map_one_file_and_agree(connect, files):
     assert one(second, LOGITS) == logits
     assert len(files()) == 1
     assert (one(first, SHARED), one(second, SHARED)) == (True, True)
+
+
+def test_sessions_that_have_a_model_in_memory_are_known(connect, conn, files):
+    """Also after DISCARD ALL, and of an older version; not those that ended, nor any of a model that the role may not see."""
+    users = "SELECT array_agg(pid ORDER BY pid) FROM llm_model_sessions() WHERE model = 'big'"
+    assert one(conn, users) is None
+    first, second = connect(), connect()
+    pids = sorted(session.info.backend_pid for session in (first, second))
+    for session in (first, second):
+        one(session, LOGITS)
+        session.execute("DISCARD ALL")
+    assert one(conn, users) == pids
+    conn.execute("UPDATE llm_param SET data = data WHERE model = 'big' AND name = 'wpe'")
+    one(second, LOGITS)
+    assert one(conn, users) == pids
+    conn.execute("CREATE ROLE onlooker")
+    conn.execute("SELECT llm_grant_usage('onlooker')")
+    with conn.transaction(force_rollback=True):
+        conn.execute("SET LOCAL ROLE onlooker")
+        assert one(conn, users) == pids
+        conn.execute("RESET ROLE")
+        conn.execute("ALTER TABLE llm_model_config ENABLE ROW LEVEL SECURITY")
+        conn.execute("SET LOCAL ROLE onlooker")
+        assert one(conn, users) is None
+    conn.execute("DROP OWNED BY onlooker")
+    conn.execute("DROP ROLE onlooker")
+    first.close()
+    deadline = time.monotonic() + 20
+    while one(conn, users) != [second.info.backend_pid]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_sessions_that_start_together_write_one_file(connect, files):

@@ -7,6 +7,7 @@ async function look() {
     const [models, memory] = await Promise.all([picture("models"), picture("memory")]);
     draw(models);
     remember(memory);
+    await users();
   } catch (error) {
     problem(error);
   }
@@ -47,6 +48,15 @@ function remember(found) {
     el("tbody", {}, ...found.rows.map((row) => el("tr", {}, ...head.map((name) => el("td", { textContent: cell(row, name), className: kind(name), "data-name": name }))))));
   if (!found.rows.length) $("memory").replaceChildren(el("tbody", {}, el("tr", {}, el("td", { textContent: "Nothing yet: write something first." }))));
   statement($("memory-sql"), found);
+}
+
+async function users() { // after the rest: where the system does not tell, the rest stands
+  $("users").replaceChildren();
+  const found = await picture("sessions"), { rows } = found;
+  $("no-users").textContent = rows.length ? "" : "None: models below 8 MB are in the own memory of each session.";
+  if (rows.length) $("users").replaceChildren(el("thead", {}, el("tr", {}, ...["model", "sessions", "roles"].map((name) => el("th", { scope: "col", textContent: name, className: name === "sessions" ? "number" : "" })))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, el("td", { textContent: row.model, "data-name": "model" }), el("td", { textContent: row.sessions, className: "number", "data-name": "sessions" }), el("td", { textContent: row.roles.join(", "), "data-name": "roles" })))));
+  statement($("users-sql"), found);
 }
 
 export function start() {

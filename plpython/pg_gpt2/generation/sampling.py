@@ -21,6 +21,7 @@ from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_NARROW = 0.5  # a temperature at which rare tokens are too rare to matter
 _FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
 _HOTTEST = 1e38  # above it an excluded score over an infinite temperature would be no number
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
@@ -168,6 +169,14 @@ def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History
             return False
         _BOUNDED[name](bounds, value)
     return bounds.settle(choose(logits, how, draw, history), draw)
+
+
+def is_mostly_decisive(how: Sampling) -> bool:
+    """Whether `is_decisive` mostly says yes: everything is bounded, and a draw is not among all tokens, of which many are so rare
+    that rounding decides between neighbours."""
+    bounded = all(ADJUSTMENTS[name].stretch is not None for name, _ in how.adjustments)
+    bounded = bounded and all(name in _BOUNDED for name, _, _ in how.cuts)
+    return bounded and bool(how.temperature < _NARROW or how.topk or how.min_p or how.constraint)
 
 
 def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tuple[np.ndarray, float] | None:

@@ -1,5 +1,6 @@
 """What the client's methods give is what the SQL functions give, whatever the connection."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -254,6 +255,24 @@ def test_samples_of_a_batch_follow_each_other(client):
     assert texts == alone
     with pytest.raises(TypeError, match="unexpected keyword argument 'n'"):
         client.generate("the", n=2)
+
+
+def test_texts_of_a_batch_tell_how_they_ended(client):
+    """As the streams of the same seeds do; log-probabilities of float32, where they are asked for."""
+    options = {"max_tokens": 9, "stop": "e", "echo": False}
+    found = client.generate_texts(["the", "a"], seed=8, n=3, logprobs=True, **options)
+    assert [(each.n, each.sample) for each in found] == [(n, sample) for n in (1, 2) for sample in (1, 2, 3)]
+    for i, each in enumerate(found):
+        events = list(client.stream(("the", "a")[i // 3], seed=8 + i, **options))
+        assert (each.text, each.finish_reason, each.n_tokens) == (
+            events[-1].text,
+            events[-1].finish_reason,
+            len(events),
+        )
+        assert each.logprob == pytest.approx(sum(event.logprob for event in events), abs=1e-4)
+    assert {each.finish_reason for each in found} == {"stop", "length"}
+    plain = client.generate_texts(["the", "a"], seed=8, n=3, **options)
+    assert plain == [dataclasses.replace(each, logprob=None) for each in found]
 
 
 def test_cosine(conn, client):

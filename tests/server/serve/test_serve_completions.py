@@ -90,6 +90,32 @@ def test_best_of_keeps_the_likeliest(http):
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        {"n": 3},
+        {"prompt": [PROMPT, "The truth", PROMPT], "echo": True},
+        {"prompt": ["a", "b"], "stop": "e"},
+        {"n": 2, "choices": ["no"]},
+        {"n": 2, "max_tokens": 0},
+        {"n": 2, "temperature": 0.0, "do_sample": False},
+    ],
+    ids=str,
+)
+def test_texts_that_are_written_together_are_those_written_one_by_one(http, more):
+    """Log-probabilities of tokens are what makes the server write one after the other."""
+    asked = DRAWN | more
+    together, one_by_one = complete(http, **asked), complete(http, **asked | {"logprobs": 0})
+    assert together["usage"] == one_by_one["usage"]
+    assert [each | {"logprobs": None} for each in one_by_one["choices"]] == together["choices"]
+
+
+def test_options_that_contradict_each_other_are_named_for_several_texts_too(http):
+    response = http.post("/v1/completions", json=DRAWN | {"n": 2, "do_sample": False})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("do_sample=False and temperature=1")
+
+
+@pytest.mark.parametrize(
     ("asked", "options"),
     [
         ({"presence_penalty": 1.5, "frequency_penalty": 0.5}, '{"presence_penalty": 1.5, "frequency_penalty": 0.5}'),

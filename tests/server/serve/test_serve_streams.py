@@ -73,7 +73,9 @@ def test_a_stream_that_is_left_stops_computing(http, conn):
 
 
 @pytest.mark.parametrize(
-    "body", [LONG, LONG | {"stream": True, "prompt": "low " * 300}], ids=["completion", "long prompt"]
+    "body",
+    [LONG, LONG | {"n": 3, "temperature": 0}, LONG | {"stream": True, "prompt": "low " * 300}],
+    ids=["completion", "several texts", "long prompt"],
 )
 def test_a_request_that_is_left_before_it_is_answered_stops_computing(http, conn, body):
     address = urlsplit(str(http.base_url))

@@ -55,6 +55,7 @@ def browser() -> Iterator[Browser]:
     program = shutil.which("chromium")
     assert program, "there is no chromium: docker/provision.sh test installs it"
     flags = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
+    flags.append("--renderer-process-limit=8")  # for many pages
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=program, args=flags + (["--no-sandbox"] if os.geteuid() == 0 else [])

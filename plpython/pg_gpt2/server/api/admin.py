@@ -1,4 +1,4 @@
-"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
+"""llm_doctor, llm_cache_status, llm_model_sessions, llm_cache_clear, llm_grant_usage."""
 
 from typing import Any
 
@@ -32,6 +32,12 @@ def cache_status() -> list[tuple[Any, ...]]:
     known = store.known([model for _, model, *_ in rows])
     rows = [row for row in rows if row[1] in known]
     return rows + [("tokenizer", name, version, None, False, None, None) for name, version in vocabularies.cached()]
+
+
+@entry
+def model_sessions() -> list[tuple[str, int]]:
+    """Rows (model, pid)."""
+    return sorted(weights.sessions())
 
 
 @entry

@@ -4,7 +4,8 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from math import fsum
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ...generation.constraints.constraint import Constraint
 from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
 from ...generation.options import (
+    BatchTexts,
     BeamSearch,
     Call,
     Drafting,
@@ -30,7 +32,7 @@ from ...generation.options import (
     gather,
 )
 from ...generation.processors import softmax
-from ...generation.sampling import Sampling
+from ...generation.sampling import Sampling, is_mostly_decisive
 from ...generation.stops import Stops
 from ...options import manual
 from ...tensor import to_bytes
@@ -46,7 +48,7 @@ from ..tape import recording
 MAX_BYTEA = (1 << 30) - (1 << 16)
 MOST_TEXTS = 512  # that are begun before the first of them is given
 MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
-BYTES_A_ROW = 200  # of memory, for a row of a result beside its text
+BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
 
 
 @entry
@@ -177,16 +179,26 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
 
+class Text(NamedTuple):
+    """A new text of several, and how it ended."""
+
+    text: str
+    finish: str
+    n_tokens: int
+    logprob: float | None
+
+
 class TextsJob:
     """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        asked, sampling = gather(given, ManyTexts, Sampling)
+    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
+        asked, sampling = gather(given, kind, Sampling)
         self.n, self.echo = asked.n, asked.echo
         self._stops = Stops(asked.stop)
         self.model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(self.model.name)
-        self._options = _options(asked, sampling, self.model, self.tokenizer)
+        options = _options(asked, sampling, self.model, self.tokenizer)
+        self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt, however many; the end-of-text token for an empty one."""
@@ -194,7 +206,7 @@ class TextsJob:
 
     def texts(
         self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
-    ) -> Iterator[tuple[int, int, str | InvalidParameter]]:
+    ) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
         """(place, sample from 0, new text or why there is none) of `prompts` as each ends; `numbers` in the call are from 0."""
         samples = [(place, sample) for place in range(len(prompts)) for sample in range(self.n)]
         each = [
@@ -212,10 +224,21 @@ class TextsJob:
             self._together([len(prompts[place]) for place, _ in samples]),
         ):
             streams[number].finish()
-            yield *samples[number], outcome if isinstance(outcome, InvalidParameter) else streams[number].text()
+            found = outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, streams[number].text())
+            yield *samples[number], found
+
+    def _told(self, said: Sequence[Token], text: str) -> Text:
+        """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
+        finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
+        return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
 
     def _together(self, lengths: list[int]) -> int:
-        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow."""
+        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow.
+
+        One, where most of what they said together would have to be computed once more, alone.
+        """
+        if not self.model.decoder_weights.exact and not is_mostly_decisive(self._options.sampling):
+            lengths = [max(lengths)] if lengths else []
         config, max_tokens = self.model.config, self._options.max_tokens
         lengths = sorted(lengths, reverse=True)[: batch.MOST_TOGETHER]
         rooms = [length + max_tokens for length in lengths]
@@ -233,23 +256,24 @@ class TextsJob:
 
 
 @entry
-def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None, int]]:
-    """Rows (n, text, sample), n and sample from 1; the texts of a null prompt are null."""
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[Any, ...]]:
+    """Rows (n, text, sample, finish_reason, n_tokens, logprob), n and sample from 1; of a null prompt all else is null."""
     if not prompts:
         return []
-    job = TextsJob(given)
+    job = TextsJob(given, BatchTexts)
     resources.require_memory(BYTES_A_ROW * len(prompts) * job.n, f"{job.n} texts for each of {len(prompts)} prompts")
     ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
-    rows: list[tuple[int, str | None, int]] = [
-        (n, None, sample) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
+    rows: list[tuple[Any, ...]] = [
+        (n, None, sample, None, None, None) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
     ]
     while ids:
         numbers = list(islice(ids, max(1, MOST_TEXTS // job.n)))
-        for place, sample, text in job.texts([ids.pop(n) for n in numbers], numbers):
-            if isinstance(text, InvalidParameter):
-                raise text
+        for place, sample, found in job.texts([ids.pop(n) for n in numbers], numbers):
+            if isinstance(found, InvalidParameter):
+                raise found
             n = numbers[place]
-            rows[n * job.n + sample] = (n + 1, ((prompts[n] or "") if job.echo else "") + text, sample + 1)
+            text = ((prompts[n] or "") if job.echo else "") + found.text
+            rows[n * job.n + sample] = (n + 1, text, sample + 1, found.finish, found.n_tokens, found.logprob)
         for n in numbers:
             prompts[n] = None  # it may be large
     return rows

@@ -218,10 +218,10 @@ def _of_wave(
             following = next(waiting, None)
         if following is None:
             return
-        place, sample, text = next(ended)
+        place, sample, found = next(ended)
         row = rows[places[place]]
-        if isinstance(text, InvalidParameter):
-            report.failed(row.key, text)
+        if isinstance(found, InvalidParameter):
+            report.failed(row.key, found)
             texts[places[place], sample] = None
         else:
-            texts[places[place], sample] = (row.text or "" if job.echo else "") + text
+            texts[places[place], sample] = (row.text or "" if job.echo else "") + found.text

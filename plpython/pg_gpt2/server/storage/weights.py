@@ -19,7 +19,7 @@ from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
 from .. import db, resources
-from . import reading, store, weight_file
+from . import mapped, reading, store, weight_file
 
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -273,6 +273,16 @@ def forget_files() -> None:
     """Remove the files of all models of this database."""
     if folder := weight_file.directory():
         weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def sessions() -> Iterator[tuple[str, int]]:
+    """(model, pid) of sessions of this database that map the weights of a model which the caller may see."""
+    models = db.query("SELECT model FROM {schema}.llm_model_config") if db.may_read("llm_model_config") else []
+    pids = db.query(
+        "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
+        " WHERE d.datname = current_database() ORDER BY pid"
+    )
+    return mapped.sessions([r["pid"] for r in pids], _relation(), store.known([r["model"] for r in models]))
 
 
 def _relation() -> str:
