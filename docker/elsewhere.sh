@@ -45,6 +45,7 @@ if [ ! -e "$root/complete" ]; then
     mkdir "$root"
     debootstrap --variant=minbase --include=ca-certificates --components="$components" ${KEYRING:+--keyring="$KEYRING"} \
         "$suite" "$root" ${MIRROR:+"$MIRROR"} >&2
+    echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/elsewhere"
     touch "$root/complete"
 fi
 cp -L --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"
