@@ -101,7 +101,7 @@ install_extension() { # into cluster $1: beside links to what the server brings
     local extension=$1/pg$sharedir/extension
     [ -e "$script" ] || die "$script is missing: run python3 build.py"
     rm -f "$extension"/pg_gpt2*
-    cp "$checkout/pg_gpt2.control" "$checkout"/pg_gpt2--*.sql "$extension/"
+    install -m 644 "$checkout/pg_gpt2.control" "$checkout"/pg_gpt2--*.sql "$extension/" # a clone may be its owner's only
 }
 
 programs=(postgres initdb pg_ctl) # that are copied

@@ -38,13 +38,17 @@ exec 9>"$roots/$suite.lock"
 flock --nonblock 9 || die "somebody else works in $root"
 if [ ! -e "$root/complete" ]; then
     case $suite in
-    bookworm | trixie | forky | sid) components=main ;;
-    *) components=main,universe ;; # of Ubuntu, where universe has pgTAP
+    bookworm | trixie | forky | sid) components=main pockets=() ;;
+    *) components=main,universe pockets=(updates security) ;; # of Ubuntu: universe has pgTAP, the pockets the last minor of PostgreSQL
     esac
     rm -rf --one-file-system "$root"
     mkdir "$root"
     debootstrap --variant=minbase --include=ca-certificates --components="$components" ${KEYRING:+--keyring="$KEYRING"} \
         "$suite" "$root" ${MIRROR:+"$MIRROR"} >&2
+    for pocket in "${pockets[@]}"; do
+        sed "s/ $suite / $suite-$pocket /;q" "$root/etc/apt/sources.list" >"$root/etc/apt/sources.list.d/$pocket.list"
+    done
+    echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/elsewhere"
     touch "$root/complete"
 fi
 cp -L --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"

@@ -131,7 +131,14 @@ if [ "${1:-}" = test ]; then
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
     [ -e "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || missing+=("postgresql-$major-cron")
-    command -v chromium >/dev/null || missing+=(chromium)
+    if ! command -v chromium >/dev/null; then
+        known_to_apt chromium || apt_update
+        if known_to_apt chromium; then
+            missing+=(chromium)
+        else # Ubuntu has it as a snap only
+            say "no package of Chromium here, without which tests/server/window fail: snap install chromium"
+        fi
+    fi
 fi
 if [ "${1:-}" = notebooks ]; then
     command -v dot >/dev/null || missing+=(graphviz)

@@ -14,6 +14,7 @@ import pytest
 from psycopg import conninfo
 
 from tests.bench.clusters import Clusters
+from tests.server.test_rows import AVX512
 
 SERVERS = ("two", "three")
 MODEL = """
@@ -94,8 +95,13 @@ def test_rows_of_all_servers_are_what_one_server_computes(sessions: dict[str, ps
     plan = "\n".join(line for (line,) in one.execute(f"EXPLAIN SELECT * FROM all_{view}"))
     assert plan.count("Async Foreign Scan") == 2, plan
     found = one.execute(f"SELECT * FROM all_{view} ORDER BY id").fetchall()
+    expected = one.execute(f"SELECT * FROM {view} ORDER BY id").fetchall()
     assert len(found) == 40
-    assert found == one.execute(f"SELECT * FROM {view} ORDER BY id").fetchall()
+    if view == "scored" and not AVX512:  # texts share passes with others here than there
+        assert [id for id, _ in found] == [id for id, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+    else:
+        assert found == expected
 
 
 def test_only_what_is_asked_for_is_sent(sessions: dict[str, psycopg.Connection]) -> None:

@@ -291,8 +291,8 @@ def test_the_base_of_an_adapter_must_be_published_with_it(pair: Pair) -> None:
         assert "Publish" in (raised.value.diag.message_hint or "")
 
 
-def test_a_restored_publication_is_empty_until_it_is_made_again(pair: Pair, new_database: Callable[..., str]) -> None:
-    """pg_dump leaves out that tables of an extension are in a publication."""
+def test_a_restored_publication_is_whole_when_it_is_made_again(pair: Pair, new_database: Callable[..., str]) -> None:
+    """pg_dump leaves out that tables of an extension are in a publication; that of PostgreSQL 18.6 does not."""
     publish(pair, ["m"])
     target = new_database("template0")
     dump = subprocess.run(
@@ -303,9 +303,10 @@ def test_a_restored_publication_is_empty_until_it_is_made_again(pair: Pair, new_
     tables = "SELECT tablename::text, rowfilter FROM pg_publication_tables ORDER BY 1"
     with psycopg.connect(target, autocommit=True) as conn:
         assert conn.execute("SELECT pubname::text FROM pg_publication").fetchall() == [("models",)]
-        assert conn.execute(tables).fetchall() == []
+        published = pair.publisher.execute(tables).fetchall()
+        assert conn.execute(tables).fetchall() in ([], published)
         conn.execute("SELECT llm_publish('models', '{m}')")
-        assert conn.execute(tables).fetchall() == pair.publisher.execute(tables).fetchall()
+        assert conn.execute(tables).fetchall() == published
 
 
 def where(pair: Pair) -> dict[str, str]:

@@ -89,7 +89,7 @@ def test_who_does_not_wait_is_told_what_helps_and_it_does(connect):
         conn.execute(RUN.format("false"))
     hint = refused.value.diag.message_hint
     assert hint.startswith(f"Session {holder.info.backend_pid} has it; ")
-    assert "llm_train_stop('m') a llm_train_run" in hint
+    assert "llm_train_stop('m') ends llm_train_run" in hint
     assert hint.endswith("wait => true waits for it.")
     conn.execute(hint.split("; ")[1].split(" ends")[0])
     thread.join(30)

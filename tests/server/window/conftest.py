@@ -53,7 +53,7 @@ def address(serve: Serve) -> str:
 def browser() -> Iterator[Browser]:
     """The distribution's Chromium, which finds no host but this one."""
     program = shutil.which("chromium")
-    assert program, "there is no chromium: docker/provision.sh test installs it"
+    assert program, "there is no chromium: docker/provision.sh test installs it, or says how"
     flags = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-background-networking"]
     flags.append("--renderer-process-limit=8")  # for many pages
     with sync_playwright() as playwright:

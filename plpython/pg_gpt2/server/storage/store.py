@@ -199,8 +199,8 @@ def _holder(model: str) -> str:
     if row["idle"]:
         return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
     return (
-        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
-        " llm_train_run after its step"
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') ends"
+        " llm_train_run after the step that it is at"
     )
 
 
