@@ -19,7 +19,7 @@ from ..fast.layout import DecoderWeights
 from .decode import Decoder, feed_together, several, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
-from .sampling import Draws, choose, is_decisive
+from .sampling import Draws, choose, choose_surely
 
 Stopped = Callable[[int], bool]
 Outcome = list[Token] | InvalidParameter
@@ -65,9 +65,10 @@ class Stream:
         host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.history):
-            logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.history)
+        token = None if self._exact else choose_surely(logits, sampling, draw, self.history)
+        if token is None:
+            logits = logits if self._exact else self._plain_logits()
+            token = choose(logits, sampling, draw, self.history)
         self._say(token, self.options.logprob(logits, token))
         if self.history.walk and not self.ended and not self.options.logprobs:
             self._say_ahead()
