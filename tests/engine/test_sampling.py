@@ -268,7 +268,9 @@ def test_what_is_decisive_stays_whatever_rounding_does(seed: int) -> None:
 def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:
     rng = np.random.default_rng(1)
     logits = (3 * rng.normal(size=(5, 300))).astype(np.float32)
-    decisive = [choose_surely(row, how, rng.random(), History([1, 2])) is not None for how in SETTINGS for row in logits]
+    decisive = [
+        choose_surely(row, how, rng.random(), History([1, 2])) is not None for how in SETTINGS for row in logits
+    ]
     assert np.mean(decisive) > 0.97
 
 
