@@ -42,7 +42,7 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: Sequence[int] = []  # what the decoder began with
+        self._begun = 0  # positions that the decoder began with, read by itself
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
     @property
@@ -54,7 +54,7 @@ class Stream:
         """Forget all but `read` tokens, with which `ids` begin, the prompt or what remains of a full window; it is read next."""
         self.decoder.rewind(read)
         self.unread = []
-        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        self._begun, self._read, self._exact, self._plain = len(ids), len(self.seen), True, None
         return ids
 
     def shared(self, others: int) -> None:
@@ -108,7 +108,7 @@ class Stream:
         if self._plain is None:
             host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
             self._plain = self.decoder.copy()
-            self._plain.feed(self._plain.resume(self._alone))
+            self._plain.rewind(self._begun)
         *before, last = self.seen[self._read :]
         for token in before:
             self._plain.read([token])
