@@ -6,7 +6,7 @@ from decoding import english_of
 from harness import Bench, us
 from ours import MODEL
 
-SHORT, LONG, NEW = 8, 40, 16  # tokens of a text, and new ones
+SHORT, LONG, NEW, MOST = 8, 40, 16, 64  # tokens of a text, new ones, and at most where texts end unevenly
 ALONE = "one by one"
 ALL = "SELECT id, body FROM rows_of_bench ORDER BY id"
 # what -> the call for all rows, and that for one
@@ -20,12 +20,17 @@ CALLS = {
         "llm_generate_rows('{all}', {new}, 0, model_name => '{model}', eos_token => -1)",
         "llm_generate(body, {new}, 0, model_name => '{model}', eos_token => -1)",
     ),
+    "uneven": (
+        "llm_generate_rows('{all}', {most}, seed => 1, stop => '{{st}}', model_name => '{model}', eos_token => -1)",
+        "llm_generate(body, {most}, seed => 1 + id, stop => '{{st}}', model_name => '{model}', eos_token => -1)",
+    ),
 }
-COLUMN = {"generation": "text"}
+COLUMN = {"generation": "text", "uneven": "text"}
+NEW_TOKENS = {"generation": f", {NEW} new each", "uneven": f", {MOST} new at most, which end unevenly"}
 
 
 def many_rows(bench: Bench) -> None:
-    """Rows a second of each of the three, and whether the results are those of one by one."""
+    """Rows a second of each of them, and whether the results are those of one by one."""
     count = bench.length.rows
     session = bench.server.plain_session()
     session.generate(bench.ids(4), 2)  # maps the weights
@@ -34,11 +39,10 @@ def many_rows(bench: Bench) -> None:
     for place, length in enumerate(lengths):
         session.conn.execute("INSERT INTO rows_of_bench VALUES (%s, %s)", (place, english_of(bench, length)))
     for what, calls in CALLS.items():
-        together, alone = (call.format(all=ALL, model=MODEL, new=NEW) for call in calls)
-        new = f", {NEW} new each" if what == "generation" else ""
-        row = bench.row(
-            f"rows {what}", f"{what} of {count} texts of {SHORT} to {LONG} tokens{new}", "rows/s", count, rate=True
-        )
+        together, alone = (call.format(all=ALL, model=MODEL, new=NEW, most=MOST) for call in calls)
+        name = "generation" if what in NEW_TOKENS else what
+        texts = f"{name} of {count} texts of {SHORT} to {LONG} tokens{NEW_TOKENS.get(what, '')}"
+        row = bench.row(f"rows {what}", texts, "rows/s", count, rate=True)
         column = COLUMN.get(what, what)
         # The results stay in the server, which makes a digest of them.
         digest = "SELECT md5(string_agg(result::text, '|' ORDER BY id)) FROM ({}) AS found (id, result)"
@@ -52,4 +56,9 @@ def many_rows(bench: Bench) -> None:
             ],
         )
         bench.check(f"rows: {what} as {ALONE}", ours == theirs)
+    session.probe("watch_passes")
+    session.value(f"SELECT count(*) FROM {CALLS['uneven'][0].format(all=ALL, model=MODEL, most=MOST)}")
+    bench.notes["texts in a pass, of those that end unevenly"] = (
+        f"{session.probe('watched_passes'):.1f} of {count} rows"
+    )
     session.conn.close()

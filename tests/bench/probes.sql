@@ -59,6 +59,23 @@ CREATE FUNCTION pg_temp.watched_seconds() RETURNS json LANGUAGE plpython3u AS $$
 return repr(GD['bench_seconds'])
 $$;
 
+-- From now on the session counts the passes in which several texts go on, and the texts in them.
+CREATE FUNCTION pg_temp.watch_passes() RETURNS json LANGUAGE plpython3u AS $$
+import importlib
+plpy.execute('SELECT llm_boot()')
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+batch = importlib.import_module(api.__name__.removesuffix('server.api') + 'generation.batch')
+inner, found = batch.step_together, []
+batch.step_together = lambda decoders, tokens: (found.append(len(decoders)), inner(decoders, tokens))[1]
+GD['bench_passes'] = found
+return '0'
+$$;
+
+CREATE FUNCTION pg_temp.watched_passes() RETURNS json LANGUAGE plpython3u AS $$
+found = GD['bench_passes']
+return repr(sum(found) / len(found))
+$$;
+
 -- Seconds of passes over 1, 4, 8 and 16 tokens after 200 others, in turns: number of tokens -> one time for each turn.
 CREATE FUNCTION pg_temp.passes(model text, turns integer) RETURNS json LANGUAGE plpython3u AS $$
 import importlib, json, time

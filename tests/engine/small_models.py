@@ -23,7 +23,7 @@ VARIANT = replace(  # another architecture in every way
 )
 CONFIGS += [VARIANT, replace(VARIANT, activation_function="silu", scale_attn_weights=True, adapter=CONFIGS[2].adapter)]
 GREEDY = Sampling(temperature=0)
-# Processors that depend on what was read and said, and cuts that is_decisive bounds and does not.
+# Processors that depend on what was read and said, and cuts that choose_surely bounds and does not.
 WITH_OPTIONS = [
     Sampling(
         temperature=0,

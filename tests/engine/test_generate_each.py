@@ -38,20 +38,62 @@ def test_each_prompt_gets_what_it_gets_alone(model, together):
         assert [token.id for token in found[number]] == [token.id for token in alone]
 
 
-@pytest.mark.parametrize("together", [2, 5, 64])
+@pytest.mark.parametrize("together", [1, 2, 5, 64])
 def test_samples_of_a_prompt_are_what_their_seeds_give_and_it_is_read_once(model, together, monkeypatch):
+    """Also where they begin one after the other, as rooms get free, and one has passed the window meanwhile."""
     config, arranged = model
     prompts = [[1, 2, 3] * 9, [5], [7] * 40]
     jobs = [prompt for prompt in prompts for _ in range(4)]
-    options = [Options(6, Sampling(), None, seed) for seed in range(len(jobs))]
-    rows = []
-    hidden = decode._hidden
+    options = [Options(6 + 20 * (seed % 4 == 1), Sampling(), None, seed) for seed in range(len(jobs))]
+    rows, begun = [], []
+    hidden, begin = decode._hidden, batch.begin_together
     monkeypatch.setattr(decode, "_hidden", lambda *a: (rows.append(a[2].size), hidden(*a))[1])
+    monkeypatch.setattr(
+        batch, "begin_together", lambda d, texts: (begun.extend({*map(tuple, texts)}), begin(d, texts))[1]
+    )
     found = dict(batch.generate_each(arranged, config, jobs, options, [never] * len(jobs), together))
-    times = -(-4 // min(together, 4))  # each prompt is read by so many groups of samples
+    assert sorted(begun) == sorted(map(tuple, prompts))
     if decode.kind_of_cache(arranged) is decode.BlockCache:  # elsewhere some are decoded once more, alone
-        assert sum(rows) <= times * sum(map(len, prompts)) + len(jobs) * 6
+        assert sum(rows) <= sum(map(len, prompts)) + sum(option.max_tokens for option in options)
     for number, (prompt, option) in enumerate(zip(jobs, options)):
+        alone = [token.id for token in generate.tokens(arranged, config, prompt, option)]
+        assert [token.id for token in found[number]] == alone
+
+
+def test_samples_after_those_that_passed_the_window_read_their_prompt_again(model):
+    config, arranged = model
+    prompt = list(range(20))
+    options = [Options(config.n_positions, Sampling(), None, seed) for seed in range(3)]
+    found = dict(batch.generate_each(arranged, config, [prompt] * 3, options, [never] * 3, 1))
+    for number, option in enumerate(options):
+        alone = [token.id for token in generate.tokens(arranged, config, prompt, option)]
+        assert [token.id for token in found[number]] == alone
+
+
+def test_where_one_text_ends_another_begins_so_that_passes_stay_full(model, monkeypatch):
+    config, arranged = model
+    options = [Options(1 + (7 * seed) % 23, GREEDY) for seed in range(60)]
+    together = []
+    step = batch.step_together
+    monkeypatch.setattr(batch, "step_together", lambda d, tokens: (together.append(len(d)), step(d, tokens))[1])
+    list(batch.generate_each(arranged, config, [[1, 2]] * 60, options, [never] * 60, 8))
+    assert sum(together) == sum(option.max_tokens - 1 for option in options)
+    tokens, longest = sum(option.max_tokens for option in options), max(option.max_tokens for option in options)
+    assert len(together) <= tokens / 8 + longest, "eight texts say something at each step, until none waits"
+
+
+def test_texts_that_come_while_others_go_on_are_what_they_are_alone(model):
+    config, arranged = model
+    random = np.random.default_rng(4)
+    prompts = [random.integers(0, config.vocab, n).tolist() for n in (4, 70, 1, 30, 9, 60)]
+    options = [Options(5 + 6 * (seed % 3), Sampling(), None, seed) for seed in range(len(prompts))]
+    several, found = batch.Batch(arranged, config), {}
+    for number, (prompt, option) in enumerate(zip(prompts, options)):
+        several.add(number, prompt, option, never)
+        found |= several.step()
+    while len(several):
+        found |= several.step()
+    for number, (prompt, option) in enumerate(zip(prompts, options)):
         alone = [token.id for token in generate.tokens(arranged, config, prompt, option)]
         assert [token.id for token in found[number]] == alone
 

@@ -14,8 +14,8 @@ from pg_gpt2.generation.sampling import (
     Draws,
     Sampling,
     choose,
+    choose_surely,
     distribution,
-    is_decisive,
     is_mostly_decisive,
     log_softmax,
 )
@@ -205,7 +205,7 @@ SETTINGS = [
 ]
 
 
-# Options that `is_decisive` knows to be bounded, and one that it does not.
+# Options that `choose_surely` knows to be bounded, and one that it does not.
 MORE = [
     {},
     {},
@@ -237,7 +237,7 @@ def nearly_tied(rng: np.random.Generator) -> np.ndarray:
 def test_two_scores_that_swap_at_the_cut_of_top_p_are_not_decisive() -> None:
     how = Sampling(1.0, 0, 0.92)
     for logits in ([1, 3, 3, 0.999999], [0.999999, 3, 3, 1]):
-        assert not is_decisive(np.array(logits, np.float32), how, 0.5, NOTHING)
+        assert choose_surely(np.array(logits, np.float32), how, 0.5, NOTHING) is None
     assert choose(np.array([1, 3, 3, 0.999999], np.float32), how, 0.5, NOTHING) == 1
     assert choose(np.array([0.999999, 3, 3, 1], np.float32), how, 0.5, NOTHING) == 2
 
@@ -254,23 +254,24 @@ def test_what_is_decisive_stays_whatever_rounding_does(seed: int) -> None:
         if not (how.adjusted(logits, seen) > -math.inf).any():
             continue
         draw = float([rng.random(), 0.0, 1 - 2.0**-53][max(0, n % 10 - 7)])
-        if not is_decisive(logits, how, draw, seen):
+        surely = choose_surely(logits, how, draw, seen)
+        if surely is None:
             continue
         decisive += 1
         assert how.temperature == 0 or (how.typical_p, how.eta_cutoff) == (1, 0)
         error = 0.999 * rounding_of(logits)
         for off in (rng.uniform(-error, error, (2, len(logits))), rng.choice([-error, error], (4, len(logits)))):
             for one in off:
-                assert choose((logits + one).astype(np.float32), how, draw, seen) == choose(logits, how, draw, seen), (
-                    how
-                )
+                assert choose((logits + one).astype(np.float32), how, draw, seen) == surely, how
     assert decisive > 300, "most are: what is not is decoded once more, alone"
 
 
 def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:
     rng = np.random.default_rng(1)
     logits = (3 * rng.normal(size=(5, 300))).astype(np.float32)
-    decisive = [is_decisive(row, how, rng.random(), History([1, 2])) for how in SETTINGS for row in logits]
+    decisive = [
+        choose_surely(row, how, rng.random(), History([1, 2])) is not None for how in SETTINGS for row in logits
+    ]
     assert np.mean(decisive) > 0.97
 
 
@@ -286,7 +287,9 @@ def test_what_is_mostly_decisive_is_known_before() -> None:
     ]:
         how = Sampling(**options)
         assert is_mostly_decisive(how) is expected
-        assert (np.mean([is_decisive(row, how, rng.random(), NOTHING) for row in logits]) > 0.9) is expected
+        assert (
+            np.mean([choose_surely(row, how, rng.random(), NOTHING) is not None for row in logits]) > 0.9
+        ) is expected
 
 
 # ---- what is refused

@@ -122,7 +122,7 @@ class BlockCache:
         self._n_head = config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
-        self.room = room if arena else self._values.shape[-2]
+        self.room = self._values.shape[-2]
 
     @property
     def shares(self) -> bool:

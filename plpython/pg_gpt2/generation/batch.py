@@ -1,5 +1,7 @@
 """Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
+Where one text ends, the next that waits begins, so that passes stay full.
+
 With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
 about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
 the batch. With weights in panels there is no such difference.
@@ -7,23 +9,23 @@ the batch. With weights in panels there is no such difference.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..fast import slices
 from ..fast.layout import DecoderWeights
-from .decode import Decoder, feed_together, several, step_together
+from .decode import Decoder, feed_together, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
-from .sampling import Draws, choose, is_decisive
+from .rooms import MOST_TOGETHER, Rooms
+from .sampling import Draws, choose, choose_surely
 
 Stopped = Callable[[int], bool]
 Outcome = list[Token] | InvalidParameter
-MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -40,7 +42,7 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: Sequence[int] = []  # what the decoder began with
+        self._begun = 0  # positions that the decoder began with, read by itself
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
     @property
@@ -48,11 +50,11 @@ class Stream:
         """The prompt, and what it has said."""
         return self.history.ids
 
-    def begin(self, ids: Sequence[int]) -> Sequence[int]:
-        """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
-        self.decoder.rewind(0)
+    def begin(self, ids: Sequence[int], read: int = 0) -> Sequence[int]:
+        """Forget all but `read` tokens, with which `ids` begin, the prompt or what remains of a full window; it is read next."""
+        self.decoder.rewind(read)
         self.unread = []
-        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        self._begun, self._read, self._exact, self._plain = len(ids), len(self.seen), True, None
         return ids
 
     def shared(self, others: int) -> None:
@@ -60,18 +62,18 @@ class Stream:
         self.unread = []
         self._exact = self._exact and (self.decoder.exact or not others)
 
-    def take(self, logits: np.ndarray) -> bool:
-        """Choose a token; True while the stream goes on."""
+    def take(self, logits: np.ndarray) -> None:
+        """Choose a token."""
         host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.history):
-            logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.history)
+        token = None if self._exact else choose_surely(logits, sampling, draw, self.history)
+        if token is None:
+            logits = logits if self._exact else self._plain_logits()
+            token = choose(logits, sampling, draw, self.history)
         self._say(token, self.options.logprob(logits, token))
         if self.history.walk and not self.ended and not self.options.logprobs:
             self._say_ahead()
-        return not self.ended
 
     def _say_ahead(self) -> None:
         """Say what is known without the model, if it is all that comes, or can be read in one pass."""
@@ -96,16 +98,148 @@ class Stream:
         """Whether all is said."""
         return bool(self.tokens and self.tokens[-1].finish)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes, be it for an error or for want of anything to say."""
+        return self.ended or self.error is not None or not self.options.max_tokens or self.history.over
+
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
             host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
             self._plain = self.decoder.copy()
-            self._plain.feed(self._plain.resume(self._alone))
-        for token in self.seen[self._read :]:
-            logits = self._plain.feed([token])
+            self._plain.rewind(self._begun)
+        *before, last = self.seen[self._read :]
+        for token in before:
+            self._plain.read([token])
         self._read = len(self.seen)
-        return logits
+        return self._plain.feed([last])
+
+
+class _Asked(NamedTuple):
+    """A text that is asked for: what its asker knows it by, and what it is to be."""
+
+    key: Any
+    prompt: Sequence[int]
+    options: Options
+    stopped: Stopped
+
+    @property
+    def positions(self) -> int:
+        """For how many there must be room."""
+        return len(self.prompt) + self.options.max_tokens
+
+
+class _Sampled(NamedTuple):
+    """A prompt of which more samples follow: the logits after it, and decoders that have read it, and perhaps more since."""
+
+    prompt: Sequence[int]
+    logits: np.ndarray
+    decoders: list[Decoder]
+
+
+class Batch:
+    """Texts of one model that go on together, `most` of them at most. Whoever wants some adds them, at any time, and takes steps
+    while there are any.
+
+    Texts begin in the order in which they were added; those of prompts that are one object and follow each other are samples, for
+    which it is read once.
+    """
+
+    def __init__(self, params: DecoderWeights, config: GPT2Config, most: int = MOST_TOGETHER) -> None:
+        self._config, self._most = config, most
+        self._rooms = Rooms(params, config, most)
+        self._waiting: deque[_Asked] = deque()
+        self._keys: dict[Stream, Any] = {}  # of the texts that go on
+        self._sampled: _Sampled | None = None
+        self._has_room = True  # whether one more may begin, as far as is known
+
+    def add(self, key: Any, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+        """Ask for a text after `prompt`, which has at least one id."""
+        self._waiting.append(_Asked(key, prompt, options, stopped))
+
+    def __len__(self) -> int:
+        """How many texts were asked for and have not ended."""
+        return len(self._keys) + len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more would only wait."""
+        return len(self) >= self._most
+
+    def step(self) -> list[tuple[Any, Outcome]]:
+        """Let each text that goes on say something, and those that wait begin where there is room; key and outcome of those that
+        ended."""
+        for stream, logits in [*self._read_on(), *self._begin()]:
+            _take(stream, logits)
+        ended = [stream for stream in self._keys if stream.is_over]
+        for stream in ended:
+            self._rooms.take_back(stream.decoder)
+        self._has_room |= bool(ended)
+        return [(self._keys.pop(stream), stream.error or stream.tokens) for stream in ended]
+
+    def _read_on(self) -> list[tuple[Stream, np.ndarray]]:
+        """Texts that go on, and the logits of what follows each."""
+        window = self._config.n_positions
+        full = [stream for stream in self._keys if stream.decoder.length == window]
+        rest = [stream for stream in self._keys if stream.decoder.length < window]
+        if self._sampled:
+            forgotten = {stream.decoder for stream in full}
+            kept = [decoder for decoder in self._sampled.decoders if decoder not in forgotten]
+            self._sampled = self._sampled._replace(decoders=kept) if kept else None
+        results = _read_anew(full, [kept_window(stream.seen, self._config) for stream in full], feed_together)
+        if rest:
+            results += zip(rest, _read(rest))
+        for stream in rest:
+            stream.shared(len(rest) - 1)
+        return results
+
+    def _begin(self) -> list[tuple[Stream, np.ndarray]]:
+        """Texts that begin, and the logits of what follows the prompt of each."""
+        if not (self._waiting and self._has_room):
+            return []
+        begun: list[tuple[Stream, Sequence[int]]] = []
+        for decoder in self._rooms.lend([asked.positions for asked in islice(self._waiting, self._most)]):
+            asked = self._waiting.popleft()
+            stream = Stream(decoder, asked.prompt, asked.options, asked.stopped)
+            self._keys[stream] = asked.key
+            if not stream.is_over:
+                begun.append((stream, asked.prompt))
+        self._has_room = not self._waiting
+        known = self._sampled and self._sampled.prompt
+        results = self._begin_samples([stream for stream, prompt in begun if prompt is known])
+        new = [stream for stream, prompt in begun if prompt is not known]
+        results += _read_anew(new, [self._end_of(stream.seen) for stream in new], begin_together)
+        self._expect_samples(begun, results)
+        return results
+
+    def _begin_samples(self, streams: Sequence[Stream]) -> list[tuple[Stream, np.ndarray]]:
+        """The same for further samples of a prompt, from a decoder that has read it."""
+        if not (streams and self._sampled):
+            return []
+        _, logits, decoders = self._sampled
+        for stream in streams:
+            text = self._end_of(stream.seen)
+            if stream.decoder not in decoders:
+                decoders[0].copy_to(stream.decoder, len(text))
+                decoders.append(stream.decoder)
+                host.check_interrupts()
+            stream.begin(text, read=len(text))
+        return [(stream, logits) for stream in streams]
+
+    def _expect_samples(
+        self, begun: Sequence[tuple[Stream, Sequence[int]]], results: Sequence[tuple[Stream, np.ndarray]]
+    ) -> None:
+        """Keep what further samples of the last prompt begin with, where some wait."""
+        following = self._waiting[0].prompt if self._waiting else None
+        if self._sampled and self._sampled.prompt is following:
+            return
+        decoders = [stream.decoder for stream, prompt in begun if prompt is following]
+        self._sampled = _Sampled(following, results[-1][1].copy(), decoders) if following and decoders else None
+
+    def _end_of(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What is read of a prompt: as much as the window holds."""
+        return prompt[-self._config.n_positions :]
 
 
 def generate_batch(
@@ -117,7 +251,7 @@ def generate_batch(
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
     found: dict[int, list[Token]] = {}
-    for number, outcome in generate_each(params, config, prompts, options, stopped, MOST_TOGETHER):
+    for number, outcome in generate_each(params, config, prompts, options, stopped):
         if isinstance(outcome, InvalidParameter):
             raise outcome
         found[number] = outcome
@@ -130,57 +264,22 @@ def generate_each(
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],
     stopped: Sequence[Stopped],
-    together: int,
+    together: int = MOST_TOGETHER,
 ) -> Iterator[tuple[int, Outcome]]:
-    """(number, outcome) of each prompt as it ends, so many `together` at most: where one ends, another begins.
-
-    Prompts that are equal and follow each other begin together, and are read once.
-    """
-    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
-    order = sorted(range(len(prompts)), key=rooms.__getitem__, reverse=True)  # so that whatever ends leaves room enough
-    groups = deque(_alike(order, prompts, together))
-    free = several(params, config, [rooms[number] for number in order[:together]])
-    numbers: dict[Stream, int] = {}
-    results: list[tuple[Stream, np.ndarray]] = []
-    window = config.n_positions
-    while True:
-        begun: list[Stream] = []
-        while groups and len(groups[0]) <= len(free):
-            for number in groups.popleft():
-                stream = Stream(free.pop(0), prompts[number], options[number], stopped[number])
-                numbers[stream] = number
-                begun.append(stream)
-        begun = [s for s in begun if s.options.max_tokens and not s.history.over]
-        results += _begin(begun, [s.seen[-window:] for s in begun], begin_together)
-        going_on = [stream for stream, logits in results if _takes(stream, logits)]
-        for stream in [stream for stream in numbers if stream not in set(going_on)]:
-            free.append(stream.decoder)
-            yield numbers.pop(stream), stream.error or stream.tokens
-        if not numbers and not groups:
-            return
-        full = [s for s in going_on if s.decoder.length == window]
-        rest = [s for s in going_on if s.decoder.length < window]
-        results = _begin(full, [kept_window(s.seen, config) for s in full], feed_together)
-        if rest:
-            results += zip(rest, _read(rest))
-        for stream in rest:
-            stream.shared(len(rest) - 1)
+    """(number, outcome) of each prompt as it ends."""
+    batch = Batch(params, config, together)
+    for number, asked in enumerate(zip(prompts, options, stopped)):
+        batch.add(number, *asked)
+    while len(batch):
+        yield from batch.step()
 
 
-def _takes(stream: Stream, logits: np.ndarray) -> bool:
-    """Let the stream choose a token; True while it goes on. What is wrong with one stream ends that one only."""
+def _take(stream: Stream, logits: np.ndarray) -> None:
+    """Let the stream choose a token. What is wrong with one stream ends that one only."""
     try:
-        return stream.take(logits)
+        stream.take(logits)
     except InvalidParameter as error:
         stream.error = error
-        return False
-
-
-def _alike(order: Sequence[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
-    """`order` in groups of at most `together` prompts that are one object: samples of one prompt."""
-    for _, alike in groupby(order, lambda number: id(prompts[number])):
-        numbers = list(alike)
-        yield from (numbers[some] for some in slices.pieces(len(numbers), together))
 
 
 def _read(streams: Sequence[Stream]) -> np.ndarray:
@@ -191,7 +290,7 @@ def _read(streams: Sequence[Stream]) -> np.ndarray:
     return step_together(decoders, [stream.unread[0] for stream in streams])
 
 
-def _begin(
+def _read_anew(
     streams: Sequence[Stream], texts: Sequence[Sequence[int]], read: Callable[..., np.ndarray]
 ) -> list[tuple[Stream, np.ndarray]]:
     """Logits of what follows each text, after its stream `read` it."""

@@ -1,9 +1,9 @@
 """llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from math import fsum
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from ...generation.options import (
     gather,
 )
 from ...generation.processors import softmax
+from ...generation.rooms import MOST_TOGETHER
 from ...generation.sampling import Sampling, is_mostly_decisive
 from ...generation.stops import Stops
 from ...options import manual
@@ -46,8 +47,6 @@ from ..storage import store, weights
 from ..tape import recording
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
-MOST_TEXTS = 512  # that are begun before the first of them is given
-MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
 BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
 
 
@@ -199,60 +198,47 @@ class TextsJob:
         self.tokenizer = vocabularies.tokenizer_of(self.model.name)
         options = _options(asked, sampling, self.model, self.tokenizer)
         self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
+        self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
+        self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
+
+    def _most(self) -> int:
+        """How many texts go on together: one, where most of what they said would have to be computed once more, alone."""
+        together = self.model.decoder_weights.exact or is_mostly_decisive(self._options.sampling)
+        return MOST_TOGETHER if together else 1
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt, however many; the end-of-text token for an empty one."""
         return prompt_ids(prompt, self.model, self.tokenizer)
 
-    def texts(
-        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
-    ) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
-        """(place, sample from 0, new text or why there is none) of `prompts` as each ends; `numbers` in the call are from 0."""
-        samples = [(place, sample) for place in range(len(prompts)) for sample in range(self.n)]
-        each = [
-            replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
-            for place, sample in samples
-        ]
+    def add(self, number: int, ids: Sequence[int]) -> None:
+        """Ask for the texts of the prompt that has this number in the call, from 0."""
         options = self._options
-        streams = [TextStream(self.tokenizer, self._stops, options.eos, options.also_ends) for _ in samples]
-        for number, outcome in batch.generate_each(
-            self.model.decoder_weights,
-            self.model.config,
-            [prompts[place] for place, _ in samples],
-            each,
-            [stream.add for stream in streams],
-            self._together([len(prompts[place]) for place, _ in samples]),
-        ):
-            streams[number].finish()
-            found = outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, streams[number].text())
-            yield *samples[number], found
+        for sample in range(self.n):
+            text = TextStream(self.tokenizer, self._stops, options.eos, options.also_ends)
+            self._texts[number, sample] = text
+            seeded = replace(options, seed=options.seed + number * self.n + sample)
+            self._batch.add((number, sample), ids, seeded, text.add)
+
+    def __len__(self) -> int:
+        """How many texts have not ended."""
+        return len(self._batch)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further texts would only wait for those that are there."""
+        return self._batch.is_full
+
+    def step(self) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
+        """Have each text go on: (number of the prompt, sample from 0, new text or why there is none) of those that ended."""
+        for key, outcome in self._batch.step():
+            text = self._texts.pop(key)
+            text.finish()
+            yield *key, outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, text.text())
 
     def _told(self, said: Sequence[Token], text: str) -> Text:
         """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
         finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
         return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
-
-    def _together(self, lengths: list[int]) -> int:
-        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow.
-
-        One, where most of what they said together would have to be computed once more, alone.
-        """
-        if not self.model.decoder_weights.exact and not is_mostly_decisive(self._options.sampling):
-            lengths = [max(lengths)] if lengths else []
-        config, max_tokens = self.model.config, self._options.max_tokens
-        lengths = sorted(lengths, reverse=True)[: batch.MOST_TOGETHER]
-        rooms = [length + max_tokens for length in lengths]
-        while len(lengths) > 1:
-            if bytes_of_several(self.model.decoder_weights, config, rooms[: len(lengths)]) <= MOST_CACHED:
-                try:
-                    _require_cache(self.model, lengths, max_tokens)
-                    return len(lengths)
-                except OutOfMemory:
-                    pass
-            del lengths[-(len(lengths) // 4 or 1) :]
-        if lengths:
-            _require_cache(self.model, lengths, max_tokens)
-        return len(lengths)
 
 
 @entry
@@ -262,20 +248,23 @@ def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple
         return []
     job = TextsJob(given, BatchTexts)
     resources.require_memory(BYTES_A_ROW * len(prompts) * job.n, f"{job.n} texts for each of {len(prompts)} prompts")
-    ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    ids = deque(
+        (n, array("i", encode_prompt(p, job.model, job.tokenizer))) for n, p in enumerate(prompts) if p is not None
+    )
     rows: list[tuple[Any, ...]] = [
         (n, None, sample, None, None, None) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
     ]
-    while ids:
-        numbers = list(islice(ids, max(1, MOST_TEXTS // job.n)))
-        for place, sample, found in job.texts([ids.pop(n) for n in numbers], numbers):
+    while ids or len(job):
+        while ids and not job.is_full:
+            n, prompt = ids.popleft()
+            job.add(n, prompt)
+            if not job.echo:
+                prompts[n] = None  # it may be large
+        for n, sample, found in job.step():
             if isinstance(found, InvalidParameter):
                 raise found
-            n = numbers[place]
             text = ((prompts[n] or "") if job.echo else "") + found.text
             rows[n * job.n + sample] = (n + 1, text, sample + 1, found.finish, found.n_tokens, found.logprob)
-        for n in numbers:
-            prompts[n] = None  # it may be large
     return rows
 
 

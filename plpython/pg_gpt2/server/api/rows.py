@@ -3,8 +3,8 @@
 Rows come back in the query's order, a pass or a few after they were read, so that a million take the memory of some hundreds.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import count
 from typing import Any, NamedTuple
 
 from ... import host
@@ -17,14 +17,14 @@ from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .generation import MOST_TEXTS, TextsJob
+from .generation import TextsJob
 
 MOST_TOGETHER = (
     256  # rows that are read before the first of them is given, where passes of all their tokens are not full
 )
 PASSES = 4  # of which the rows are read before the first of them is given: some for each core
-FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
-MOST_EMPTY = 8  # times as many rows, where most of them have no text
+FIRST_TEXTS = 16  # that go on together until as many have ended; then more
+MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
 LONGER = (  # a NOTICE about one prompt, and about several
     "1 prompt is longer than the {window}-token window; only its end was used",
@@ -169,59 +169,82 @@ def generate_rows(source: str, **given: Any) -> Iterator[tuple[str | None, str |
 
 def _texts(job: TextsJob, source: Iterator[Keyed]) -> Iterator[tuple[str | None, str | None, int]]:
     report, window = Report(), job.model.config.n_positions
-    progress, done, numbers = host.Progress("generating", "rows"), 0, count()
+    progress, done = host.Progress("generating", "rows"), 0
 
     def encode(prompt: str) -> list[int]:
         ids = job.encode(prompt)
         report.cut += len(ids) > window
         return ids[-window:]
 
-    for rows in _in_waves(_encoded(source, encode, report), job.n):
-        for key, text, sample in _of_wave(job, rows, [next(numbers) for _ in rows], report):
-            yield key, text, sample
-            if sample == job.n:
+    ahead, rows = _Ahead(job, report), _encoded(source, encode, report)
+    at_end = False
+    while not at_end or len(job):
+        if at_end or ahead.is_enough:
+            ahead.step()
+        elif (row := next(rows, None)) is not None:
+            ahead.read(row)
+        else:
+            at_end = True
+        for result in ahead.complete():
+            yield result
+            if result[2] == job.n:
                 progress.at(done := done + 1)
     report.tell(window)
 
 
-def _in_waves(rows: Iterator[Row], n: int) -> Iterator[list[Row]]:
-    """Rows in order, those together whose texts are generated before the next ones are read: more and more, so that the first
-    come soon and the processor is busy later."""
-    together: list[Row] = []
-    most, texts, characters = FIRST_TEXTS, 0, 0
-    for row in rows:
-        together.append(row)
-        texts += n if row.ids is not None else 0
-        characters += len(row.text or "")
-        if texts >= most or n * len(together) >= MOST_EMPTY * most or characters >= MOST_CHARACTERS:
-            yield together
-            together, texts, characters = [], 0, 0
-            most = min(2 * most, MOST_TEXTS)
-    if together:
-        yield together
+class _Ahead:
+    """Rows that were read and whose results were not given yet, in order, and their texts as these end."""
 
+    def __init__(self, job: TextsJob, report: Report) -> None:
+        self._job, self._report = job, report
+        self._rows: deque[Row] = deque()
+        self._first = 0  # number of the first of them
+        self._texts: dict[tuple[int, int], str | None] = {}  # by number and sample
+        self._following = 0  # sample of the first row that is given next
+        self._characters = 0
+        self._ended, self._most = 0, FIRST_TEXTS
 
-def _of_wave(
-    job: TextsJob, rows: list[Row], numbers: list[int], report: Report
-) -> Iterator[tuple[str | None, str | None, int]]:
-    """Rows of the result in order, each as soon as it and those before it are there."""
-    places = [place for place, row in enumerate(rows) if row.ids is not None]
-    texts: dict[tuple[int, int], str | None] = {
-        (place, sample): None for place, row in enumerate(rows) if row.ids is None for sample in range(job.n)
-    }
-    waiting = ((place, sample) for place in range(len(rows)) for sample in range(job.n))
-    following = next(waiting, None)
-    ended = job.texts([row.ids for row in rows if row.ids is not None], [numbers[place] for place in places])
-    while following is not None:
-        while following in texts:
-            yield rows[following[0]].key, texts.pop(following), following[1] + 1
-            following = next(waiting, None)
-        if following is None:
-            return
-        place, sample, found = next(ended)
-        row = rows[places[place]]
-        if isinstance(found, InvalidParameter):
-            report.failed(row.key, found)
-            texts[places[place], sample] = None
+    @property
+    def is_enough(self) -> bool:
+        """Whether no further row is to be read now. The more texts have ended, the more may go on at a time: the first come soon,
+        and the processor is busy later."""
+        return (
+            len(self._job) >= self._most
+            or self._job.is_full
+            or len(self._rows) * self._job.n >= MOST_TEXTS
+            or self._characters >= MOST_CHARACTERS
+        )
+
+    def read(self, row: Row) -> None:
+        """Take the next row, and have its texts generated."""
+        number = self._first + len(self._rows)
+        self._rows.append(row)
+        self._characters += len(row.text or "")
+        if row.ids is not None:
+            self._job.add(number, row.ids)
         else:
-            texts[places[place], sample] = (row.text or "" if job.echo else "") + found.text
+            self._texts |= {(number, sample): None for sample in range(self._job.n)}
+
+    def step(self) -> None:
+        """Have each text go on."""
+        for number, sample, found in self._job.step():
+            row = self._rows[number - self._first]
+            self._ended += 1
+            if isinstance(found, InvalidParameter):
+                self._report.failed(row.key, found)
+                self._texts[number, sample] = None
+            else:
+                self._texts[number, sample] = (row.text or "" if self._job.echo else "") + found.text
+        if self._ended >= self._most:
+            self._most *= 2
+
+    def complete(self) -> Iterator[tuple[str | None, str | None, int]]:
+        """Rows of the result, those that are there and no other comes before."""
+        while (self._first, self._following) in self._texts:
+            text, sample = self._texts.pop((self._first, self._following)), self._following + 1
+            key = self._rows[0].key
+            self._following = sample % self._job.n
+            if not self._following:
+                self._characters -= len(self._rows.popleft().text or "")
+                self._first += 1
+            yield key, text, sample
