@@ -60,7 +60,8 @@ def test_a_chat_template_goes_with_the_vocabulary(dsn, conn, with_template, tmp_
     load(conn, with_template, "chat")
     assert template_of(conn, "chat") == CHATML
     conn.execute("SELECT llm_copy_model('chat', 'copy'), llm_adapter_create('adapter', 'chat')")
-    assert template_of(conn, "copy") == CHATML
+    conn.execute("SELECT llm_copy_model('chat', 'as saved', llm_checkpoint_save('chat'))")
+    assert template_of(conn, "copy") == template_of(conn, "as saved") == CHATML
     assert template_of(conn, "adapter") is None, "it uses that of its base"
     conn.execute("UPDATE llm_model_config SET chat_template = 'own' WHERE model = 'adapter'")
     conn.execute("SELECT llm_copy_model('adapter', 'second'), llm_adapter_merge('adapter', 'merged')")
@@ -78,7 +79,7 @@ def test_a_chat_template_goes_with_the_vocabulary(dsn, conn, with_template, tmp_
     capsys.readouterr()
     run(ingest_tokenizer, monkeypatch, "--dsn", dsn, "--model", "words alone", "--tokenizer", with_template)
     assert "no place for its chat template" in capsys.readouterr().err
-    models = ["adapter", "second", "merged", "chat", "copy", "again", "words alone"]
+    models = ["adapter", "second", "merged", "chat", "copy", "as saved", "again", "words alone"]
     for model in models:
         conn.execute("SELECT llm_drop_model(%s)", [model])
 

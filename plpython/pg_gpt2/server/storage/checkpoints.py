@@ -29,7 +29,7 @@ LAST_RUN = """
 """
 DEFAULTS = json.dumps(ARCHITECTURE)
 CONFIG = f"""
-    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed')
+    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed' - 'chat_template')
      WHERE NOT '{DEFAULTS}'::jsonb @> jsonb_build_object(key, value)) || coalesce(
         (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
          WHERE a.model = c.model), '{{}}')
