@@ -83,8 +83,12 @@ def _software() -> Iterator[Finding]:
 
 def _compiled() -> Finding:
     """Whether the package is there as this Python's code; after an upgrade of the system it may be that of another."""
-    fits = "count(*) FILTER (WHERE code IS NOT NULL AND code_of = digest || ' ' || $1)"
-    row = db.row(f"SELECT {fits} AS fit, count(*) AS n FROM {{schema}}.llm_module", ["text"], importer.this_python())
+    row = db.row(
+        "SELECT count(*) FILTER (WHERE code IS NOT NULL AND code_of = digest || ' ' || $1) AS fit, count(*) AS n"
+        " FROM {schema}.llm_module",
+        ["text"],
+        importer.this_python(),
+    )
     fit, n = (row or {}).values()
     hint = "Each session compiles the others at its first call, which takes longer. The extension's owner: SELECT llm_compile()."
     return _check("compiled modules", f"{fit} of {n}", fit == n, hint)
