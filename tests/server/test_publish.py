@@ -292,7 +292,7 @@ def test_the_base_of_an_adapter_must_be_published_with_it(pair: Pair) -> None:
 
 
 def test_a_restored_publication_is_whole_when_it_is_made_again(pair: Pair, new_database: Callable[..., str]) -> None:
-    """pg_dump leaves out that tables of an extension are in a publication; that of PostgreSQL 18.6 does not."""
+    """pg_dump leaves out that tables of an extension are in a publication; that of PostgreSQL 18 does not."""
     publish(pair, ["m"])
     target = new_database("template0")
     dump = subprocess.run(
