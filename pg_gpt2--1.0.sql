@@ -25,14 +25,23 @@ if set(schema) & set('\n\r\\\'"$'):  # bodies of functions have it in the text o
 $$;
 
 CREATE TABLE llm_module (
-    name   text PRIMARY KEY,
-    source text NOT NULL
+    name    text PRIMARY KEY,
+    source  text NOT NULL,
+    digest  text GENERATED ALWAYS AS (md5(source)) STORED,
+    code    bytea,
+    code_of text
 );
+ALTER TABLE llm_module ALTER code SET STORAGE EXTERNAL;  -- unpacking it would take longer than reading it
 COMMENT ON TABLE llm_module IS
     'The Python package behind every function, one row per module. Its code runs as the operating-system user of the '
     'server: only its owner may write it.';
 COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
 COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';
+COMMENT ON COLUMN llm_module.digest IS 'MD5 of the source.';
+COMMENT ON COLUMN llm_module.code IS
+    'What Python made of the source (llm_compile). A session compiles the source itself where there is none for it.';
+COMMENT ON COLUMN llm_module.code_of IS
+    'Of which source (its MD5), and by which Python: the code is not used for another.';
 GRANT SELECT ON llm_module TO PUBLIC;
 
 CREATE FUNCTION llm_boot()
@@ -40,18 +49,31 @@ RETURNS void
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 import sys
 importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
-    exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 42ed2904a524 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 42ed2904a524 @extschema@', '@extschema@')
+    exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
+    GD['pg_gpt2 f6017b3e051c @extschema@'] = importer['import_package']('pg_gpt2 f6017b3e051c @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
 COMMENT ON FUNCTION llm_boot IS
     'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
+
+CREATE FUNCTION llm_compile()
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+importer = {}
+exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
+return importer['compile_package']('pg_gpt2 f6017b3e051c @extschema@', '@extschema@')
+$$;
+COMMENT ON FUNCTION llm_compile IS
+    'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
+    'many modules there are. CREATE EXTENSION does so. Do it again where the server has got another Python, which llm_doctor '
+    'tells: the first call of a session takes a tenth of a second longer until then. For the owner of the extension.';
 
 -- plpython/pg_gpt2
 
@@ -3018,14 +3040,15 @@ def _mapped(into: Into, x: np.ndarray) -> np.ndarray:
 
 
 def _tanh_gate(x: np.ndarray, out: np.ndarray) -> None:
-    """0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    """0.5 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), as 1 / (1 + exp(-2u)): an exponential takes half the time."""
     np.multiply(x, x, out=out)
-    out *= SQRT_2_OVER_PI * CUBIC
-    out += SQRT_2_OVER_PI
+    out *= -2.0 * SQRT_2_OVER_PI * CUBIC
+    out -= 2.0 * SQRT_2_OVER_PI
     out *= x
-    np.tanh(out, out=out)
+    with np.errstate(over="ignore"):  # 1 / infinity is the right 0
+        np.exp(out, out=out)
     out += 1.0
-    out *= 0.5
+    np.divide(1.0, out, out=out)
 
 
 def _tanh_slope(x: np.ndarray, gate: np.ndarray, out: np.ndarray) -> None:
@@ -4161,7 +4184,7 @@ LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on
 
 
 class BufferPool:
-    """Buffers by size in bytes. Only the main thread may ask."""
+    """Buffers by size in bytes. Only the thread that reuses them may ask."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, list[np.ndarray]] = {}
@@ -4186,7 +4209,7 @@ class BufferPool:
 
 
 class LooseBufferPool:
-    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
+    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. For one thread.
 
     There are never more than were in use at once; each may become as large as the largest that was asked for.
     """
@@ -4223,30 +4246,42 @@ def _count_of_unused() -> int:
     return count
 
 
+class _Current(threading.local):
+    """The pool from which the thread's results come."""
+
+    pool: BufferPool | LooseBufferPool | None = None
+
+
 _UNUSED = _count_of_unused()
-kept = LooseBufferPool()  # of prompts' passes, from one call to the next, until `forget`
-_pool: BufferPool | LooseBufferPool | None = None
+_current = _Current()
 _lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
+def kept() -> LooseBufferPool:
+    """Buffers of the calling thread for passes over texts, kept from one call to the next, until `forget`."""
+    pool = getattr(_scratch, "of_passes", None)
+    if pool is None:
+        pool = _scratch.of_passes = LooseBufferPool()
+    return pool
+
+
 @contextmanager
 def reusing(pool: BufferPool | LooseBufferPool | None) -> Iterator[None]:
-    """Within this block `empty` serves from `pool`."""
-    global _pool
-    outer, _pool = _pool, pool
+    """Within this block `empty` serves this thread from `pool`."""
+    outer, _current.pool = _current.pool, pool
     try:
         yield
     finally:
-        _pool = outer
+        _current.pool = outer
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array for the result of an op. Main thread only."""
+    """An uninitialised array for the result of an op."""
     dtype = np.dtype(dtype)
-    if _pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
+    if _current.pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
         return np.empty(shape, dtype)
-    return _pool.empty(tuple(shape), dtype)
+    return _current.pool.empty(tuple(shape), dtype)
 
 
 @contextmanager
@@ -4271,7 +4306,6 @@ def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def forget() -> None:
     """Let go of all that is kept for later calls, by every thread."""
     global _scratch
-    kept.clear()
     _scratch = threading.local()
 
 
@@ -4390,6 +4424,20 @@ class RowCache:
         other._values[:, :, :length] = self._values[:, :, :length]
 
 
+def attend_alike(
+    qkv: np.ndarray, out: np.ndarray, count: int, n_head: int, factor: float | None = None
+) -> None:  # [count T, 3D], [count t, D]
+    """What a RowCache gives the last t rows of each of `count` texts of T rows, in as few calls as for one text."""
+    q, k, v = qkv.reshape(count, -1, 3, n_head, qkv.shape[1] // (3 * n_head)).transpose(2, 0, 3, 1, 4)
+    mixed = out.reshape(count, -1, n_head, q.shape[-1]).swapaxes(1, 2)
+    first = k.shape[2] - mixed.shape[2]
+
+    def some(h: slice) -> None:
+        attend(q[:, h, first:], k[:, h], v[:, h], mixed[:, h], first, factor=factor)
+
+    threads.for_rows(n_head, _heads_a_task(n_head), some)
+
+
 class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
@@ -4397,7 +4445,7 @@ class BlockCache:
         self._n_head = config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
-        self.room = room if arena else self._values.shape[-2]
+        self.room = self._values.shape[-2]
 
     @property
     def shares(self) -> bool:
@@ -4522,7 +4570,7 @@ def _heads_for(positions: int, width: int, rows: int, n_head: int) -> int:
 
 def _heads_a_task(n_head: int) -> int:
     """A head has the same bits in any company."""
-    return min(MOST_HEADS, -(-n_head // threads.threads()))
+    return min(MOST_HEADS, n_head if threads.in_a_task() else -(-n_head // threads.threads()))
 
 
 def _by_heads(qkv: np.ndarray, out: np.ndarray, start: int, n_head: int, work: Callable[..., None]) -> None:
@@ -6737,7 +6785,11 @@ class Batch:
             try:
                 if self._error is None:
                     look()
-                    task()
+                    _current.tasks += 1
+                    try:
+                        task()
+                    finally:
+                        _current.tasks -= 1
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
             del task
@@ -6776,9 +6828,10 @@ class Stopped(Exception):
 
 
 class _Current(threading.local):
-    """The batch that this thread helps with; None for the thread of the server."""
+    """The batch that this thread helps with, None for the thread of the server; and in how many tasks it is, one in another."""
 
     batch: Batch | None = None
+    tasks = 0
 
 
 _current = _Current()
@@ -6790,6 +6843,11 @@ def look() -> None:
         host.check_interrupts()
     else:
         _current.batch.go_on()
+
+
+def in_a_task() -> bool:
+    """Whether the caller is one of several tasks: other cores have theirs, and to cut its work only makes more calls."""
+    return _current.tasks > 0
 
 
 _pool = ThreadPool(min(2, os.cpu_count() or 1))
@@ -8257,6 +8315,8 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation', $pg_gpt2_sou
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
+Where one text ends, the next that waits begins, so that passes stay full.
+
 With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
 about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
 the batch. With weights in panels there is no such difference.
@@ -8264,23 +8324,23 @@ the batch. With weights in panels there is no such difference.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..fast import slices
 from ..fast.layout import DecoderWeights
-from .decode import Decoder, feed_together, several, step_together
+from .decode import Decoder, feed_together, step_together
 from .generate import Options, Token, kept_window
 from .prefixes import begin_together
-from .sampling import Draws, choose, is_decisive
+from .rooms import MOST_TOGETHER, Rooms
+from .sampling import Draws, choose, choose_surely
 
 Stopped = Callable[[int], bool]
 Outcome = list[Token] | InvalidParameter
-MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -8297,7 +8357,7 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: Sequence[int] = []  # what the decoder began with
+        self._begun = 0  # positions that the decoder began with, read by itself
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
     @property
@@ -8305,11 +8365,11 @@ class Stream:
         """The prompt, and what it has said."""
         return self.history.ids
 
-    def begin(self, ids: Sequence[int]) -> Sequence[int]:
-        """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
-        self.decoder.rewind(0)
+    def begin(self, ids: Sequence[int], read: int = 0) -> Sequence[int]:
+        """Forget all but `read` tokens, with which `ids` begin, the prompt or what remains of a full window; it is read next."""
+        self.decoder.rewind(read)
         self.unread = []
-        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        self._begun, self._read, self._exact, self._plain = len(ids), len(self.seen), True, None
         return ids
 
     def shared(self, others: int) -> None:
@@ -8317,18 +8377,18 @@ class Stream:
         self.unread = []
         self._exact = self._exact and (self.decoder.exact or not others)
 
-    def take(self, logits: np.ndarray) -> bool:
-        """Choose a token; True while the stream goes on."""
+    def take(self, logits: np.ndarray) -> None:
+        """Choose a token."""
         host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.history):
-            logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.history)
+        token = None if self._exact else choose_surely(logits, sampling, draw, self.history)
+        if token is None:
+            logits = logits if self._exact else self._plain_logits()
+            token = choose(logits, sampling, draw, self.history)
         self._say(token, self.options.logprob(logits, token))
         if self.history.walk and not self.ended and not self.options.logprobs:
             self._say_ahead()
-        return not self.ended
 
     def _say_ahead(self) -> None:
         """Say what is known without the model, if it is all that comes, or can be read in one pass."""
@@ -8353,16 +8413,148 @@ class Stream:
         """Whether all is said."""
         return bool(self.tokens and self.tokens[-1].finish)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes, be it for an error or for want of anything to say."""
+        return self.ended or self.error is not None or not self.options.max_tokens or self.history.over
+
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
             host.require_memory(self.decoder.nbytes, "a prompt that is decoded once more, alone,")
             self._plain = self.decoder.copy()
-            self._plain.feed(self._plain.resume(self._alone))
-        for token in self.seen[self._read :]:
-            logits = self._plain.feed([token])
+            self._plain.rewind(self._begun)
+        *before, last = self.seen[self._read :]
+        for token in before:
+            self._plain.read([token])
         self._read = len(self.seen)
-        return logits
+        return self._plain.feed([last])
+
+
+class _Asked(NamedTuple):
+    """A text that is asked for: what its asker knows it by, and what it is to be."""
+
+    key: Any
+    prompt: Sequence[int]
+    options: Options
+    stopped: Stopped
+
+    @property
+    def positions(self) -> int:
+        """For how many there must be room."""
+        return len(self.prompt) + self.options.max_tokens
+
+
+class _Sampled(NamedTuple):
+    """A prompt of which more samples follow: the logits after it, and decoders that have read it, and perhaps more since."""
+
+    prompt: Sequence[int]
+    logits: np.ndarray
+    decoders: list[Decoder]
+
+
+class Batch:
+    """Texts of one model that go on together, `most` of them at most. Whoever wants some adds them, at any time, and takes steps
+    while there are any.
+
+    Texts begin in the order in which they were added; those of prompts that are one object and follow each other are samples, for
+    which it is read once.
+    """
+
+    def __init__(self, params: DecoderWeights, config: GPT2Config, most: int = MOST_TOGETHER) -> None:
+        self._config, self._most = config, most
+        self._rooms = Rooms(params, config, most)
+        self._waiting: deque[_Asked] = deque()
+        self._keys: dict[Stream, Any] = {}  # of the texts that go on
+        self._sampled: _Sampled | None = None
+        self._has_room = True  # whether one more may begin, as far as is known
+
+    def add(self, key: Any, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+        """Ask for a text after `prompt`, which has at least one id."""
+        self._waiting.append(_Asked(key, prompt, options, stopped))
+
+    def __len__(self) -> int:
+        """How many texts were asked for and have not ended."""
+        return len(self._keys) + len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more would only wait."""
+        return len(self) >= self._most
+
+    def step(self) -> list[tuple[Any, Outcome]]:
+        """Let each text that goes on say something, and those that wait begin where there is room; key and outcome of those that
+        ended."""
+        for stream, logits in [*self._read_on(), *self._begin()]:
+            _take(stream, logits)
+        ended = [stream for stream in self._keys if stream.is_over]
+        for stream in ended:
+            self._rooms.take_back(stream.decoder)
+        self._has_room |= bool(ended)
+        return [(self._keys.pop(stream), stream.error or stream.tokens) for stream in ended]
+
+    def _read_on(self) -> list[tuple[Stream, np.ndarray]]:
+        """Texts that go on, and the logits of what follows each."""
+        window = self._config.n_positions
+        full = [stream for stream in self._keys if stream.decoder.length == window]
+        rest = [stream for stream in self._keys if stream.decoder.length < window]
+        if self._sampled:
+            forgotten = {stream.decoder for stream in full}
+            kept = [decoder for decoder in self._sampled.decoders if decoder not in forgotten]
+            self._sampled = self._sampled._replace(decoders=kept) if kept else None
+        results = _read_anew(full, [kept_window(stream.seen, self._config) for stream in full], feed_together)
+        if rest:
+            results += zip(rest, _read(rest))
+        for stream in rest:
+            stream.shared(len(rest) - 1)
+        return results
+
+    def _begin(self) -> list[tuple[Stream, np.ndarray]]:
+        """Texts that begin, and the logits of what follows the prompt of each."""
+        if not (self._waiting and self._has_room):
+            return []
+        begun: list[tuple[Stream, Sequence[int]]] = []
+        for decoder in self._rooms.lend([asked.positions for asked in islice(self._waiting, self._most)]):
+            asked = self._waiting.popleft()
+            stream = Stream(decoder, asked.prompt, asked.options, asked.stopped)
+            self._keys[stream] = asked.key
+            if not stream.is_over:
+                begun.append((stream, asked.prompt))
+        self._has_room = not self._waiting
+        known = self._sampled and self._sampled.prompt
+        results = self._begin_samples([stream for stream, prompt in begun if prompt is known])
+        new = [stream for stream, prompt in begun if prompt is not known]
+        results += _read_anew(new, [self._end_of(stream.seen) for stream in new], begin_together)
+        self._expect_samples(begun, results)
+        return results
+
+    def _begin_samples(self, streams: Sequence[Stream]) -> list[tuple[Stream, np.ndarray]]:
+        """The same for further samples of a prompt, from a decoder that has read it."""
+        if not (streams and self._sampled):
+            return []
+        _, logits, decoders = self._sampled
+        for stream in streams:
+            text = self._end_of(stream.seen)
+            if stream.decoder not in decoders:
+                decoders[0].copy_to(stream.decoder, len(text))
+                decoders.append(stream.decoder)
+                host.check_interrupts()
+            stream.begin(text, read=len(text))
+        return [(stream, logits) for stream in streams]
+
+    def _expect_samples(
+        self, begun: Sequence[tuple[Stream, Sequence[int]]], results: Sequence[tuple[Stream, np.ndarray]]
+    ) -> None:
+        """Keep what further samples of the last prompt begin with, where some wait."""
+        following = self._waiting[0].prompt if self._waiting else None
+        if self._sampled and self._sampled.prompt is following:
+            return
+        decoders = [stream.decoder for stream, prompt in begun if prompt is following]
+        self._sampled = _Sampled(following, results[-1][1].copy(), decoders) if following and decoders else None
+
+    def _end_of(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What is read of a prompt: as much as the window holds."""
+        return prompt[-self._config.n_positions :]
 
 
 def generate_batch(
@@ -8374,7 +8566,7 @@ def generate_batch(
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
     found: dict[int, list[Token]] = {}
-    for number, outcome in generate_each(params, config, prompts, options, stopped, MOST_TOGETHER):
+    for number, outcome in generate_each(params, config, prompts, options, stopped):
         if isinstance(outcome, InvalidParameter):
             raise outcome
         found[number] = outcome
@@ -8387,57 +8579,22 @@ def generate_each(
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],
     stopped: Sequence[Stopped],
-    together: int,
+    together: int = MOST_TOGETHER,
 ) -> Iterator[tuple[int, Outcome]]:
-    """(number, outcome) of each prompt as it ends, so many `together` at most: where one ends, another begins.
-
-    Prompts that are equal and follow each other begin together, and are read once.
-    """
-    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
-    order = sorted(range(len(prompts)), key=rooms.__getitem__, reverse=True)  # so that whatever ends leaves room enough
-    groups = deque(_alike(order, prompts, together))
-    free = several(params, config, [rooms[number] for number in order[:together]])
-    numbers: dict[Stream, int] = {}
-    results: list[tuple[Stream, np.ndarray]] = []
-    window = config.n_positions
-    while True:
-        begun: list[Stream] = []
-        while groups and len(groups[0]) <= len(free):
-            for number in groups.popleft():
-                stream = Stream(free.pop(0), prompts[number], options[number], stopped[number])
-                numbers[stream] = number
-                begun.append(stream)
-        begun = [s for s in begun if s.options.max_tokens and not s.history.over]
-        results += _begin(begun, [s.seen[-window:] for s in begun], begin_together)
-        going_on = [stream for stream, logits in results if _takes(stream, logits)]
-        for stream in [stream for stream in numbers if stream not in set(going_on)]:
-            free.append(stream.decoder)
-            yield numbers.pop(stream), stream.error or stream.tokens
-        if not numbers and not groups:
-            return
-        full = [s for s in going_on if s.decoder.length == window]
-        rest = [s for s in going_on if s.decoder.length < window]
-        results = _begin(full, [kept_window(s.seen, config) for s in full], feed_together)
-        if rest:
-            results += zip(rest, _read(rest))
-        for stream in rest:
-            stream.shared(len(rest) - 1)
+    """(number, outcome) of each prompt as it ends."""
+    batch = Batch(params, config, together)
+    for number, asked in enumerate(zip(prompts, options, stopped)):
+        batch.add(number, *asked)
+    while len(batch):
+        yield from batch.step()
 
 
-def _takes(stream: Stream, logits: np.ndarray) -> bool:
-    """Let the stream choose a token; True while it goes on. What is wrong with one stream ends that one only."""
+def _take(stream: Stream, logits: np.ndarray) -> None:
+    """Let the stream choose a token. What is wrong with one stream ends that one only."""
     try:
-        return stream.take(logits)
+        stream.take(logits)
     except InvalidParameter as error:
         stream.error = error
-        return False
-
-
-def _alike(order: Sequence[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
-    """`order` in groups of at most `together` prompts that are one object: samples of one prompt."""
-    for _, alike in groupby(order, lambda number: id(prompts[number])):
-        numbers = list(alike)
-        yield from (numbers[some] for some in slices.pieces(len(numbers), together))
 
 
 def _read(streams: Sequence[Stream]) -> np.ndarray:
@@ -8448,7 +8605,7 @@ def _read(streams: Sequence[Stream]) -> np.ndarray:
     return step_together(decoders, [stream.unread[0] for stream in streams])
 
 
-def _begin(
+def _read_anew(
     streams: Sequence[Stream], texts: Sequence[Sequence[int]], read: Callable[..., np.ndarray]
 ) -> list[tuple[Stream, np.ndarray]]:
     """Logits of what follows each text, after its stream `read` it."""
@@ -11343,7 +11500,7 @@ def _hidden(
         attend(layer, as_rows(qkv), as_rows(out), factor)
         return out
 
-    with buffers.reusing(buffers.kept if ids.size <= PREFILL_ROWS else None):
+    with buffers.reusing(buffers.kept() if ids.size <= PREFILL_ROWS else None):
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
@@ -12136,6 +12293,18 @@ class Drafting(Declared):
 
 
 @dataclass(frozen=True)
+class OnePrompt(Declared):
+    """What generation of text for one prompt has beside it."""
+
+    prompt_ids: Sequence[int] | None = option(
+        None,
+        IDS,
+        hint="llm_encode(prompt, special => true) gives ids.",
+        meaning="Token ids in the place of the prompt, which is null then; only for llm_generate and llm_generate_stream.",
+    )
+
+
+@dataclass(frozen=True)
 class ManyTexts(TextGeneration):
     """What generation of texts for several prompts has beside it."""
 
@@ -12145,6 +12314,18 @@ class ManyTexts(TextGeneration):
         between(1, MOST_SAMPLES),
         hint="It is the number of texts for each prompt; 1 is the default.",
         meaning="Texts for each prompt, which is read once; only for llm_generate_batch and llm_generate_rows.",
+    )
+
+
+@dataclass(frozen=True)
+class BatchTexts(ManyTexts):
+    """What llm_generate_batch has beside it."""
+
+    logprobs: bool = option(
+        False,
+        FLAG,
+        hint="true tells the log-probability of each text.",
+        meaning="Whether llm_generate_batch tells the log-probability of each text, which costs a few percent of its time.",
     )
 
 
@@ -12177,22 +12358,46 @@ class BeamSearch(Call):
 
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
-    found = SamplingOptions.options() | ManyTexts.options() | Drafting.options() | BeamSearch.options()
-    yield from found.values()
+    kinds: tuple[type[Declared], ...] = (SamplingOptions, BatchTexts, Drafting, OnePrompt, BeamSearch)
+    yield from {name: one for kind in kinds for name, one in kind.options().items()}.values()
+
+
+KEPT, MOST_KEPT = 16, 4096  # results of `gather`, and characters of what one was made from
+_kept: dict[tuple[Any, ...], list[Any]] = {}
 
 
 def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
 
     22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search or
-    several texts at once have no use for is refused by name.
+    several texts at once have no use for is refused by name. What the last calls gave is kept: rows of a query ask for the same.
     """
+    key = (
+        kinds,
+        tuple((name, type(value), tuple(value) if isinstance(value, list) else value) for name, value in given.items()),
+    )
+    found = _kept.get(key)
+    if found is None:
+        found = _gathered(given, kinds)
+        while len(_kept) >= KEPT:
+            del _kept[next(iter(_kept))]
+        if len(repr(key)) <= MOST_KEPT:
+            _kept[key] = found
+    return list(found)
+
+
+def _gathered(given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> list[Any]:
     said = read_object(given.get("options"), '{"top_k": 20}')
     known = by_key(kinds)
     if "draft_model" in said and Drafting not in kinds:
         raise InvalidParameter(
             "draft_model is for one text at a time, and this makes several in shared passes",
             hint="llm_generate, llm_generate_stream, llm_generate_tokens and llm_generate_json take it.",
+        )
+    if "prompt_ids" in said and OnePrompt not in kinds:
+        raise InvalidParameter(
+            "prompt_ids is an option of llm_generate and llm_generate_stream only",
+            hint="llm_beam_search has a parameter of that name, and llm_generate_tokens takes ids.",
         )
     if BeamSearch in kinds:
         taken = {key: one for key, one in known.items() if not one.draws}
@@ -12205,28 +12410,33 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
         known = taken
     return assemble(kinds, given, checked(said, known, "llm_generation_options"))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.packing', $pg_gpt2_source$"""One pass of a model over several texts, laid end to end: what is computed row by row is shared, attention is each text's own.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.packing', $pg_gpt2_source$"""Passes of a model over several texts, laid end to end: what is computed row by row is shared, attention is each text's own.
 
-A pass reads all weights, so many short texts cost hardly more than a long one. With weights in panels a text's states have the
+A pass reads all weights, so many short texts cost hardly more than a long one. Several passes are computed at a time, each by one
+core: two cores that share the ops of one pass wait for each other at every op. With weights in panels a text's states have the
 bits that a `Decoder` gives it alone; elsewhere a product's last bits depend on how many rows it has.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
 
-from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
 from ..core.tape import Eager
-from ..fast import buffers
+from ..fast import buffers, threads
+from ..fast.cache import RowCache, attend_alike
 from ..fast.layout import DecoderWeights
 from ..fast.products import as_rows
 from .decode import kind_of_cache
 
 ROWS = 512  # of a pass, unless one text has more: fewer read the weights more often, more leave a core's cache
+MOST_PASSES, TURN = 8, 0.5  # of each core between two reports of progress; fewer where they take more seconds
 
 T = TypeVar("T")
 
@@ -12245,32 +12455,91 @@ def passes(parts: Iterable[T], rows_of: Callable[[T], int]) -> Iterator[list[T]]
         yield together
 
 
-def states(
-    params: DecoderWeights, config: GPT2Config, texts: Sequence[np.ndarray], depth: int
-) -> np.ndarray:  # each [T] -> [sum T, D]
-    """The stream after `depth` blocks, and after ln_f where these are all."""
-    ends = np.cumsum([len(ids) for ids in texts])
-    # of the layer and text at hand: what follows in it, of others, is not seen
-    cache = kind_of_cache(params)(replace(config, n_layer=1), max(map(len, texts)))
+def run_passes(
+    parts: Iterable[T], rows_of: Callable[[T], int], work: Callable[[list[T]], object]
+) -> Iterator[list[list[T]]]:
+    """Call work(parts of a pass) for each pass, on all cores; the passes, some at a time, when they are done.
 
-    def attend(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:  # [sum T, 1, 3D] -> [sum T, 1, D]
-        out = np.empty((len(qkv), config.d_model), qkv.dtype)
-        for end, ids in zip(ends, texts):
-            rows = slice(end - len(ids), end)
-            cache.attend(0, qkv[rows, 0], out[rows], 0, factor)
-            host.check_interrupts()
+    What shares a pass does not depend on the number of cores.
+    """
+    waiting, count = passes(parts, rows_of), 1
+    while some := list(islice(waiting, count * threads.threads())):
+        began = time.monotonic()
+        threads.run([partial(work, together) for together in some])
+        if time.monotonic() - began < TURN:
+            count = min(2 * count, MOST_PASSES)
+        yield some
+
+
+def states(
+    params: DecoderWeights,
+    config: GPT2Config,
+    texts: Sequence[np.ndarray],
+    depth: int,
+    wanted: Sequence[int] | None = None,
+) -> np.ndarray:  # each [T] -> [sum T, D], or with `wanted` [sum wanted, D]
+    """The stream after `depth` blocks, and after ln_f where these are all; until the next pass of this thread.
+
+    With `wanted`, so many rows of each text, its last: the last block works for these only.
+    """
+    sizes = [len(ids) for ids in texts]
+    ends = np.cumsum(sizes)
+    attend_each = _attention(params, config, sizes)
+
+    def attend(layer: int, qkv: np.ndarray, factor: float | None) -> np.ndarray:  # [sum T, 1, 3D] -> [n, 1, D]
+        counts = sizes if wanted is None or layer < depth - 1 else wanted
+        out = np.empty((sum(counts), config.d_model), qkv.dtype)
+        attend_each(as_rows(qkv), out, counts, factor)
         return out[:, None]
+
+    def keep(x: np.ndarray) -> np.ndarray:  # [sum T, 1, D] -> [n, 1, D]
+        if wanted is None or sum(wanted) == len(x):
+            return x
+        return x[np.concatenate([np.arange(end - count, end) for end, count in zip(ends, wanted)])]
 
     run = Eager()
     how = gpt2.Pass(attend=attend)
-    with buffers.reusing(buffers.kept if ends[-1] <= ROWS else None):
-        ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(len(ids)) for ids in texts])
+    with buffers.reusing(buffers.kept() if ends[-1] <= ROWS else buffers.LooseBufferPool()):
+        ids, places = np.concatenate(texts)[:, None], np.concatenate([np.arange(size) for size in sizes])
         x = gpt2.embed(run, params, ids, position=places)
+        if not depth:
+            x = keep(x)
         for i in range(depth):
-            x = gpt2.block_of(run, params, x, config, i, how)
+            x = gpt2.block_of(run, params, x, config, i, how if i < depth - 1 else replace(how, keep=keep))
         if depth == config.n_layer:
             x = gpt2.last_norm(run, params, x, config)
         return as_rows(x)
+
+
+def _attention(
+    params: DecoderWeights, config: GPT2Config, sizes: Sequence[int]
+) -> Callable[[np.ndarray, np.ndarray, Sequence[int], float | None], None]:
+    """A function of qkv [sum sizes, 3D], out [sum counts, D], counts and the factor of scores: attention of so many rows of each
+    text, its last, over that text."""
+    kind = kind_of_cache(params)
+    if kind is RowCache:
+
+        def attend(qkv: np.ndarray, out: np.ndarray, counts: Sequence[int], factor: float | None) -> None:
+            row = place = 0
+            for (size, count), alike in groupby(zip(sizes, counts)):
+                n = len(list(alike))
+                threads.look()
+                rows = slice(row, row := row + n * size)
+                attend_alike(qkv[rows], out[place : (place := place + n * count)], n, config.n_head, factor)
+
+        return attend
+
+    # of the layer and text at hand: what follows in it, of others, is not seen
+    cache = kind(replace(config, n_layer=1), max(sizes))
+
+    def attend_by_cache(qkv: np.ndarray, out: np.ndarray, counts: Sequence[int], factor: float | None) -> None:
+        row = place = 0
+        for size, count in zip(sizes, counts):
+            threads.look()
+            rows = slice(row, row := row + size)
+            cache.attend(0, qkv[rows], out[place : (place := place + count)], 0, factor)
+
+    return attend_by_cache
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.passes', $pg_gpt2_source$"""What shares a pass: pieces of texts that streams read, and trees of tokens that follow them."""
 
@@ -12972,6 +13241,118 @@ def _entropy(scores: np.ndarray) -> np.float32:
     logs = _log_softmax(scores[scores > -np.inf])
     return -(np.exp(logs) * logs).sum()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.rooms', $pg_gpt2_source$"""Decoders for the texts of a batch, which have them one after the other: as many as MOST_CACHED and the memory there is allow.
+
+They are made some at a time, as texts come that need them. With panels those of a lot lie side by side (fast/cache.py), so that
+their memory is free when nobody has any of them. What is free is given up where it stands in the way of a larger one.
+"""
+
+from collections.abc import Sequence
+
+from .. import host
+from ..core.config import GPT2Config
+from ..errors import OutOfMemory
+from ..fast.cache import BlockCache
+from ..fast.layout import DecoderWeights
+from .decode import Decoder, bytes_of_several, several
+
+MOST_TOGETHER = 64  # texts: more are hardly faster, and each has keys and values of its own
+MOST_CACHED = 1 << 30  # bytes of keys and values of all
+LOT = 8  # decoders that are made at a time, at least, where there is memory: one alone is not attended to together with others
+ROOM = 64  # positions: rooms are multiples, and mostly serve the next text as well
+
+
+class _Lot:
+    """Decoders that share memory, and those of them that nobody has."""
+
+    def __init__(self, decoders: list[Decoder], nbytes: int) -> None:
+        self.decoders, self.free, self.nbytes = decoders, decoders[:], nbytes
+
+    @property
+    def lent(self) -> int:
+        """How many somebody has."""
+        return len(self.decoders) - len(self.free)
+
+
+class Rooms:
+    """Lends decoders of one model."""
+
+    def __init__(self, params: DecoderWeights, config: GPT2Config, most: int = MOST_TOGETHER) -> None:
+        self._params, self._config, self._most = params, config, most
+        self._lots: list[_Lot] = []
+
+    def lend(self, wanted: Sequence[int]) -> list[Decoder]:
+        """Decoders for the first of some texts, which need so many positions each; at least one where none is lent, or 53200."""
+        lent = sum(lot.lent for lot in self._lots)
+        wanted = [min(positions, self._config.n_positions) for positions in wanted[: self._most - lent]]
+        found: list[Decoder] = []
+        for place, positions in enumerate(wanted):
+            decoder = self._take(positions)
+            if decoder is None and self._make([_rounded(each) for each in wanted[place:]]):
+                decoder = self._take(positions)
+            if decoder is None:
+                break
+            found.append(decoder)
+        return found
+
+    def take_back(self, decoder: Decoder) -> None:
+        """Have back what was lent."""
+        next(lot for lot in self._lots if decoder in lot.decoders).free.append(decoder)
+
+    def _take(self, positions: int) -> Decoder | None:
+        """The smallest free decoder that has room for so many positions."""
+        fitting = [(lot, each) for lot in self._lots for each in lot.free if each.cache.room >= positions]
+        if not fitting:
+            return None
+        lot, decoder = min(fitting, key=lambda one: one[1].cache.room)
+        lot.free.remove(decoder)
+        decoder.room = positions
+        return decoder
+
+    def _make(self, rooms: Sequence[int]) -> bool:
+        """Make decoders of the first of these rooms, as many as there is memory for; whether there is for one."""
+        count, least = len(rooms), min(LOT, self._most)
+        while not self._have_made([*rooms[:count], *[max(rooms[:count])] * (least - count)]):
+            idle = next((lot for lot in self._lots if not lot.lent), None)
+            if idle is not None:
+                self._lots.remove(idle)
+            elif count > 1:
+                count -= count // 4 or 1
+            else:
+                return self._have_made(rooms[:1])
+        return True
+
+    def _have_made(self, rooms: Sequence[int]) -> bool:
+        """Make decoders of these rooms, unless that is too much. 53200 where not even one alone is possible."""
+        held, wanted = sum(lot.nbytes for lot in self._lots), self._bytes(rooms)
+        is_only = len(rooms) == 1 and not self._lots
+        if held + wanted > MOST_CACHED and not is_only:
+            return False
+        count, positions = len(rooms) + sum(len(lot.decoders) for lot in self._lots), sum(rooms)
+        try:
+            host.require_memory(
+                held + wanted + 4 * self._config.vocab * count,
+                f"logits of {count} texts, and keys and values of {positions} positions",
+            )
+        except OutOfMemory:
+            if is_only:
+                raise
+            return False
+        lots: dict[object, list[Decoder]] = {}
+        for decoder in several(self._params, self._config, rooms):
+            lots.setdefault(decoder.cache.arena if isinstance(decoder.cache, BlockCache) else decoder, []).append(
+                decoder
+            )
+        self._lots += [_Lot(some, self._bytes([each.cache.room for each in some])) for some in lots.values()]
+        return True
+
+    def _bytes(self, rooms: Sequence[int]) -> int:
+        return bytes_of_several(self._params, self._config, rooms)
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // ROOM) * ROOM
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
 
 Which tokens are kept and their probabilities equal transformers' LogitsProcessors; the draws themselves do not. Temperature 0 is
@@ -12995,6 +13376,7 @@ from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_NARROW = 0.5  # a temperature at which rare tokens are too rare to matter
 _FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
 _HOTTEST = 1e38  # above it an excluded score over an infinite temperature would be no number
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
@@ -13116,32 +13498,43 @@ def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndar
         scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
     else:
         scores = scores / np.float32(min(how.temperature, _HOTTEST))
-    ids = np.arange(len(scores))
+    ids = None
     for _, cut, value in how.cuts:
         kept = cut(scores, value)
-        ids, scores = ids[kept], scores[kept]
-    return ids, softmax(scores)
+        ids, scores = kept if ids is None else ids[kept], scores[kept]
+    return np.arange(len(scores)) if ids is None else ids, softmax(scores)
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History) -> bool:
-    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding.
+def choose_surely(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int | None:
+    """The token that `choose` gives for all logits none of which differs from these by more than rounding; None if there may be
+    several.
 
-    Only what is known here to be bounded counts: with any other processor the answer is no.
+    Only what is known here to be bounded counts: with any other processor it is None.
     """
-    if history.only is not None:
-        return True
+    if (only := history.only) is not None:
+        return only
     found = _adjusted_within(logits, how, history)
     if found is None:
-        return False
+        return None
     scores, error = found
     if how.temperature < _COLDEST:
-        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
+        is_sure = len(scores) == 1 or np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error
+        return choose(logits, how, draw, history) if is_sure else None
     bounds = _Bounds(scores, error, how)
     for name, _, value in how.cuts:
         if name not in _BOUNDED:
-            return False
+            return None
         _BOUNDED[name](bounds, value)
-    return bounds.settle(choose(logits, how, draw, history), draw)
+    token = choose(logits, how, draw, history)
+    return token if bounds.settle(token, draw) else None
+
+
+def is_mostly_decisive(how: Sampling) -> bool:
+    """Whether `choose_surely` mostly chooses: everything is bounded, and a draw is not among all tokens, of which many are so
+    rare that rounding decides between neighbours."""
+    bounded = all(ADJUSTMENTS[name].stretch is not None for name, _ in how.adjustments)
+    bounded = bounded and all(name in _BOUNDED for name, _, _ in how.cuts)
+    return bounded and bool(how.temperature < _NARROW or how.topk or how.min_p or how.constraint)
 
 
 def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tuple[np.ndarray, float] | None:
@@ -13167,7 +13560,8 @@ class _Bounds:
     def __init__(self, scores: np.ndarray, error: float, how: Sampling) -> None:
         self.ids, least = np.arange(len(scores)), -np.inf
         if 0 < how.topk < len(scores):
-            dropped, kept = np.partition(scores, (-how.topk - 1, -how.topk))[-how.topk - 1 :][:2].astype(np.float64)
+            ascending = np.partition(scores, -how.topk)  # around two places it is ten times slower
+            kept, dropped = np.float64(ascending[-how.topk]), np.float64(ascending[: -how.topk].max())
             self.ids, least = np.flatnonzero(scores >= kept - 2 * error), dropped + 2 * error
         scores = scores[self.ids].astype(np.float64)
         best = scores.max()
@@ -13243,12 +13637,13 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.scoring', $pg_gpt2_source$"""What a model thinks of given texts: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
 Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
-with at least half a window before it. Logits are made a few rows at a time. Several texts share passes (packing.py); one
-alone goes on from what the session has read (prefixes.py), with the same bits.
+with at least half a window before it. Windows and several texts share passes, and passes the cores (packing.py); one text
+alone goes on from what the session has read (prefixes.py), with the same bits. Logits are made a few rows at a time.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13257,67 +13652,19 @@ from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..fast import slices
+from ..fast import buffers, slices, threads
 from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from ..tensor import FLOAT32
 from . import packing, prefixes
-from .decode import Decoder, bytes_of_several, checked, is_exact
+from .decode import bytes_of_several, checked, is_exact
 
-ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
+ROWS = 128  # of logits at a time at least: 26 MB of GPT-2's
+LOGITS = 1 << 20  # at a time, where these are more rows
+BLOCK = 1 << 16  # logits whose exponentials are made at a time, in a core's cache
 OVERFLOW = 700.0  # exp() of more is no double precision
 
 Scores = tuple[np.ndarray, np.ndarray]  # log-probabilities and ranks [n - 1] of a text's tokens from the second on
-
-
-def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int]) -> Scores:
-    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    scores = np.empty((2, len(ids) - 1))
-    tokens = np.asarray(ids, np.int64)
-    progress = host.Progress("scoring", "tokens", len(ids))
-    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
-        window = scores[:, start : stop - 1]
-        if is_exact(params):
-            _score_with_cache(params, config, tokens[start:stop], first - start, window, keep=not start)
-        else:  # passes that end at fixed boundaries are slower than one pass
-            hidden = packing.states(params, config, [tokens[start : stop - 1]], config.n_layer)
-            _score_passes(params, [hidden], 0, tokens[start:stop], first - start, window)
-        progress.at(stop)
-    return scores[0], scores[1].astype(np.int64)
-
-
-def _score_with_cache(
-    params: DecoderWeights, config: GPT2Config, tokens: np.ndarray, first: int, scores: np.ndarray, keep: bool
-) -> None:  # [n], [2, n - 1]
-    """Scores of tokens[first:]; those that the session knows need no pass, and with `keep` it will know these."""
-    room = len(tokens) - 1
-    host.require_memory(bytes_of_several(params, config, [room]), f"keys and values of {room} positions")
-    decoder = prefixes.take(params, config, tokens, room, scored=True) if keep else Decoder(params, config, room)
-    known = decoder.length
-    scores[:, :known] = decoder.scores
-    _score_passes(params, decoder.passes(tokens[known:-1]), known, tokens, first, scores)
-    if keep:
-        decoder.scores = scores[:, : room - 1].copy()
-        prefixes.give(decoder)
-
-
-def _score_passes(
-    params: DecoderWeights,
-    passes: Iterable[np.ndarray],
-    place: int,
-    tokens: np.ndarray,
-    first: int,
-    scores: np.ndarray,
-) -> None:  # of [T, D], [n], [2, n - 1]
-    """Scores of tokens[first:] that follow the rows of `passes`, the first of which is at `place`."""
-    for hidden in passes:
-        skipped = max(0, min(first - 1 - place, len(hidden)))
-        for rows in slices.pieces(len(hidden) - skipped, ROWS):
-            at = slice(place + skipped + rows.start, place + skipped + rows.stop)
-            logits = checked(lm_head(hidden[skipped:][rows], gpt2.output_table(params)))
-            scores[:, at] = _score_rows(logits, tokens[1:][at], ranked=True)
-            host.check_interrupts()
-        place += len(hidden)
 
 
 class _Part(NamedTuple):
@@ -13333,51 +13680,125 @@ class _Part(NamedTuple):
         """Positions that a pass computes: the last token predicts nothing that is there."""
         return self.stop - 1 - self.start
 
+    @property
+    def n_scored(self) -> int:
+        """Tokens that are scored, each by the position before it."""
+        return self.stop - self.first
+
+
+class _Piece(NamedTuple):
+    """Ids start..stop of a text, which an embedding reads together."""
+
+    text: int
+    start: int
+    stop: int
+
+    @property
+    def n_rows(self) -> int:
+        """Positions that a pass computes."""
+        return self.stop - self.start
+
+
+def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int], ranked: bool = True) -> Scores:
+    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1].
+
+    Without `ranked` the ranks mean nothing.
+    """
+    tokens, scores = np.asarray(ids, np.int64), np.zeros((2, len(ids) - 1))
+    parts = _parts_of(0, len(ids), config)
+    if parts and is_exact(params):  # elsewhere passes that end at fixed boundaries are slower than one pass
+        first = parts.pop(0)
+        _score_with_cache(params, config, tokens[: first.stop], scores[:, : first.stop - 1])
+    _score_parts(params, config, [tokens], parts, [(scores[0], scores[1])], ranked)
+    return scores[0], scores[1].astype(np.int64)
+
+
+def _score_with_cache(params: DecoderWeights, config: GPT2Config, tokens: np.ndarray, scores: np.ndarray) -> None:
+    """Set scores [2, n - 1] of tokens [n]; those that the session knows need no pass, and it will know these."""
+    room = len(tokens) - 1
+    host.require_memory(bytes_of_several(params, config, [room]), f"keys and values of {room} positions")
+    decoder = prefixes.take(params, config, tokens, room, scored=True)
+    place = decoder.length
+    scores[:, :place] = decoder.scores
+    for hidden in decoder.passes(tokens[place:-1]):
+        rows = slice(place, place := place + len(hidden))
+        scores[:, rows] = _score(params, hidden, tokens[1:][rows], ranked=True)
+    decoder.scores = scores[:, : room - 1].copy()
+    prefixes.give(decoder)
+
 
 def scores_of_several(
     params: DecoderWeights, config: GPT2Config, texts: Sequence[Sequence[int]], ranked: bool = True
 ) -> list[Scores]:
-    """`token_scores` of each text; of those that have no two tokens, empty ones. Without `ranked` the ranks are 0."""
+    """`token_scores` of each text; of those that have no two tokens, empty ones."""
     tokens = [np.asarray(ids, np.int64) for ids in texts]
     scores = [(np.empty(n), np.zeros(n, np.int64)) for n in (max(0, len(ids) - 1) for ids in texts)]
-    width = max(2, config.n_positions)  # one position sees the token before
-    parts = [_Part(i, *window) for i, ids in enumerate(texts) for window in windows(len(ids), width)]
-    progress, done = host.Progress("scoring", "tokens", sum(map(len, texts))), 0
-    for some in packing.passes(parts, lambda part: part.n_rows):
-        hidden = packing.states(params, config, [tokens[p.text][p.start : p.stop - 1] for p in some], config.n_layer)
-        ends = np.cumsum([part.n_rows for part in some])
-        rows = np.concatenate([np.arange(end - (p.stop - p.first), end) for p, end in zip(some, ends)])
-        targets = np.concatenate([tokens[p.text][p.first : p.stop] for p in some])
-        found = _score(params, hidden[rows], targets, ranked)
+    parts = [part for i, ids in enumerate(texts) for part in _parts_of(i, len(ids), config)]
+    _score_parts(params, config, tokens, parts, scores, ranked)
+    return scores
+
+
+def _parts_of(text: int, n: int, config: GPT2Config) -> list[_Part]:
+    """The windows of a text of n tokens; one position sees the token before."""
+    return [_Part(text, *window) for window in windows(n, max(2, config.n_positions))]
+
+
+def _score_parts(
+    params: DecoderWeights,
+    config: GPT2Config,
+    tokens: Sequence[np.ndarray],
+    parts: Iterable[_Part],
+    scores: Sequence[tuple[np.ndarray, np.ndarray]],
+    ranked: bool,
+) -> None:
+    """Set those of the scores [n - 1] of texts of tokens [n] that the parts are about."""
+
+    def work(some: list[_Part]) -> None:
+        texts = [tokens[part.text][part.start : part.stop - 1] for part in some]
+        hidden = packing.states(params, config, texts, config.n_layer, [part.n_scored for part in some])
+        found = _score(params, hidden, np.concatenate([tokens[p.text][p.first : p.stop] for p in some]), ranked)
         place = 0
         for part in some:
-            here = slice(place, place := place + part.stop - part.first)
+            here = slice(place, place := place + part.n_scored)
             for kept, new in zip(scores[part.text], found):
                 kept[part.first - 1 : part.stop - 1] = new[here]
-        done += place
+
+    progress, done = host.Progress("scoring", "tokens", sum(map(len, tokens))), 0
+    for turn in packing.run_passes(parts, lambda part: part.n_rows, work):
+        done += sum(part.n_scored for part in chain.from_iterable(turn))
         progress.at(done)
-    return scores
 
 
 def _score(params: DecoderWeights, hidden: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, D], [m]
     """Log-probability and rank of each target given the state before it."""
+    table = gpt2.output_table(params)
+    vocab = table.shape[0]
     logprobs, ranks = np.empty(len(targets)), np.zeros(len(targets), np.int64)
-    for rows in slices.pieces(len(targets), ROWS):
-        logits = checked(lm_head(hidden[rows], gpt2.output_table(params)))
-        logprobs[rows], ranks[rows] = _score_rows(logits, targets[rows], ranked)
-        host.check_interrupts()
+    with buffers.reusing(buffers.LooseBufferPool()):
+        for rows in slices.pieces(len(targets), _rows_of_logits(vocab)):
+            logits = lm_head(hidden[rows], table)
+            for some in slices.pieces(len(logits), max(1, BLOCK // vocab)):
+                here = slice(rows.start + some.start, rows.start + some.stop)
+                logprobs[here], ranks[here] = _score_rows(logits[some], targets[here], ranked)
+            threads.look()
+            del logits
     return logprobs, ranks
 
 
+def _rows_of_logits(vocab: int) -> int:
+    return max(ROWS, LOGITS // vocab)
+
+
 def _score_rows(logits: np.ndarray, targets: np.ndarray, ranked: bool) -> Scores:  # [m, V], [m]
+    """What `_score` says of a few rows, each by itself: of all at once, the bits of a sum could depend on a row's place."""
     chosen = logits[np.arange(len(targets)), targets]
-    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1) if ranked else np.zeros(len(targets), np.int64)
-    top = logits.max(axis=1, keepdims=True)
+    higher = [np.count_nonzero(row) for row in logits > chosen[:, None]] if ranked else [-1] * len(targets)
+    top = checked(logits.max(axis=1, keepdims=True))
     logits -= top
     chosen = chosen - top[:, 0]
     np.exp(logits, out=logits)
-    totals = [row.sum(dtype=np.float64) for row in logits]  # of all at once, bits could depend on a row's place
-    return chosen - np.log(totals), ranks
+    totals = [np.add.reduce(row, dtype=np.float64) for row in logits]
+    return chosen - np.log(totals), 1 + np.array(higher)
 
 
 def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
@@ -13398,10 +13819,13 @@ def perplexity(logprobs: np.ndarray) -> float | None:
     return math.exp(min(-float(logprobs.mean()), OVERFLOW)) if len(logprobs) else None
 
 
-def bytes_of_a_pass(config: GPT2Config) -> int:
-    """Memory that scoring or embedding takes beside the weights: values of a block, and logits with a copy of them."""
+def bytes_of_passes(config: GPT2Config, n: int | None = None) -> int:
+    """Memory that scoring or embedding n tokens, or any number, takes beside the weights: on each core values of a block, and
+    logits."""
     rows = max(packing.ROWS, config.n_positions)
-    return FLOAT32.itemsize * (rows * (8 * config.d_model + 2 * config.inner) + 2 * ROWS * config.vocab)
+    rows = rows if n is None else min(n, rows)
+    values = rows * (8 * config.d_model + 2 * config.inner) + min(rows, _rows_of_logits(config.vocab)) * config.vocab
+    return FLOAT32.itemsize * values * (threads.threads() if n is None or n > packing.ROWS else 1)
 
 
 def embedding(
@@ -13422,18 +13846,24 @@ def embeddings(
     require_pooling(pooling)
     window = config.n_positions
     tokens = [np.asarray(ids, np.int64)[-window if pooling == "last" else 0 :] for ids in texts]
-    parts = [(i, piece) for i, ids in enumerate(tokens) for piece in slices.pieces(len(ids), window)]
+    parts = [
+        _Piece(i, piece.start, piece.stop) for i, ids in enumerate(tokens) for piece in slices.pieces(len(ids), window)
+    ]
     totals = np.zeros((len(texts), config.d_model), np.float64)
+    sums: dict[_Piece, np.ndarray] = {}
+
+    def work(some: list[_Piece]) -> None:
+        wanted = [1 if pooling == "last" else piece.n_rows for piece in some]
+        x = packing.states(params, config, [tokens[p.text][p.start : p.stop] for p in some], depth, wanted)
+        checked(x, "the model's hidden states")
+        for piece, rows in zip(some, np.split(x, np.cumsum(wanted)[:-1])):
+            sums[piece] = rows.sum(axis=0, dtype=np.float64)
+
     progress, done = host.Progress("embedding", "tokens", sum(map(len, tokens))), 0
-    for some in packing.passes(parts, lambda part: part[1].stop - part[1].start):
-        x = checked(
-            packing.states(params, config, [tokens[i][piece] for i, piece in some], depth), "the model's hidden states"
-        )
-        place = 0
-        for i, piece in some:
-            rows = x[place : (place := place + piece.stop - piece.start)]
-            totals[i] += rows[-1] if pooling == "last" else rows.sum(axis=0, dtype=np.float64)
-        done += place
+    for turn in packing.run_passes(parts, lambda piece: piece.n_rows, work):
+        for piece in chain.from_iterable(turn):
+            totals[piece.text] += sums.pop(piece)  # in order, whichever pass was done first
+            done += piece.n_rows
         progress.at(done)
     if pooling == "mean":
         totals /= np.array([len(ids) for ids in tokens])[:, None]
@@ -14813,6 +15243,7 @@ def merge(model: str, target: str) -> None:
     store.register(target, config)
     adapters.insert(target, gpt2.merged(loaded.params, loaded.config))
     vocabularies.copy(loaded.base.name, target)
+    vocabularies.copy_chat_template(model, target)  # its own, if any, in the place of its base's
     resources.release_memory()
 
 
@@ -14821,7 +15252,7 @@ def _nothing_to_merge(model: str) -> WrongState:
         f'"{model}" is no adapter, and so there is nothing to merge', hint="llm_copy_model copies a model."
     )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_model_sessions, llm_cache_clear, llm_grant_usage."""
 
 from typing import Any
 
@@ -14858,6 +15289,12 @@ def cache_status() -> list[tuple[Any, ...]]:
 
 
 @entry
+def model_sessions() -> list[tuple[str, int]]:
+    """Rows (model, pid)."""
+    return sorted(weights.sessions())
+
+
+@entry
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
     freed = weights.cache.bytes() + prefixes.session.nbytes
@@ -14883,6 +15320,7 @@ CHANGED_BY_TRAINING = {
 # The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
 OWNERS = (
     *("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage"),
+    "llm_compile",
     "llm_publish",  # whose tables have to be the caller's
 )
 TRAINING = "^llm_(train|dataset|accumulate|worker)"  # names of functions that train or load data
@@ -15583,10 +16021,11 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Any
+from math import fsum
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15601,17 +16040,20 @@ from ...generation.constraints.constraint import Constraint
 from ...generation.decode import bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
 from ...generation.options import (
+    BatchTexts,
     BeamSearch,
     Call,
     Drafting,
     Generation,
     ManyTexts,
+    OnePrompt,
     TextGeneration,
     all_options,
     gather,
 )
 from ...generation.processors import softmax
-from ...generation.sampling import Sampling
+from ...generation.rooms import MOST_TOGETHER
+from ...generation.sampling import Sampling, is_mostly_decisive
 from ...generation.stops import Stops
 from ...options import manual
 from ...tensor import to_bytes
@@ -15625,17 +16067,15 @@ from ..storage import store, weights
 from ..tape import recording
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
-MOST_TEXTS = 512  # that are begun before the first of them is given
-MOST_CACHED = 1 << 30  # bytes of keys and values of texts that go on together: more of them are hardly faster
-BYTES_A_ROW = 200  # of memory, for a row of a result beside its text
+BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
 
 
 @entry
 def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
-    if prompt is None:
+    job = _text_job(prompt, given)
+    if job is None:
         return None
-    job = TextJob(prompt, *gather(given, TextGeneration, Sampling, Drafting))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
@@ -15644,26 +16084,45 @@ def generate(prompt: str | None, **given: Any) -> str | None:
 @entry
 def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
-    if prompt is None:
-        return iter(())
-    asked, sampling, drafting = gather(given, TextGeneration, Sampling, Drafting)
-    return TextJob(prompt, asked, sampling, drafting, logprobs=True).rows()
+    job = _text_job(prompt, given, logprobs=True)
+    return iter(()) if job is None else job.rows()
+
+
+def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> "TextJob | None":
+    """What continues a prompt, or the token ids that options have in its place; None where there is neither."""
+    if prompt is None and given["options"] is None:
+        return None
+    asked, sampling, drafting, one = gather(given, TextGeneration, Sampling, Drafting, OnePrompt)
+    if prompt is not None and one.prompt_ids is not None:
+        raise InvalidParameter("give either prompt or prompt_ids", hint="With prompt_ids in options, prompt is null.")
+    start = prompt if one.prompt_ids is None else [*one.prompt_ids]
+    return None if start is None else TextJob(start, asked, sampling, drafting, logprobs)
 
 
 class TextJob:
-    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
+    """One prompt, a text or its ids, on its way to text. The prompt is already processed when this is made, so that errors come
+    with the call."""
 
     def __init__(
-        self, prompt: str, asked: TextGeneration, sampling: Sampling, drafting: Drafting, logprobs: bool = False
+        self,
+        prompt: str | list[int],
+        asked: TextGeneration,
+        sampling: Sampling,
+        drafting: Drafting,
+        logprobs: bool = False,
     ) -> None:
         stops = Stops(asked.stop)
         model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(model.name)
         options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
-        ids = encode_prompt(prompt, model, self.tokenizer)
+        if isinstance(prompt, str):
+            ids, shown = encode_prompt(prompt, model, self.tokenizer), prompt
+        else:
+            ids = check_prompt(prompt, model)
+            shown = db.storable(self.tokenizer.decode(prompt)) if asked.echo else ""
         _require_cache(model, [len(ids)], options.max_tokens)
         options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
-        self.prefix = prompt if asked.echo else ""
+        self.prefix = shown if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
         self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
 
@@ -15739,81 +16198,93 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
     resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
 
+class Text(NamedTuple):
+    """A new text of several, and how it ended."""
+
+    text: str
+    finish: str
+    n_tokens: int
+    logprob: float | None
+
+
 class TextsJob:
     """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        asked, sampling = gather(given, ManyTexts, Sampling)
+    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
+        asked, sampling = gather(given, kind, Sampling)
         self.n, self.echo = asked.n, asked.echo
         self._stops = Stops(asked.stop)
         self.model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(self.model.name)
-        self._options = _options(asked, sampling, self.model, self.tokenizer)
+        options = _options(asked, sampling, self.model, self.tokenizer)
+        self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
+        self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
+        self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
+
+    def _most(self) -> int:
+        """How many texts go on together: one, where most of what they said would have to be computed once more, alone."""
+        together = self.model.decoder_weights.exact or is_mostly_decisive(self._options.sampling)
+        return MOST_TOGETHER if together else 1
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt, however many; the end-of-text token for an empty one."""
         return prompt_ids(prompt, self.model, self.tokenizer)
 
-    def texts(
-        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]
-    ) -> Iterator[tuple[int, int, str | InvalidParameter]]:
-        """(place, sample from 0, new text or why there is none) of `prompts` as each ends; `numbers` in the call are from 0."""
-        samples = [(place, sample) for place in range(len(prompts)) for sample in range(self.n)]
-        each = [
-            replace(self._options, seed=self._options.seed + numbers[place] * self.n + sample)
-            for place, sample in samples
-        ]
+    def add(self, number: int, ids: Sequence[int]) -> None:
+        """Ask for the texts of the prompt that has this number in the call, from 0."""
         options = self._options
-        streams = [TextStream(self.tokenizer, self._stops, options.eos, options.also_ends) for _ in samples]
-        for number, outcome in batch.generate_each(
-            self.model.decoder_weights,
-            self.model.config,
-            [prompts[place] for place, _ in samples],
-            each,
-            [stream.add for stream in streams],
-            self._together([len(prompts[place]) for place, _ in samples]),
-        ):
-            streams[number].finish()
-            yield *samples[number], outcome if isinstance(outcome, InvalidParameter) else streams[number].text()
+        for sample in range(self.n):
+            text = TextStream(self.tokenizer, self._stops, options.eos, options.also_ends)
+            self._texts[number, sample] = text
+            seeded = replace(options, seed=options.seed + number * self.n + sample)
+            self._batch.add((number, sample), ids, seeded, text.add)
 
-    def _together(self, lengths: list[int]) -> int:
-        """How many of prompts of these lengths go on together: as many as MOST_CACHED and the memory that is there allow."""
-        config, max_tokens = self.model.config, self._options.max_tokens
-        lengths = sorted(lengths, reverse=True)[: batch.MOST_TOGETHER]
-        rooms = [length + max_tokens for length in lengths]
-        while len(lengths) > 1:
-            if bytes_of_several(self.model.decoder_weights, config, rooms[: len(lengths)]) <= MOST_CACHED:
-                try:
-                    _require_cache(self.model, lengths, max_tokens)
-                    return len(lengths)
-                except OutOfMemory:
-                    pass
-            del lengths[-(len(lengths) // 4 or 1) :]
-        if lengths:
-            _require_cache(self.model, lengths, max_tokens)
-        return len(lengths)
+    def __len__(self) -> int:
+        """How many texts have not ended."""
+        return len(self._batch)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further texts would only wait for those that are there."""
+        return self._batch.is_full
+
+    def step(self) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
+        """Have each text go on: (number of the prompt, sample from 0, new text or why there is none) of those that ended."""
+        for key, outcome in self._batch.step():
+            text = self._texts.pop(key)
+            text.finish()
+            yield *key, outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, text.text())
+
+    def _told(self, said: Sequence[Token], text: str) -> Text:
+        """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
+        finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
+        return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
 
 
 @entry
-def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None, int]]:
-    """Rows (n, text, sample), n and sample from 1; the texts of a null prompt are null."""
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[Any, ...]]:
+    """Rows (n, text, sample, finish_reason, n_tokens, logprob), n and sample from 1; of a null prompt all else is null."""
     if not prompts:
         return []
-    job = TextsJob(given)
+    job = TextsJob(given, BatchTexts)
     resources.require_memory(BYTES_A_ROW * len(prompts) * job.n, f"{job.n} texts for each of {len(prompts)} prompts")
-    ids = {n: array("i", encode_prompt(p, job.model, job.tokenizer)) for n, p in enumerate(prompts) if p is not None}
-    rows: list[tuple[int, str | None, int]] = [
-        (n, None, sample) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
+    ids = deque(
+        (n, array("i", encode_prompt(p, job.model, job.tokenizer))) for n, p in enumerate(prompts) if p is not None
+    )
+    rows: list[tuple[Any, ...]] = [
+        (n, None, sample, None, None, None) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)
     ]
-    while ids:
-        numbers = list(islice(ids, max(1, MOST_TEXTS // job.n)))
-        for place, sample, text in job.texts([ids.pop(n) for n in numbers], numbers):
-            if isinstance(text, InvalidParameter):
-                raise text
-            n = numbers[place]
-            rows[n * job.n + sample] = (n + 1, ((prompts[n] or "") if job.echo else "") + text, sample + 1)
-        for n in numbers:
-            prompts[n] = None  # it may be large
+    while ids or len(job):
+        while ids and not job.is_full:
+            n, prompt = ids.popleft()
+            job.add(n, prompt)
+            if not job.echo:
+                prompts[n] = None  # it may be large
+        for n, sample, found in job.step():
+            if isinstance(found, InvalidParameter):
+                raise found
+            text = ((prompts[n] or "") if job.echo else "") + found.text
+            rows[n * job.n + sample] = (n + 1, text, sample + 1, found.finish, found.n_tokens, found.logprob)
     return rows
 
 
@@ -16413,6 +16884,8 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
         )
     if base is None:
         vocabularies.copy(source, target)
+    else:
+        vocabularies.copy_chat_template(source, target)
 
 
 TABLES = (
@@ -16432,6 +16905,7 @@ def drop_model(model: str) -> None:
     dropped = adapters.forget(model)
     dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
         store.register(model, PRESETS[model])
@@ -16764,8 +17238,8 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.rows', $pg_gpt
 Rows come back in the query's order, a pass or a few after they were read, so that a million take the memory of some hundreds.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import count
 from typing import Any, NamedTuple
 
 from ... import host
@@ -16778,13 +17252,14 @@ from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .generation import MOST_TEXTS, TextsJob
+from .generation import TextsJob
 
 MOST_TOGETHER = (
-    256  # rows that are read before the first of them is given, where a pass of all their tokens is not full
+    256  # rows that are read before the first of them is given, where passes of all their tokens are not full
 )
-FIRST_TEXTS = 16  # that are generated before the first of them is given; then more at a time, up to MOST_TEXTS
-MOST_EMPTY = 8  # times as many rows, where most of them have no text
+PASSES = 4  # of which the rows are read before the first of them is given: some for each core
+FIRST_TEXTS = 16  # that go on together until as many have ended; then more
+MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
 LONGER = (  # a NOTICE about one prompt, and about several
     "1 prompt is longer than the {window}-token window; only its end was used",
@@ -16849,7 +17324,7 @@ def perplexity_rows(
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
-    resources.require_memory(scoring.bytes_of_a_pass(model.config), "scoring several texts at once")
+    resources.require_memory(scoring.bytes_of_passes(model.config), "scoring several texts at once")
     return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
 
 
@@ -16879,7 +17354,7 @@ def embedding_rows(
     tokenizer = vocabularies.tokenizer_of(model.name)
     scoring.depth_of(layer, model.config)
     scoring.require_pooling(pooling)
-    resources.require_memory(scoring.bytes_of_a_pass(model.config), "embedding several texts at once")
+    resources.require_memory(scoring.bytes_of_passes(model.config), "embedding several texts at once")
     return _embeddings(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), layer, pooling)
 
 
@@ -16896,7 +17371,7 @@ def _embeddings(
 
 
 def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokenizer) -> Iterator[list[Row]]:
-    """Rows in order, those together that fill a pass of the model."""
+    """Rows in order, those together that fill some passes of the model."""
 
     def encode(text: str) -> list[int]:
         ids = tokenizer.encode(text)
@@ -16907,7 +17382,7 @@ def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokeniz
     together: list[Row] = []
     for row in _encoded(source, encode, report):
         size = len(row.ids or ())
-        if together and (tokens + size > packing.ROWS or len(together) == MOST_TOGETHER):
+        if together and (tokens + size > PASSES * packing.ROWS or len(together) == MOST_TOGETHER):
             yield together
             together, tokens = [], 0
         together.append(row)
@@ -16929,62 +17404,85 @@ def generate_rows(source: str, **given: Any) -> Iterator[tuple[str | None, str |
 
 def _texts(job: TextsJob, source: Iterator[Keyed]) -> Iterator[tuple[str | None, str | None, int]]:
     report, window = Report(), job.model.config.n_positions
-    progress, done, numbers = host.Progress("generating", "rows"), 0, count()
+    progress, done = host.Progress("generating", "rows"), 0
 
     def encode(prompt: str) -> list[int]:
         ids = job.encode(prompt)
         report.cut += len(ids) > window
         return ids[-window:]
 
-    for rows in _in_waves(_encoded(source, encode, report), job.n):
-        for key, text, sample in _of_wave(job, rows, [next(numbers) for _ in rows], report):
-            yield key, text, sample
-            if sample == job.n:
+    ahead, rows = _Ahead(job, report), _encoded(source, encode, report)
+    at_end = False
+    while not at_end or len(job):
+        if at_end or ahead.is_enough:
+            ahead.step()
+        elif (row := next(rows, None)) is not None:
+            ahead.read(row)
+        else:
+            at_end = True
+        for result in ahead.complete():
+            yield result
+            if result[2] == job.n:
                 progress.at(done := done + 1)
     report.tell(window)
 
 
-def _in_waves(rows: Iterator[Row], n: int) -> Iterator[list[Row]]:
-    """Rows in order, those together whose texts are generated before the next ones are read: more and more, so that the first
-    come soon and the processor is busy later."""
-    together: list[Row] = []
-    most, texts, characters = FIRST_TEXTS, 0, 0
-    for row in rows:
-        together.append(row)
-        texts += n if row.ids is not None else 0
-        characters += len(row.text or "")
-        if texts >= most or n * len(together) >= MOST_EMPTY * most or characters >= MOST_CHARACTERS:
-            yield together
-            together, texts, characters = [], 0, 0
-            most = min(2 * most, MOST_TEXTS)
-    if together:
-        yield together
+class _Ahead:
+    """Rows that were read and whose results were not given yet, in order, and their texts as these end."""
 
+    def __init__(self, job: TextsJob, report: Report) -> None:
+        self._job, self._report = job, report
+        self._rows: deque[Row] = deque()
+        self._first = 0  # number of the first of them
+        self._texts: dict[tuple[int, int], str | None] = {}  # by number and sample
+        self._following = 0  # sample of the first row that is given next
+        self._characters = 0
+        self._ended, self._most = 0, FIRST_TEXTS
 
-def _of_wave(
-    job: TextsJob, rows: list[Row], numbers: list[int], report: Report
-) -> Iterator[tuple[str | None, str | None, int]]:
-    """Rows of the result in order, each as soon as it and those before it are there."""
-    places = [place for place, row in enumerate(rows) if row.ids is not None]
-    texts: dict[tuple[int, int], str | None] = {
-        (place, sample): None for place, row in enumerate(rows) if row.ids is None for sample in range(job.n)
-    }
-    waiting = ((place, sample) for place in range(len(rows)) for sample in range(job.n))
-    following = next(waiting, None)
-    ended = job.texts([row.ids for row in rows if row.ids is not None], [numbers[place] for place in places])
-    while following is not None:
-        while following in texts:
-            yield rows[following[0]].key, texts.pop(following), following[1] + 1
-            following = next(waiting, None)
-        if following is None:
-            return
-        place, sample, text = next(ended)
-        row = rows[places[place]]
-        if isinstance(text, InvalidParameter):
-            report.failed(row.key, text)
-            texts[places[place], sample] = None
+    @property
+    def is_enough(self) -> bool:
+        """Whether no further row is to be read now. The more texts have ended, the more may go on at a time: the first come soon,
+        and the processor is busy later."""
+        return (
+            len(self._job) >= self._most
+            or self._job.is_full
+            or len(self._rows) * self._job.n >= MOST_TEXTS
+            or self._characters >= MOST_CHARACTERS
+        )
+
+    def read(self, row: Row) -> None:
+        """Take the next row, and have its texts generated."""
+        number = self._first + len(self._rows)
+        self._rows.append(row)
+        self._characters += len(row.text or "")
+        if row.ids is not None:
+            self._job.add(number, row.ids)
         else:
-            texts[places[place], sample] = (row.text or "" if job.echo else "") + text
+            self._texts |= {(number, sample): None for sample in range(self._job.n)}
+
+    def step(self) -> None:
+        """Have each text go on."""
+        for number, sample, found in self._job.step():
+            row = self._rows[number - self._first]
+            self._ended += 1
+            if isinstance(found, InvalidParameter):
+                self._report.failed(row.key, found)
+                self._texts[number, sample] = None
+            else:
+                self._texts[number, sample] = (row.text or "" if self._job.echo else "") + found.text
+        if self._ended >= self._most:
+            self._most *= 2
+
+    def complete(self) -> Iterator[tuple[str | None, str | None, int]]:
+        """Rows of the result, those that are there and no other comes before."""
+        while (self._first, self._following) in self._texts:
+            text, sample = self._texts.pop((self._first, self._following)), self._following + 1
+            key = self._rows[0].key
+            self._following = sample % self._job.n
+            if not self._following:
+                self._characters -= len(self._rows.popleft().text or "")
+                self._first += 1
+            yield key, text, sample
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
 
@@ -16996,7 +17494,7 @@ from ...errors import require
 from ...generation import scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
-from .. import db, vocabularies
+from .. import db, resources, vocabularies
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
@@ -17009,6 +17507,7 @@ def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tup
     start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
+    resources.require_memory(scoring.bytes_of_passes(model.config, len(ids)), f"reading {len(ids):,} tokens")
     return model, tokenizer, start + ids
 
 
@@ -17040,7 +17539,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
     model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
         return None
-    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids)
+    scores, _ = scoring.token_scores(model.decoder_weights, model.config, ids, ranked=False)
     return scoring.perplexity(scores)
 
 
@@ -17272,6 +17771,7 @@ from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
 from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
+from ..training.plan import RunPlan
 
 
 @entry
@@ -17428,7 +17928,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
     _check_shape(store.config(model), given)
     store.lock(model)
     trained = session.Session(model, workers.grad_workers)
-    with fleet.shared(trained, servers, plan.shards) as helping:
+    with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
     resources.release_memory()
     return run_id
@@ -17450,12 +17950,12 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
         trained = session.Session(model, workers.grad_workers)
-        with fleet.shared(trained, servers, plan.shards) as helping:
+        with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunPlan, Workers, Servers]:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Workers, Servers]:
     """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
@@ -17467,7 +17967,7 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[runs.RunP
         )
     course.require_sense(settings, run)
     servers.require_sense(course)
-    return runs.RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
+    return RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -17747,8 +18247,8 @@ def weights(first: int, sent: str) -> int:
 
 
 @entry
-def shard(shard: str) -> float:
-    """The loss of the shard."""
+def shard(shard: str) -> list[float]:
+    """The loss of the shard; of a step of a replica the norm of its gradient, too."""
     require(shard=shard)
     return shard_work.current().compute(_read(shard, "shard"))
 
@@ -17855,6 +18355,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.boot', $pg_gpt2_so
 
 from .. import host
 from ..core import tape
+from ..fast import threads
 from . import db, resources
 from .storage import weights
 
@@ -17866,7 +18367,7 @@ def begin(schema: str, digest: str) -> None:
     host.notice = db.notice
     host.require_memory = resources.require_memory
     host.prefix_room = weights.prefix_room
-    tape.before_each_op = db.check_interrupts
+    tape.before_each_op = threads.look  # an op may run on a helper, which must not call the server
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
 
@@ -18904,7 +19405,7 @@ import numpy as np
 from .. import __version__
 from ..errors import InvalidParameter
 from ..fast import blas_library, threads
-from . import db, resources
+from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
 from .tape import recording
 from .training import audit
@@ -18913,6 +19414,8 @@ Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hi
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
+MUCH_ROOM = 64 << 20  # of llm_param beside what its rows hold, below which nothing is said
+LEAN = 4  # times what the rows hold
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
 LISTING = (
     "llm_models",
@@ -18950,6 +19453,7 @@ def _software() -> Iterator[Finding]:
     yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
     yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
     yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    yield _compiled()
     place = os.path.dirname(os.path.dirname(np.__file__))
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
     yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
@@ -18964,6 +19468,19 @@ def _software() -> Iterator[Finding]:
             hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
             yield variable, value, "warn", hint
     yield _vanished_clients()
+
+
+def _compiled() -> Finding:
+    """Whether the package is there as this Python's code; after an upgrade of the system it may be that of another."""
+    row = db.row(
+        "SELECT count(*) FILTER (WHERE code IS NOT NULL AND code_of = digest || ' ' || $1) AS fit, count(*) AS n"
+        " FROM {schema}.llm_module",
+        ["text"],
+        importer.this_python(),
+    )
+    fit, n = (row or {}).values()
+    hint = "Each session compiles the others at its first call, which takes longer. The extension's owner: SELECT llm_compile()."
+    return _check("compiled modules", f"{fit} of {n}", fit == n, hint)
 
 
 def _vanished_clients() -> Finding:
@@ -19012,10 +19529,10 @@ def _hardware() -> Iterator[Finding]:
 def _gflops(n: int = 512) -> float:
     a = np.ones((n, n), np.float32)
     a @ a
-    began = time.perf_counter()
+    began = time.thread_time()  # which other work on the machine does not lengthen
     for _ in range(4):
         a @ a
-    return 8e-9 * n**3 / (time.perf_counter() - began)
+    return 8e-9 * n**3 / (time.thread_time() - began)
 
 
 def _room(path: str, whole: bool) -> int | None:
@@ -19046,11 +19563,30 @@ def _database() -> Iterator[Finding]:
     for row in models:
         yield _model(row)
         yield from _shared_file(row["model"])
+    yield from _older_versions()
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
         default = store.only_model(tell=False) or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _older_versions() -> Iterator[Finding]:
+    """What llm_param takes on the disk, beside what its rows hold; no row for a role that does not see all of them."""
+    found = db.row(
+        "SELECT sum(octet_length(data) + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0)"
+        " + coalesce(octet_length(v), 0)) AS held, pg_total_relation_size('{schema}.llm_param') AS taken"
+        " FROM {schema}.llm_param HAVING NOT row_security_active('{schema}.llm_param')"
+    )
+    if found is None:
+        return
+    held, taken = int(found["held"] or 0), int(found["taken"])
+    hint = (
+        "The rest is versions of before, and their free space. VACUUM llm_param makes it usable again, VACUUM FULL gives it back;"
+        " for many short runs set autovacuum_naptime to 5s."
+    )
+    value = f"{resources.megabytes(taken)} for {resources.megabytes(held)} in its rows"
+    yield _check("llm_param", value, taken <= LEAN * held or taken - held < MUCH_ROOM, hint)
 
 
 def _model(row: db.Row) -> Finding:
@@ -19141,7 +19677,7 @@ import numpy as np
 
 from ..core import op
 from ..errors import TriggerProtocolViolated
-from . import db
+from . import db, resources
 from .arrays import not_one_dimension
 from .importer import is_set_oddly, own_settings
 from .sql_errors import for_sql
@@ -19162,6 +19698,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
         args, named = _taken(scope, own)
         outer = op.is_fast()  # of a call that this one is within, which goes on after it
         op.use_fast(True)  # whatever an earlier call had: one that computes asks for the setting
+        resources.forget_settings()
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
@@ -19172,6 +19709,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
             raise for_sql(error) from None
         finally:
             op.use_fast(outer)
+            resources.forget_settings()
 
     return guarded
 
@@ -19216,6 +19754,7 @@ def _guarded_rows(rows: Iterator[Any], fast: bool) -> Iterator[Any]:
     while True:
         outer = op.is_fast()
         op.use_fast(fast)
+        resources.forget_settings()
         before = db.open_cursors()
         try:
             with (
@@ -19251,7 +19790,7 @@ def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None
             hint="DROP TRIGGER it, and write a function of your own for your table.",
         )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.importer', $pg_gpt2_source$"""Import the package from the rows of llm_module: their code, where this Python made it of their source, else the source.
 
 Several versions can live in one session, as during ALTER EXTENSION UPDATE: each gets a name of its own in sys.modules.
 This module is executed by itself, before the package exists, and so imports nothing from it.
@@ -19259,12 +19798,12 @@ This module is executed by itself, before the package exists, and so imports not
 
 import hashlib
 import importlib
-import importlib.abc
 import importlib.util
-import linecache
+import marshal
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 
 HINT = (
     "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
@@ -19294,50 +19833,98 @@ def own_settings():
             sys.setrecursionlimit(limit)
 
 
-class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds and loads modules `root` and below from `sources`, whose keys begin with `pg_gpt2`."""
+def root_of(key):
+    """Name in sys.modules of the package under `key`."""
+    return "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
 
-    def __init__(self, root, sources):
-        self.root = root
-        self.sources = {root + name.removeprefix("pg_gpt2"): source for name, source in sources.items()}
+
+def this_python():
+    """What another Python than this one differs in, if it cannot run the code that this one makes."""
+    return f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()} {sys.flags.optimize}"
+
+
+def compiled(source, module):
+    """The code of a module, whose name tracebacks show."""
+    return compile(source, f"<{module}>", "exec", dont_inherit=True)
+
+
+class RowImporter:
+    """Finds and loads modules `root` and below from rows of llm_module, whose names begin with `pg_gpt2`.
+
+    It has no base class of importlib.abc, whose import takes longer than reading all of the package's code.
+    """
+
+    def __init__(self, root, rows):
+        self._rows = {root + row["name"].removeprefix("pg_gpt2"): row for row in rows}
+        self._packages = {name.rpartition(".")[0] for name in self._rows}
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname in self.sources:
-            return importlib.util.spec_from_loader(fullname, self, origin=f"<{fullname}>")
+        if fullname in self._rows:
+            is_package = fullname in self._packages
+            return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=is_package)  # type: ignore[arg-type]
         return None
 
-    def is_package(self, fullname):
-        return any(name.startswith(fullname + ".") for name in self.sources)
-
-    def get_source(self, fullname):
-        return self.sources[fullname]
+    def create_module(self, spec):
+        return None  # an ordinary one
 
     def exec_module(self, module):
-        source, origin = self.sources[module.__name__], module.__spec__.origin
-        linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
+        name, row = module.__name__, self._rows[module.__name__]
         with own_settings():
-            exec(compile(source, origin, "exec"), module.__dict__)
+            code = marshal.loads(row["code"]) if row["code"] else compiled(row["source"], name)
+            exec(code, module.__dict__)
+        row["code"] = row["source"] = None  # not needed again: a module is imported once
 
 
-def import_package(sources, key, schema):
+def import_package(key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
     with own_settings():
-        return _import(sources, key, schema)
+        return _import(key, schema)
 
 
-def _import(sources, key, schema):
+def _import(key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
-    root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
+    root = root_of(key)
     if root not in sys.modules:
-        sys.meta_path.append(SourceImporter(root, sources))
+        sys.meta_path.append(RowImporter(root, _rows(schema)))
     try:
         importlib.import_module(root + ".fast.blas_library").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
     importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])
     return importlib.import_module(root + ".server.api")
+
+
+def _rows(schema):
+    """Name of every module, and its code; source in the place of code that is of another source, or another Python's."""
+    import plpy
+
+    fits = "code IS NOT NULL AND code_of = digest || ' ' || $1"
+    found = plpy.prepare(
+        f"SELECT name, CASE WHEN {fits} THEN code END AS code, CASE WHEN {fits} THEN NULL ELSE source END AS source"
+        f" FROM {schema}.llm_module",
+        ["text"],
+    )
+    return list(plpy.execute(found, [this_python()]))
+
+
+def compile_package(key, schema):
+    """Write the code that this Python makes of every source beside it; how many there are."""
+    import plpy
+
+    root, python = root_of(key), this_python()
+    rows = plpy.execute(f"SELECT name, source, digest FROM {schema}.llm_module")
+    with own_settings():
+        codes = [marshal.dumps(compiled(row["source"], root + row["name"].removeprefix("pg_gpt2"))) for row in rows]
+    update = plpy.prepare(
+        f"UPDATE {schema}.llm_module AS m SET code = new.code, code_of = new.code_of"
+        " FROM unnest($1, $2, $3) AS new (name, code, code_of) WHERE m.name = new.name",
+        ["text[]", "bytea[]", "text[]"],
+    )
+    return plpy.execute(
+        update, [[row["name"] for row in rows], codes, [f"{row['digest']} {python}" for row in rows]]
+    ).nrows()
 
 
 def unusable(message, hint):
@@ -19440,6 +20027,13 @@ UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30,
 PREFIX_CACHE = "64MB"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
+NAMES = ("threads", "prefix_cache", "prompt_lookup", "fast", "max_memory")  # of settings that most calls need
+SETTINGS = (  # their values, and the owner's cap
+    "SELECT "
+    + ", ".join(f"nullif(current_setting('pg_gpt2.{name}', true), '') AS {name}" for name in NAMES)
+    + ", (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
+)
+_settings: db.Row | None = None  # SETTINGS, as this call found them
 _limit: int | None = None  # what memory_limit found last, in this call
 _prefix_cache = 0  # pg_gpt2.prefix_cache in bytes, as this call has it
 spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
@@ -19452,21 +20046,31 @@ def cores() -> int:
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
+def forget_settings() -> None:
+    """What was found of settings and limits is that of another call."""
+    global _settings, _limit
+    _settings = _limit = None
+
+
+def _known_settings() -> db.Row:
+    """SETTINGS, which do not change during a call."""
+    global _settings
+    if _settings is None:
+        _settings = db.row(SETTINGS) or {}
+    return _settings
+
+
 def apply_settings(workers: int = 1) -> None:
     """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
     cores."""
-    global _limit, _prefix_cache
-    found = db.row(
-        "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
-        " nullif(current_setting('pg_gpt2.prefix_cache', true), '') AS prefix_cache,"
-        " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
-    )
-    _limit, _prefix_cache = None, _bytes("pg_gpt2.prefix_cache", (found or {})["prefix_cache"] or PREFIX_CACHE)
-    wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
-    threads.set_threads(min(wanted, cores()))
-    fast = (found or {})["fast"]
-    if fast is not None:
-        is_wanted = db.as_flag("fast", fast)
+    global _prefix_cache
+    known = _known_settings()
+    _prefix_cache = _bytes("pg_gpt2.prefix_cache", known["prefix_cache"] or PREFIX_CACHE)
+    n_cores = cores()
+    wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
+    threads.set_threads(min(wanted, n_cores))
+    if known["fast"] is not None:
+        is_wanted = db.as_flag("fast", known["fast"])
         if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
             raise InsufficientPrivilege(
                 "pg_gpt2.fast = off is for the owner of the extension",
@@ -19492,7 +20096,7 @@ def attention_chunk() -> int:
 
 def prompt_lookup() -> bool:
     """Whether continuations are guessed from earlier text (pg_gpt2.prompt_lookup)."""
-    return db.flag("prompt_lookup", "on")
+    return db.as_flag("prompt_lookup", _known_settings()["prompt_lookup"] or "on")
 
 
 def _integer(name: str, default: int) -> int:
@@ -19511,16 +20115,23 @@ def _checked(name: str, text: str | None, default: int) -> int:
 
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
+    global _settings
+    _settings = None  # the cap may have changed
+    return _limit_of(_known_settings())
+
+
+def _limit_of(settings: db.Row) -> int:
     global _limit
-    row = db.row(
-        "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
-        " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
-    )
-    setting, cap = (row or {})["setting"], (row or {})["cap"]
+    setting, cap = settings["max_memory"], settings["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
     _limit = min(limits) if limits else _memory() * 3 // 4
     return _limit
+
+
+def _limit_of_call() -> int:
+    """As memory_limit, found once in a call."""
+    return _limit_of(_known_settings()) if _limit is None else _limit
 
 
 def prefix_room(held: int) -> int:
@@ -19528,7 +20139,7 @@ def prefix_room(held: int) -> int:
 
     Both are as the present call found them, so that this asks the server for nothing where memory was asked for before.
     """
-    return min(_prefix_cache, max(0, (memory_limit() if _limit is None else _limit) - held)) if _prefix_cache else 0
+    return min(_prefix_cache, max(0, _limit_of_call() - held)) if _prefix_cache else 0
 
 
 def _memory() -> int:
@@ -19550,7 +20161,7 @@ def _bytes(name: str, text: str) -> int:
 
 def require_memory(wanted: int, purpose: str) -> None:
     """Refuse (53200) `wanted` bytes where pg_gpt2.max_memory allows fewer, or the machine has fewer left."""
-    limit = memory_limit()
+    limit = _limit_of_call() if wanted < SMALL else memory_limit()
     if wanted > limit:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
@@ -20061,6 +20672,7 @@ def _written(value: Decimal) -> Any:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.sql_errors', $pg_gpt2_source$"""Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
 
+import linecache
 import re
 import traceback
 from typing import Any
@@ -20073,6 +20685,7 @@ from . import db
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 SHOWN = 4000  # characters of each end of a message
+_ROOT = __name__.partition(".")[0]
 
 
 def for_sql(error: Exception) -> Exception:
@@ -20090,9 +20703,22 @@ def for_sql(error: Exception) -> Exception:
     if isinstance(error, MemoryError):
         hint = "Use a shorter input, a smaller batch or a smaller model."
         return server_error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    _give_lines(error)
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
     return server_error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def _give_lines(error: BaseException | None) -> None:
+    """Let the traceback of an error show lines of our modules: a session has only their code, and the table their sources."""
+    files = set()
+    while error is not None:
+        files |= {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+        error = error.__cause__ or error.__context__
+    ours = {f"pg_gpt2{file[len(_ROOT) + 1 : -1]}": file for file in files if file.startswith(f"<{_ROOT}")}
+    for row in db.query("SELECT name, source FROM {schema}.llm_module WHERE name = ANY ($1)", ["text[]"], list(ours)):
+        lines, file = row["source"].splitlines(keepends=True), ours[row["name"]]
+        linecache.cache[file] = (len(row["source"]), None, lines, file)
 
 
 def server_error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
@@ -20698,7 +21324,7 @@ LAST_RUN = """
 """
 DEFAULTS = json.dumps(ARCHITECTURE)
 CONFIG = f"""
-    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed')
+    (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(c) - 'model' - 'preset' - 'init_seed' - 'chat_template')
      WHERE NOT '{DEFAULTS}'::jsonb @> jsonb_build_object(key, value)) || coalesce(
         (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
          WHERE a.model = c.model), '{{}}')
@@ -21109,6 +21735,50 @@ class Checksum:
         """SIZE bytes."""
         return self._hash.digest()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.mapped', $pg_gpt2_source$"""Which sessions have a model's weights in memory: those that map its file, as the kernel tells (/proc on Linux).
+
+A list that sessions keep themselves, such as advisory locks, would say what any role wrote there, and lose it with DISCARD ALL.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ... import host
+from ...errors import WrongState
+from . import weight_file
+
+PROCESSES = Path("/proc")
+
+
+def sessions(pids: Iterable[int], relation: str, models: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """(model, pid) of the processes that map a file of one of these models, be it of an older version. 55000 where that cannot
+    be seen."""
+    family = weight_file.family(relation).encode()
+    stems = {weight_file.stem(relation, model).encode(): model for model in models}
+    for pid in pids:
+        host.check_interrupts()
+        found = {_stem(line, family) for line in _maps(pid).splitlines() if family in line}
+        yield from ((stems[stem], pid) for stem in sorted(found & stems.keys()))
+
+
+def _stem(line: bytes, family: bytes) -> bytes:
+    """What the name of a file begins with, up to the digest of its version."""
+    name = line[line.rindex(family) :]
+    return name[: name.index(b".", len(family)) + 1] if b"." in name[len(family) :] else name
+
+
+def _maps(pid: int) -> bytes:
+    """The files that a process maps, a line each; nothing of one that has ended."""
+    try:
+        return (PROCESSES / str(pid) / "maps").read_bytes()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | ProcessLookupError) and (PROCESSES / "self" / "maps").exists():
+            return b""
+    raise WrongState(
+        "this system does not tell which files a session has mapped",
+        hint="It is read from /proc, as Linux has it. llm_cache_status() tells of this session.",
+    )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.reading', $pg_gpt2_source$"""Tensors out of rows: the version of what is visible of a model, and its blocks put together.
 
 The rows of an adapter's base are read as the adapter sees them, so that who uses it needs no right to anything else.
@@ -21132,6 +21802,17 @@ from . import store
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+# Keys and versions of the rows that store.resolved() has. Every call asks for them, so the plan must be the same however many
+# models there are: without an eye on the name the planner keeps one, and does not make one at each call; and it finds what
+# is shared by its key, where it would read the whole table for a hash join.
+MODEL, KEY = "(SELECT $1)", "p.ctid, p.xmin, p.cmin, p.model AS source_model"
+VISIBLE = (
+    f"(SELECT p.name, p.token_id, {KEY} FROM {{schema}}.llm_param AS p WHERE p.model = {MODEL}"
+    " UNION ALL SELECT s.target_name, s.target_token_id, p.ctid, p.xmin, p.cmin, p.source_model"
+    f" FROM {{schema}}.llm_param_share AS s CROSS JOIN LATERAL (SELECT {KEY} FROM {{schema}}.llm_param AS p"
+    " WHERE p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id OFFSET 0) AS p"
+    f" WHERE s.target_model = {MODEL})"
+)
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WHOLE, BASE, OWN = "true", f"p.name NOT {store.IS_OWN}", f"p.name {store.IS_OWN}"  # which rows of a model
 READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
@@ -21162,14 +21843,13 @@ def versions_of(model: str, config: GPT2Config | None) -> Versions:
 
 def versions_and_role(model: str, config: GPT2Config | None) -> tuple[Versions, str]:
     digest = f"md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)"
-    rows = f"{store.resolved()} AS p"
     if config is None or config.adapter is None:
-        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {rows}", ["text"], model)
+        row = db.row(f"SELECT {digest}) AS version, current_user AS role FROM {VISIBLE} AS p", ["text"], model)
         return Versions((row or {})["version"] or NO_ROWS), (row or {})["role"]
     row = db.row(
         f"SELECT {digest} FILTER (WHERE {BASE})) AS theirs, {digest} FILTER (WHERE {OWN})) AS own, current_user AS role,"
         " CASE WHEN bool_or(p.source_model = a.base) THEN a.base END AS base"
-        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {rows} ON true WHERE a.model = $1 GROUP BY a.base",
+        f" FROM {{schema}}.llm_adapter AS a LEFT JOIN {VISIBLE} AS p ON true WHERE a.model = {MODEL} GROUP BY a.base",
         ["text"],
         model,
     )
@@ -21802,8 +22482,8 @@ def _holder(model: str) -> str:
     if row["idle"]:
         return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
     return (
-        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
-        " llm_train_run after its step"
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') ends"
+        " llm_train_run after the step that it is at"
     )
 
 
@@ -22461,7 +23141,7 @@ from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
 from .. import db, resources
-from . import reading, store, weight_file
+from . import mapped, reading, store, weight_file
 
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -22715,6 +23395,16 @@ def forget_files() -> None:
     """Remove the files of all models of this database."""
     if folder := weight_file.directory():
         weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def sessions() -> Iterator[tuple[str, int]]:
+    """(model, pid) of sessions of this database that map the weights of a model which the caller may see."""
+    models = db.query("SELECT model FROM {schema}.llm_model_config") if db.may_read("llm_model_config") else []
+    pids = db.query(
+        "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
+        " WHERE d.datname = current_database() ORDER BY pid"
+    )
+    return mapped.sessions([r["pid"] for r in pids], _relation(), store.known([r["model"] for r in models]))
 
 
 def _relation() -> str:
@@ -24002,31 +24692,34 @@ def data(learner: Learner, ids: np.ndarray) -> dict[str, object]:
         host.check_interrupts()
     return {"val_rows": len(ids), "val_digest": found.hexdigest()}
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.fleet', $pg_gpt2_source$"""Shards of a run's steps on several servers at once, this one among them.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.fleet', $pg_gpt2_source$"""Shards of a run's steps, or replicas of its rounds, on several servers at once, this one among them.
 
 Each worker is a conversation, written as a generator that gives way while it waits; whoever turns the crank lets all of them
 go on: between this server's own shards, and while these are computed, whenever the arithmetic looks for interrupts. A
 worker that is lost leaves its shard to the others, and is tried again later. Nobody decides about bits: see training/shards.py.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ... import host
 from ...core.op import is_fast
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
-from ...training.options import Servers
-from ...training.shards import Found, Shard, Sharded, Sum
+from ...training.flat import Flat
+from ...training.options import Course, Servers
+from ...training.rounds import state_of
+from ...training.shards import Found, Part, Sharded, Sum
 from .. import db, resources
 from . import environment, remote, shard_work
 from .remote import Lost, Wait
 from .session import Session
-from .worker import Flat, Share, Worker, slowly
+from .worker import Share, Worker, sent, slowly
 
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
@@ -24035,9 +24728,9 @@ BRIEFLY = 50e-6  # seconds
 
 @dataclass
 class Step:
-    """The shards of a step, who takes how many of them, and what has come."""
+    """The parts of a step or a round, who takes how many of them, and what has come."""
 
-    shards: Sequence[Shard]
+    parts: Sequence[Part]
     how: dict[str, Any]
     todo: deque[int]
     quotas: dict[str | None, int]  # by server, None for this one; {} = as they come
@@ -24067,13 +24760,13 @@ class Step:
 class Fleet(Sharded):
     """The workers of a run, and this server."""
 
-    def __init__(self, session: Session, servers: Servers, shards: int) -> None:
-        resources.require_memory(4 * session.config.n_trained() * (1 + shards), f"the gradients of {shards} shards")
-        super().__init__(session.trainer)
-        self._base, config, tied = session.base, session.config, session.trainer.tied
-        self._base_names = shard_work.base_names(config)
-        self._own = Flat([session.trainer.params[name] for name in shard_work.trained_names(config, tied)])
-        self._run = {"config": config.to_json(), "tied": tied}
+    def __init__(self, session: Session, servers: Servers, course: Course) -> None:
+        trainer, config = session.trainer, session.config
+        self._own = state_of(trainer) if course.is_local else Flat([trainer.params[name] for name in trainer.m])
+        resources.require_memory(4 * self._own.size * (1 + course.shards), f"what {course.shards} shards give")
+        super().__init__(trainer)
+        self._base, self._base_names = session.base, shard_work.base_names(config)
+        self._run = {"config": config.to_json(), "tied": trainer.tied, "learns": course.is_local}
         self._allow_other_bits, self._here = servers.allow_other_bits, environment.current()
         self._version = (db.row("SELECT extversion FROM pg_extension WHERE extname = 'pg_gpt2'") or {})["extversion"]
         schema, wait = remote.dblink_schema(), servers.worker_timeout
@@ -24142,7 +24835,7 @@ class Fleet(Sharded):
         for name in self._base_names if self._base else ():
             tensor = Flat([self._base.params[name]])  # type: ignore[union-attr]
             end = start + tensor.size
-            yield from worker.send(start, end, lambda first, t=tensor, start=start: t.sent(first - start))  # type: ignore[misc]
+            yield from worker.send(start, end, lambda first, t=tensor, start=start: sent(t, first - start))  # type: ignore[misc]
             start = end
         worker.join()
 
@@ -24162,22 +24855,22 @@ class Fleet(Sharded):
 
     # ---- a step
 
-    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
-        """Add every shard to `added`, on all servers at once."""
+    def collect(self, parts: Sequence[Part], added: Sum, how: dict[str, Any]) -> None:
+        """Add every part to `added`, on all servers at once."""
         self.share, counting = Share(), []
         for worker in self.workers:
             worker.share, worker.link.sent, worker.link.received = Share(), 0, 0
         self._try_lost()
-        for index, shard in enumerate(shards):
-            if shard.counts():
+        for index, part in enumerate(parts):
+            if part.counts():
                 counting.append(index)
             else:
                 added.add(index, None)
         quotas = self._quotas(len(counting))
         there = [worker for worker in self.workers if quotas.get(worker.name)]
-        step = Step(shards, how, deque(counting), quotas)
+        step = Step(parts, how, deque(counting), quotas)
         began, mine = time.monotonic(), step.take(None)
-        pieces = lru_cache(maxsize=8)(self._own.sent)  # workers are at about the same place
+        pieces = lru_cache(maxsize=8)(partial(sent, self._own))  # workers are at about the same place
         for worker in there:
             worker.talk, worker.has_weights = self._converse(worker, step, pieces), False
         while any(worker.talk and not worker.has_weights for worker in there):
@@ -24198,7 +24891,7 @@ class Fleet(Sharded):
         worker.has_weights = True
         while (index := step.take(worker.name)) is not None:
             worker.shard = index
-            found = yield from worker.compute(step.shards[index], self.trainer.chunk, step.how, self._own.size)
+            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, self._own.size)
             worker.shard = None
             worker.share.shards.append(index)
             step.found.append((index, found))
@@ -24208,14 +24901,14 @@ class Fleet(Sharded):
         """One shard on this server, which keeps the others going meanwhile."""
         began = time.monotonic()
         with self._turning(step):
-            found = self.compute(step.shards[index], step.how)
+            found = self.compute(step.parts[index], step.how)
         seconds = time.monotonic() - began
         self.share.compute += seconds
         self.share.shards.append(index)
         self.pace = slowly(self.pace, seconds)
         step.add_to(added)
         if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
-            found = Found(found.loss, found.gradients.copy())
+            found = found._replace(gradients=found.gradients.copy())
         added.add(index, found)
 
     def _next(self, step: Step) -> int | None:
@@ -24281,6 +24974,7 @@ class Fleet(Sharded):
             before()
             now = time.monotonic()
             if now - self._turned >= IN_TURN:
+                self._turned = math.inf  # a conversation that reads rows looks, too
                 while self._turn(step.lose) and time.monotonic() < now + IN_TURN:
                     pass
                 self._turned = time.monotonic()
@@ -24306,7 +25000,7 @@ def _refuse(worker: Worker, error: PgGpt2Error) -> None:
 
 
 @contextmanager
-def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | None]:
+def shared(session: Session, servers: Servers, course: Course) -> Iterator[Fleet | None]:
     """Within it, the session's steps are computed on the workers, too, where there are any."""
     if not servers.workers:
         yield None
@@ -24315,7 +25009,7 @@ def shared(session: Session, servers: Servers, shards: int) -> Iterator[Fleet | 
         raise FeatureNotSupported(
             "workers compute with the faster forms of ops, and pg_gpt2.fast is off", hint="RESET pg_gpt2.fast;"
         )
-    fleet = Fleet(session, servers, shards)
+    fleet = Fleet(session, servers, course)
     try:
         fleet.begin()
         session.sharded, session.workers = fleet, fleet.environments
@@ -24338,6 +25032,7 @@ from .. import db
 from ..storage import store
 from . import datasets, environment, run_log, runs
 from .audit import Auditor
+from .plan import settings_of
 from .session import Session, Settings
 
 
@@ -24353,7 +25048,7 @@ class StepPlan:
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
         """The plan that llm_train_log.config records."""
-        return cls(runs.settings_of(config), config["total_steps"], batch_size)
+        return cls(settings_of(config), config["total_steps"], batch_size)
 
     def lr(self, step: int) -> float:
         """Learning rate of the model's step 1, 2, ..."""
@@ -24407,6 +25102,108 @@ def _manual_run(session: Session, seed: int) -> int:
             *(row["run_id"], session.step, json.dumps(found)),
         )
     return row["run_id"]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.local_steps', $pg_gpt2_source$"""The rounds of a run with sync_every: the rows that each replica reads, and what is logged of each step.
+
+Between two rounds a model has weights and moments as after any step, and the outer momentum, which stands in llm_param.grad until
+the run ends: it is the outer gradients, added up.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...tensor import FLOAT32
+from ...training.rounds import Rounds
+from ...training.shards import Shard, cut
+from ...training.trainer import StepResult, nothing_counts
+from .. import db, resources
+from ..storage import store
+from .plan import RunPlan
+from .session import Learner, Session
+
+
+class Made(NamedTuple):
+    """A step: its number, learning rate and result, the rows that it read, and a digest of each."""
+
+    step: int
+    lr: float
+    result: StepResult
+    ids: list[int]
+    digests: list[int]
+
+
+class _Read(NamedTuple):
+    """What a replica read in a step: the sum of its targets' weights, their number, and digests of the rows."""
+
+    weight: float
+    tokens: int
+    digests: list[int]
+
+
+class LocalSteps:
+    """The replicas of a run."""
+
+    def __init__(self, learner: Learner, plan: RunPlan) -> None:
+        self._learner, self._plan, course = learner, plan, plan.course
+        values = (7 if course.outer_momentum else 6) * learner.config.n_trained()
+        resources.require_memory(4 * values, f'rounds of "{learner.model}" (sync_every)')
+        self.rounds = Rounds(learner.trainer, course.shards, course.outer_lr, course.outer_momentum)
+        self._ids: dict[int, list[int]] = {}
+        self._read: dict[tuple[int, int], _Read] = {}
+
+    @property
+    def momentum(self) -> dict[str, np.ndarray]:
+        """The outer momentum by tensor, to be written with the weights; none where it is 0."""
+        return self.rounds.outer
+
+    def learn(self, steps: range, ids: Callable[[int], list[int]]) -> list[Made]:
+        """A round; `ids` says which rows a step reads."""
+        self._ids, self._read = {step: ids(step) for step in steps}, {}
+        found = self.rounds.learn(steps, self._shard, self._learner.sharded.collect)
+        losses = [iter(made) for made in found]
+        return [self._together(step, losses) for step in steps]
+
+    def _shard(self, step: int, replica: int) -> tuple[Shard, dict[str, Any]]:
+        """What a replica learns from in a step, and how."""
+        ids, plan = self._ids[step], self._plan
+        values: dict[str, Any] = plan.settings.arguments()
+        drawn = {name: values.pop(name) for name in ("dropout_p", "seed")}
+        part = cut(len(ids), plan.course.shards)[replica]
+        shard, digests = self._learner.shard(ids, part, plan.batch_size, drawn["dropout_p"])
+        total = sum(batch.total() for batch in shard.batches)
+        tokens = sum(batch.counted() for batch in shard.batches)
+        self._read[step, replica] = _Read(total, tokens, digests)
+        return shard, {**drawn, "step_no": step, "total": total, "update": {**values, "lr": plan.lr(step)}}
+
+    def _together(self, step: int, losses: list) -> Made:
+        """A step of all replicas: the mean over the targets of all, and of the norms by the same weights."""
+        read = [self._read[step, replica] for replica in range(len(losses))]
+        made = [(one.weight, *next(mine)) for one, mine in zip(read, losses) if one.tokens]
+        weight = sum(own for own, _, _ in made)
+        if not weight:
+            raise nothing_counts()
+        loss, norm = (sum(one[0] * one[i] for one in made) / weight for i in (1, 2))
+        result = StepResult(loss, norm, sum(one.tokens for one in read))
+        digests = [digest for one in read for digest in one.digests]
+        return Made(step, self._plan.lr(step), result, self._ids[step], digests)
+
+
+def read_momentum(session: Session, outer: Mapping[str, np.ndarray]) -> None:
+    """Fill `outer` with the momentum that the last round left in the rows of the model."""
+    config = session.config
+    for row in db.cursor(
+        f"SELECT name, token_id, shape, grad FROM {store.trained(config)} AS p WHERE name = ANY ($2)",
+        ["text", "text[]"],
+        *(session.model, list(outer)),
+    ):
+        array = outer[row["name"]][row["token_id"] : row["token_id"] + row["shape"][0]]
+        if len(row["grad"] or b"") != array.nbytes:  # since the session read the row
+            raise session.changed()
+        array[...] = np.frombuffer(row["grad"], FLOAT32).reshape(row["shape"])
+        host.check_interrupts()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.pairs', $pg_gpt2_source$"""Pairs of prompt and completion as rows of llm_dataset: loss on the completion and its end-of-text only.
 
@@ -24521,6 +25318,86 @@ def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: 
     places = Places(np.cumsum(sizes) - sizes, sizes - 1, np.asarray(found.ignored), np.asarray(found.weights))
     return store(ids, places, model, cut)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.plan', $pg_gpt2_source$"""What a run is to do, as llm_run.config records it, and what of that each of its steps goes by."""
+
+from dataclasses import dataclass, field, fields
+from typing import Protocol
+
+from ...training.early import Evaluations
+from ...training.optim import run_lr
+from ...training.options import Course
+from .session import Settings
+
+
+class Schedule(Protocol):
+    """What steps have in common, in a run or by hand."""
+
+    @property
+    def settings(self) -> Settings:
+        """Hyperparameters of the optimizer."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run is to do. `log_every` and `audit` change what is reported, not what is learned; so does `eval_every`, unless
+    evaluations decide about the end."""
+
+    settings: Settings
+    n_steps: int
+    batch_size: int
+    grad_accum: int
+    eval_every: int | None
+    log_every: int | None
+    audit: str = "tape"
+    course: Course = field(default_factory=Course)
+
+    @classmethod
+    def of(cls, config: dict) -> "RunPlan":
+        """The plan that llm_run.config records; what that leaves open is off."""
+        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
+        return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
+
+    @property
+    def shards(self) -> int:
+        """Parts of a step whose gradients are added up."""
+        return self.course.shards
+
+    def together(self, done: int) -> range:
+        """The steps after step `done` that are made at once: one, or the rest of a round."""
+        every = self.course.sync_every
+        return range(done + 1, min(self.n_steps, (done // every + 1) * every) + 1)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 1 .. n_steps."""
+        settings = self.settings
+        schedule = self.course.lr_schedule
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr, schedule)
+
+    def evaluations(self) -> Evaluations:
+        """Those of a run that has made none yet."""
+        return Evaluations(self.course.patience, self.course.min_delta)
+
+
+def settings_of(config: dict) -> Settings:
+    """The settings that were recorded."""
+    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+def course_of(config: dict) -> Course:
+    """The same for its course; what a run of before these options does not say is as it was then."""
+    return Course(**{name: config[name] for name in Course.options() if name in config})
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.progress', $pg_gpt2_source$"""What a run tells its caller while it is running."""
 
 import time
@@ -24540,11 +25417,13 @@ class Progress:
         self.began = time.perf_counter()
 
     def show(
-        self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
+        self, done: range, loss: float, lr: float, tokens: int, val_loss: float | None, is_best: bool = False
     ) -> None:
-        """After a step; `is_best`: its evaluation is the best so far, which matters to the run."""
+        """After the steps `done`, one or those of a round; loss and lr are of the last of them. `is_best`: its evaluation is the
+        best so far, which matters to the run."""
         self.tokens += tokens
-        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        step = done[-1]
+        due = self.every and (done[0] == 1 or passes(done, self.every) or step == self.n_steps)
         if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
             validation = (
@@ -24552,6 +25431,11 @@ class Progress:
             )
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()
+
+
+def passes(steps: range, every: int) -> bool:
+    """Whether one of the steps is a multiple of `every`."""
+    return steps[-1] // every > (steps[0] - 1) // every
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.remote', $pg_gpt2_source$"""A session on another server, through dblink: one statement at a time, sent and answered without waiting.
 
@@ -24572,7 +25456,7 @@ CANCELLED = "57014"
 Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
 FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
 REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
-TYPES = ("text", "int8", "float8", "bytea")
+TYPES = ("text", "int8", "float8[]", "bytea")
 
 
 class Lost(Exception):
@@ -24708,7 +25592,7 @@ from ... import host
 from ...core import gpt2
 from ...core.config import GPT2Config
 from ...core.ops import CHUNK
-from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...fast import threads
 from ...tensor import FLOAT32
 from ...training.early import Evaluations
@@ -24717,7 +25601,8 @@ from .. import db
 from ..storage import checkpoints, reading, store, weights
 from ..storage.checkpoint_files import KINDS
 from ..storage.checkpoints import Checkpoint
-from . import run_log, runs
+from . import run_log
+from .plan import RunPlan
 from .session import Learner, Settings, with_base
 
 
@@ -24727,7 +25612,7 @@ class Record:
 
     run_id: int
     model: str
-    plan: runs.RunPlan | None
+    plan: RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
     base: dict[str, str] | None  # name and digest of what an adapter adapted
@@ -24755,6 +25640,11 @@ class Record:
         if self.plan is None or self.plan.course.patience is None or self.status not in ("finished", "early"):
             return self.status
         return "finished" if self.last == self.plan.n_steps else "early" if self.evaluations.exhausted else "running"
+
+    @property
+    def from_start_only(self) -> bool:
+        """Whether more than what a checkpoint holds decides about the next round: the outer momentum."""
+        return self.plan is not None and self.plan.course.is_local and self.plan.course.outer_momentum > 0
 
     def number(self, model_step: int) -> int:
         """Number in the log of the step that was the model's `model_step`-th."""
@@ -24818,7 +25708,7 @@ class Record:
         ]
         plan, data = None, {}
         if row["n_steps"] is not None:
-            plan, data = runs.RunPlan.of(config), config["data"]
+            plan, data = RunPlan.of(config), config["data"]
             check_settings(plan.settings)
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
@@ -24901,7 +25791,8 @@ def begin(record: Record, from_checkpoint: int | None, base: weights.Model | Non
     initial = _initial(record, base)
     if initial is not None and initial.difference(record) is None:
         return initial
-    for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
+    on_the_way = "false" if record.from_start_only else "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"
+    for saved in saved_checkpoints(record, on_the_way):
         return _from_checkpoint(record, saved, base)
     raise WrongState(
         f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
@@ -24930,6 +25821,11 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     elif not record.start <= done < record.last:
         last = record.model_step(record.last)
         problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
+    elif done > record.start and record.from_start_only:
+        raise FeatureNotSupported(
+            f"checkpoint {checkpoint_id} is of the middle of run {record.run_id}, and does not have its outer momentum",
+            hint="A run with sync_every is replayed from its start: leave from_checkpoint out.",
+        )
     elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"
     else:
@@ -25114,7 +26010,9 @@ from ..storage.checkpoint_files import KINDS, Part
 from ..storage.checkpoints import Checkpoint
 from . import datasets, environment, runs
 from .hand_steps import StepPlan
-from .progress import NOTICES
+from .local_steps import LocalSteps, Made
+from .plan import RunPlan
+from .progress import NOTICES, passes
 from .replay_start import Difference, Record, base_now, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
@@ -25164,13 +26062,16 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
         report.last_step = start.done
         return report
     work = _Replay(record, start.learner, report)
-    for step in range(start.done + 1, last + 1):
-        report.difference = next(work.step(step), None)
+    done = start.done
+    while done < last:
+        steps = work.together(done, last)
+        done = steps[-1]
+        report.difference = next(work.go_on(steps), None)
         if report.difference is not None:
-            report.last_step = step
+            report.last_step = report.difference.step
             break
-        if (step - start.done) % max(1, (last - start.done) // NOTICES) == 0:
-            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
+        if passes(range(steps[0] - start.done, done - start.done + 1), max(1, (last - start.done) // NOTICES)):
+            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {done} agree")
     else:
         report.difference = next(work.end(last), None)
     work.tell(other)
@@ -25187,41 +26088,60 @@ class _Replay:
             self.rows = datasets.row_ids(record.model, learner.config, "train")
             self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
             self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        local = record.plan is not None and record.plan.course.is_local
+        self.local = LocalSteps(learner, record.plan) if local and record.plan else None
         self.unlogged = 0
         self.rounded: int | None = None  # first step whose bits differ where they may
         self.saved: dict[int, list[Checkpoint]] = {}
         for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
             self.saved.setdefault(record.number(saved.step), []).append(saved)
 
-    def step(self, step: int) -> Iterator[Difference]:
-        """Train one step; what differs from the record, the cause before the consequence."""
-        logged = logged_step(self.record.run_id, step)
-        if logged is None:
-            self.unlogged += 1
-        ids = self._ids(step, logged)
-        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
-        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
-        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
-            yield Difference(step, "batch", ids)
-            return
+    def together(self, done: int, last: int) -> range:
+        """The steps after step `done` that are made at once, up to `last`."""
+        steps = self.record.plan.together(done) if self.record.plan else range(done + 1, done + 2)
+        return range(steps[0], min(steps[-1], last) + 1)
+
+    def go_on(self, steps: range) -> Iterator[Difference]:
+        """Train one step, or a round of them; what differs from the record, the cause before the consequence."""
+        logged, ids, plan = {step: logged_step(self.record.run_id, step) for step in steps}, {}, self.record.plan
+        for step in steps:
+            self.unlogged += logged[step] is None
+            ids[step] = self._ids(step, logged[step])
+            by = plan or self._plan_by_hand(step, logged[step], ids[step])
+            wanted = by.batch_size if isinstance(by, StepPlan) else by.batch_size * by.grad_accum
+            if len(ids[step]) != wanted or not wanted or not all(type(row_id) is int for row_id in ids[step]):
+                yield Difference(step, "batch", ids[step])
+                return
         try:
-            lr, result, digests = runs.learn(self.learner, plan, step, ids)
+            made = self._learn(steps, ids, by)
         except (
             UndefinedObject,
             InvalidParameter,
             InconsistentData,
             Diverged,
         ) as error:  # as a row of the data that is gone
-            yield Difference(step, error.message)
+            yield Difference(steps[-1], error.message)
             return
+        for one in made:
+            yield from self._compared(one, logged[one.step])
+
+    def _learn(self, steps: range, ids: dict[int, list[int]], by: RunPlan | StepPlan) -> list[Made]:
+        if self.local:
+            return self.local.learn(steps, ids.__getitem__)
+        lr, result, digests = runs.learn(self.learner, by, steps[0], ids[steps[0]])
+        return [Made(steps[0], lr, result, ids[steps[0]], digests)]
+
+    def _compared(self, made: Made, logged: db.Row | None) -> Iterator[Difference]:
+        """What of a step, and of all that was saved after it, is not as recorded."""
+        step, record = made.step, self.record
         if logged is not None:
-            yield from self._rows_read(step, ids, logged, digests)
-            yield from self._numbers(step, logged, lr, result, ids)
+            yield from self._rows_read(step, made.ids, logged, made.digests)
+            yield from self._numbers(step, logged, made.lr, made.result, made.ids)
             if logged["weights_digest"] is not None:
                 yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
         for saved in self.saved.get(step, ()):
             yield from self._checkpoint(step, saved)
-        if step == self.record.left:
+        if step == record.left:
             yield from self._model(step)
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:
@@ -25354,17 +26274,15 @@ evaluations decide: they are in the log.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
-from ...training.early import Evaluations
-from ...training.optim import run_lr
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
@@ -25372,79 +26290,16 @@ from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
 from .fleet import Fleet
-from .progress import Progress
-from .session import Learner, Session, Settings, mean_loss
+from .local_steps import LocalSteps, Made, read_momentum
+from .plan import RunPlan, Schedule
+from .progress import Progress, passes
+from .session import Learner, Session, mean_loss
 
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 
-class Schedule(Protocol):
-    """What steps have in common, in a run or by hand."""
-
-    @property
-    def settings(self) -> Settings:
-        """Hyperparameters of the optimizer."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a micro-batch."""
-
-    @property
-    def shards(self) -> int:
-        """Parts of a step whose gradients are added up."""
-
-    def lr(self, step: int) -> float:
-        """Learning rate of a step."""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run is to do. `log_every` and `audit` change what is reported, not what is learned; so does `eval_every`, unless
-    evaluations decide about the end."""
-
-    settings: Settings
-    n_steps: int
-    batch_size: int
-    grad_accum: int
-    eval_every: int | None
-    log_every: int | None
-    audit: str = "tape"
-    course: Course = field(default_factory=Course)
-
-    @classmethod
-    def of(cls, config: dict) -> "RunPlan":
-        """The plan that llm_run.config records; what that leaves open is off."""
-        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
-        return cls(settings_of(config), *numbers, None, None, "none", course_of(config))
-
-    @property
-    def shards(self) -> int:
-        """Parts of a step whose gradients are added up."""
-        return self.course.shards
-
-    def lr(self, step: int) -> float:
-        """Learning rate of step 1 .. n_steps."""
-        settings = self.settings
-        schedule = self.course.lr_schedule
-        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr, schedule)
-
-    def evaluations(self) -> Evaluations:
-        """Those of a run that has made none yet."""
-        return Evaluations(self.course.patience, self.course.min_delta)
-
-
-def settings_of(config: dict) -> Settings:
-    """The settings that were recorded."""
-    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
-
-
-def course_of(config: dict) -> Course:
-    """The same for its course; what a run of before these options does not say is as it was then."""
-    return Course(**{name: config[name] for name in Course.options() if name in config})
-
-
 class Run:
-    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
+    """A run in progress: `go_on` makes and logs a step or a round, `commit_point` writes what has been learned."""
 
     def __init__(self, session: Session, plan: RunPlan, fleet: Fleet | None = None, *, commits: bool = False) -> None:
         self.session = session
@@ -25463,7 +26318,9 @@ class Run:
         self.evaluations = plan.evaluations()
         self._best: Best | None = None
         self._progress = Progress(plan.n_steps, plan.log_every)
+        self.made = range(0)  # steps, by the last call of `go_on`
         self.done = 0
+        self._local = LocalSteps(session, plan) if plan.course.is_local else None
         self._log = run_log.Log(0, session.model)
 
     @property
@@ -25483,8 +26340,8 @@ class Run:
             "SELECT r.run_id, r.first_step, ($3 || r.config) - $4 = $2 - $4 AS same, l.step,"
             " r.config -> 'base' IS NOT DISTINCT FROM $2 -> 'base' AS same_base,"
             " (r.environment ->> 'attention_chunk')::integer AS chunk,"
-            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
-            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest, l.lineage FROM {schema}.llm_run r"
+            " LEFT JOIN LATERAL (SELECT step, weights_digest, lineage FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
             ["text", "jsonb", "jsonb", "text[]"],
@@ -25497,6 +26354,8 @@ class Run:
             return False
         done = row["step"] or 0
         same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if self._local and done:  # moments and outer momentum decide, too, and are no bits of the weights yet
+            same_weights &= row["lineage"] == self.session.content
         if not (row["same"] and same_weights):
             what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
             what = what if row["same_base"] else "the weights of the base"
@@ -25515,6 +26374,8 @@ class Run:
             row["chunk"] or self.session.trainer.chunk
         )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
+        if self._local and done:
+            read_momentum(self.session, self._local.momentum)
         for step, loss in run_log.validation(self.run_id):
             self.evaluations.add(step, loss)
         self._keep_best()
@@ -25536,28 +26397,39 @@ class Run:
         """Whether there is no further step."""
         return self.done >= self.plan.n_steps or self.evaluations.exhausted
 
-    def step(self) -> bool:
-        """The next step; whether its weights are to be kept, as the best so far of a run that goes on."""
-        plan, session, step = self.plan, self.session, self.done + 1
-        began = time.perf_counter()
-        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        # Any step of a committing run may be the last before a commit; of another, only the last stay.
-        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
-        lr, result, digests = learn(session, plan, step, ids, audit)
-        self._audit.end(session.trainer)
-        seconds = time.perf_counter() - began
-        val_loss = self._evaluate(step)
-        is_best = val_loss is not None and self.evaluations.add(step, val_loss)
+    def go_on(self) -> bool:
+        """The next step, or round; whether its weights are to be kept, as the best so far of a run that goes on."""
+        plan, began = self.plan, time.perf_counter()
+        self.made = plan.together(self.done)
+        made = self._local.learn(self.made, self._ids) if self._local else [self._step(self.done + 1)]
+        seconds = (time.perf_counter() - began) / len(made)
+        last, self.done = made[-1], made[-1].step
+        val_loss = self._evaluate()
+        is_best = val_loss is not None and self.evaluations.add(self.done, val_loss)
         servers = None if self._fleet is None else self._fleet.told()
-        self._log.add(step, lr, result, seconds, ids, digests, val_loss, servers)
-        self._progress.show(step, result.loss, lr, result.tokens, val_loss, is_best and plan.course.evaluates)
-        self.done = step
+        for one in made:
+            measured = (val_loss, servers) if one is last else (None, None)
+            self._log.add(one.step, one.lr, one.result, seconds, one.ids, one.digests, *measured)
+        tokens = sum(one.result.tokens for one in made)
+        self._progress.show(self.made, last.result.loss, last.lr, tokens, val_loss, is_best and plan.course.evaluates)
         host.check_interrupts()
         return is_best and self._best is not None and not self.over
 
-    def _evaluate(self, step: int) -> float | None:
+    def _ids(self, step: int) -> list[int]:
+        """The rows of a step."""
+        return self._rows[self._order.rows(step, self.plan.batch_size * self.plan.grad_accum)].tolist()
+
+    def _step(self, step: int) -> Made:
+        ids = self._ids(step)
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else self.plan.n_steps - step)
+        lr, result, digests = learn(self.session, self.plan, step, ids, audit)
+        self._audit.end(self.session.trainer)
+        return Made(step, lr, result, ids, digests)
+
+    def _evaluate(self) -> float | None:
         every, n_steps = self.plan.eval_every, self.plan.n_steps
-        if self._val_rows is None or not every or (step % every and step != n_steps):
+        if self._val_rows is None or not every or not (passes(self.made, every) or self.done == n_steps):
             return None
         return validate(self.session, self._val_rows, self.plan.batch_size)
 
@@ -25584,9 +26456,11 @@ class Run:
         if ended and self._best is not None:
             put_back(self._best, self.evaluations, self.run_id, self.done)
         began = time.perf_counter()
+        self.session.outer = {} if self._local is None or ended else self._local.momentum
         self.session.write()
         self._audit.write()
-        self._log.write(time.perf_counter() - began, digest)
+        lineage = self.session.content if self._local else None
+        self._log.write(time.perf_counter() - began, digest, lineage=lineage)
         if ended and self._best is not None:
             self._best.forget()
         db.run(
@@ -25635,7 +26509,7 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     run = Run(session, plan, fleet)
     run.begin()
     while not run.over:
-        if run.step():
+        if run.go_on():
             run.keep()
     run.end()
     return run.run_id
@@ -25644,17 +26518,17 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
 def train_committing(
     session: Session, plan: RunPlan, fleet: Fleet | None, commit_every: int, flush_seconds: float
 ) -> None:
-    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed; and
-    with each evaluation whose weights are kept as the best so far."""
+    """All steps, committing as they are made: every `commit_every` steps, or with the round that makes these full, but not before
+    `flush_seconds` have passed; and with each evaluation whose weights are kept as the best so far."""
     run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
     committed = looked = time.monotonic()
     while not run.over:
-        best = run.step()
+        best = run.go_on()
         now = time.monotonic()
-        if best or (run.done % commit_every == 0 and now - committed >= flush_seconds and not run.over):
+        if best or (passes(run.made, commit_every) and now - committed >= flush_seconds and not run.over):
             run.commit_point()
             if best:
                 run.keep()
@@ -25699,18 +26573,20 @@ KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of
 
 # Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
 SLOTS = 8
-Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
-UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
+Block = tuple[
+    str, str, int, int, bytes, bytes, bytes, bytes | None
+]  # model, name, token_id, step of a row; data, m, v, grad
+UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (4 * SLOTS)]
 
 
 def _slot(column: int) -> str:
-    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
+    """SQL for the value of data, m, v or grad (0 to 3) of the block at `place`."""
     cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
     return f"CASE new.place {cases} END"
 
 
 UPDATE = (
-    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
+    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, grad = {_slot(3)}, step = new.step"
     " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
     " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
 )
@@ -25766,16 +26642,23 @@ class Learner:
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
-        parts: list[list[Batch]] = []
-        for part in cut(len(rows), shards):
-            own = rows[part]
-            parts.append([])
-            for start in range(0, len(own), batch_size):
-                parts[-1] += datasets.batches(own[start : start + batch_size])
-                host.check_interrupts()
-        for count, length in {batch.tokens.shape for found in parts for batch in found}:
-            self._require_memory(count, length, dropout_p)
+        parts = [self._micro_batches(rows[part], batch_size, dropout_p) for part in cut(len(rows), shards)]
         return numbered(parts), [row.digest for row in rows]
+
+    def shard(self, ids: Sequence[int], part: slice, batch_size: int, dropout_p: float) -> tuple[Shard, list[int]]:
+        """The same for one of them, the rows `part`: its micro-batches are numbered from that of its first row on."""
+        rows = datasets.rows(ids[part], self.model, self.config)
+        batches = self._micro_batches(rows, batch_size, dropout_p)
+        return Shard(tuple(batches), part.start), [row.digest for row in rows]
+
+    def _micro_batches(self, rows: Sequence[datasets.Row], batch_size: int, dropout_p: float) -> list[Batch]:
+        found: list[Batch] = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+            host.check_interrupts()
+        for count, length in {batch.tokens.shape for batch in found}:
+            self._require_memory(count, length, dropout_p)
+        return found
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
@@ -25809,6 +26692,7 @@ class LearnerState:
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
     rows: dict[tuple[str, int], Place]  # a shared block is another model's
     sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
+    has_grad: bool  # whether any of these has something in grad
 
     @property
     def nbytes(self) -> int:
@@ -25826,6 +26710,7 @@ def read_state(model: str, config: GPT2Config, version: str, base: weights.Model
     blocks: list[tuple[str, int, int]] = []
     places: dict[tuple[str, int], Place] = {}
     sums: dict[Place, bytes] = {}
+    has_grad = False
     for place, row in _rows(model, config):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
@@ -25844,14 +26729,17 @@ def read_state(model: str, config: GPT2Config, version: str, base: weights.Model
         blocks.append((name, first, rows))
         places[name, first] = place
         sums[place] = _checksum_of(row)
+        has_grad |= row["grad"] is not None
     tied, blocks = _tied(model, blocks, places)
-    return LearnerState(model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(
+        model, config, version, base, assembly.finish(), m, v, steps, tied, blocks, places, sums, has_grad
+    )
 
 
 def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
     """Each block of `model` that is trained, with the row that it is in."""
     for row in db.cursor(
-        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
+        "SELECT name, token_id, shape, data, m, v, step, sha256(grad) AS grad, source_model, source_name, source_token_id"
         f" FROM {store.trained(config)} AS p ORDER BY name, token_id",
         ["text"],
         model,
@@ -25861,13 +26749,14 @@ def _rows(model: str, config: GPT2Config) -> Iterator[tuple[Place, db.Row]]:
 
 
 def _checksum_of(row: db.Row) -> bytes:
-    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
+    return _checksum(row["step"], row["grad"], row["data"], row["m"], row["v"])
 
 
-def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
-    """Checksum of the contents of a row, wherever it lies. It includes sizes, so that data, m and v are told apart."""
+def _checksum(step: int, grad: bytes | None, *tensors: bytes | None) -> bytes:
+    """Checksum of the contents of a row, wherever it lies; `grad` is the SHA-256 of that. It includes sizes, so that data, m and
+    v are told apart."""
     found = Checksum()
-    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
+    found.update(repr((step, grad, [tensor and len(tensor) for tensor in tensors])).encode())
     for tensor in tensors:
         found.update(tensor or b"")
     return found.digest()
@@ -25917,6 +26806,7 @@ class Session(Learner):
             state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
+        self.outer: Mapping[str, np.ndarray] = {}  # what is to stand in grad: the outer momentum of a run that goes on
         arrays = (with_base(state.base, state.params), state.m, state.v, state.steps)
         super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
@@ -25951,16 +26841,17 @@ class Session(Learner):
     def write(self) -> None:
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
+        all_blocks, state.has_grad = state.has_grad and not self.outer, bool(self.outer)
         self._lock_rows()
         versions = reading.versions_of(self.model, self.config)  # by a snapshot after the rows are ours
         if versions.whole != state.version:
             self._require_same_base(versions)
             if not self._only_moved():
-                raise self._changed()
+                raise self.changed()
         batch: list[Block] = []
         held = 0
         for name, first, rows in state.blocks:
-            if trainer.steps[name] == self._written[name]:
+            if trainer.steps[name] == self._written[name] and not all_blocks:
                 continue
             part = slice(first, first + rows)
             if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
@@ -25969,10 +26860,11 @@ class Session(Learner):
                     hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
                 )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            grad = to_bytes(self.outer[name][part]) if self.outer else None
             place = state.rows[name, first]
-            batch.append((*place, trainer.steps[name], data, m, v))
-            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
-            held += 3 * len(data)
+            batch.append((*place, trainer.steps[name], data, m, v, grad))
+            state.sums[place] = _checksum(trainer.steps[name], grad and hashlib.sha256(grad).digest(), data, m, v)
+            held += (4 if grad else 3) * len(data)
             if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
                 self._update(batch)
                 batch, held = [], 0
@@ -26010,12 +26902,13 @@ class Session(Learner):
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
         empty = [None] * (SLOTS - len(batch))
         values = [value for column in tensors for value in [*column, *empty]]
-        with db.planned_once(sum(len(row[-1]) * 3 for row in batch)):
+        with db.planned_once(sum(len(row[4]) * (4 if row[-1] else 3) for row in batch)):
             updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> InconsistentData:
+    def changed(self) -> InconsistentData:
+        """The error for rows that are not as this session read or left them."""
         return InconsistentData(
             f'the weights of model "{self.model}" were changed by somebody else during training',
             hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
@@ -26045,12 +26938,12 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.shard_work', $pg_gpt2_source$"""Shards of another server's run, computed in this session: no model, no data and no table, only what that run sends.
 
 The session holds weights and gradients of one run, in flat arrays whose places both sides count alike: the tensors that training
-changes in the order of the configuration, then those of an adapter's base. A row of numbers from elsewhere is checked before it
-is used, and memory is asked for before it is taken.
+changes in the order of the configuration, with sync_every their moments after them, and then those of an adapter's base. A row
+of numbers from elsewhere is checked before it is used, and memory is asked for before it is taken.
 """
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
@@ -26065,13 +26958,16 @@ from ...limits import MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import INT8
 from ...tensor import FLOAT32
-from ...training.shards import Found, Shard, Sharded
+from ...training.flat import Flat
+from ...training.rounds import local_step, state_of
+from ...training.shards import Shard
 from ...training.trainer import Batch, Trainer, estimate_step_bytes
 from .. import db, resources
 from . import environment
 
 MOST_SENT = 1 << 24  # values at a time
 LOOK_FOR_LEADER = "250ms"  # while a shard is computed
+ADAMW = ("lr", "beta1", "beta2", "eps", "weight_decay")
 KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 
 
@@ -26101,25 +26997,27 @@ def base_names(config: GPT2Config) -> list[str]:
 
 
 class Work:
-    """A run whose shards this session computes."""
+    """A run whose shards this session computes; with `learns`, whose replicas."""
 
-    def __init__(self, config: GPT2Config, tied: dict[str, str], role: str) -> None:
-        self.config, self.tied, self.role = config, tied, role
+    def __init__(self, config: GPT2Config, tied: dict[str, str], learns: bool, role: str) -> None:
+        self.config, self.tied, self.learns, self.role = config, tied, learns, role
         shapes = config.param_shapes()
         self._own = {name: shapes[name] for name in trained_names(config, tied)}
         self._base = {name: shapes[name] for name in base_names(config)}
-        self.n_own, self.n_base = (sum(map(prod, some.values())) for some in (self._own, self._base))
-        # A base is laid out tensor by tensor: the largest is there twice meanwhile.
-        largest = max(map(prod, self._base.values()), default=0)
-        resources.require_memory(4 * (2 * self.n_own + self.n_base + largest), "a model of another server's run")
+        n_own, self.n_base = (sum(map(prod, some.values())) for some in (self._own, self._base))
+        self.n_own = 3 * n_own if learns else n_own  # numbers that are sent, and fetched: with both moments, or without
+        # A base is laid out tensor by tensor: the largest is there twice meanwhile. So is a replica, as it was sent and as it is.
+        largest, own = max(map(prod, self._base.values()), default=0), 7 * n_own if learns else 2 * n_own
+        resources.require_memory(4 * (own + self.n_base + largest), "a model of another server's run")
         self._granted = 0
         self._flat = np.empty(self.n_own, FLOAT32)
         self._flat_base: np.ndarray | None = np.empty(self.n_base, FLOAT32)
-        self._next = 0  # place that is awaited of the weights that are trained, and of the base's
+        self._next = 0  # place that is awaited of what is sent again and again, and of the base
         self._next_base = self.n_own
         self._frozen: Mapping[str, Any] = {}
-        self._sharded: Sharded | None = None
-        self._found: Found | None = None
+        self._made: Trainer | None = None
+        self._found: np.ndarray | Flat | None = None
+        self._replica: Flat | None = None  # that has begun
 
     def take(self, first: int, sent: str) -> int:
         """Weights for the places from `first` on, which is the one that is awaited, or 0; the place after them."""
@@ -26130,7 +27028,7 @@ class Work:
             raise unexpected("sent, which is no float32 in base64") from None
         if len(sent) != -(-len(data) // 3) * 4:
             raise unexpected("sent, which has more than base64")
-        end, self._found = first + values.size, None
+        end, self._found, self._replica = first + values.size, None, None
         if not 0 < values.size <= MOST_SENT:
             raise unexpected(f"{values.size} weights")
         if first in (0, self._next) and end <= self.n_own:
@@ -26146,38 +27044,49 @@ class Work:
 
     def _lay_out(self, flat: np.ndarray) -> None:
         """The base as models of this server lie in memory, where that may decide about bits."""
-        params, start = {}, 0
-        for name, shape in self._base.items():
-            params[name] = flat[start : start + prod(shape)].reshape(shape)
-            start += prod(shape)
-        self._frozen = layout.lay_out(params, replace(self.config, adapter=None))
+        self._frozen = layout.lay_out(dict(_shaped(flat, self._base)), replace(self.config, adapter=None))
 
-    def _ready(self) -> Sharded:
-        """What computes, once all weights are there; 55000 before."""
+    def _trainer(self) -> Trainer:
+        """What computes, once all weights are there; 55000 before. A replica has arrays of its own, which a next one begins
+        without."""
         if self._next < self.n_own or self._next_base < self.n_own + self.n_base:
             raise _missing("all of its weights")
-        if self._sharded is None:
-            params, start = dict(self._frozen), 0
-            for name, shape in self._own.items():
-                params[name] = self._flat[start : start + prod(shape)].reshape(shape)
-                start += prod(shape)
+        if self._made is None:
+            own = dict(_shaped(self._flat.copy() if self.learns else self._flat, self._own))
+            params = {**self._frozen, **own}
             params |= {name: params[one] for name, one in self.tied.items()}
-            self._sharded = Sharded(Trainer(self.config, params, tied=self.tied))
-        return self._sharded
+            self._made = Trainer(self.config, params, tied=self.tied)
+        return self._made
 
-    def compute(self, said: Any) -> float:
-        """The loss of a shard, whose gradients are kept."""
+    def compute(self, said: Any) -> list[float]:
+        """The loss of a shard, whose gradients are kept; or that of a step of a replica, and the norm of its gradient."""
         self._found = None
         shard, how = _read_shard(said, self.config)
-        sharded = self._ready()
-        sharded.trainer.chunk = how.pop("chunk")
+        if self.learns:
+            how["update"] = _read_update(said, len(self._own))
+        trainer = self._trainer()
+        trainer.chunk = how.pop("chunk")
         resources.apply_settings()
         for rows, length in {batch.tokens.shape for batch in shard.batches}:
             self._require_memory(rows, length, how["dropout_p"])
-        self._found = sharded.compute(shard, how)
-        if self._found is None:
+        if not shard.counts():
             raise unexpected("a shard without loss")
-        return self._found.loss
+        if self.learns:
+            return self._learn(trainer, shard, how, said["begins"])
+        loss, self._found, _ = shard.found(trainer, how)
+        return [loss]
+
+    def _learn(self, trainer: Trainer, shard: Shard, how: dict[str, Any], begins: bool) -> list[float]:
+        """A step of a replica, which begins as it was sent; one that fails ends it."""
+        replica, self._replica = self._replica, None
+        if begins:
+            replica = state_of(trainer)
+            replica.take(self._flat)
+        if replica is None:
+            raise _missing("a replica that has begun")
+        made = local_step(trainer, shard, how)
+        self._found = self._replica = replica
+        return list(made)
 
     def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
@@ -26186,12 +27095,20 @@ class Work:
             self._granted = wanted
 
     def gradients(self, first: int, count: int) -> bytes:
-        """`count` of them from place `first` on."""
+        """`count` of them from place `first` on; of a replica, weights and moments."""
         if self._found is None:
             raise _missing("a shard that was computed with these weights")
         if not (0 <= first < self.n_own and 0 < count <= min(MOST_SENT, self.n_own - first)):
             raise unexpected(f"a call for {count} gradients from place {first} on")
-        return self._found.gradients[first : first + count].tobytes()
+        return self._found[first : first + count].tobytes()
+
+
+def _shaped(flat: np.ndarray, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors by name, views of `flat` in turn."""
+    start = 0
+    for name, shape in shapes.items():
+        yield name, flat[start : start + prod(shape)].reshape(shape)
+        start += prod(shape)
 
 
 _work: Work | None = None  # of this session
@@ -26205,14 +27122,16 @@ def begin(said: Any) -> dict[str, Any]:
     resources.release_memory()
     try:
         config = GPT2Config.from_json(said["config"])
-        tied = dict(said["tied"])
+        tied, learns = dict(said["tied"]), said.get("learns", False)
         shapes = config.trained_shapes()
         good = all(name != one and one not in tied and shapes[name] == shapes[one] for name, one in tied.items())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unexpected(f"run: {error!r}") from None
     if not good:
         raise unexpected("run, whose tied has other shapes")
-    _work = Work(config, tied, _role())
+    if type(learns) is not bool:
+        raise unexpected("run, whose learns is neither true nor false")
+    _work = Work(config, tied, learns, _role())
     resources.keep_freed_memory()
     _end_with_leader()
     return {"environment": environment.current(), "weights": _work.n_own + _work.n_base}
@@ -26252,6 +27171,20 @@ def _read_shard(said: Any, config: GPT2Config) -> tuple[Shard, dict[str, Any]]:
     return Shard(batches, first_part), {"total": total, "dropout_p": dropout_p, **numbers}
 
 
+def _read_update(said: Any, n_tensors: int) -> dict[str, Any]:
+    """How AdamW is to be called, from JSON, where its values are not checked by that itself."""
+    try:
+        update = dict(said["update"])
+        numbers, counts = {name: float(update[name]) for name in ADAMW}, update["counts"]
+        clip = None if update["grad_clip"] is None else float(update["grad_clip"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unexpected(f"update: {error!r}") from None
+    good = isinstance(counts, list) and len(counts) == n_tensors and isinstance(said.get("begins"), bool)
+    if not good or not all(type(count) is int and 0 <= count < INT8 for count in counts):
+        raise unexpected("update: how many steps tensors have had")
+    return {**numbers, "grad_clip": clip, "counts": counts}
+
+
 def _read_batch(said: Any, config: GPT2Config) -> Batch:
     """Rows of ids within the vocabulary, as long as each other and no longer than the window."""
     tokens, targets = (_ids(said[name]) for name in ("tokens", "targets"))
@@ -26279,7 +27212,7 @@ def _ids(rows: Any) -> np.ndarray:
 
 
 def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
-    """A shard as `_read_shard` reads it."""
+    """A shard as `_read_shard` reads it, and of a replica's step what `_read_update` reads."""
     batches = [
         {
             "tokens": batch.tokens.tolist(),
@@ -26290,7 +27223,8 @@ def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
     ]
     names = ("seed", "step_no", "total", "dropout_p")
     numbers = {"first_part": shard.first_part, "chunk": chunk}
-    return {"batches": batches, **numbers, **{name: how[name] for name in names}}
+    learns = {name: how[name] for name in ("update", "begins") if name in how}
+    return {"batches": batches, **numbers, **{name: how[name] for name in names}, **learns}
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.worker', $pg_gpt2_source$"""A server that computes shards of a run, as the run's session sees it: what is said to it, and what it did.
 
@@ -26300,8 +27234,7 @@ A conversation is a generator that gives way while it waits; fleet.py lets those
 import binascii
 import json
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26309,7 +27242,8 @@ import numpy as np
 
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
 from ...tensor import FLOAT32
-from ...training.shards import Found, Shard
+from ...training.flat import Flat
+from ...training.shards import Part
 from .. import db
 from . import remote, shard_work
 from .remote import Lost, Wait
@@ -26407,24 +27341,28 @@ class Worker:
             yield True
         self.share.transfer += time.monotonic() - began
 
-    def compute(self, shard: Shard, chunk: int, how: dict[str, Any], n: int) -> Wait:
-        """What it finds for a shard, with the weights that it has; `n` is the number of gradients."""
+    def compute(self, part: Part, chunk: int, how: dict[str, Any], n: int) -> Wait:
+        """What it finds for a part, with the weights that it has; `n` is how many numbers that is beside the loss."""
         began = time.monotonic()
-        loss = yield from self.call("shard", _literal(shard_work.to_json(shard, chunk, how)), "float8")
+        answers = []
+        for shard, said in part.calls(how):
+            asked = _literal(shard_work.to_json(shard, chunk, said))
+            answers.append((yield from self.call("shard", asked, "float8[]")))
+            yield True
         computed = time.monotonic()
         self.share.compute += computed - began
-        gradients = np.empty(n, FLOAT32)
-        for first in range(0, n, PIECE_UP):
-            part = gradients[first : first + PIECE_UP]
-            data = yield from self.call("gradients", f"{first}, {part.size}", "bytea")
-            if len(data) != part.nbytes:
+        values = np.empty(n if answers else 0, FLOAT32)
+        for first in range(0, values.size, PIECE_UP):
+            piece = values[first : first + PIECE_UP]
+            data = yield from self.call("gradients", f"{first}, {piece.size}", "bytea")
+            if len(data) != piece.nbytes:
                 raise Lost(remote.no_answer(self.name))
-            part[...] = np.frombuffer(data, FLOAT32)
+            piece[...] = np.frombuffer(data, FLOAT32)
             yield True
         ended = time.monotonic()
         self.share.transfer += ended - computed
         self.pace = slowly(self.pace, ended - began)
-        return Found(loss, gradients)
+        return part.answered(answers, values)
 
     def join(self) -> None:
         """It has taken on the run, and can be asked."""
@@ -26446,24 +27384,9 @@ def _literal(value: Any) -> str:
     return "E'" + text + "'::pg_catalog.jsonb"
 
 
-class Flat:
-    """Arrays as one row of numbers, to be sent in pieces."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self._rows = [array.reshape(-1) for array in arrays]  # views of arrays that lie in one piece
-        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
-        self.size: int = self._starts[-1]
-
-    def sent(self, first: int) -> str:
-        """Some from place `first` on, in base64."""
-        end = min(first + PIECE_DOWN, self.size)
-        at = bisect_right(self._starts, first) - 1
-        parts = []
-        while first < end:
-            start, row = self._starts[at], self._rows[at]
-            parts.append(row[first - start : end - start])
-            first, at = start + row.size, at + 1
-        return binascii.b2a_base64(np.concatenate(parts).tobytes(), newline=False).decode("ascii")
+def sent(row: Flat, first: int) -> str:
+    """Some numbers of a row from place `first` on, in base64."""
+    return binascii.b2a_base64(row[first : first + PIECE_DOWN].tobytes(), newline=False).decode("ascii")
 
 
 def slowly(pace: float | None, seconds: float) -> float:
@@ -26685,6 +27608,29 @@ def copy(source: str, target: str) -> None:
         source,
         target,
     )
+    copy_chat_template(source, target)
+
+
+def copy_chat_template(source: str, target: str) -> None:
+    """Give `target`, which has a configuration, the chat template of `source`, if that has one."""
+    if row := _with_chat_template(source):
+        set_template = "UPDATE {schema}.llm_model_config SET chat_template = $2 WHERE model = $1"
+        db.run(set_template, ["text", "text"], target, row["chat_template"])
+
+
+def forget_chat_template(model: str) -> int:
+    """Remove the chat template of `model`, which marks turns with tokens of its vocabulary; 1 where there was one."""
+    if not _with_chat_template(model):  # else a caller would need the right to change a configuration
+        return 0
+    return db.run("UPDATE {schema}.llm_model_config SET chat_template = NULL WHERE model = $1", ["text"], model)
+
+
+def _with_chat_template(model: str) -> db.Row | None:
+    return db.row(
+        "SELECT chat_template FROM {schema}.llm_model_config WHERE model = $1 AND chat_template IS NOT NULL",
+        ["text"],
+        model,
+    )
 
 
 def _base_of(model: str) -> str | None:
@@ -26709,6 +27655,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     tokens = [token_bytes(token) for token in vocab]
     _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
+    forget_chat_template(model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
@@ -28174,6 +29121,45 @@ class Evaluations:
         """Whether patience is at its end."""
         return self.patience is not None and self.without_gain >= self.patience
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.flat', $pg_gpt2_source$"""Arrays as one row of numbers, to be sent in pieces and added up, without a copy of the whole."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Flat:
+    """A row of the numbers of some arrays, each of which lies in one piece; `row[first:end]` is a copy of some of them."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._rows = [array.reshape(-1) for array in arrays]  # views
+        self._starts = np.cumsum([0, *(row.size for row in self._rows)]).tolist()
+        self.size: int = self._starts[-1]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return np.concatenate([row[own] for row, own, _ in self._within(part)])
+
+    def copy(self) -> np.ndarray:
+        """All of them."""
+        return self[0 : self.size]
+
+    def take(self, values: np.ndarray) -> None:
+        """Write `values` [size] into the arrays."""
+        for row, own, theirs in self._within(slice(0, self.size)):
+            row[own] = values[theirs]
+
+    def _within(self, part: slice) -> list[tuple[np.ndarray, slice, slice]]:
+        """Of each array that a part of the row reaches into: itself, which of its numbers, and where these are in the row."""
+        first, end = part.start, min(part.stop, self.size)
+        found, at = [], bisect_right(self._starts, first) - 1
+        while first < end:
+            start, row = self._starts[at], self._rows[at]
+            after = min(start + row.size, end)
+            found.append((row, slice(first - start, after - start), slice(first, after)))
+            first, at = after, at + 1
+        return found
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""The optimizer of a run: AdamW, clipping, schedule, their domains checked; by `fast` or, where that is off, by `core`."""
 
 from collections.abc import Mapping, Sequence
@@ -28275,7 +29261,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidParameter
+from ..errors import FeatureNotSupported, InvalidParameter
 from ..options import (
     FLAG,
     INTEGER,
@@ -28469,6 +29455,33 @@ class Course(Declared):
         meaning="The rows of a step are cut into so many parts, whose gradients are added up in order. It decides about the last"
         " bits, and about how many servers a step can be shared by (workers); the mean is over the same targets.",
     )
+    sync_every: int = option(
+        1,
+        INTEGER,
+        at_least(1),
+        hint="100 lets workers be called once in 100 steps.",
+        meaning="Above 1, each shard has a replica of the model, which makes so many steps by itself; then all go on from their"
+        " mean, as outer_lr and outer_momentum say (DiLoCo). For servers that are far from each other.",
+    )
+    outer_lr: float = option(
+        0.7,
+        NUMBER,
+        above(0),
+        hint="DiLoCo has 0.7; with outer_momentum 0, 1 goes on from the mean itself.",
+        meaning="With sync_every, how far the shared weights go towards the mean of the replicas.",
+    )
+    outer_momentum: float = option(
+        0.9,
+        NUMBER,
+        from_below(0, 1),
+        hint="DiLoCo has 0.9; 0 needs no memory.",
+        meaning="With sync_every, Nesterov's momentum of that.",
+    )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether shards are replicas, which learn by themselves for a round of steps."""
+        return self.sync_every > 1
 
     @property
     def evaluates(self) -> bool:
@@ -28494,10 +29507,30 @@ class Course(Declared):
                 f"shards {self.shards} is more than the {rows} rows of a step",
                 hint="A step has batch_size x grad_accum rows, and a shard at least one of them.",
             )
+        self._require_replicas(run)
         if self.lr_schedule == "constant" and settings.min_lr:
             raise InvalidParameter(
                 f"min_lr {settings.min_lr:g} has no effect with lr_schedule constant",
                 hint="cosine and linear fall to min_lr; a constant learning rate stays at lr_max.",
+            )
+
+    def _require_replicas(self, run: RunOptions) -> None:
+        """Refuse what does not go with sync_every, or nowhere else."""
+        for name, value in (("outer_lr", self.outer_lr), ("outer_momentum", self.outer_momentum)):
+            if not self.is_local and value != self.options()[name].default:
+                raise InvalidParameter(
+                    f"{name} {value:g} has no effect without sync_every",
+                    hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
+                )
+        if self.is_local and self.shards == 1:
+            raise InvalidParameter(
+                f"sync_every {self.sync_every} has nothing to average: shards is 1",
+                hint='{"shards": 4, "sync_every": 100} lets four replicas make 100 steps each by themselves.',
+            )
+        if self.is_local and run.audit != "none":
+            raise FeatureNotSupported(
+                f"audit {run.audit} records steps of one model, and with sync_every several make each",
+                hint="audit => 'none'; llm_train_log has loss, rows and norms of each step in any case.",
             )
 
 
@@ -28575,6 +29608,148 @@ def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     said = read_object(given.get("options"), '{"learning_rate": 0.001}')
     return assemble(kinds, given, checked(said, by_key(kinds), "llm_training_options"))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.rounds', $pg_gpt2_source$"""Local steps with averaging: DiLoCo (Douillard et al. 2023, arXiv 2311.08105).
+
+In a round each replica starts from the weights that all share, and makes steps of AdamW by itself, each on its shard of that
+step's rows. Then the way to the mean of all replicas is an outer gradient, by which Nesterov's momentum moves the shared weights.
+The moments of AdamW are averaged as well, which the paper found to change little: so a model between two rounds has weights,
+one m and one v, as after any step. Replicas are a number of the problem, as shards are, and are added up in order: who
+computes one changes no bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..fast import threads
+from .flat import Flat
+from .shards import PIECE, Found, Part, Shard, Sum
+from .trainer import Trainer
+
+# Step and replica -> its rows, and what Trainer.step takes beside them.
+Read = Callable[[int, int], tuple[Shard, dict[str, Any]]]
+
+
+def state_of(trainer: Trainer) -> Flat:
+    """Weights, then first and then second moments of what learns, as one row of 3n numbers."""
+    return Flat([arrays[name] for arrays in (trainer.params, trainer.m, trainer.v) for name in trainer.m])
+
+
+def local_step(trainer: Trainer, shard: Shard, how: dict[str, Any]) -> tuple[float, float]:
+    """One step of a replica; its loss, and the norm of its gradient. `how["update"]` is how AdamW is to be called, and `counts`
+    in it how many steps each tensor has had."""
+    update = dict(how["update"])
+    trainer.steps.update(zip(trainer.m, update.pop("counts")))
+    drawn = {name: how[name] for name in ("dropout_p", "seed", "step_no")}
+    gradients = partial(trainer.gradients, first_part=shard.first_part, total=how["total"])
+    result = trainer.step(shard.batches, gradients=gradients, **drawn, **update)
+    return result.loss, result.grad_norm
+
+
+@dataclass(frozen=True, eq=False)
+class Replica(Part):
+    """One of those that learn by themselves through the steps of a round."""
+
+    index: int
+    steps: range
+    read: Read
+    counts_before: list[int]  # AdamW's steps of each tensor
+    start: np.ndarray  # what all begin with
+    state: Flat  # of the trainer here
+
+    def counts(self) -> bool:
+        """Each is a part of the mean, even one whose rows carry no loss."""
+        return True
+
+    def calls(self, how: dict[str, Any]) -> Iterator[tuple[Shard, dict[str, Any]]]:
+        """Its steps, without those whose rows carry no loss; the first says that it begins."""
+        begins = True
+        for done, step in enumerate(self.steps):
+            shard, said = self.read(step, self.index)
+            if shard.counts():
+                update = said["update"] | {"counts": [count + done for count in self.counts_before]}
+                yield shard, how | said | {"update": update, "begins": begins}
+                begins = False
+
+    def found(self, trainer: Trainer, how: dict[str, Any]) -> Found:
+        """Weights and moments after its steps, computed here."""
+        self.state.take(self.start)
+        made = tuple(local_step(trainer, shard, said) for shard, said in self.calls(how))
+        return Found(0.0, self.state, made)
+
+    def answered(self, answers: Sequence[Sequence[float]], values: np.ndarray) -> Found:
+        """The same from elsewhere, where nobody was asked if there was no loss."""
+        return Found(0.0, values if answers else self.start, tuple(answers))
+
+
+class _Sum(Sum):
+    """The sum over replicas, which keeps what each of their steps gave."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        super().__init__(out)
+        self.steps: dict[int, tuple[Sequence[float], ...]] = {}
+
+    def add(self, index: int, found: Found | None) -> None:
+        """Take a replica."""
+        if found is not None:
+            self.steps[index] = found.steps
+        super().add(index, found)
+
+
+class Rounds:
+    """The shared weights and moments of a trainer, in 24 n bytes beside it, and the outer momentum in 4 n."""
+
+    def __init__(self, trainer: Trainer, replicas: int, outer_lr: float, outer_momentum: float) -> None:
+        self.trainer, self.replicas = trainer, replicas
+        self.outer_lr, self.outer_momentum = outer_lr, outer_momentum
+        self.state = state_of(trainer)
+        self._start, self._sum = (np.empty(self.state.size, np.float32) for _ in range(2))
+        self.n = self.state.size // 3
+        self.momentum = np.zeros(self.n if outer_momentum else 0, np.float32)
+
+    @property
+    def outer(self) -> dict[str, np.ndarray]:
+        """The outer momentum by tensor, views of it; none where it is 0."""
+        found, start = {}, 0
+        for name, w in self.trainer.m.items() if self.momentum.size else ():
+            found[name] = self.momentum[start : start + w.size].reshape(w.shape)
+            start += w.size
+        return found
+
+    def learn(self, steps: range, read: Read, collect: Callable[..., None]) -> list[tuple[Sequence[float], ...]]:
+        """A round; of each replica, what its steps with loss gave. `collect` adds up parts, as `Sharded.collect` does."""
+        counts = dict(self.trainer.steps)
+        threads.for_rows(self.state.size, PIECE, self._keep)
+        before = (list(counts.values()), self._start, self.state)
+        replicas = [Replica(index, steps, read, *before) for index in range(self.replicas)]
+        added = _Sum(self._sum)
+        collect(replicas, added, {})
+        threads.for_rows(self.n, PIECE, self._move)
+        threads.for_rows(2 * self.n, PIECE, self._average)
+        self.state.take(self._sum)
+        self.trainer.steps.update({name: count + len(steps) for name, count in counts.items()})
+        return [added.steps[index] for index in range(self.replicas)]
+
+    def _keep(self, part: slice) -> None:
+        """What all replicas begin with."""
+        self._start[part] = self.state[part]
+
+    def _move(self, part: slice) -> None:
+        """Nesterov's step, as torch's SGD makes it: from the sum of the replicas' weights to the new ones."""
+        kind, start = np.float32, self._start[part]
+        gradient = start - self._sum[part] / kind(self.replicas)
+        if self.outer_momentum:
+            self.momentum[part] = kind(self.outer_momentum) * self.momentum[part] + gradient
+            gradient += kind(self.outer_momentum) * self.momentum[part]
+        self._sum[part] = start - kind(self.outer_lr) * gradient
+
+    def _average(self, part: slice) -> None:
+        """The mean of the moments."""
+        self._sum[self.n :][part] /= np.float32(self.replicas)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.shards', $pg_gpt2_source$"""A step's rows cut into shards, whose gradients are added up in their order: who computes a shard changes no bit.
 
 A shard is a computation of its own: its rows are cut into micro-batches by themselves, numbered through the step, and its
@@ -28582,15 +29757,41 @@ gradient is that of its part of the step's weighted mean. Under one environment 
 numbers alone.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..fast import threads
+from .flat import Flat
 from .trainer import Batch, Trainer, nothing_counts
 
 PIECE = 1 << 18  # values that a thread adds at a time
+
+
+class Found(NamedTuple):
+    """What a part gives: its part of the loss, and a row of numbers to be added up, of a shard gradients [n]; of a replica what
+    each of its own steps gave."""
+
+    loss: float
+    gradients: np.ndarray | Flat
+    steps: tuple[Sequence[float], ...] = ()
+
+
+class Part(Protocol):
+    """What one server computes by itself: a shard of a step, or a replica through a round of steps (rounds.py)."""
+
+    def counts(self) -> bool:
+        """Whether there is anything to compute."""
+
+    def calls(self, how: dict[str, Any]) -> "Iterator[tuple[Shard, dict[str, Any]]]":
+        """What another server is to be asked for, in turn."""
+
+    def found(self, trainer: Trainer, how: dict[str, Any]) -> Found:
+        """Compute it here. The numbers are the trainer's own, and good until the next part."""
+
+    def answered(self, answers: Sequence[Sequence[float]], values: np.ndarray) -> Found:
+        """What another server has found: its answers to `calls`, and the row of numbers."""
 
 
 class Shard(NamedTuple):
@@ -28603,12 +29804,18 @@ class Shard(NamedTuple):
         """Whether a target of it carries loss; what has none adds nothing."""
         return any(batch.counted() for batch in self.batches)
 
+    def calls(self, how: dict[str, Any]) -> "Iterator[tuple[Shard, dict[str, Any]]]":
+        """It is one call."""
+        yield self, how
 
-class Found(NamedTuple):
-    """What a shard gives: its part of the loss, and of the gradients [n]."""
+    def found(self, trainer: Trainer, how: dict[str, Any]) -> Found:
+        """Its loss and its gradients."""
+        loss, _ = trainer.gradients(self.batches, first_part=self.first_part, **how)
+        return Found(loss, trainer.flat_gradients)
 
-    loss: float
-    gradients: np.ndarray
+    def answered(self, answers: Sequence[Sequence[float]], values: np.ndarray) -> Found:
+        """Its loss and its gradients, from elsewhere."""
+        return Found(answers[0][0], values)
 
 
 def cut(n_rows: int, shards: int) -> list[slice]:
@@ -28628,17 +29835,17 @@ def numbered(parts: Sequence[Sequence[Batch]]) -> list[Shard]:
 
 
 class Sum:
-    """Gradients added up in the order of their shards, in whatever order they come; those that come early wait."""
+    """Rows of numbers added up in the order of their parts, in whatever order they come; those that come early wait."""
 
     def __init__(self, out: np.ndarray) -> None:
         self.total = out  # [n], of what was added
         self.loss = 0.0
-        self.next = 0  # number of the shard that is added next
+        self.next = 0  # number of the part that is added next
         self._early: dict[int, Found | None] = {}
         self._is_empty = True
 
     def add(self, index: int, found: Found | None) -> None:
-        """Take what the shard `index` gave; None: it adds nothing. An array that comes early is kept."""
+        """Take what the part `index` gave; None: it adds nothing. An array that comes early is kept."""
         self._early[index] = found
         while self.next in self._early:
             one = self._early.pop(self.next)
@@ -28677,17 +29884,14 @@ class Sharded:
         self.trainer.flat_gradients[...] = added.total
         return added.loss, tokens
 
-    def collect(self, shards: Sequence[Shard], added: Sum, how: dict[str, Any]) -> None:
-        """Add every shard to `added`; here one after the other."""
-        for index, shard in enumerate(shards):
-            added.add(index, self.compute(shard, how))
+    def collect(self, parts: Sequence[Part], added: Sum, how: dict[str, Any]) -> None:
+        """Add every part to `added`; here one after the other."""
+        for index, part in enumerate(parts):
+            added.add(index, self.compute(part, how))
 
-    def compute(self, shard: Shard, how: dict[str, Any]) -> Found | None:
-        """What a shard gives, None where it adds nothing. The array is the trainer's own, and good until the next one."""
-        if not shard.counts():
-            return None
-        loss, _ = self.trainer.gradients(shard.batches, first_part=shard.first_part, **how)
-        return Found(loss, self.trainer.flat_gradients)
+    def compute(self, part: Part, how: dict[str, Any]) -> Found | None:
+        """What a part gives, None where it adds nothing. The numbers are the trainer's own, and good until the next one."""
+        return part.found(self.trainer, how) if part.counts() else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
@@ -29026,6 +30230,7 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
 $pg_gpt2_source$);
 
 SELECT llm_boot();
+SELECT llm_compile();
 
 -- sql/arguments.sql
 
@@ -29038,11 +30243,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -29055,11 +30260,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -29096,6 +30301,7 @@ CREATE TABLE llm_model_config (
     scale_attn_by_inverse_layer_idx boolean NOT NULL DEFAULT false,
     reorder_and_upcast_attn         boolean NOT NULL DEFAULT false,
     tie_word_embeddings             boolean NOT NULL DEFAULT true,
+    chat_template text CHECK (octet_length(chat_template) <= 1048576),
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
@@ -29123,6 +30329,9 @@ COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
     'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
 COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS
     'Whether wte is also the output layer; else the model has a tensor lm_head.weight [vocab, d_model].';
+COMMENT ON COLUMN llm_model_config.chat_template IS
+    'How the turns of a chat become the text of a prompt: the Jinja template of the tokenizer, as transformers has it. The '
+    'server only keeps it, with the vocabulary; pg-gpt2 serve renders it. Null = that of an adapter''s base, else none.';
 COMMENT ON COLUMN llm_model_config.preset IS
     'True for a size that came with the extension; inserting a model of its name replaces it.';
 COMMENT ON COLUMN llm_model_config.init_seed IS
@@ -29161,7 +30370,8 @@ COMMENT ON COLUMN llm_param.token_id IS
     'First row of this block in the tensor; 0 for an unsplit one. For wte it is a token id.';
 COMMENT ON COLUMN llm_param.shape IS 'Shape of this block: {n}, or {rows, columns}.';
 COMMENT ON COLUMN llm_param.data IS 'Weights: little-endian float32, row-major. Linear weights are (in, out).';
-COMMENT ON COLUMN llm_param.grad IS 'Gradient, where one was accumulated; same layout as data.';
+COMMENT ON COLUMN llm_param.grad IS
+    'Gradient, where one was accumulated; same layout as data. Of a run with sync_every that has not ended, its outer momentum.';
 COMMENT ON COLUMN llm_param.m IS 'AdamW first moment; null = zeros.';
 COMMENT ON COLUMN llm_param.v IS 'AdamW second moment; null = zeros.';
 COMMENT ON COLUMN llm_param.step IS 'Number of AdamW updates so far.';
@@ -29328,9 +30538,10 @@ COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
 COMMENT ON COLUMN llm_train_log.loss IS
     'Mean cross entropy before the update, in nats per token: over the targets that carry loss, with their weights.';
-COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
+COMMENT ON COLUMN llm_train_log.grad_norm IS
+    'Global L2 norm of the gradient before clipping; with sync_every, the mean of those of the replicas.';
 COMMENT ON COLUMN llm_train_log.tokens IS 'Targets in the batch that carry loss.';
-COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
+COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took; of a round, its steps'' share.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
 COMMENT ON COLUMN llm_train_log.batch_digest IS
@@ -29342,14 +30553,15 @@ COMMENT ON COLUMN llm_train_log.write_seconds IS
     'is not included.';
 COMMENT ON COLUMN llm_train_log.servers IS
     'Of a run with workers, who computed which shards, for leader and workers: shards; seconds of compute, transfer and '
-    'idle; bytes sent and received; and failure, where a worker was lost. Null in a run without.';
+    'idle; bytes sent and received; and failure, where a worker was lost. With sync_every it is of a whole round, at its last '
+    'step. Null in a run without.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS
     'SHA-256 of the weights after this step, where weights were written.';
 COMMENT ON COLUMN llm_train_log.config IS
     'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS
-    'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run '
-    'if they still hold it, wherever they lie.';
+    'After a step by hand or a round of a run with sync_every, a digest of what the rows of llm_param hold: the next one '
+    'belongs to the same run if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
@@ -29487,11 +30699,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -29509,11 +30721,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -29569,11 +30781,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -29586,11 +30798,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -29605,11 +30817,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -29637,11 +30849,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -29654,11 +30866,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -29670,11 +30882,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -29729,11 +30941,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -29760,11 +30972,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -29784,11 +30996,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -29814,11 +31026,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -29829,11 +31041,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -29842,11 +31054,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -29861,11 +31073,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -29878,11 +31090,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -29893,11 +31105,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -29912,11 +31124,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -29930,11 +31142,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -29945,11 +31157,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -29967,11 +31179,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -29982,11 +31194,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -29997,11 +31209,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -30030,11 +31242,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -30075,11 +31287,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -30107,11 +31319,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -30154,20 +31366,29 @@ CREATE FUNCTION llm_generate_batch(
     echo boolean DEFAULT true,
     options jsonb DEFAULT NULL
 )
-RETURNS TABLE (n integer, text text, sample integer)
+RETURNS TABLE (
+    n integer,
+    text text,
+    sample integer,
+    finish_reason text,
+    n_tokens integer,
+    logprob double precision
+)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
     'the one that llm_generate gives with seed + n - 1. The key n of options, here s, asks for s samples of each prompt, '
-    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives.';
+    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives. finish_reason is stop or length, '
+    'n_tokens counts new tokens, an end-of-text token included. With logprobs in options, logprob is the sum of those that '
+    'llm_generate_stream has for them.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
@@ -30184,11 +31405,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -30224,11 +31445,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -30251,11 +31472,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -30273,11 +31494,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -30321,11 +31542,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -30345,11 +31566,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -30370,11 +31591,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -30386,11 +31607,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -30407,11 +31628,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -30470,11 +31691,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -30496,11 +31717,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -30523,11 +31744,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -30545,11 +31766,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -30574,11 +31795,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -30614,11 +31835,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -30637,11 +31858,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -30661,11 +31882,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -30682,11 +31903,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -30714,11 +31935,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -30743,11 +31964,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -30776,11 +31997,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -30822,11 +32043,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -30859,11 +32080,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -30935,11 +32156,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.train(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -30953,7 +32174,8 @@ COMMENT ON FUNCTION llm_train IS
     'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
     'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
     'without gain; keep_best, which leaves the weights of the best evaluation; shards and workers, by which other servers '
-    'share the steps, called by dblink, without changing a bit. llm_training_options lists them. Long runs: CALL llm_train_run.';
+    'share the steps, called by dblink, without changing a bit; sync_every, by which shards are replicas that learn by '
+    'themselves for so many steps, after which evaluations come, too. llm_training_options lists them. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -30986,11 +32208,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -30999,18 +32221,19 @@ COMMENT ON PROCEDURE llm_train_run IS
     'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
     'that session, or waits with wait => true. With keep_best each evaluation that is the best so far is committed, as '
     'a checkpoint of the model, which llm_run names in best_checkpoint; the next replaces it, and the end of the run '
-    'removes it. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
+    'removes it. With sync_every commits come at the ends of rounds. Call it in autocommit mode, alone in its statement '
+    'string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_training_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.options(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -31027,11 +32250,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -31067,70 +32290,73 @@ COMMENT ON VIEW llm_train_progress IS
 
 -- sql/workers.sql
 
--- What a training run calls on other servers, which compute shards of its steps: see plpython/pg_gpt2/server/training/shard_work.py.
+-- What a training run calls on other servers, which compute shards of its steps or replicas of its rounds:
+-- see plpython/pg_gpt2/server/training/shard_work.py.
 
 CREATE FUNCTION llm_worker_begin(run jsonb)
 RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
-    'shape, until the session ends or begins another run. The keys of run are config (its shape) and tied '
-    '(tensors that are others). Returns what the bits of results depend on here (environment), and how many weights are awaited. Asks '
-    'for the memory first. The session ends within a second when whoever it serves goes away.';
+    'shape, until the session ends or begins another run. The keys of run are config (its shape), tied '
+    '(tensors that are others) and learns (whether it has sync_every). Returns what the bits of results depend on here '
+    '(environment), and how many weights are awaited. Asks for the memory first. The session ends within a second when whoever it serves goes away.';
 
 CREATE FUNCTION llm_worker_weights(first bigint, sent text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
     'configuration; those that training changes come first and again before each step, those of an adapter''s base '
-    'after them once. Returns the place after the last of them.';
+    'after them once. With sync_every both moments follow the weights, and all that comes before each round. Returns the '
+    'place after the last of them.';
 
 CREATE FUNCTION llm_worker_shard(shard jsonb)
-RETURNS double precision
+RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
-    'of a step''s; returns the loss. The session keeps the gradients for llm_worker_gradients.';
+    'of a step''s; returns the loss. The session keeps the gradients for llm_worker_gradients. With sync_every it makes '
+    'a step of AdamW with them, and returns the loss and the norm of the gradient.';
 
 CREATE FUNCTION llm_worker_gradients(first bigint, count integer)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
-    'of the weights.';
+    'of the weights; with sync_every of weights and moments.';
 
 -- sql/checkpoints.sql
 
@@ -31244,11 +32470,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -31261,11 +32487,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -31278,11 +32504,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -31319,11 +32545,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -31334,11 +32560,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -31356,11 +32582,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -31384,11 +32610,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -31414,11 +32640,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -31438,11 +32664,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -31461,11 +32687,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -31481,11 +32707,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -31562,11 +32788,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -31591,11 +32817,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -31613,11 +32839,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -31626,11 +32852,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -31640,11 +32866,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -31653,11 +32879,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -31667,11 +32893,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -31680,11 +32906,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -31699,11 +32925,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -31719,11 +32945,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -31733,11 +32959,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -31747,11 +32973,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -31766,11 +32992,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -31788,11 +33014,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -31803,11 +33029,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -31816,11 +33042,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -31829,11 +33055,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -31851,11 +33077,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -31876,11 +33102,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -31899,11 +33125,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -31927,11 +33153,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -31942,11 +33168,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -31960,11 +33186,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -31980,11 +33206,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -32009,11 +33235,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -32032,11 +33258,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -32049,11 +33275,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -32072,11 +33298,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -32099,11 +33325,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -32112,11 +33338,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -32129,11 +33355,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -32144,11 +33370,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -32186,11 +33412,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -32213,11 +33439,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -32232,11 +33458,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -32250,11 +33476,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32280,11 +33506,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -32295,11 +33521,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -32310,11 +33536,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -32325,11 +33551,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -32340,11 +33566,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -32357,11 +33583,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -32389,11 +33615,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -32412,11 +33638,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -32426,16 +33652,32 @@ COMMENT ON FUNCTION llm_cache_status IS
     'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
     'file that all sessions use.';
 
+CREATE FUNCTION llm_model_sessions()
+RETURNS TABLE (model text, pid integer)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.model_sessions(globals())
+$$;
+COMMENT ON FUNCTION llm_model_sessions IS
+    'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
+    'of models that the caller may see; an adapter counts for its base. pg_stat_activity says by pid whose they are. It is '
+    'what Linux tells in /proc, some tenths of a millisecond for each session of the database.';
+
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -32447,11 +33689,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -32510,11 +33752,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -32538,11 +33780,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -32568,11 +33810,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -32583,11 +33825,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -32598,11 +33840,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 42ed2904a524 @extschema@' not in GD:
+if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 42ed2904a524 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -32614,6 +33856,7 @@ COMMENT ON FUNCTION llm_prune_autograd_state IS
 -- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
 
 REVOKE EXECUTE ON FUNCTION
+    llm_compile,
     llm_init_model,
     llm_copy_model,
     llm_drop_model,
