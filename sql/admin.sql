@@ -50,7 +50,7 @@ AS @admin.model_sessions@;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
     'of models that the caller may see; an adapter counts for its base. pg_stat_activity says by pid whose they are. It is '
-    'what Linux tells in /proc, some tenths of a millisecond for each session of the database.';
+    'what Linux tells in /proc, and takes a moment for each session of the database.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
