@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
+from pg_gpt2.fast import layout
 from pg_gpt2.generation.sampling import Sampling
 
 CONFIGS = [
@@ -22,6 +23,10 @@ VARIANT = replace(  # another architecture in every way
     tie_word_embeddings=False,
 )
 CONFIGS += [VARIANT, replace(VARIANT, activation_function="silu", scale_attn_weights=True, adapter=CONFIGS[2].adapter)]
+# With weights in rows, and in panels where these keep the bits of a row whatever its company.
+ARRANGED = [
+    (config, panels) for config in CONFIGS for panels in (True, False) if layout.in_panels(config) or not panels
+]
 GREEDY = Sampling(temperature=0)
 # Processors that depend on what was read and said, and cuts that choose_surely bounds and does not.
 WITH_OPTIONS = [

@@ -8,14 +8,12 @@ from pg_gpt2.generation import batch, decode, generate
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
-from .small_models import CONFIGS, GREEDY, random_params
+from .small_models import ARRANGED, GREEDY, random_params
 
 
-@pytest.fixture(params=[(config, panels) for config in CONFIGS for panels in (True, False)], ids=str)
+@pytest.fixture(params=ARRANGED, ids=str)
 def model(request, monkeypatch):
     config, panels = request.param
-    if panels and not layout.in_panels(config):
-        pytest.skip("panels are of no use here")
     monkeypatch.setattr(layout, "use_panels", panels)
     return config, layout.lay_out(random_params(config), config)
 

@@ -11,17 +11,15 @@ from pg_gpt2.fast import layout, threads
 from pg_gpt2.generation import packing, scoring
 from pg_gpt2.generation.decode import Decoder
 
-from .small_models import CONFIGS, random_params
+from .small_models import ARRANGED, CONFIGS, random_params
 
 LENGTHS = [1, 2, 40, 3, 160, 0, 7, 64, 65, 300, 20, 96, 5]
 
 
-@pytest.fixture(params=[(config, panels) for config in CONFIGS for panels in (True, False)], ids=str)
+@pytest.fixture(params=ARRANGED, ids=str)
 def model(request, monkeypatch):
     """Config, arranged weights, weights as they are, texts of many lengths, some of them beyond the window."""
     config, panels = request.param
-    if panels and not layout.in_panels(config):
-        pytest.skip("panels are of no use here")
     monkeypatch.setattr(layout, "use_panels", panels)
     params = random_params(config)
     random = np.random.default_rng(5)
