@@ -17,7 +17,7 @@ from pg_gpt2.generation import batch, decode, generate, prefixes, scoring
 from pg_gpt2.generation.decode import Decoder
 from pg_gpt2.generation.generate import Options
 
-from tests.engine.small_models import GREEDY, random_params
+from tests.engine.small_models import GREEDY, KEEPS_BITS, random_params
 
 KINDS = {"panels": "BlockCache", "rows": "RowCache", "plain": "KeyValues"}
 MIXTURES = int(os.environ.get("PG_GPT2_MIXTURES", "1000")) // len(KINDS) + 1
@@ -200,7 +200,10 @@ def test_scores_of_a_common_beginning_are_computed_once(params, read, kind):
     without = [scoring.token_scores(layout.DecoderWeights(params), CONFIG, text) for text in texts]
     read.clear()
     found = [scoring.token_scores(params, CONFIG, text) for text in texts]
-    np.testing.assert_array_equal(found, without)
+    if kind == "panels" and not KEEPS_BITS:  # panels that nobody else asks for
+        np.testing.assert_allclose(found, without, rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(found, without)
     assert sum(read) == (
         201 + 4 * 2 if kind == "panels" else 0
     )  # the token before the first that differs is read again

@@ -276,9 +276,9 @@ def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:
 
 
 def test_what_is_mostly_decisive_is_known_before() -> None:
-    """Draws among thousands of tokens mostly are not, nor is anything that is not bounded."""
+    """Draws among all of many thousand tokens often are not, nor is anything that is not bounded."""
     rng = np.random.default_rng(1)
-    logits = (3 * rng.normal(size=(40, 4000))).astype(np.float32)
+    logits = (2 * rng.normal(size=(60, 30000))).astype(np.float32)
     for options, expected in [
         ({"temperature": 0.0}, True),
         ({}, True),
@@ -287,9 +287,8 @@ def test_what_is_mostly_decisive_is_known_before() -> None:
     ]:
         how = Sampling(**options)
         assert is_mostly_decisive(how) is expected
-        assert (
-            np.mean([choose_surely(row, how, rng.random(), NOTHING) is not None for row in logits]) > 0.9
-        ) is expected
+        decisive = np.mean([choose_surely(row, how, rng.random(), NOTHING) is not None for row in logits])
+        assert decisive > 0.9 if expected else decisive < 0.7
 
 
 # ---- what is refused
