@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 f6017b3e051c @extschema@'] = importer['import_package']('pg_gpt2 f6017b3e051c @extschema@', '@extschema@')
+    GD['pg_gpt2 b7b971579bc3 @extschema@'] = importer['import_package']('pg_gpt2 b7b971579bc3 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 f6017b3e051c @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 b7b971579bc3 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -16024,36 +16024,29 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import fsum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...bytea_ops import require_room
 from ...core import gpt2
-from ...core.config import GPT2Config
 from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import batch, beam, prefixes
-from ...generation.constraints.compiled import compiled
-from ...generation.constraints.constraint import Constraint
-from ...generation.decode import bytes_of_several, check_ids
-from ...generation.generate import Options, TextStream, Token, tokens
+from ...generation import beam, prefixes
+from ...generation.decode import check_ids
+from ...generation.generate import TextStream, Token, tokens
 from ...generation.options import (
     BatchTexts,
     BeamSearch,
-    Call,
     Drafting,
     Generation,
-    ManyTexts,
     OnePrompt,
     TextGeneration,
     all_options,
     gather,
 )
 from ...generation.processors import softmax
-from ...generation.rooms import MOST_TOGETHER
-from ...generation.sampling import Sampling, is_mostly_decisive
+from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...options import manual
 from ...tensor import to_bytes
@@ -16062,9 +16055,11 @@ from .. import db, resources, vocabularies
 from ..arrays import received
 from ..drafts import draft_of
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
+from ..prompts import check_prompt, encode_prompt
+from ..resolving import constraint_of, ends_of, in_ids, require_cache, resolved
 from ..storage import store, weights
 from ..tape import recording
+from ..texts import TextJob, TextsJob
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
@@ -16088,7 +16083,7 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     return iter(()) if job is None else job.rows()
 
 
-def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> "TextJob | None":
+def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> TextJob | None:
     """What continues a prompt, or the token ids that options have in its place; None where there is neither."""
     if prompt is None and given["options"] is None:
         return None
@@ -16097,168 +16092,6 @@ def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = Fal
         raise InvalidParameter("give either prompt or prompt_ids", hint="With prompt_ids in options, prompt is null.")
     start = prompt if one.prompt_ids is None else [*one.prompt_ids]
     return None if start is None else TextJob(start, asked, sampling, drafting, logprobs)
-
-
-class TextJob:
-    """One prompt, a text or its ids, on its way to text. The prompt is already processed when this is made, so that errors come
-    with the call."""
-
-    def __init__(
-        self,
-        prompt: str | list[int],
-        asked: TextGeneration,
-        sampling: Sampling,
-        drafting: Drafting,
-        logprobs: bool = False,
-    ) -> None:
-        stops = Stops(asked.stop)
-        model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.tokenizer_of(model.name)
-        options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
-        if isinstance(prompt, str):
-            ids, shown = encode_prompt(prompt, model, self.tokenizer), prompt
-        else:
-            ids = check_prompt(prompt, model)
-            shown = db.storable(self.tokenizer.decode(prompt)) if asked.echo else ""
-        _require_cache(model, [len(ids)], options.max_tokens)
-        options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
-        self.prefix = shown if asked.echo else ""
-        self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
-        self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
-
-    def finish(self) -> str:
-        """All the text, when no token is left."""
-        self.text.finish()
-        return self.prefix + self.text.text()
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        for step, token in enumerate(self.tokens, 1):
-            if token.finish:
-                self.text.finish()
-            shown = self.prefix + self.text.shown()
-            done = token.finish is not None
-            piece = db.storable(self.tokenizer.decode([token.id]))
-            yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
-    """What generation is asked for, with end-of-text, texts and seed resolved."""
-    seed = draw_seed() if asked.seed is None else asked.seed
-    eos, also_ends = _ends(asked, model.config, tokenizer)
-    constraint = _constraint(sampling, model, eos, also_ends)
-    if constraint and asked.stop:
-        raise InvalidParameter(
-            "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
-        )
-    look_up = resources.prompt_lookup()
-    within = _in_ids(sampling, model, tokenizer)
-    return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
-
-
-def _constraint(
-    sampling: Sampling, model: weights.Model, eos: int | None, also_ends: tuple[int, ...]
-) -> Constraint | None:
-    """What the text must be, if anything; 55000 for a model without vocabulary."""
-    if sampling.constraint is None:
-        return None
-    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
-
-
-def _ends(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
-    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
-
-    22023 for one that the model does not have.
-    """
-    if asked.eos_token is None:
-        eos = eos_of(config, tokenizer)
-        ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
-        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
-        return (some[0] if some else None), some[1:]
-    if asked.eos_token >= config.vocab:
-        raise InvalidParameter(
-            f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
-            hint="Give a token id, null for the model's, or -1 for none.",
-        )
-    return (None if asked.eos_token == -1 else asked.eos_token), ()
-
-
-def _in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
-    there are texts and the model has no vocabulary."""
-    found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
-    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
-    return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
-
-
-def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
-    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
-    rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.decoder_weights, model.config, rooms) + 4 * model.config.vocab * len(rooms)
-    positions = sum(min(room, model.config.n_positions) for room in rooms)
-    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
-
-
-class Text(NamedTuple):
-    """A new text of several, and how it ended."""
-
-    text: str
-    finish: str
-    n_tokens: int
-    logprob: float | None
-
-
-class TextsJob:
-    """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
-
-    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
-        asked, sampling = gather(given, kind, Sampling)
-        self.n, self.echo = asked.n, asked.echo
-        self._stops = Stops(asked.stop)
-        self.model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.tokenizer_of(self.model.name)
-        options = _options(asked, sampling, self.model, self.tokenizer)
-        self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
-        self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
-        self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
-
-    def _most(self) -> int:
-        """How many texts go on together: one, where most of what they said would have to be computed once more, alone."""
-        together = self.model.decoder_weights.exact or is_mostly_decisive(self._options.sampling)
-        return MOST_TOGETHER if together else 1
-
-    def encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt, however many; the end-of-text token for an empty one."""
-        return prompt_ids(prompt, self.model, self.tokenizer)
-
-    def add(self, number: int, ids: Sequence[int]) -> None:
-        """Ask for the texts of the prompt that has this number in the call, from 0."""
-        options = self._options
-        for sample in range(self.n):
-            text = TextStream(self.tokenizer, self._stops, options.eos, options.also_ends)
-            self._texts[number, sample] = text
-            seeded = replace(options, seed=options.seed + number * self.n + sample)
-            self._batch.add((number, sample), ids, seeded, text.add)
-
-    def __len__(self) -> int:
-        """How many texts have not ended."""
-        return len(self._batch)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether further texts would only wait for those that are there."""
-        return self._batch.is_full
-
-    def step(self) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
-        """Have each text go on: (number of the prompt, sample from 0, new text or why there is none) of those that ended."""
-        for key, outcome in self._batch.step():
-            text = self._texts.pop(key)
-            text.finish()
-            yield *key, outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, text.text())
-
-    def _told(self, said: Sequence[Token], text: str) -> Text:
-        """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
-        finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
-        return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
 
 
 @entry
@@ -16300,8 +16133,8 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     ids = check_prompt(ids, model)
     needed = stops or sampling.constraint
     tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
-    options = _options(asked, sampling, model, tokenizer)
-    _require_cache(model, [len(ids)], options.max_tokens)
+    options = resolved(asked, sampling, model, tokenizer)
+    require_cache(model, [len(ids)], options.max_tokens)
     options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
     text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
@@ -16332,18 +16165,18 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos, also_ends = _ends(asked, model.config, tokenizer)
+    eos, also_ends = ends_of(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=_in_ids(sampling, model, tokenizer),
-        constraint=_constraint(sampling, model, eos, also_ends),
+        sampling=in_ids(sampling, model, tokenizer),
+        constraint=constraint_of(sampling, model, eos, also_ends),
         also_ends=also_ends,
     )
-    _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
+    require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
         (rank, float(each.score), _text_of(each.ids, {eos, *also_ends}, tokenizer), list(each.ids))
@@ -16378,7 +16211,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    _require_cache(model, [len(ids)], 0)
+    require_cache(model, [len(ids)], 0)
     decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
     prefixes.give(decoder)
     lacking = tokenizer.lacking(model.config.vocab)
@@ -16636,7 +16469,7 @@ from ...generation.options import Drafting, TextGeneration, gather
 from ...generation.sampling import Sampling
 from ..entry import entry
 from ..row_schema import schema_of
-from .generation import TextJob
+from ..texts import TextJob
 
 
 @entry
@@ -17252,7 +17085,7 @@ from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .generation import TextsJob
+from ..texts import TextsJob
 
 MOST_TOGETHER = (
     256  # rows that are read before the first of them is given, where passes of all their tokens are not full
@@ -20001,6 +19834,80 @@ def draw_seed() -> int:
     """A seed from the server's random(), which setseed() fixes."""
     row = db.row("SELECT random() AS value")
     return int((row or {})["value"] * 2**53)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resolving', $pg_gpt2_source$"""From the options of a call to what generation takes: ids in the place of texts, the tokens that end, a seed, and room."""
+
+from dataclasses import replace
+
+from ..core.config import GPT2Config
+from ..errors import InvalidParameter
+from ..generation.constraints.compiled import compiled
+from ..generation.constraints.constraint import Constraint
+from ..generation.decode import bytes_of_several
+from ..generation.generate import Options
+from ..generation.options import Call, Generation
+from ..generation.sampling import Sampling
+from ..tokenizer.bpe import Tokenizer
+from . import resources, vocabularies
+from .prompts import draw_seed, eos_of
+from .storage import weights
+
+
+def resolved(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
+    """What generation is asked for, with end-of-text, texts and seed resolved."""
+    seed = draw_seed() if asked.seed is None else asked.seed
+    eos, also_ends = ends_of(asked, model.config, tokenizer)
+    constraint = constraint_of(sampling, model, eos, also_ends)
+    if constraint and asked.stop:
+        raise InvalidParameter(
+            "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
+        )
+    look_up = resources.prompt_lookup()
+    within = in_ids(sampling, model, tokenizer)
+    return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
+
+
+def constraint_of(
+    sampling: Sampling, model: weights.Model, eos: int | None, also_ends: tuple[int, ...]
+) -> Constraint | None:
+    """What the text must be, if anything; 55000 for a model without vocabulary."""
+    if sampling.constraint is None:
+        return None
+    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
+
+
+def ends_of(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
+    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
+
+    22023 for one that the model does not have.
+    """
+    if asked.eos_token is None:
+        eos = eos_of(config, tokenizer)
+        ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
+        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
+        return (some[0] if some else None), some[1:]
+    if asked.eos_token >= config.vocab:
+        raise InvalidParameter(
+            f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
+        )
+    return (None if asked.eos_token == -1 else asked.eos_token), ()
+
+
+def in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
+    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
+    there are texts and the model has no vocabulary."""
+    found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
+    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
+    return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
+
+
+def require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
+    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
+    rooms = [length + max_tokens for length in lengths]
+    wanted = bytes_of_several(model.decoder_weights, model.config, rooms) + 4 * model.config.vocab * len(rooms)
+    positions = sum(min(room, model.config.n_positions) for room in rooms)
+    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), which is asked for before it is taken.
 
@@ -23958,6 +23865,132 @@ def drop(tape_ids: Sequence[int]) -> int:
     for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
         dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
     return dropped
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.texts', $pg_gpt2_source$"""Prompts on their way to text: one of them token by token, or several that share passes, with the model and vocabulary that the
+statement sees."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import fsum
+from typing import Any, NamedTuple
+
+from ..errors import InvalidParameter
+from ..generation import batch
+from ..generation.generate import TextStream, Token, tokens
+from ..generation.options import BatchTexts, Drafting, ManyTexts, TextGeneration, gather
+from ..generation.rooms import MOST_TOGETHER
+from ..generation.sampling import Sampling, is_mostly_decisive
+from ..generation.stops import Stops
+from . import db, vocabularies
+from .drafts import draft_of
+from .prompts import check_prompt, encode_prompt, prompt_ids
+from .resolving import require_cache, resolved
+from .storage import weights
+
+
+class TextJob:
+    """One prompt, a text or its ids, on its way to text. The prompt is already processed when this is made, so that errors come
+    with the call."""
+
+    def __init__(
+        self,
+        prompt: str | list[int],
+        asked: TextGeneration,
+        sampling: Sampling,
+        drafting: Drafting,
+        logprobs: bool = False,
+    ) -> None:
+        stops = Stops(asked.stop)
+        model = weights.load(asked.model_name)
+        self.tokenizer = vocabularies.tokenizer_of(model.name)
+        options = replace(resolved(asked, sampling, model, self.tokenizer), logprobs=logprobs)
+        if isinstance(prompt, str):
+            ids, shown = encode_prompt(prompt, model, self.tokenizer), prompt
+        else:
+            ids = check_prompt(prompt, model)
+            shown = db.storable(self.tokenizer.decode(prompt)) if asked.echo else ""
+        require_cache(model, [len(ids)], options.max_tokens)
+        options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
+        self.prefix = shown if asked.echo else ""
+        self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
+        self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
+
+    def finish(self) -> str:
+        """All the text, when no token is left."""
+        self.text.finish()
+        return self.prefix + self.text.text()
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        for step, token in enumerate(self.tokens, 1):
+            if token.finish:
+                self.text.finish()
+            shown = self.prefix + self.text.shown()
+            done = token.finish is not None
+            piece = db.storable(self.tokenizer.decode([token.id]))
+            yield step, token.id, piece, shown, done, token.logprob, token.finish
+
+
+class Text(NamedTuple):
+    """A new text of several, and how it ended."""
+
+    text: str
+    finish: str
+    n_tokens: int
+    logprob: float | None
+
+
+class TextsJob:
+    """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
+
+    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
+        asked, sampling = gather(given, kind, Sampling)
+        self.n, self.echo = asked.n, asked.echo
+        self._stops = Stops(asked.stop)
+        self.model = weights.load(asked.model_name)
+        self.tokenizer = vocabularies.tokenizer_of(self.model.name)
+        options = resolved(asked, sampling, self.model, self.tokenizer)
+        self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
+        self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
+        self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
+
+    def _most(self) -> int:
+        """How many texts go on together: one, where most of what they said would have to be computed once more, alone."""
+        together = self.model.decoder_weights.exact or is_mostly_decisive(self._options.sampling)
+        return MOST_TOGETHER if together else 1
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt, however many; the end-of-text token for an empty one."""
+        return prompt_ids(prompt, self.model, self.tokenizer)
+
+    def add(self, number: int, ids: Sequence[int]) -> None:
+        """Ask for the texts of the prompt that has this number in the call, from 0."""
+        options = self._options
+        for sample in range(self.n):
+            text = TextStream(self.tokenizer, self._stops, options.eos, options.also_ends)
+            self._texts[number, sample] = text
+            seeded = replace(options, seed=options.seed + number * self.n + sample)
+            self._batch.add((number, sample), ids, seeded, text.add)
+
+    def __len__(self) -> int:
+        """How many texts have not ended."""
+        return len(self._batch)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further texts would only wait for those that are there."""
+        return self._batch.is_full
+
+    def step(self) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
+        """Have each text go on: (number of the prompt, sample from 0, new text or why there is none) of those that ended."""
+        for key, outcome in self._batch.step():
+            text = self._texts.pop(key)
+            text.finish()
+            yield *key, outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, text.text())
+
+    def _told(self, said: Sequence[Token], text: str) -> Text:
+        """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
+        finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
+        return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training', $pg_gpt2_source$"""Runs over stored data: sessions, their log, audit and replay."""
 $pg_gpt2_source$);
@@ -30243,11 +30276,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30260,11 +30293,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -30699,11 +30732,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -30721,11 +30754,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -30781,11 +30814,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -30798,11 +30831,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -30817,11 +30850,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -30849,11 +30882,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -30866,11 +30899,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -30882,11 +30915,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -30941,11 +30974,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -30972,11 +31005,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -30996,11 +31029,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31026,11 +31059,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31041,11 +31074,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31054,11 +31087,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31073,11 +31106,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31090,11 +31123,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31105,11 +31138,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31124,11 +31157,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31142,11 +31175,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31157,11 +31190,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31179,11 +31212,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31194,11 +31227,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31209,11 +31242,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31242,11 +31275,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31287,11 +31320,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31319,11 +31352,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31377,11 +31410,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -31405,11 +31438,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -31445,11 +31478,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.options(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -31472,11 +31505,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -31494,11 +31527,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -31542,11 +31575,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -31566,11 +31599,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -31591,11 +31624,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -31607,11 +31640,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -31628,11 +31661,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -31691,11 +31724,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -31717,11 +31750,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -31744,11 +31777,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -31766,11 +31799,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -31795,11 +31828,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -31835,11 +31868,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -31858,11 +31891,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -31882,11 +31915,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -31903,11 +31936,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -31935,11 +31968,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -31964,11 +31997,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -31997,11 +32030,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.loss(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32043,11 +32076,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32080,11 +32113,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32156,11 +32189,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32208,11 +32241,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32229,11 +32262,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.options(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32250,11 +32283,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32298,11 +32331,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32315,11 +32348,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
@@ -32332,11 +32365,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32348,11 +32381,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
@@ -32470,11 +32503,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -32487,11 +32520,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -32504,11 +32537,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -32545,11 +32578,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -32560,11 +32593,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -32582,11 +32615,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -32610,11 +32643,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -32640,11 +32673,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -32664,11 +32697,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -32687,11 +32720,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -32707,11 +32740,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -32788,11 +32821,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -32817,11 +32850,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -32839,11 +32872,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -32852,11 +32885,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -32866,11 +32899,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -32879,11 +32912,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -32893,11 +32926,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -32906,11 +32939,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -32925,11 +32958,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -32945,11 +32978,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -32959,11 +32992,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -32973,11 +33006,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -32992,11 +33025,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33014,11 +33047,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33029,11 +33062,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33042,11 +33075,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33055,11 +33088,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33077,11 +33110,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33102,11 +33135,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33125,11 +33158,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33153,11 +33186,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33168,11 +33201,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33186,11 +33219,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33206,11 +33239,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33235,11 +33268,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33258,11 +33291,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33275,11 +33308,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -33298,11 +33331,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33325,11 +33358,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33338,11 +33371,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33355,11 +33388,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33370,11 +33403,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -33412,11 +33445,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -33439,11 +33472,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -33458,11 +33491,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -33476,11 +33509,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33506,11 +33539,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -33521,11 +33554,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -33536,11 +33569,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -33551,11 +33584,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -33566,11 +33599,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -33583,11 +33616,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -33615,11 +33648,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -33638,11 +33671,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -33657,11 +33690,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -33673,11 +33706,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -33689,11 +33722,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -33752,11 +33785,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -33780,11 +33813,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -33810,11 +33843,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -33825,11 +33858,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -33840,11 +33873,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f6017b3e051c @extschema@' not in GD:
+if 'pg_gpt2 b7b971579bc3 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f6017b3e051c @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 b7b971579bc3 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -9,8 +9,8 @@ SELECT item, status, hint FROM llm_doctor() WHERE status <> 'ok';
 SELECT kind, model, shared FROM llm_cache_status();
 
 -- llm_model_sessions
-SELECT s.model, count(*) AS sessions, array_agg(DISTINCT a.usename) AS roles
-FROM llm_model_sessions() AS s JOIN pg_stat_activity AS a USING (pid) GROUP BY s.model;
+SELECT count(*) AS sessions, array_agg(DISTINCT a.usename) AS roles
+FROM llm_model_sessions() AS s JOIN pg_stat_activity AS a USING (pid) WHERE s.model = 'gpt2';
 
 -- llm_cache_clear
 SELECT llm_cache_clear() AS bytes;

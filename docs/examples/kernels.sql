@@ -15,7 +15,7 @@ SELECT pg_llm_values(pg_llm_add(pg_llm_tensor(ARRAY[1, 2, 3, 4]), pg_llm_tensor(
 --> {11,22,13,24}
 
 -- pg_llm_gelu
-SELECT pg_llm_values(pg_llm_gelu(pg_llm_tensor(ARRAY[-10, 0, 10])));
+SELECT pg_llm_values(pg_llm_gelu(pg_llm_tensor(ARRAY[-100, 0, 10])));
 --> {-0,0,10}
 
 -- pg_llm_gelu_backward

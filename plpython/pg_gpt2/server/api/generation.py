@@ -4,36 +4,29 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import fsum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ... import host
 from ...bytea_ops import require_room
 from ...core import gpt2
-from ...core.config import GPT2Config
 from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import batch, beam, prefixes
-from ...generation.constraints.compiled import compiled
-from ...generation.constraints.constraint import Constraint
-from ...generation.decode import bytes_of_several, check_ids
-from ...generation.generate import Options, TextStream, Token, tokens
+from ...generation import beam, prefixes
+from ...generation.decode import check_ids
+from ...generation.generate import TextStream, Token, tokens
 from ...generation.options import (
     BatchTexts,
     BeamSearch,
-    Call,
     Drafting,
     Generation,
-    ManyTexts,
     OnePrompt,
     TextGeneration,
     all_options,
     gather,
 )
 from ...generation.processors import softmax
-from ...generation.rooms import MOST_TOGETHER
-from ...generation.sampling import Sampling, is_mostly_decisive
+from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...options import manual
 from ...tensor import to_bytes
@@ -42,9 +35,11 @@ from .. import db, resources, vocabularies
 from ..arrays import received
 from ..drafts import draft_of
 from ..entry import entry
-from ..prompts import check_prompt, draw_seed, encode_prompt, eos_of, prompt_ids
+from ..prompts import check_prompt, encode_prompt
+from ..resolving import constraint_of, ends_of, in_ids, require_cache, resolved
 from ..storage import store, weights
 from ..tape import recording
+from ..texts import TextJob, TextsJob
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
@@ -68,7 +63,7 @@ def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     return iter(()) if job is None else job.rows()
 
 
-def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> "TextJob | None":
+def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = False) -> TextJob | None:
     """What continues a prompt, or the token ids that options have in its place; None where there is neither."""
     if prompt is None and given["options"] is None:
         return None
@@ -77,168 +72,6 @@ def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = Fal
         raise InvalidParameter("give either prompt or prompt_ids", hint="With prompt_ids in options, prompt is null.")
     start = prompt if one.prompt_ids is None else [*one.prompt_ids]
     return None if start is None else TextJob(start, asked, sampling, drafting, logprobs)
-
-
-class TextJob:
-    """One prompt, a text or its ids, on its way to text. The prompt is already processed when this is made, so that errors come
-    with the call."""
-
-    def __init__(
-        self,
-        prompt: str | list[int],
-        asked: TextGeneration,
-        sampling: Sampling,
-        drafting: Drafting,
-        logprobs: bool = False,
-    ) -> None:
-        stops = Stops(asked.stop)
-        model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.tokenizer_of(model.name)
-        options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
-        if isinstance(prompt, str):
-            ids, shown = encode_prompt(prompt, model, self.tokenizer), prompt
-        else:
-            ids = check_prompt(prompt, model)
-            shown = db.storable(self.tokenizer.decode(prompt)) if asked.echo else ""
-        _require_cache(model, [len(ids)], options.max_tokens)
-        options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
-        self.prefix = shown if asked.echo else ""
-        self.text = TextStream(self.tokenizer, stops, options.eos, options.also_ends)
-        self.tokens = tokens(model.decoder_weights, model.config, ids, options, self.text.add)
-
-    def finish(self) -> str:
-        """All the text, when no token is left."""
-        self.text.finish()
-        return self.prefix + self.text.text()
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        for step, token in enumerate(self.tokens, 1):
-            if token.finish:
-                self.text.finish()
-            shown = self.prefix + self.text.shown()
-            done = token.finish is not None
-            piece = db.storable(self.tokenizer.decode([token.id]))
-            yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
-    """What generation is asked for, with end-of-text, texts and seed resolved."""
-    seed = draw_seed() if asked.seed is None else asked.seed
-    eos, also_ends = _ends(asked, model.config, tokenizer)
-    constraint = _constraint(sampling, model, eos, also_ends)
-    if constraint and asked.stop:
-        raise InvalidParameter(
-            "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
-        )
-    look_up = resources.prompt_lookup()
-    within = _in_ids(sampling, model, tokenizer)
-    return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
-
-
-def _constraint(
-    sampling: Sampling, model: weights.Model, eos: int | None, also_ends: tuple[int, ...]
-) -> Constraint | None:
-    """What the text must be, if anything; 55000 for a model without vocabulary."""
-    if sampling.constraint is None:
-        return None
-    return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
-
-
-def _ends(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
-    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
-
-    22023 for one that the model does not have.
-    """
-    if asked.eos_token is None:
-        eos = eos_of(config, tokenizer)
-        ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
-        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
-        return (some[0] if some else None), some[1:]
-    if asked.eos_token >= config.vocab:
-        raise InvalidParameter(
-            f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
-            hint="Give a token id, null for the model's, or -1 for none.",
-        )
-    return (None if asked.eos_token == -1 else asked.eos_token), ()
-
-
-def _in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
-    there are texts and the model has no vocabulary."""
-    found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
-    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
-    return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
-
-
-def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
-    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
-    rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.decoder_weights, model.config, rooms) + 4 * model.config.vocab * len(rooms)
-    positions = sum(min(room, model.config.n_positions) for room in rooms)
-    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
-
-
-class Text(NamedTuple):
-    """A new text of several, and how it ended."""
-
-    text: str
-    finish: str
-    n_tokens: int
-    logprob: float | None
-
-
-class TextsJob:
-    """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
-
-    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
-        asked, sampling = gather(given, kind, Sampling)
-        self.n, self.echo = asked.n, asked.echo
-        self._stops = Stops(asked.stop)
-        self.model = weights.load(asked.model_name)
-        self.tokenizer = vocabularies.tokenizer_of(self.model.name)
-        options = _options(asked, sampling, self.model, self.tokenizer)
-        self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
-        self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
-        self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
-
-    def _most(self) -> int:
-        """How many texts go on together: one, where most of what they said would have to be computed once more, alone."""
-        together = self.model.decoder_weights.exact or is_mostly_decisive(self._options.sampling)
-        return MOST_TOGETHER if together else 1
-
-    def encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt, however many; the end-of-text token for an empty one."""
-        return prompt_ids(prompt, self.model, self.tokenizer)
-
-    def add(self, number: int, ids: Sequence[int]) -> None:
-        """Ask for the texts of the prompt that has this number in the call, from 0."""
-        options = self._options
-        for sample in range(self.n):
-            text = TextStream(self.tokenizer, self._stops, options.eos, options.also_ends)
-            self._texts[number, sample] = text
-            seeded = replace(options, seed=options.seed + number * self.n + sample)
-            self._batch.add((number, sample), ids, seeded, text.add)
-
-    def __len__(self) -> int:
-        """How many texts have not ended."""
-        return len(self._batch)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether further texts would only wait for those that are there."""
-        return self._batch.is_full
-
-    def step(self) -> Iterator[tuple[int, int, Text | InvalidParameter]]:
-        """Have each text go on: (number of the prompt, sample from 0, new text or why there is none) of those that ended."""
-        for key, outcome in self._batch.step():
-            text = self._texts.pop(key)
-            text.finish()
-            yield *key, outcome if isinstance(outcome, InvalidParameter) else self._told(outcome, text.text())
-
-    def _told(self, said: Sequence[Token], text: str) -> Text:
-        """A text with what is told of its tokens. One without any was complete, unless none was asked for."""
-        finish = (said[-1].finish if said else None) or ("stop" if self._options.max_tokens else "length")
-        return Text(text, finish, len(said), fsum(t.logprob or 0.0 for t in said) if self._options.logprobs else None)
 
 
 @entry
@@ -280,8 +113,8 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     ids = check_prompt(ids, model)
     needed = stops or sampling.constraint
     tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
-    options = _options(asked, sampling, model, tokenizer)
-    _require_cache(model, [len(ids)], options.max_tokens)
+    options = resolved(asked, sampling, model, tokenizer)
+    require_cache(model, [len(ids)], options.max_tokens)
     options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
     text = TextStream(tokenizer, stops, options.eos, options.also_ends) if stops and tokenizer else None
     found: list[int] = []
@@ -312,18 +145,18 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos, also_ends = _ends(asked, model.config, tokenizer)
+    eos, also_ends = ends_of(asked, model.config, tokenizer)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=_in_ids(sampling, model, tokenizer),
-        constraint=_constraint(sampling, model, eos, also_ends),
+        sampling=in_ids(sampling, model, tokenizer),
+        constraint=constraint_of(sampling, model, eos, also_ends),
         also_ends=also_ends,
     )
-    _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
+    require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
     found = beam.beam_search(model.decoder_weights, model.config, ids, beams)
     return [
         (rank, float(each.score), _text_of(each.ids, {eos, *also_ends}, tokenizer), list(each.ids))
@@ -358,7 +191,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    _require_cache(model, [len(ids)], 0)
+    require_cache(model, [len(ids)], 0)
     decoder, logits = prefixes.begin(model.decoder_weights, model.config, ids, len(ids))
     prefixes.give(decoder)
     lacking = tokenizer.lacking(model.config.vocab)

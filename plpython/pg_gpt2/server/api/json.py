@@ -9,7 +9,7 @@ from ...generation.options import Drafting, TextGeneration, gather
 from ...generation.sampling import Sampling
 from ..entry import entry
 from ..row_schema import schema_of
-from .generation import TextJob
+from ..texts import TextJob
 
 
 @entry

@@ -17,7 +17,7 @@ from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
-from .generation import TextsJob
+from ..texts import TextsJob
 
 MOST_TOGETHER = (
     256  # rows that are read before the first of them is given, where passes of all their tokens are not full
