@@ -20,6 +20,7 @@ def test_nanogpt_is_the_size_that_nanogpt_says(nanogpt: str, conn: psycopg.Conne
         "lr_max": 1e-3, "min_lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0,
         "warmup": 100, "dropout_p": 0.0, "batch_size": 12, "grad_accum": 1, "n_steps": 20, "seed": 1337, "data": None,
         "lr_schedule": "cosine", "eval_every": 50, "patience": None, "min_delta": 0.0, "keep_best": False, "shards": 1,
+        "sync_every": 1, "outer_lr": 0.7, "outer_momentum": 0.9,
     }  # fmt: skip
 
 
