@@ -53,7 +53,7 @@ function remember(found) {
 async function users() { // after the rest: where the system does not tell, the rest stands
   $("users").replaceChildren();
   const found = await picture("sessions"), { rows } = found;
-  $("no-users").textContent = rows.length ? "" : "None: models below 8 MB are in the own memory of each session.";
+  $("no-users").textContent = rows.length ? "" : "None now. Models below 8 MB are in the memory of each session alone.";
   if (rows.length) $("users").replaceChildren(el("thead", {}, el("tr", {}, ...["model", "sessions", "roles"].map((name) => el("th", { scope: "col", textContent: name, className: name === "sessions" ? "number" : "" })))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, el("td", { textContent: row.model, "data-name": "model" }), el("td", { textContent: row.sessions, className: "number", "data-name": "sessions" }), el("td", { textContent: row.roles.join(", "), "data-name": "roles" })))));
   statement($("users-sql"), found);

@@ -26,7 +26,7 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 MUCH_ROOM = 64 << 20  # of llm_param beside what its rows hold, below which nothing is said
-LEAN = 4  # times what the rows hold
+LEAN = 10  # times what the rows hold; with autovacuum every 5 seconds many short runs keep it at 3 to 8
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
 LISTING = (
     "llm_models",
