@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 f94f1757b7f0 @extschema@'] = importer['import_package']('pg_gpt2 f94f1757b7f0 @extschema@', '@extschema@')
+    GD['pg_gpt2 d295ac8875ed @extschema@'] = importer['import_package']('pg_gpt2 d295ac8875ed @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 f94f1757b7f0 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 d295ac8875ed @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -18087,8 +18087,8 @@ def shard(shard: str) -> list[float]:
 
 
 @entry
-def gradients(first: int, count: int) -> bytes:
-    """Some of the gradients of the last shard."""
+def gradients(first: int, count: int) -> str:
+    """Some of the gradients of the last shard, as text."""
     require(first=first, count=count)
     return shard_work.current().gradients(first, count)
 $pg_gpt2_source$);
@@ -24733,6 +24733,7 @@ worker that is lost leaves its shard to the others, and is tried again later. No
 """
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24744,6 +24745,8 @@ from typing import Any
 from ... import host
 from ...core.op import is_fast
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...fast import buffers
+from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.options import Course, Servers
 from ...training.rounds import state_of
@@ -24756,7 +24759,8 @@ from .worker import Share, Worker, sent, slowly
 
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
-BRIEFLY = 50e-6  # seconds
+AWAKE = 2e-3  # seconds since something has happened until this session sleeps, which takes longer than many a piece
+BRIEFLY = 50e-6  # seconds of sleep
 
 
 @dataclass
@@ -24810,6 +24814,7 @@ class Fleet(Sharded):
         ]
         self.share = Share()
         self.pace: float | None = None
+        self._arrays = buffers.BufferPool()
         self._turned = self._happened = 0.0
 
     # ---- the beginning and the end
@@ -24924,7 +24929,8 @@ class Fleet(Sharded):
         worker.has_weights = True
         while (index := step.take(worker.name)) is not None:
             worker.shard = index
-            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, self._own.size)
+            values = self._arrays.empty((self._own.size,), FLOAT32)
+            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, values)
             worker.shard = None
             worker.share.shards.append(index)
             step.found.append((index, found))
@@ -24941,7 +24947,9 @@ class Fleet(Sharded):
         self.pace = slowly(self.pace, seconds)
         step.add_to(added)
         if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
-            found = found._replace(gradients=found.gradients.copy())
+            kept = self._arrays.empty((self._own.size,), FLOAT32)
+            kept[...] = found.gradients[0 : kept.size]
+            found = found._replace(gradients=kept)
         added.add(index, found)
 
     def _next(self, step: Step) -> int | None:
@@ -25019,13 +25027,16 @@ class Fleet(Sharded):
             host.check_interrupts = before
 
     def _rest(self, happened: bool) -> None:
-        """Between two turns where there is nothing else to do: long when nothing has happened for a while."""
+        """Between two turns where there is nothing else to do: the longer, the longer nothing has happened."""
         now = time.monotonic()
         if happened:
             self._happened = now
         else:
             host.check_interrupts()
-            time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
+            if now < self._happened + AWAKE:
+                os.sched_yield()
+            else:
+                time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
 
 
 def _refuse(worker: Worker, error: PgGpt2Error) -> None:
@@ -25470,14 +25481,15 @@ def passes(steps: range, every: int) -> bool:
     """Whether one of the steps is a multiple of `every`."""
     return steps[-1] // every > (steps[0] - 1) // every
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.remote', $pg_gpt2_source$"""A session on another server, through dblink: one statement at a time, sent and answered without waiting.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.remote', $pg_gpt2_source$"""A session on another server, through dblink: statements are sent and answered without waiting.
 
 The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
 that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import plpy
@@ -25489,7 +25501,7 @@ CANCELLED = "57014"
 Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
 FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
 REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
-TYPES = ("text", "int8", "float8[]", "bytea")
+TYPES = ("text", "int8", "float8[]")
 
 
 class Lost(Exception):
@@ -25533,7 +25545,7 @@ class Connection:
     def __init__(self, name: str, number: int, schema: str, timeout: float) -> None:
         self.name, self.timeout = name, timeout
         self.sent = self.received = 0  # bytes, about as they travel
-        self._key = f"pg_gpt2_worker_{number}"
+        self._key, self._is_asked = f"pg_gpt2_worker_{number}", False
         arguments = ("()", "($1)", "($1, $2)")
         self._call = {
             (function, count): "SELECT " + schema + ".dblink_" + function + arguments[count] + " AS value"
@@ -25560,12 +25572,24 @@ class Connection:
 
     def ask(self, statement: str, kind: str, meanwhile: Callable[[], None]) -> Wait:
         """Send a statement, and return the value of type `kind` that it gives; `meanwhile` is done before that is awaited."""
-        try:
-            sent = self._query("send_query", ["text", "text"], self._key, statement)
-            self.sent += len(statement)
-            meanwhile()
+        self.send([statement])
+        meanwhile()
+        value = yield from self.answer(kind)
+        self.end()
+        return value
+
+    def send(self, statements: Sequence[str]) -> None:
+        """Send statements that give a value each. The server goes on to the next while the value of one is read here."""
+        text = "; ".join(statements)
+        with self._reached():
+            self._is_asked = bool(self._query("send_query", ["text", "text"], self._key, text))
+        self.sent += len(text)
+
+    def answer(self, kind: str) -> Wait:
+        """The value of type `kind` of the next of the statements that were sent."""
+        with self._reached():
             deadline = time.monotonic() + self.timeout
-            while sent and self._query("is_busy", ["text"], self._key):
+            while self._is_asked and self._query("is_busy", ["text"], self._key):
                 if time.monotonic() > deadline:
                     raise Lost(
                         ConnectionFailed(
@@ -25575,16 +25599,25 @@ class Connection:
                     )
                 yield False
             found = db.query(self._get[kind], ["text"], self._key)
-            db.query(self._get[kind], ["text"], self._key)  # the end of the answer
+        if not found or (value := found[0]["value"]) is None:
+            raise Lost(no_answer(self.name))
+        self.received += len(str(value))
+        return value
+
+    def end(self) -> None:
+        """All answers have come, and the next statements may be sent."""
+        with self._reached():
+            db.query(self._get["text"], ["text"], self._key)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Within it, an error of the other server or of the way to it makes that one Lost."""
+        try:
+            yield
         except plpy.SPIError as error:
             if error.sqlstate == CANCELLED and self._query("error_message", ["text"], self._key) == "OK":
                 raise  # it is this session that was cancelled
             raise Lost(_refused(self.name, error)) from None
-        if not found:
-            raise Lost(no_answer(self.name))
-        value = found[0]["value"]
-        self.received += 2 * len(value) if isinstance(value, bytes) else len(str(value))
-        return value
 
     def _query(self, function: str, types: Sequence[str] = (), *values: str) -> Any:
         """What a function of dblink gives."""
@@ -26975,7 +27008,6 @@ changes in the order of the configuration, with sync_every their moments after t
 of numbers from elsewhere is checked before it is used, and memory is asked for before it is taken.
 """
 
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, prod
@@ -26996,7 +27028,7 @@ from ...training.rounds import local_step, state_of
 from ...training.shards import Shard
 from ...training.trainer import Batch, Trainer, estimate_step_bytes
 from .. import db, resources
-from . import environment
+from . import environment, wire
 
 MOST_SENT = 1 << 24  # values at a time
 LOOK_FOR_LEADER = "250ms"  # while a shard is computed
@@ -27055,12 +27087,9 @@ class Work:
     def take(self, first: int, sent: str) -> int:
         """Weights for the places from `first` on, which is the one that is awaited, or 0; the place after them."""
         try:
-            data = binascii.a2b_base64(sent)  # which passes over whatever is none of its letters
-            values = np.frombuffer(data, FLOAT32)
+            values = wire.from_text(sent)
         except ValueError:
-            raise unexpected("sent, which is no float32 in base64") from None
-        if len(sent) != -(-len(data) // 3) * 4:
-            raise unexpected("sent, which has more than base64")
+            raise unexpected("sent, which is no numbers") from None
         end, self._found, self._replica = first + values.size, None, None
         if not 0 < values.size <= MOST_SENT:
             raise unexpected(f"{values.size} weights")
@@ -27127,13 +27156,13 @@ class Work:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
 
-    def gradients(self, first: int, count: int) -> bytes:
-        """`count` of them from place `first` on; of a replica, weights and moments."""
+    def gradients(self, first: int, count: int) -> str:
+        """`count` of them from place `first` on, as text; of a replica, weights and moments."""
         if self._found is None:
             raise _missing("a shard that was computed with these weights")
         if not (0 <= first < self.n_own and 0 < count <= min(MOST_SENT, self.n_own - first)):
             raise unexpected(f"a call for {count} gradients from place {first} on")
-        return self._found[first : first + count].tobytes()
+        return wire.to_text(self._found[first : first + count])
 
 
 def _shaped(flat: np.ndarray, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
@@ -27259,12 +27288,66 @@ def to_json(shard: Shard, chunk: int, how: Mapping[str, Any]) -> dict[str, Any]:
     learns = {name: how[name] for name in ("update", "begins") if name in how}
     return {"batches": batches, **numbers, **{name: how[name] for name in names}, **learns}
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.wire', $pg_gpt2_source$"""Numbers as text, on their way to another server and back: dblink carries no other.
+
+Six bits a character, as in base64, and in 16 / 3 characters a number. But array operations make them: of each byte of a float32
+the low six bits are a character by themselves, and the four pairs of bits that are left are a byte, which goes as base64.
+"""
+
+import binascii
+
+import numpy as np
+
+from ...tensor import FLOAT32
+
+# Characters are those from 0 to o: no quote, no dollar.
+LOW, PAIRS, FIRST = (np.uint32(one) for one in (0x3F3F3F3F, 0x03030303, 0x30303030))
+REST = ~LOW
+
+
+def to_text(values: np.ndarray) -> str:  # float32 [n]
+    """ASCII without quotes and dollars."""
+    words = values.view(np.uint32)
+    low = words & LOW
+    low += FIRST
+    high = words >> np.uint32(6)
+    high &= PAIRS
+    high |= high >> np.uint32(6)
+    high |= high >> np.uint32(12)
+    pairs = binascii.b2a_base64(high.astype(np.uint8).tobytes(), newline=False)
+    return (low.tobytes() + pairs).decode("ascii")
+
+
+def from_text(text: str) -> np.ndarray:  # float32 [n]
+    """The numbers. ValueError where that is no text of `to_text`."""
+    data, n = text.encode("ascii"), 3 * len(text) // 16
+    pairs = binascii.a2b_base64(data[4 * n :])  # which passes over whatever is none of its letters
+    if len(pairs) != n or len(data) != 4 * (n + -(-n // 3)):
+        raise ValueError("characters that are missing, or too many")
+    words = np.frombuffer(data, np.uint32, n) - FIRST
+    if (words & REST).any():
+        raise ValueError("a character that is not from 0 to o")
+    high = np.frombuffer(pairs, np.uint8).astype(np.uint32)
+    high |= high << np.uint32(12)
+    high |= high << np.uint32(6)
+    high &= PAIRS
+    high <<= np.uint32(6)
+    words |= high
+    return words.view(FLOAT32)
+
+
+def read(text: str, out: np.ndarray) -> None:  # float32 [n]
+    """Write the numbers into `out`. ValueError, too, where they are fewer or more."""
+    values = from_text(text)
+    if values.size != out.size:
+        raise ValueError(f"{values.size} numbers in the place of {out.size}")
+    out[...] = values
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.worker', $pg_gpt2_source$"""A server that computes shards of a run, as the run's session sees it: what is said to it, and what it did.
 
 A conversation is a generator that gives way while it waits; fleet.py lets those of all workers go on.
 """
 
-import binascii
 import json
 import time
 from collections.abc import Callable
@@ -27274,15 +27357,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
-from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.shards import Part
 from .. import db
-from . import remote, shard_work
+from . import remote, shard_work, wire
 from .remote import Lost, Wait
 
 # Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
-PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
+AT_ONCE = 64  # pieces that are asked for at a time
 RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
 NEW = 0.5  # how much the last shard counts in a server's pace
 
@@ -27357,15 +27440,18 @@ class Worker:
 
     def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
         """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
-        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
-        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+        statement = self._asked(function, arguments) + ("::pg_catalog.text" if kind == "text" else "")
+        return (yield from self.link.ask(statement, kind, meanwhile))
+
+    def _asked(self, function: str, arguments: str) -> str:
+        return "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
 
     def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
-        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as text."""
         began = time.monotonic()
         ahead = [piece(first)]
         while first < n:
-            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+            arguments, after = str(first) + ", $$" + ahead.pop() + "$$", first + PIECE_DOWN
 
             def look_ahead(after: int = after) -> None:  # while the worker reads this one
                 ahead.append(piece(after) if after < n else "")
@@ -27374,8 +27460,8 @@ class Worker:
             yield True
         self.share.transfer += time.monotonic() - began
 
-    def compute(self, part: Part, chunk: int, how: dict[str, Any], n: int) -> Wait:
-        """What it finds for a part, with the weights that it has; `n` is how many numbers that is beside the loss."""
+    def compute(self, part: Part, chunk: int, how: dict[str, Any], values: np.ndarray) -> Wait:
+        """What it finds for a part, with the weights that it has; `values` takes the numbers that this is beside the loss."""
         began = time.monotonic()
         answers = []
         for shard, said in part.calls(how):
@@ -27384,18 +27470,27 @@ class Worker:
             yield True
         computed = time.monotonic()
         self.share.compute += computed - began
-        values = np.empty(n if answers else 0, FLOAT32)
-        for first in range(0, values.size, PIECE_UP):
-            piece = values[first : first + PIECE_UP]
-            data = yield from self.call("gradients", f"{first}, {piece.size}", "bytea")
-            if len(data) != piece.nbytes:
-                raise Lost(remote.no_answer(self.name))
-            piece[...] = np.frombuffer(data, FLOAT32)
-            yield True
+        if answers:
+            yield from self._fetch(values)
         ended = time.monotonic()
         self.share.transfer += ended - computed
         self.pace = slowly(self.pace, ended - began)
         return part.answered(answers, values)
+
+    def _fetch(self, values: np.ndarray) -> Wait:
+        """Fill `values` with what it has found; it goes on to the next piece while one is read here."""
+        for start in range(0, values.size, AT_ONCE * PIECE_UP):
+            pieces = _pieces(values[start : start + AT_ONCE * PIECE_UP])
+            places = range(start, values.size, PIECE_UP)
+            self.link.send([self._asked("gradients", f"{at}, {piece.size}") for at, piece in zip(places, pieces)])
+            for piece in pieces:
+                text = yield from self.link.answer("text")
+                try:
+                    wire.read(text, piece)
+                except ValueError:
+                    raise Lost(remote.no_answer(self.name)) from None
+                yield True
+            self.link.end()
 
     def join(self) -> None:
         """It has taken on the run, and can be asked."""
@@ -27417,9 +27512,13 @@ def _literal(value: Any) -> str:
     return "E'" + text + "'::pg_catalog.jsonb"
 
 
+def _pieces(values: np.ndarray) -> list[np.ndarray]:
+    return [values[first : first + PIECE_UP] for first in range(0, values.size, PIECE_UP)]
+
+
 def sent(row: Flat, first: int) -> str:
-    """Some numbers of a row from place `first` on, in base64."""
-    return binascii.b2a_base64(row[first : first + PIECE_DOWN].tobytes(), newline=False).decode("ascii")
+    """Some numbers of a row from place `first` on, as text."""
+    return wire.to_text(row[first : first + PIECE_DOWN])
 
 
 def slowly(pace: float | None, seconds: float) -> float:
@@ -30276,11 +30375,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30293,11 +30392,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -30732,11 +30831,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -30754,11 +30853,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -30814,11 +30913,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -30831,11 +30930,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -30850,11 +30949,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -30882,11 +30981,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -30899,11 +30998,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -30915,11 +31014,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -30974,11 +31073,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31005,11 +31104,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31029,11 +31128,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31059,11 +31158,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31074,11 +31173,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31087,11 +31186,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31106,11 +31205,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31123,11 +31222,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31138,11 +31237,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31157,11 +31256,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31175,11 +31274,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31190,11 +31289,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31212,11 +31311,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31227,11 +31326,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31242,11 +31341,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31275,11 +31374,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31320,11 +31419,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31352,11 +31451,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31410,11 +31509,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -31438,11 +31537,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -31478,11 +31577,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -31505,11 +31604,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -31527,11 +31626,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -31575,11 +31674,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -31599,11 +31698,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -31624,11 +31723,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -31640,11 +31739,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -31661,11 +31760,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -31724,11 +31823,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -31750,11 +31849,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -31777,11 +31876,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -31799,11 +31898,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -31828,11 +31927,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -31868,11 +31967,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -31891,11 +31990,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -31915,11 +32014,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -31936,11 +32035,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -31968,11 +32067,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -31997,11 +32096,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32030,11 +32129,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32076,11 +32175,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32113,11 +32212,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32189,11 +32288,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.train(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32241,11 +32340,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32262,11 +32361,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.options(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32283,11 +32382,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32331,11 +32430,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32348,15 +32447,15 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
-    'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
-    'configuration; those that training changes come first and again before each step, those of an adapter''s base '
+    'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
+    'plpython/pg_gpt2/server/training/wire.py), in the order of the configuration; those that training changes come first and again before each step, those of an adapter''s base '
     'after them once. With sync_every both moments follow the weights, and all that comes before each round. Returns the '
     'place after the last of them.';
 
@@ -32365,11 +32464,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32377,19 +32476,19 @@ COMMENT ON FUNCTION llm_worker_shard IS
     'a step of AdamW with them, and returns the loss and the norm of the gradient.';
 
 CREATE FUNCTION llm_worker_gradients(first bigint, count integer)
-RETURNS bytea
+RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
-    'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
-    'of the weights; with sync_every of weights and moments.';
+    'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
+    'those weights and in their order; with sync_every of weights and moments.';
 
 -- sql/checkpoints.sql
 
@@ -32503,11 +32602,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -32520,11 +32619,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -32537,11 +32636,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -32578,11 +32677,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -32593,11 +32692,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -32615,11 +32714,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -32643,11 +32742,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -32673,11 +32772,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -32697,11 +32796,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -32720,11 +32819,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -32740,11 +32839,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -32821,11 +32920,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -32850,11 +32949,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -32872,11 +32971,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -32885,11 +32984,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -32899,11 +32998,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -32912,11 +33011,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -32926,11 +33025,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -32939,11 +33038,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -32958,11 +33057,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -32978,11 +33077,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -32992,11 +33091,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33006,11 +33105,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33025,11 +33124,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33047,11 +33146,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33062,11 +33161,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33075,11 +33174,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33088,11 +33187,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33110,11 +33209,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33135,11 +33234,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33158,11 +33257,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33186,11 +33285,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33201,11 +33300,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33219,11 +33318,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33239,11 +33338,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33268,11 +33367,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33291,11 +33390,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33308,11 +33407,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -33331,11 +33430,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33358,11 +33457,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33371,11 +33470,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33388,11 +33487,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33403,11 +33502,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -33445,11 +33544,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -33472,11 +33571,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -33491,11 +33590,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -33509,11 +33608,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33539,11 +33638,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -33554,11 +33653,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -33569,11 +33668,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -33584,11 +33683,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -33599,11 +33698,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -33616,11 +33715,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -33648,11 +33747,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -33671,11 +33770,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -33690,11 +33789,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -33706,11 +33805,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -33722,11 +33821,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -33785,11 +33884,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -33813,11 +33912,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -33843,11 +33942,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -33858,11 +33957,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -33873,11 +33972,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f94f1757b7f0 @extschema@' not in GD:
+if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f94f1757b7f0 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -18,8 +18,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @workers.weights@;
 COMMENT ON FUNCTION llm_worker_weights IS
-    'Called by llm_train_run after llm_worker_begin: weights from place first on, float32 in base64, in the order of the '
-    'configuration; those that training changes come first and again before each step, those of an adapter''s base '
+    'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
+    'plpython/pg_gpt2/server/training/wire.py), in the order of the configuration; those that training changes come first and again before each step, those of an adapter''s base '
     'after them once. With sync_every both moments follow the weights, and all that comes before each round. Returns the '
     'place after the last of them.';
 
@@ -34,10 +34,10 @@ COMMENT ON FUNCTION llm_worker_shard IS
     'a step of AdamW with them, and returns the loss and the norm of the gradient.';
 
 CREATE FUNCTION llm_worker_gradients(first bigint, count integer)
-RETURNS bytea
+RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @workers.gradients@;
 COMMENT ON FUNCTION llm_worker_gradients IS
-    'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as float32 in the order '
-    'of the weights; with sync_every of weights and moments.';
+    'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
+    'those weights and in their order; with sync_every of weights and moments.';

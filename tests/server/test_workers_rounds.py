@@ -73,7 +73,7 @@ def test_what_a_round_sends_is_recorded(leader):  # noqa: F811
         parts = [found["leader"], *found["workers"].values()]
         assert sorted(index for part in parts for index in part["shards"]) == [0, 1, 2]
         for part in found["workers"].values():
-            assert part["received"] >= len(part["shards"]) * 6 * n_bytes
+            assert part["received"] >= len(part["shards"]) * 4 * n_bytes
             assert part["sent"] >= (4 * n_bytes if part["shards"] else 0)
 
 

@@ -37,7 +37,7 @@ def shard(shard: str) -> list[float]:
 
 
 @entry
-def gradients(first: int, count: int) -> bytes:
-    """Some of the gradients of the last shard."""
+def gradients(first: int, count: int) -> str:
+    """Some of the gradients of the last shard, as text."""
     require(first=first, count=count)
     return shard_work.current().gradients(first, count)

@@ -6,6 +6,7 @@ worker that is lost leaves its shard to the others, and is tried again later. No
 """
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 from ... import host
 from ...core.op import is_fast
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
+from ...fast import buffers
+from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.options import Course, Servers
 from ...training.rounds import state_of
@@ -29,7 +32,8 @@ from .worker import Share, Worker, sent, slowly
 
 IN_TURN = 0.02  # seconds of turning while this server computes
 FORGET = 0.9  # what is left of a worker's pace after a step without it
-BRIEFLY = 50e-6  # seconds
+AWAKE = 2e-3  # seconds since something has happened until this session sleeps, which takes longer than many a piece
+BRIEFLY = 50e-6  # seconds of sleep
 
 
 @dataclass
@@ -83,6 +87,7 @@ class Fleet(Sharded):
         ]
         self.share = Share()
         self.pace: float | None = None
+        self._arrays = buffers.BufferPool()
         self._turned = self._happened = 0.0
 
     # ---- the beginning and the end
@@ -197,7 +202,8 @@ class Fleet(Sharded):
         worker.has_weights = True
         while (index := step.take(worker.name)) is not None:
             worker.shard = index
-            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, self._own.size)
+            values = self._arrays.empty((self._own.size,), FLOAT32)
+            found = yield from worker.compute(step.parts[index], self.trainer.chunk, step.how, values)
             worker.shard = None
             worker.share.shards.append(index)
             step.found.append((index, found))
@@ -214,7 +220,9 @@ class Fleet(Sharded):
         self.pace = slowly(self.pace, seconds)
         step.add_to(added)
         if found is not None and index != added.next:  # it has to wait, and the array is the trainer's
-            found = found._replace(gradients=found.gradients.copy())
+            kept = self._arrays.empty((self._own.size,), FLOAT32)
+            kept[...] = found.gradients[0 : kept.size]
+            found = found._replace(gradients=kept)
         added.add(index, found)
 
     def _next(self, step: Step) -> int | None:
@@ -292,13 +300,16 @@ class Fleet(Sharded):
             host.check_interrupts = before
 
     def _rest(self, happened: bool) -> None:
-        """Between two turns where there is nothing else to do: long when nothing has happened for a while."""
+        """Between two turns where there is nothing else to do: the longer, the longer nothing has happened."""
         now = time.monotonic()
         if happened:
             self._happened = now
         else:
             host.check_interrupts()
-            time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
+            if now < self._happened + AWAKE:
+                os.sched_yield()
+            else:
+                time.sleep(BRIEFLY if now < self._happened + 100 * BRIEFLY else 20 * BRIEFLY)
 
 
 def _refuse(worker: Worker, error: PgGpt2Error) -> None:

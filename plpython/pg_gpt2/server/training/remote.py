@@ -1,11 +1,12 @@
-"""A session on another server, through dblink: one statement at a time, sent and answered without waiting.
+"""A session on another server, through dblink: statements are sent and answered without waiting.
 
 The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
 that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import plpy
@@ -17,7 +18,7 @@ CANCELLED = "57014"
 Wait = Generator[bool, None, Any]  # gives whether something has happened, and returns the answer
 FUNCTIONS = {"connect": 2, "disconnect": 1, "get_connections": 0, "send_query": 2, "is_busy": 1, "error_message": 1}
 REACH = "CREATE SERVER says where the server is, and CREATE USER MAPPING who to be there and the password."
-TYPES = ("text", "int8", "float8[]", "bytea")
+TYPES = ("text", "int8", "float8[]")
 
 
 class Lost(Exception):
@@ -61,7 +62,7 @@ class Connection:
     def __init__(self, name: str, number: int, schema: str, timeout: float) -> None:
         self.name, self.timeout = name, timeout
         self.sent = self.received = 0  # bytes, about as they travel
-        self._key = f"pg_gpt2_worker_{number}"
+        self._key, self._is_asked = f"pg_gpt2_worker_{number}", False
         arguments = ("()", "($1)", "($1, $2)")
         self._call = {
             (function, count): "SELECT " + schema + ".dblink_" + function + arguments[count] + " AS value"
@@ -88,12 +89,24 @@ class Connection:
 
     def ask(self, statement: str, kind: str, meanwhile: Callable[[], None]) -> Wait:
         """Send a statement, and return the value of type `kind` that it gives; `meanwhile` is done before that is awaited."""
-        try:
-            sent = self._query("send_query", ["text", "text"], self._key, statement)
-            self.sent += len(statement)
-            meanwhile()
+        self.send([statement])
+        meanwhile()
+        value = yield from self.answer(kind)
+        self.end()
+        return value
+
+    def send(self, statements: Sequence[str]) -> None:
+        """Send statements that give a value each. The server goes on to the next while the value of one is read here."""
+        text = "; ".join(statements)
+        with self._reached():
+            self._is_asked = bool(self._query("send_query", ["text", "text"], self._key, text))
+        self.sent += len(text)
+
+    def answer(self, kind: str) -> Wait:
+        """The value of type `kind` of the next of the statements that were sent."""
+        with self._reached():
             deadline = time.monotonic() + self.timeout
-            while sent and self._query("is_busy", ["text"], self._key):
+            while self._is_asked and self._query("is_busy", ["text"], self._key):
                 if time.monotonic() > deadline:
                     raise Lost(
                         ConnectionFailed(
@@ -103,16 +116,25 @@ class Connection:
                     )
                 yield False
             found = db.query(self._get[kind], ["text"], self._key)
-            db.query(self._get[kind], ["text"], self._key)  # the end of the answer
+        if not found or (value := found[0]["value"]) is None:
+            raise Lost(no_answer(self.name))
+        self.received += len(str(value))
+        return value
+
+    def end(self) -> None:
+        """All answers have come, and the next statements may be sent."""
+        with self._reached():
+            db.query(self._get["text"], ["text"], self._key)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Within it, an error of the other server or of the way to it makes that one Lost."""
+        try:
+            yield
         except plpy.SPIError as error:
             if error.sqlstate == CANCELLED and self._query("error_message", ["text"], self._key) == "OK":
                 raise  # it is this session that was cancelled
             raise Lost(_refused(self.name, error)) from None
-        if not found:
-            raise Lost(no_answer(self.name))
-        value = found[0]["value"]
-        self.received += 2 * len(value) if isinstance(value, bytes) else len(str(value))
-        return value
 
     def _query(self, function: str, types: Sequence[str] = (), *values: str) -> Any:
         """What a function of dblink gives."""

@@ -5,7 +5,6 @@ changes in the order of the configuration, with sync_every their moments after t
 of numbers from elsewhere is checked before it is used, and memory is asked for before it is taken.
 """
 
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, prod
@@ -26,7 +25,7 @@ from ...training.rounds import local_step, state_of
 from ...training.shards import Shard
 from ...training.trainer import Batch, Trainer, estimate_step_bytes
 from .. import db, resources
-from . import environment
+from . import environment, wire
 
 MOST_SENT = 1 << 24  # values at a time
 LOOK_FOR_LEADER = "250ms"  # while a shard is computed
@@ -85,12 +84,9 @@ class Work:
     def take(self, first: int, sent: str) -> int:
         """Weights for the places from `first` on, which is the one that is awaited, or 0; the place after them."""
         try:
-            data = binascii.a2b_base64(sent)  # which passes over whatever is none of its letters
-            values = np.frombuffer(data, FLOAT32)
+            values = wire.from_text(sent)
         except ValueError:
-            raise unexpected("sent, which is no float32 in base64") from None
-        if len(sent) != -(-len(data) // 3) * 4:
-            raise unexpected("sent, which has more than base64")
+            raise unexpected("sent, which is no numbers") from None
         end, self._found, self._replica = first + values.size, None, None
         if not 0 < values.size <= MOST_SENT:
             raise unexpected(f"{values.size} weights")
@@ -157,13 +153,13 @@ class Work:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted
 
-    def gradients(self, first: int, count: int) -> bytes:
-        """`count` of them from place `first` on; of a replica, weights and moments."""
+    def gradients(self, first: int, count: int) -> str:
+        """`count` of them from place `first` on, as text; of a replica, weights and moments."""
         if self._found is None:
             raise _missing("a shard that was computed with these weights")
         if not (0 <= first < self.n_own and 0 < count <= min(MOST_SENT, self.n_own - first)):
             raise unexpected(f"a call for {count} gradients from place {first} on")
-        return self._found[first : first + count].tobytes()
+        return wire.to_text(self._found[first : first + count])
 
 
 def _shaped(flat: np.ndarray, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,7 +3,6 @@
 A conversation is a generator that gives way while it waits; fleet.py lets those of all workers go on.
 """
 
-import binascii
 import json
 import time
 from collections.abc import Callable
@@ -13,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import FeatureNotSupported, PgGpt2Error, WrongState
-from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.shards import Part
 from .. import db
-from . import remote, shard_work
+from . import remote, shard_work, wire
 from .remote import Lost, Wait
 
 # Values at a time. Larger pieces are not faster, and what goes down fits into what a connection takes without waiting.
-PIECE_DOWN, PIECE_UP = 30 << 10, 96 << 10
+PIECE_DOWN, PIECE_UP = 30 << 10, 48 << 10
+AT_ONCE = 64  # pieces that are asked for at a time
 RETRY, LONGEST = 30.0, 600.0  # seconds until a lost worker is tried again: at first, and at most; doubled each time
 NEW = 0.5  # how much the last shard counts in a server's pace
 
@@ -96,15 +95,18 @@ class Worker:
 
     def call(self, function: str, arguments: str, kind: str, meanwhile: Callable[[], None] = _nothing) -> Wait:
         """What a function llm_worker_... of that server gives; `meanwhile` is done before that is awaited."""
-        statement = "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
-        return (yield from self.link.ask(statement + ("::pg_catalog.text" if kind == "text" else ""), kind, meanwhile))
+        statement = self._asked(function, arguments) + ("::pg_catalog.text" if kind == "text" else "")
+        return (yield from self.link.ask(statement, kind, meanwhile))
+
+    def _asked(self, function: str, arguments: str) -> str:
+        return "SELECT " + self._schema + ".llm_worker_" + function + "(" + arguments + ")"
 
     def send(self, first: int, n: int, piece: Callable[[int], str]) -> Wait:
-        """Send the weights of places `first` to `n`; `piece` gives those from a place on as base64."""
+        """Send the weights of places `first` to `n`; `piece` gives those from a place on as text."""
         began = time.monotonic()
         ahead = [piece(first)]
         while first < n:
-            arguments, after = str(first) + ", '" + ahead.pop() + "'", first + PIECE_DOWN
+            arguments, after = str(first) + ", $$" + ahead.pop() + "$$", first + PIECE_DOWN
 
             def look_ahead(after: int = after) -> None:  # while the worker reads this one
                 ahead.append(piece(after) if after < n else "")
@@ -113,8 +115,8 @@ class Worker:
             yield True
         self.share.transfer += time.monotonic() - began
 
-    def compute(self, part: Part, chunk: int, how: dict[str, Any], n: int) -> Wait:
-        """What it finds for a part, with the weights that it has; `n` is how many numbers that is beside the loss."""
+    def compute(self, part: Part, chunk: int, how: dict[str, Any], values: np.ndarray) -> Wait:
+        """What it finds for a part, with the weights that it has; `values` takes the numbers that this is beside the loss."""
         began = time.monotonic()
         answers = []
         for shard, said in part.calls(how):
@@ -123,18 +125,27 @@ class Worker:
             yield True
         computed = time.monotonic()
         self.share.compute += computed - began
-        values = np.empty(n if answers else 0, FLOAT32)
-        for first in range(0, values.size, PIECE_UP):
-            piece = values[first : first + PIECE_UP]
-            data = yield from self.call("gradients", f"{first}, {piece.size}", "bytea")
-            if len(data) != piece.nbytes:
-                raise Lost(remote.no_answer(self.name))
-            piece[...] = np.frombuffer(data, FLOAT32)
-            yield True
+        if answers:
+            yield from self._fetch(values)
         ended = time.monotonic()
         self.share.transfer += ended - computed
         self.pace = slowly(self.pace, ended - began)
         return part.answered(answers, values)
+
+    def _fetch(self, values: np.ndarray) -> Wait:
+        """Fill `values` with what it has found; it goes on to the next piece while one is read here."""
+        for start in range(0, values.size, AT_ONCE * PIECE_UP):
+            pieces = _pieces(values[start : start + AT_ONCE * PIECE_UP])
+            places = range(start, values.size, PIECE_UP)
+            self.link.send([self._asked("gradients", f"{at}, {piece.size}") for at, piece in zip(places, pieces)])
+            for piece in pieces:
+                text = yield from self.link.answer("text")
+                try:
+                    wire.read(text, piece)
+                except ValueError:
+                    raise Lost(remote.no_answer(self.name)) from None
+                yield True
+            self.link.end()
 
     def join(self) -> None:
         """It has taken on the run, and can be asked."""
@@ -156,9 +167,13 @@ def _literal(value: Any) -> str:
     return "E'" + text + "'::pg_catalog.jsonb"
 
 
+def _pieces(values: np.ndarray) -> list[np.ndarray]:
+    return [values[first : first + PIECE_UP] for first in range(0, values.size, PIECE_UP)]
+
+
 def sent(row: Flat, first: int) -> str:
-    """Some numbers of a row from place `first` on, in base64."""
-    return binascii.b2a_base64(row[first : first + PIECE_DOWN].tobytes(), newline=False).decode("ascii")
+    """Some numbers of a row from place `first` on, as text."""
+    return wire.to_text(row[first : first + PIECE_DOWN])
 
 
 def slowly(pace: float | None, seconds: float) -> float:
