@@ -130,6 +130,7 @@ if [ "${1:-}" = test ]; then
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
+    command -v pgpool >/dev/null || [ -x /usr/sbin/pgpool ] || missing+=(pgpool2)
     [ -e "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || missing+=("postgresql-$major-cron")
     if ! command -v chromium >/dev/null; then
         known_to_apt chromium || apt_update
@@ -155,7 +156,7 @@ fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"
 fi
-for service in pgbouncer haproxy; do # the tests start their own; Debian's packages start one at every boot
+for service in pgbouncer haproxy pgpool2; do # the tests start their own; Debian's packages start one at every boot
     if [[ " ${missing[*]} " == *" $service "* ]]; then
         as_root sh -c "systemctl --quiet disable --now $service 2>/dev/null || service $service stop" || true
     fi

@@ -1,4 +1,4 @@
-"""Behind a real HAProxy, with the settings of docs/how-to/poolers.md; and what that page tells pgpool of our functions."""
+"""Behind a real HAProxy and a real pgpool, with the settings of docs/how-to/poolers.md; and whether its list of functions is whole."""
 
 import os
 import re
@@ -25,9 +25,33 @@ MODEL = """
     SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 270, 'm');
     SELECT llm_init_model('m', 1, 2, 16, 32, seed => 1);
     CREATE TABLE here AS SELECT '{name}' AS name;
+    CREATE TABLE written (by text);
     CREATE ROLE haproxy LOGIN;
 """
 WHERE = "SELECT name, llm_generate('low', 5, seed => 1, model_name => 'm') FROM here"
+PGPOOL = """
+    backend_clustering_mode = 'streaming_replication'
+    backend_hostname0 = '{one}'
+    backend_port0 = 5432
+    backend_weight0 = 0
+    backend_flag0 = 'ALWAYS_PRIMARY|DISALLOW_TO_FAILOVER'
+    backend_hostname1 = '{two}'
+    backend_port1 = 5432
+    backend_weight1 = 1
+    backend_flag1 = 'DISALLOW_TO_FAILOVER'
+    load_balance_mode = on
+    sr_check_period = 0
+    listen_addresses = ''
+    pcp_listen_addresses = ''
+    port = 5999
+    socket_dir = '{folder}'
+    pcp_socket_dir = '{folder}'
+    pid_file_name = '{folder}/pgpool.pid'
+    work_dir = '{folder}'
+    num_init_children = 2
+    memqcache_total_size = 1MB
+    read_only_function_list = '{reading}'
+"""
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +131,28 @@ def test_haproxy_cuts_a_silent_statement_at_a_timeout_that_is_short(hosts, start
     started("haproxy", "-db", "-f", haproxy(tmp_path, hosts, "1s"))
     with pytest.raises(psycopg.OperationalError, match="closed the connection"), connect(tmp_path, 5433) as conn:
         conn.execute("SELECT pg_sleep(10)")
+
+
+@pytest.mark.parametrize("reading", [LIST, ""])
+def test_pgpool_reads_on_the_standby_and_writes_on_the_primary(hosts, started, tmp_path, reading):
+    """`two` passes for a standby. With no list, pgpool looks up that llm_generate is VOLATILE, and so on the primary it stays."""
+    file = tmp_path / "pgpool.conf"
+    file.write_text(PGPOOL.format(**hosts, folder=tmp_path, reading=reading))
+    (tmp_path / "pcp.conf").touch()
+    started("pgpool", "-n", "-f", file, "-F", tmp_path / "pcp.conf")
+    with connect(tmp_path, 5999) as conn:
+        assert conn.execute("SELECT name FROM here").fetchone() == ("two",)
+        assert conn.execute(WHERE).fetchone()[0] == ("two" if reading else "one")
+        assert conn.execute("SELECT name, llm_perplexity('low lower', 'm') FROM here").fetchone()[0] == "two"
+        assert conn.execute("SELECT name, llm_checkpoint_save('m') FROM here").fetchone()[0] == "one"
+        conn.execute("INSERT INTO written VALUES ('pgpool')")
+        with conn.transaction():
+            conn.execute("INSERT INTO written VALUES ('pgpool')")
+            assert conn.execute(WHERE).fetchone()[0] == "one"
+        assert conn.execute(
+            "/*NO LOAD BALANCE*/ SELECT name, count(*) FROM here, written GROUP BY name"
+        ).fetchone() == ("one", 2)
+        conn.execute("DELETE FROM written")
 
 
 def test_pgpools_list_has_what_reads_and_nothing_that_writes(conn):
