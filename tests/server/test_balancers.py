@@ -1,4 +1,4 @@
-"""Behind a real HAProxy and a real pgpool, with the settings of docs/how-to/poolers.md; and whether its list of functions is whole."""
+"""Behind a real HAProxy and a real pgpool, as docs/how-to/poolers.md sets them up; and whether its list of functions is whole."""
 
 import os
 import re
