@@ -277,6 +277,35 @@ def test_a_worker_ends_when_its_leader_is_killed(leader, second_cluster, new_dat
     thread.join()
 
 
+ANSWERS = {
+    "nothing": "SELECT NULL::text",
+    "no numbers": "SELECT repeat('x', 16)",
+    "too few numbers": "SELECT '0000AA=='",
+    "another character": "SELECT translate(public.right_one(first, count), '0', '~')",
+    "an error": "SELECT (1 / (count - count))::text",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_worker_that_answers_with_anything_else_changes_no_bit(leader, connect, new_database, wanted, answer):  # noqa: F811
+    """It is given up with a NOTICE, before anything of it is used."""
+    model, name, dsn = f"answered {answer}", f"w {answer}", new_database()
+    add_server(leader, name, dsn)
+    with psycopg.connect(dsn, autocommit=True) as there:
+        there.execute("ALTER FUNCTION llm_worker_gradients RENAME TO right_one")
+        there.execute(
+            "CREATE FUNCTION llm_worker_gradients(first bigint, count integer) RETURNS text LANGUAGE sql"
+            f" AS $${ANSWERS[answer]}$$"
+        )
+    make_model(leader, model)
+    session, said = listening(connect())
+    session.execute(CALL.format(steps=STEPS, more=""), [model, Jsonb({"workers": [name], "shards": 4})])
+    expected = "division by zero" if answer == "an error" else "has not answered what it was asked"
+    (lost,) = (one for one in said if "others compute" in one)
+    assert expected in lost
+    assert leader.execute(STATE, [model]).fetchone() == (wanted,)
+
+
 def call_long(session: psycopg.Connection) -> None:
     with contextlib.suppress(psycopg.Error):
         session.execute(LONG.format("orphaned"))
