@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-# Before NumPy is loaded, which reads it once: the threads here are Python's, one product each.
+# Before NumPy is loaded, which reads them once: the threads here are Python's, one product each, and what makes OpenBLAS forgo a
+# part of the processor holds for the caller's shell, not for the server, nor for the machine.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ.pop("OPENBLAS_CORETYPE", None)
+os.environ.pop("OPENBLAS_L2_SIZE", None)
 
 import numpy as np
 

@@ -4,6 +4,7 @@ import gc
 import re
 import tracemalloc
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from pg_gpt2 import host
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.core.tape import Eager
-from pg_gpt2.fast import layout, panels, prepared
+from pg_gpt2.fast import layout, panels, prepared, threads
 from pg_gpt2.fast.linear import addmm, matmul
 from pg_gpt2.fast.panels import Panels
 from pg_gpt2.generation import batch, beam, decode, generate, packing, prefixes, scoring, tracing
@@ -209,7 +210,7 @@ def test_an_adapters_rows_have_the_same_bits_alone_and_together() -> None:
     assert found == ("compared" if usable else "")
 
 
-@pytest.mark.parametrize("m", [1, 2, 16, 17, 63, 64, 65, 129, 200])
+@pytest.mark.parametrize("m", [1, 2, 16, 17, 63, 64, 65, 129, 256, 257, 300])
 @pytest.mark.parametrize("r", [1, 5, 8, 64, 70, 1000])
 def test_the_two_products_in_panels(m: int, r: int) -> None:
     rng = np.random.default_rng(m)
@@ -223,6 +224,21 @@ def test_the_two_products_in_panels(m: int, r: int) -> None:
     np.testing.assert_array_equal(c, kept)
     np.testing.assert_allclose(matmul(x[None], a)[0], found)
     np.testing.assert_array_equal(addmm(c, found, Panels.of(np.zeros_like(up)), factor=0.5), c)
+
+
+def test_what_an_adapter_adds_is_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of rows is one task, however large its product: tasks of a task would make threads wait for each other."""
+    handed: list[int] = []
+    run = threads.ThreadPool.run
+
+    def counting(pool: threads.ThreadPool, tasks: Sequence[threads.Task], batch: threads.Batch | None = None) -> None:
+        handed.append(len(tasks))
+        run(pool, tasks, batch)
+
+    monkeypatch.setattr(threads.ThreadPool, "run", counting)
+    c, low, up = np.zeros((512, 2304), np.float32), np.zeros((512, 8), np.float32), np.zeros((8, 2304), np.float32)
+    panels.added(c, low, Panels.of(up))
+    assert handed == [2]
 
 
 # ---- many adapters of one base

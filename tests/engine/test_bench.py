@@ -1,6 +1,8 @@
 """The benchmark's own logic: ratios, limits, tables and files. What it measures is not tested, but that it runs is (server)."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def rows():
     time = Row("time", "step", "s", limits=(Limit(None, "<=", 1.5),))
     time.add(US, 2.0)
     return [rate, time, Row("never", "skipped", "s", limits=(Limit("rival", "<=", 1.0),))]
+
+
+def test_bounds_are_the_machines_whatever_the_shell_says_of_blas():
+    """The server is started without what its caller's shell has OpenBLAS forgo; a bound that is measured with it is too low."""
+    forgoing = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "512"}
+    code = "import bounds, os; print([os.environ.get(name) for name in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE')])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCH, env=os.environ | forgoing, check=True, capture_output=True, text=True
+    )
+    assert found.stdout == "[None, None]\n"
 
 
 def test_ratios_are_of_a_round_and_in_the_rows_unit():

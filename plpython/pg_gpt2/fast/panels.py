@@ -25,7 +25,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
-ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
+ADDED_ROWS = 16 * ROWS  # a task, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -117,17 +117,18 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
 
 
 def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
-    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
-    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+    """c + x @ w for a w so low that most of the work is adding: each thread has many rows, and few calls to make."""
+    m, n = c.shape
+    x = _with_room(x)
+    out = buffers.empty((len(x), w.width), x.dtype)
 
     def some(rows: slice) -> None:
-        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
-        product = buffers.scratch("added", (len(left), w.width), x.dtype)
-        bind(left, w, product)()
-        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+        own = slice(rows.start, rows.start + room(rows.stop - rows.start))
+        _BoundProduct(x[own], w, out[own], None).alone()
+        np.add(out[rows, :n], c[rows], out=out[rows, :n])
 
-    threads.for_rows(len(c), ADDED_ROWS, some)
-    return out
+    threads.for_rows(m, ADDED_ROWS, some)
+    return out[:m, :n]
 
 
 def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
@@ -159,7 +160,7 @@ class _BoundProduct:
         """All of it in one call."""
         if self.parts > 1 and self.parts * self.out.nbytes > MOST_TERMS:
             return _on_all_cores([partial(self._one_piece, piece) for piece in self.pieces])
-        terms = self.out[None] if self.parts == 1 else self._terms(self.out)
+        terms = self._terms(self.out)
         products = [self._multiply(piece, terms[:, :, _columns(piece)]) for piece in self.pieces]
         ahead = None if following is None else _read_ahead(following, len(self.x))
         if len(self.x) > ROWS:
@@ -169,6 +170,10 @@ class _BoundProduct:
         multiplied = _on_all_cores([_in_turn(product) for product in products], ahead)
         return _in_turn([multiplied, *self._add_up(terms, self.out, slice(0, None))])
 
+    def alone(self) -> None:
+        """All of it on the calling thread."""
+        self._one_piece(slice(0, len(self.w.data)))
+
     def _one_piece(self, piece: slice) -> None:
         """The product with some panels, its terms in memory of the thread."""
         out = self.out[:, _columns(piece)]
@@ -176,7 +181,8 @@ class _BoundProduct:
         _in_turn([*self._multiply(piece, terms), *self._add_up(terms, out, slice(0, None), piece.start * WIDTH)])()
 
     def _terms(self, out: np.ndarray) -> np.ndarray:
-        return buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
+        """Where the terms go; one alone is the product."""
+        return out[None] if self.parts == 1 else buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
 
     def _multiply(self, piece: slice, terms: np.ndarray) -> list[Call]:
         """Calls that set the terms [parts, m, P w] of x [m, K] @ each of the panels [P, K, w]."""
