@@ -181,7 +181,21 @@ def test_the_cache_of_words_is_bounded(monkeypatch):
     text = " ".join(f"word{chr(97 + i)}" for i in range(26)) + " " + "x" * 1000
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer._words.cached) <= 8
-    assert all(len(word) <= words.CACHED_LENGTH for word in tokenizer._words.cached)
+
+
+def test_the_cache_has_no_long_word_and_a_bounded_number_of_characters(monkeypatch):
+    monkeypatch.setattr(words, "CACHED_LENGTH", 100)
+    monkeypatch.setattr(words, "CACHED_CHARACTERS", 1000)
+    tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+    cache, most = tokenizer._words.cached, 0
+    for n in range(50):
+        text = "x" * (80 + n)
+        for _ in range(2):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert cache.characters == sum(map(len, cache)) <= 1000
+        assert all(len(word) <= 100 for word in cache)
+        most = max(most, len(cache))
+    assert most > 8, "it is used as far as it goes"
 
 
 # Decoding
@@ -264,27 +278,82 @@ def test_the_heap_merges_as_scanning_does(seed):
     assert not any(pair in ranks for pair in pairwise(scanned))
 
 
+def some_merges(rng):
+    """Any ranks and symbols, such as no training gives: merges without a token, several that make one, ranks left out."""
+    symbols = [*range(-3, 8), 2**31 - 1, 1 - 2**31]
+    merged = rng.choices(symbols, k=40)
+    pairs = list(zip(rng.choices(symbols, k=rng.randrange(41)), rng.choices(symbols, k=40)))
+    ranks = dict(zip(pairs, range(40)))  # a later one of the same pair counts
+    ranks |= {(right, left): rank for (left, right), rank in zip(pairs[:9], rng.sample(range(40), 9))}
+    return ranks, merged
+
+
 @no_deadline
 @given(st.integers(0, 2**32))
 def test_many_words_are_merged_together_as_each_alone(seed):
     rng = random.Random(seed)
-    merged = [rng.randrange(-3, 8) for _ in range(30)]
-    ranks = {(rng.randrange(-3, 8), rng.randrange(-3, 8)): rank for rank in range(rng.randrange(31))}
-    many = [[rng.randrange(4) for _ in range(rng.randrange(1, 30))] for _ in range(rng.randrange(1, 40))]
-    lengths = np.array([len(word) for word in many])
-    together = bpe_many.Merges(ranks, merged).merge(np.concatenate(many), lengths)
+    ranks, merged = some_merges(rng)
+    longest = rng.choice([2, 30, 200])
+    many = [[rng.randrange(-1, 4) for _ in range(rng.randrange(1, longest))] for _ in range(rng.randrange(1, 40))]
+    many.sort(key=len, reverse=True)
+    symbols, counts = bpe_many.Merges(ranks, merged).merge(np.concatenate(many), np.array([len(word) for word in many]))
     for word in many:
         list(bpe_merge.merge_by_scan(word, ranks, merged))
-    assert together == many
+    assert [part.tolist() for part in np.split(symbols, np.cumsum(counts)[:-1])] == many
+
+
+@pytest.mark.parametrize("spread", [bpe_many.SPREAD, 0, 1])
+@pytest.mark.parametrize("count", [0, 1, 2, 400])
+def test_each_pair_has_its_rank_wherever_the_table_puts_it(monkeypatch, spread, count):
+    """With a spread of 0 all pairs have one home."""
+    monkeypatch.setattr(bpe_many, "SPREAD", spread)
+    rng = random.Random(count)
+    symbols = [bpe_many.END, 1 - 2**31, 2**31 - 1, *range(-40, 40)]
+    ranks = {(rng.choice(symbols[1:]), rng.choice(symbols[1:])): rank for rank in range(count)}
+    pairs = [*ranks, *((left, right) for left in symbols for right in symbols)]
+    left, right = np.array(pairs).T
+    found = bpe_many.Pairs(ranks).rank(left, right)
+    assert found.tolist() == [ranks.get(pair, bpe_merge.NEVER) for pair in pairs]
 
 
 @pytest.mark.parametrize("several", [1, 10**9])
 def test_new_words_are_the_same_together_and_one_by_one(monkeypatch, several):
     monkeypatch.setattr(words, "MANY", several)
-    fresh = Tokenizer(LEARNED.tokens, MERGES)
-    for text, ids in CASES["plain"]:
-        assert fresh.encode(text) == ids
-        assert fresh.encode(text) == ids  # from the cache
+    for few in (0, 3, words.FEW):
+        monkeypatch.setattr(words, "FEW", few)
+        fresh = Tokenizer(LEARNED.tokens, MERGES)
+        for text, ids in CASES["plain"]:
+            assert fresh.encode(text) == ids
+            assert fresh.encode(text) == ids  # from the cache
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+
+
+@no_deadline
+@given(texts, st.integers(1, 40))
+def test_arrays_have_the_ids_whatever_is_done_at_once(text, size):
+    ids = LEARNED.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AT_ONCE", "WORDS_A_MERGE", "IDS_A_TEXT", "MANY", "LONG_AMONG_MANY", "CACHED_LENGTH"):
+            patch.setattr(words, name, size)
+        patch.setattr(words, "FEW", size // 9)
+        fresh = Tokenizer(LEARNED.tokens, MERGES)
+        for _ in range(2):
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+            assert fresh.encode(text) == ids
+
+
+@pytest.mark.parametrize("several", [1, 10**9])
+@pytest.mark.parametrize("call", [Tokenizer.encode, Tokenizer.encode_array])
+def test_a_token_that_is_lacking_is_an_error_each_time_together_and_one_by_one(monkeypatch, several, call):
+    monkeypatch.setattr(words, "MANY", several)
+    monkeypatch.setattr(words, "FEW", 0)
+    vocab = {c: i for i, c in enumerate(BYTE_CHARACTERS)} | {"abc": 256}
+    short = Tokenizer.from_strings(vocab, [("a", "b"), ("ab", "c"), ("x", "y")])
+    for _ in range(2):
+        assert call(short, "abc") == call(short, "abc")
+        with pytest.raises(InconsistentData, match="lacks the token 'xy'"):
+            call(short, "abc abcxyabc xabc")
 
 
 @no_deadline

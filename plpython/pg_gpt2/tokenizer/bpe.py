@@ -140,7 +140,8 @@ class Tokenizer:
                     f"the text has more than {MOST_IDS} tokens, the most that an array takes",
                     hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
                 )
-        return "{" + "".join(parts).removesuffix(",") + "}"
+        parts[-1:] = [part.removesuffix(",") for part in parts[-1:]]
+        return "".join(["{", *parts, "}"])
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""

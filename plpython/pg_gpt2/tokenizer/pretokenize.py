@@ -125,11 +125,12 @@ def _char_class(table: str, last: int) -> str:
 def _splitter(last: int) -> re.Pattern[str]:
     """GPT-2's pattern for text without characters beyond `last`.
 
-    Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
+    Contractions come after letters, which excludes nothing: no match of either can start like one of the other. And letters
+    come in two cases, because `re` is quicker to see that a match cannot begin with a space than to try one that may.
     """
     letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
     return re.compile(
-        f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
+        f" [{letter}]+|[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
         f"|[{space}]+(?![^{space}])|[{space}]+"
     )
 

@@ -4,6 +4,7 @@ The new words of a piece of text are merged together where there are many, else 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -16,11 +17,16 @@ from .bpe_many import Merges
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import word_too_long
 
-AT_ONCE = 1 << 15  # words whose new ones are merged together
+AT_ONCE = 1 << 16  # words whose new ones are merged together
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
-CACHED_LENGTH = 64  # longer words seldom come back
+CACHED_CHARACTERS = 1 << 21  # of these words
+CACHED_LENGTH = 1 << 10  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster
 MANY = 512  # new words from which merging them together is faster
+FEW = 8  # of many new words the longest are merged one by one: that is faster than rounds for them alone
+LONG_AMONG_MANY = 256  # bytes from which a word is merged alone
+WORDS_A_MERGE = 1 << 11  # of words of 255 bytes some 40 MB of arrays
+IDS_A_TEXT = 1 << 15
 BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
 BYTES_A_CHECK = 1 << 20
 Value = TypeVar("Value")
@@ -39,6 +45,34 @@ def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
+class Cache(dict[str, Value]):
+    """What was made of words. Emptied when full: the words in use are back at once."""
+
+    characters = 0
+
+    def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, Value]]) -> list[Value]:
+        """The value of each word; `make` gives those of new words."""
+        try:
+            return list(map(self.__getitem__, words))
+        except KeyError:
+            new = [word for word in dict.fromkeys(words) if word not in self]
+        self.update(make(new))
+        found = list(map(self.__getitem__, words))
+        self._tidy(new)
+        return found
+
+    def _tidy(self, new: list[str]) -> None:
+        """Drop what is too long to keep, or everything where it is too much."""
+        for word in new:
+            if len(word) <= CACHED_LENGTH:
+                self.characters += len(word)
+            else:
+                del self[word]
+        if len(self) > CACHED_WORDS or self.characters > CACHED_CHARACTERS:
+            self.clear()
+            self.characters = 0
+
+
 class Words:
     """The words of one vocabulary. `lacking` makes the error for a symbol that it lacks: see Tokenizer."""
 
@@ -46,28 +80,22 @@ class Words:
         self, byte_symbols: list[int], ranks: Ranks, merged: list[int], lacking: Callable[[int], PgGpt2Error]
     ) -> None:
         self._byte_symbols, self._ranks, self._merged, self._lacking = byte_symbols, ranks, merged, lacking
-        self.cached: dict[str, list[int]] = {}  # both are emptied when full: the words in use are back at once
-        self._texts: dict[str, str] = {}
-        self._merges: Merges | None = None
+        self._symbols_of = np.array(byte_symbols, np.int64)
+        self.cached: Cache[list[int]] = Cache()
+        self._texts: Cache[str] = Cache()
+
+    @cached_property
+    def _merges(self) -> Merges:
+        """Made when first needed: a short text does without."""
+        return Merges(self._ranks, self._merged)
 
     def encode(self, words: list[str]) -> list[list[int]]:
         """Ids of each word."""
-        found = list(map(self.cached.get, words))
-        if None not in found:
-            return found  # type: ignore[return-value]
-        new = self._encode_new(dict.fromkeys(word for word, ids in zip(words, found) if ids is None))
-        _keep(self.cached, new)
-        return [new[word] if ids is None else ids for word, ids in zip(words, found)]
+        return self.cached.look_up(words, lambda new: self._encode_new(new, list, _lists))
 
     def texts(self, words: list[str]) -> list[str]:
         """Ids of each word in decimal, with a comma after each id."""
-        found = list(map(self._texts.get, words))
-        if None not in found:
-            return found  # type: ignore[return-value]
-        fresh = [*dict.fromkeys(word for word, text in zip(words, found) if text is None)]
-        new = {word: _decimal(ids) for word, ids in zip(fresh, self.encode(fresh))}
-        _keep(self._texts, new)
-        return [new[word] if text is None else text for word, text in zip(words, found)]
+        return self._texts.look_up(words, lambda new: self._encode_new(new, _text, _texts))
 
     def symbols(self, word: str) -> list[int]:
         """A symbol for each byte of a word."""
@@ -83,48 +111,65 @@ class Words:
             symbols += [self._byte_symbols[b] for b in data[part]]
         return symbols
 
-    def _encode_new(self, words: Iterable[str]) -> dict[str, list[int]]:
-        """Ids of words that are not known yet."""
-        short = {word: data for word in words if len(data := _encoded(word)) < LONG_WORD}
-        new = self._encode_many(short) if len(short) >= MANY else {}
-        new |= {word: self._encode_one(word) for word in words if word not in new}
-        if (least := min(map(min, new.values()))) < 0:
-            raise self._lacking(least)
+    def _encode_new(
+        self,
+        words: list[str],
+        one: Callable[[list[int]], Value],
+        each: Callable[[np.ndarray, np.ndarray], list[Value]],
+    ) -> dict[str, Value]:
+        """What `one` makes of a word's ids, or `each` of the ids of several words and their counts, for words not known yet."""
+        alone, together = (words, []) if len(words) < MANY else _apart(words)
+        new = {word: one(self._encode_one(word)) for word in alone}
+        for part in slices.pieces(len(together), WORDS_A_MERGE):
+            data = [word.encode() for word in together[part]]
+            symbols = self._symbols_of[np.frombuffer(b"".join(data), np.uint8)]
+            ids, counts = self._merges.merge(symbols, np.fromiter(map(len, data), np.int64, len(data)))
+            self._require_tokens(int(ids.min()))
+            new.update(zip(together[part], each(ids, counts)))
         return new
-
-    def _encode_many(self, words: dict[str, bytes]) -> dict[str, list[int]]:
-        if self._merges is None:
-            self._merges = Merges(self._ranks, self._merged)
-        data = np.frombuffer(b"".join(words.values()), np.uint8)
-        lengths = np.fromiter(map(len, words.values()), np.int64, len(words))
-        return dict(zip(words, self._merges.merge(np.array(self._byte_symbols)[data], lengths)))
 
     def _encode_one(self, word: str) -> list[int]:
         symbols = self.symbols(word)
         if len(symbols) >= LONG_WORD:
-            return merge_by_heap(symbols, self._ranks, self._merged)
-        for _ in merge_by_scan(symbols, self._ranks, self._merged):
-            pass
+            symbols = merge_by_heap(symbols, self._ranks, self._merged)
+        else:
+            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+                pass
+        self._require_tokens(min(symbols))
         return symbols
 
+    def _require_tokens(self, least: int) -> None:
+        """Refuse a symbol that is no token."""
+        if least < 0:
+            raise self._lacking(least)
 
-def _decimal(ids: list[int]) -> str:
-    """Ids with a comma after each."""
-    if len(ids) <= AT_ONCE:
-        return "".join([f"{i}," for i in ids])
+
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Of many words the longest, to be merged one by one, and the others, these from long to short."""
+    lengths = np.fromiter([len(_encoded(word)) for word in words], np.int64, len(words))
+    order = [words[n] for n in np.argsort(-lengths, kind="stable").tolist()]
+    alone = max(FEW, int(np.count_nonzero(lengths >= LONG_AMONG_MANY)))
+    return order[:alone], order[alone:]
+
+
+def _lists(ids: np.ndarray, counts: np.ndarray) -> list[list[int]]:
+    """Ids of words one after another, as a list for each word."""
+    flat, ends = ids.tolist(), np.cumsum(counts).tolist()
+    return [flat[end - count : end] for end, count in zip(ends, counts.tolist())]
+
+
+def _texts(ids: np.ndarray, counts: np.ndarray) -> list[str]:
+    """Ids of words one after another, as a text for each word. A -1 marks its end until all are written."""
+    return _text(np.insert(ids, np.cumsum(counts), -1).tolist()).split("-1,")[:-1]
+
+
+def _text(ids: list[int]) -> str:
+    """Ids in decimal with a comma after each."""
     parts = []
-    for part in slices.pieces(len(ids), AT_ONCE):  # of a word of megabytes
+    for part in slices.pieces(len(ids), IDS_A_TEXT):
         host.check_interrupts()
-        parts.append(_decimal(ids[part]))
+        parts.append(str(ids[part])[1:-1].replace(" ", "") + ",")
     return "".join(parts)
-
-
-def _keep(cache: dict[str, Value], new: dict[str, Value]) -> None:
-    """Put into a cache what is new there and not too long."""
-    short = [(word, value) for word, value in new.items() if len(word) <= CACHED_LENGTH]
-    if len(cache) + len(short) > CACHED_WORDS:
-        cache.clear()
-    cache |= short[:CACHED_WORDS]
 
 
 def _encoded(word: str) -> bytes:
