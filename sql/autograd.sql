@@ -45,7 +45,7 @@ AS @autograd.variable@;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
 
-CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(

@@ -35,7 +35,7 @@ from .results import (
     TextRow,
     evaluation_of,
 )
-from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
+from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name, several
 from .training import progress_bar, split
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class AsyncPGLLMClient:
     """
 
     def __init__(self, conn: psycopg.AsyncConnection[Any], *, model: str | None = None) -> None:
+        kind = psycopg.AsyncConnection
+        if not isinstance(conn, kind):  # such as one of the other kind, or what was not awaited
+            raise TypeError(f"{type(self).__name__} takes psycopg's {kind.__name__}, not a {type(conn).__name__}")
         self.conn = conn
         self.model = model
         self._found: Statements | None = None
@@ -101,7 +104,7 @@ class AsyncPGLLMClient:
     @takes(BatchOptions)
     async def generate_texts(self, prompts: Sequence[str], **options: Unpack[BatchKeywords]) -> list[BatchText]:
         """What `generate_batch` gives, how each text ended, and how many tokens it has; `logprobs` asks for its probability."""
-        rows = await self._rows("llm_generate_batch", prompts=list(prompts), **arguments(options, self.model))
+        rows = await self._rows("llm_generate_batch", prompts=several(prompts), **arguments(options, self.model))
         return sorted((BatchText(*row) for row in rows), key=lambda each: (each.n, each.sample))
 
     @takes(ManyOptions)
@@ -175,14 +178,24 @@ class AsyncPGLLMClient:
         `normalize` says what is compared: 'none' log-probabilities, 'tokens' and 'bytes' those divided by a choice's length,
         'prior' those less what the choice has at the beginning of a text.
         """
-        given = {"prompt": prompt, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        given = {
+            "prompt": prompt,
+            "choices": several(choices),
+            "normalize": normalize,
+            "model_name": model or self.model,
+        }
         return [Choice(*row) for row in await self._rows("llm_choose", **given)]
 
     async def classify(
         self, prompt: str, choices: Sequence[str], *, normalize: str = "none", model: str | None = None
     ) -> str | None:
         """The first of what `choose` gives; None of no choices."""
-        given = {"prompt": prompt, "choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        given = {
+            "prompt": prompt,
+            "choices": several(choices),
+            "normalize": normalize,
+            "model_name": model or self.model,
+        }
         return await self._value("llm_classify", **given)
 
     async def choose_from(
@@ -199,7 +212,7 @@ class AsyncPGLLMClient:
 
         Several share a pass of the model, and what they begin with in common is processed once.
         """
-        given = {"choices": list(choices), "normalize": normalize, "model_name": model or self.model}
+        given = {"choices": several(choices), "normalize": normalize, "model_name": model or self.model}
         return self._streamed(ChosenRow, ROWS, "llm_choose_rows", source=source, **given)
 
     async def evaluate_choices(
@@ -210,7 +223,7 @@ class AsyncPGLLMClient:
         `source` is a query of two columns, a prompt and its answer, or of three: the last is an array, the choices of that row,
         which go before `choices`. NOTICEs say which rows were skipped, and which count as wrong for want of a result.
         """
-        given = {"choices": choices and list(choices), "normalize": normalize, "model_name": model or self.model}
+        given = {"choices": choices and several(choices), "normalize": normalize, "model_name": model or self.model}
         statement = (await self._statements()).evaluation("llm_evaluate_choices", source=source, **given)
         return evaluation_of(await self._fetch(statement))
 

@@ -128,8 +128,13 @@ def arguments(options: Mapping[str, Any], model: str | None, keys: Sequence[str]
         given["options"] = json.dumps(others)
     for name, value in given.items():
         if value is not None and TYPES.get(name, "text").endswith("[]"):
-            given[name] = [value] if isinstance(value, str) else list(value)
+            given[name] = several(value)
     return given
+
+
+def several(texts: str | Iterable[Any]) -> list[Any]:
+    """What an array holds; a text is one, and not its characters."""
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def cursor_name() -> str:

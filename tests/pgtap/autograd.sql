@@ -1,7 +1,7 @@
 -- Handles: a transformer block written in SQL and differentiated, against torch (tests/golden/block.json); errors; the mode.
 -- pg_prove runs this from the root of the checkout.
 BEGIN;
-SELECT plan(86);
+SELECT plan(87);
 \set golden `cat tests/golden/block.json`
 CREATE TEMPORARY TABLE golden AS SELECT :'golden'::jsonb AS j;
 CREATE FUNCTION pg_temp.numbers(list jsonb) RETURNS double precision[] LANGUAGE sql AS
@@ -30,7 +30,8 @@ SELECT id AS fc_w FROM p WHERE name = 'mlp.c_fc.weight' \gset
 SELECT id AS fc_b FROM p WHERE name = 'mlp.c_fc.bias' \gset
 SELECT id AS proj_w FROM p WHERE name = 'mlp.c_proj.weight' \gset
 SELECT id AS proj_b FROM p WHERE name = 'mlp.c_proj.bias' \gset
-SELECT llm_variable(pg_llm_tensor(pg_temp.numbers(j -> 'g')), '{4,8}', false) AS g FROM golden \gset
+SELECT llm_variable(pg_llm_tensor(pg_temp.numbers(j -> 'g')), '{4,8}') AS g FROM golden \gset
+SELECT is((SELECT requires_grad FROM llm_tensor WHERE id = :g), false, 'a gradient is asked for');
 
 -- Attention from primitive ops: [T,3D] -> 3 x [H,T,d], scores, mask, softmax, mix.
 SELECT llm_op('layernorm', ARRAY[:x, :ln_1_w, :ln_1_b], '{"eps": 1e-5}') AS h \gset

@@ -1,6 +1,6 @@
 -- Choosing: llm_choose, llm_classify, llm_choose_from, llm_choose_rows, llm_evaluate_choices.
 BEGIN;
-SELECT plan(64);
+SELECT plan(68);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
@@ -61,6 +61,10 @@ SELECT results_eq($$SELECT * FROM llm_choose_rows('SELECT 7, $x$low$x$', '{}')$$
 SELECT results_eq($$SELECT choice FROM llm_choose_rows('VALUES (1, $x$lo$x$), (2, $x$l$x$)', '{w}')$$, $$VALUES (NULL), ('w')$$, 'a prompt that cannot be answered does not end the statement');
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT name FROM label', '{a}')$$, '22023', NULL, 'one column');
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT 1, name FROM label', '{a}', 'sum')$$, '22023', NULL, 'no such normalization');
+SELECT throws_ok(call, '22023', NULL, 'a model''s name in its place is no error about the model that is meant: ' || call) FROM (VALUES
+    ($$SELECT llm_choose('low', '{a}', 't', 'gpt2-xl')$$), ($$SELECT llm_classify('low', '{a}', 't', 'gpt2-xl')$$),
+    ($$SELECT llm_choose_from('low', 'SELECT name FROM label', 't', 'gpt2-xl')$$),
+    ($$SELECT llm_evaluate_choices('SELECT name, name FROM label', '{a}', 't', 'gpt2-xl')$$)) AS v (call);
 SELECT throws_ok($$SELECT * FROM llm_choose_rows('SELECT 1, name FROM label', '{a,NULL}')$$, '22004', NULL, 'a null choice');
 
 -- llm_evaluate_choices. What is skipped, and what counts as wrong, tests/server/test_evaluate_choices.py.

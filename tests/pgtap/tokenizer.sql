@@ -1,6 +1,6 @@
 -- Tokenizer: llm_train_bpe, llm_encode, llm_decode, llm_decode_bytes, llm_tokenize, llm_token_count, llm_bpe_trace and loading from files.
 BEGIN;
-SELECT plan(89);
+SELECT plan(90);
 
 -- llm_train_bpe.
 SELECT volatility_is('llm_train_bpe', '{text,integer,text,text}'::name[], 'volatile');
@@ -49,8 +49,9 @@ SELECT is(llm_token_count('', 't'), 0, 'none in an empty text');
 SELECT is(llm_token_count(NULL, 't'), NULL, 'null of null');
 SELECT is(llm_token_count(t, 't'), cardinality(llm_encode(t, 't')), 'as many as llm_encode gives: ' || to_json(t)) FROM (VALUES ('lower'), ('日本 naïve'), (E'  \n\t x')) AS v (t);
 SELECT is(llm_decode(llm_encode(t, 't'), 't'), t, 'decoding gives back: ' || to_json(t)) FROM (VALUES ('lower'), ('日本 naïve 🙂'), (E'  \n\t x'), (E'don''t 1234 <|endoftext|>'), (U&'\FFFD\0085\00A0')) AS v (t);
-SELECT throws_ok($$SELECT llm_encode('x', 'nope')$$, '55000', NULL, 'no vocabulary');
-SELECT throws_ok($$SELECT llm_encode('x', '')$$, '55000', NULL, 'an empty name is not the default');
+SELECT throws_ok($$SELECT llm_encode('x', 'nope')$$, '42704', NULL, 'no model');
+SELECT throws_ok($$SELECT llm_encode('x', 'gpt2-xl')$$, '55000', NULL, 'no vocabulary');
+SELECT throws_ok($$SELECT llm_encode('x', '')$$, '42704', NULL, 'an empty name is not the default');
 SET LOCAL pg_gpt2.model = 'gpt2-small';
 SELECT throws_matching($$SELECT llm_encode('x')$$, 'gpt2-small', 'model null is what pg_gpt2.model says');
 SET LOCAL pg_gpt2.model = 't';
@@ -73,7 +74,7 @@ SELECT throws_ok($$SELECT llm_decode('{-1}', 't')$$, '22023', NULL, 'id negative
 SELECT throws_ok($$SELECT llm_decode('{64,NULL}', 't')$$, '22004', NULL, 'id null');
 SELECT throws_ok($$SELECT llm_decode('{{64},{65}}', 't')$$, '22023', NULL, 'a matrix of ids');
 SELECT throws_ok($$SELECT llm_decode_bytes('{264}', 't')$$, '22023', NULL, 'id too large, bytes');
-SELECT throws_ok($$SELECT llm_decode('{1}', 'nope')$$, '55000', NULL, 'no vocabulary');
+SELECT throws_ok($$SELECT llm_decode('{1}', 'nope')$$, '42704', NULL, 'no model');
 SELECT throws_ok($$SELECT llm_decode(array_fill(64, '{1048577}'), 't')$$, '22023', NULL, 'more ids than an array takes');
 SELECT is(llm_token_count(llm_decode(array_fill(64, '{1048576}'), 't'), 't') > 0, true, 'and as many');
 SELECT throws_ok($$SELECT llm_encode(repeat('q', 1048577), 't')$$, '22023', NULL, 'a text with more tokens');
@@ -96,7 +97,7 @@ SELECT is((SELECT array_agg(token_id ORDER BY step) FROM llm_bpe_trace('lower', 
     ARRAY(SELECT token_id FROM llm_bpe_vocab JOIN (VALUES (1, 'er'), (2, 'lo'), (3, 'low')) AS m (n, token) USING (token) WHERE model = 't' ORDER BY n), 'with the token that it makes');
 SELECT is_empty($$SELECT * FROM llm_bpe_trace(NULL, 't')$$, 'no rows of null');
 SELECT is_empty($$SELECT * FROM llm_bpe_trace('q', 't')$$, 'no rows without a merge');
-SELECT throws_ok($$SELECT * FROM llm_bpe_trace('q', 'nope')$$, '55000', NULL, 'no vocabulary');
+SELECT throws_ok($$SELECT * FROM llm_bpe_trace('q', 'nope')$$, '42704', NULL, 'no model');
 
 -- Files of the server; tests/server/test_files.py loads real ones.
 SELECT throws_ok($$SELECT pg_llm_load_bpe_vocab('/no/such/vocab.json', 'x')$$, '58P01', NULL, 'no such file');

@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(208);
+SELECT plan(209);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -103,7 +103,7 @@ SELECT is((SELECT round(loss::numeric, 5) FROM llm_evaluate('t')), (SELECT round
 SELECT is((SELECT round(perplexity::numeric, 4) FROM llm_evaluate('t')), (SELECT round(exp(loss)::numeric, 4) FROM llm_evaluate('t')), 'perplexity is its exp');
 SELECT is((SELECT round(loss::numeric, 5) FROM llm_evaluate('t', batch_size => 3)), (SELECT round(loss::numeric, 5) FROM llm_evaluate('t')), 'batches do not matter');
 SELECT throws_ok(format('SELECT * FROM llm_evaluate(%s)', arguments), state, NULL, arguments) FROM (VALUES
-    ($$'t', NULL$$, '22004'), ($$'t', 'nope'$$, '55000'), ($$'t', max_rows => 0$$, '22023'), ($$'t', batch_size => 0$$, '22023'), ($$'t', batch_size => NULL$$, '22004'),
+    ($$'t', NULL$$, '22004'), ($$'t', 'nope'$$, '22023'), ($$'t', max_rows => 0$$, '22023'), ($$'t', batch_size => 0$$, '22023'), ($$'t', batch_size => NULL$$, '22004'),
     ($$'bare'$$, '55000'), ($$'nope'$$, '42704'), ($$'gpt2-small'$$, '55000')) AS v (arguments, state);
 
 -- llm_train_step.
@@ -186,6 +186,7 @@ SELECT throws_ok($$CALL llm_train_run('t', 1)$$, '2D000', NULL, 'llm_train_run c
 SELECT volatility_is('llm_train_stop', '{text}'::name[], 'volatile');
 SELECT is(llm_train_stop('t'), false, 'nothing to stop');
 SELECT throws_ok($$SELECT llm_train_stop(NULL)$$, '22004', NULL, 'model null');
+SELECT throws_ok($$SELECT llm_train_stop('nope')$$, '42704', NULL, 'a misspelt name is not a model without a run');
 
 SELECT throws_ok('SELECT llm_train_step(''t'', ' || arguments || ')', state, message, 'an error says wd, as the call does') FROM (VALUES
     ('wd => -1', '22023', 'pg_gpt2: wd must be 0 or more, not -1.0'), ('wd => NULL', '22004', 'pg_gpt2: wd must not be null')) AS v (arguments, state, message);

@@ -84,8 +84,20 @@ def test_every_error_of_the_page_is_provoked(provoked):
     assert [entry for entry in LISTED if entry not in provoked.values()] == []
 
 
+@pytest.mark.parametrize(
+    "call", ["llm_tape_id()", "llm_train_bpe($$VALUES ('low')$$, 257, 'q')", "llm_grant_usage('public')"]
+)
+def test_what_writes_says_in_a_read_only_transaction_that_it_is_one(conn, call):
+    """The server's words name a statement that the caller did not write."""
+    conn.execute("BEGIN READ ONLY")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+        conn.execute(f"SELECT {call}")
+    conn.execute("ROLLBACK")
+    assert caught.value.diag.message_hint.startswith("Nothing can be written here")
+
+
 def test_an_error_of_ours_in_a_source_is_told_as_it_is(conn):
-    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+    with pytest.raises(psycopg.errors.UndefinedObject) as caught:
         conn.execute("SELECT llm_train_bpe($$SELECT llm_decode('{1}', 'nosuch')$$, 300, 'q')")
-    assert caught.value.diag.message_primary == 'pg_gpt2: model "nosuch" has no vocabulary'
+    assert caught.value.diag.message_primary == 'pg_gpt2: model "nosuch" does not exist'
     assert caught.value.diag.message_hint

@@ -177,7 +177,7 @@ STATEMENTS = {
 }
 # Nobody's outcome depends on whether the model is there; or it does only where one's own tape has values of it.
 SAME_FOR_ALL = {
-    *("llm_train_stop", "llm_checkpoint_attach", "llm_init_model", "pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"),
+    *("llm_checkpoint_attach", "llm_init_model", "pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"),
     "llm_model_sessions",  # models of 8 MB; test_weight_file.py has one
 }
 OWN_TAPE = {"llm_accumulate_grads", "llm_backprop", "llm_value", "llm_grad", "llm_gradcheck"}

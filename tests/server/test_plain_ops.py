@@ -120,6 +120,8 @@ def test_it_is_for_the_owner(conn):
     conn.execute("SET ROLE reader_along; SET pg_gpt2.fast = off")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="for the owner of the extension"):
         conn.execute(NUMBERS[0])
+    (hint,) = conn.execute("SELECT hint FROM llm_doctor() WHERE item = 'pg_gpt2.fast'").fetchone()
+    assert hint.startswith("pg_gpt2.fast = off is for the owner")
     conn.execute("RESET pg_gpt2.fast")
     conn.execute(NUMBERS[0])
     conn.execute("RESET ROLE; DROP OWNED BY reader_along; DROP ROLE reader_along")

@@ -243,6 +243,8 @@ def test_a_session_does_not_grow_over_many_mixed_calls(connect):
         ("attention_chunk", "0"),
         ("autograd", "maybe"),
         ("audit_keep", "-1"),
+        ("tape", "forever"),
+        ("prefix_cache", "lots"),
     ],
 )
 def test_the_doctor_lists_a_setting_that_is_no_value(conn, finding, setting, value):
@@ -251,6 +253,28 @@ def test_the_doctor_lists_a_setting_that_is_no_value(conn, finding, setting, val
     assert found[:2] == (value, "error")
     assert setting in found[2]
     assert finding("encoding") == ("UTF8", "ok", None), "and goes on"
+
+
+def test_the_doctor_tells_of_names_that_are_no_settings(connect, conn):
+    """PostgreSQL takes any name with a prefix."""
+    database = conn.info.dbname
+    found = "SELECT item, value, status FROM llm_doctor() WHERE hint LIKE 'There is no such setting%'"
+    conn.execute(
+        "CREATE ROLE misled LOGIN; ALTER ROLE misled SET pg_gpt2.modle = 'm'; ALTER ROLE misled SET pg_gpt2.model = 'm'"
+    )
+    conn.execute(
+        f'ALTER DATABASE "{database}" SET "pg_gpt2.Max_memroy" = \'8GB=\'; ALTER ROLE misled SET pg_gpt2x.y = 1'
+    )
+    try:
+        assert connect(user="misled").execute(found).fetchall() == [
+            ("pg_gpt2.Max_memroy", "8GB=", "warn"),
+            ("pg_gpt2.modle", "m", "warn"),
+        ]
+        assert [name for name, *_ in conn.execute(found)] == ["pg_gpt2.Max_memroy"], (
+            "the other role's is not this session's"
+        )
+    finally:
+        conn.execute(f'ALTER DATABASE "{database}" RESET "pg_gpt2.Max_memroy"; DROP ROLE misled')
 
 
 def test_the_doctor_tells_of_a_vocabulary_that_is_larger_than_its_model(conn, finding):

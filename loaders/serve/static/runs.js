@@ -71,6 +71,7 @@ async function checkpoints() {
   statement($("checkpoints-sql"), found);
   const some = rows.some((row) => row.id !== null);
   $("no-checkpoints").hidden = some;
+  $("no-checkpoints").textContent = `${run.model} has no checkpoint: SELECT llm_checkpoint_save('${run.model.replaceAll("'", "''")}') makes one.`;
   $("some-checkpoints").hidden = !some;
   const state = JSON.stringify([run.model, rows.filter(({ id }) => id !== null)]);
   if (state === saved || !some) return;

@@ -167,17 +167,22 @@ class Choices:
             )
 
 
+def check_normalization(name: str) -> None:
+    """Refuse (22023) what is no way of comparing choices."""
+    if name not in NORMALIZATIONS:
+        raise InvalidParameter(
+            f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{name}'",
+            hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
+            " that choices have at the beginning of a text.",
+        )
+
+
 class Chooser:
     """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
 
     def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices | None, normalize: str) -> None:
         """`choices`: those of all prompts; None where each prompt comes with its own."""
-        if normalize not in NORMALIZATIONS:
-            raise InvalidParameter(
-                f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
-                hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
-                " that choices have at the beginning of a text.",
-            )
+        check_normalization(normalize)
         self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
         if normalize == "prior" and choices is not None:
             self._prior(choices, "")

@@ -14,11 +14,11 @@ from contextlib import suppress
 import numpy as np
 
 from .. import __version__
-from ..errors import InvalidParameter
+from ..errors import InsufficientPrivilege, InvalidParameter
 from ..fast import blas_library, threads
 from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
-from .tape import recording
+from .tape import recording, tape_rows
 from .training import audit
 
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
@@ -43,7 +43,9 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
+    "tape": tape_rows.tape_owner,
     "prompt_lookup": resources.prompt_lookup,
+    "prefix_cache": resources.prefix_cache,
     "audit_keep": audit.steps_kept,
 }
 
@@ -106,10 +108,26 @@ def _settings() -> Iterator[Finding]:
     for name, read in SETTINGS.items():
         try:
             read()
-        except InvalidParameter as error:
+        except (InvalidParameter, InsufficientPrivilege) as error:
             yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
-    with suppress(InvalidParameter):
+    yield from _misnamed()
+    with suppress(InvalidParameter, InsufficientPrivilege):
         resources.apply_settings()
+
+
+def _misnamed() -> Iterator[Finding]:
+    """Names that ALTER DATABASE or ALTER ROLE gave this session and that are no settings of ours, which PostgreSQL takes
+    without a word. Those of SET and postgresql.conf no query can list."""
+    rows = db.query(
+        "SELECT DISTINCT split_part(pair, '=', 1) AS name, substr(pair, strpos(pair, '=') + 1) AS value"
+        " FROM pg_db_role_setting AS given, unnest(setconfig) AS pair"
+        " WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        " AND setrole IN (0, session_user::regrole) AND lower(pair) LIKE 'pg\\_gpt2.%'"
+        " AND lower(split_part(pair, '=', 1)) NOT IN (SELECT name FROM {schema}.llm_settings) ORDER BY name"
+    )
+    for row in rows:
+        hint = "There is no such setting; llm_settings lists them. ALTER ROLE or ALTER DATABASE ... RESET removes it."
+        yield row["name"], row["value"], "warn", hint
 
 
 def _hardware() -> Iterator[Finding]:

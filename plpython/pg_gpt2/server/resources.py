@@ -61,18 +61,17 @@ def apply_settings(workers: int = 1) -> None:
     cores."""
     global _prefix_cache
     known = _known_settings()
-    _prefix_cache = _bytes("pg_gpt2.prefix_cache", known["prefix_cache"] or PREFIX_CACHE)
+    _prefix_cache = prefix_cache()
     n_cores = cores()
     wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
     threads.set_threads(min(wanted, n_cores))
     if known["fast"] is not None:
-        is_wanted = db.as_flag("fast", known["fast"])
-        if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
-            raise InsufficientPrivilege(
-                "pg_gpt2.fast = off is for the owner of the extension",
-                hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
-            )
-        op.use_fast(is_wanted)
+        op.use_fast(wants_fast())
+
+
+def prefix_cache() -> int:
+    """Bytes for texts that were read (pg_gpt2.prefix_cache)."""
+    return _bytes("pg_gpt2.prefix_cache", _known_settings()["prefix_cache"] or PREFIX_CACHE)
 
 
 def wanted_threads() -> int:
@@ -81,8 +80,15 @@ def wanted_threads() -> int:
 
 
 def wants_fast() -> bool:
-    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`."""
-    return db.flag("fast", "on")
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for who
+    does not own the extension."""
+    is_wanted = db.as_flag("fast", _known_settings()["fast"] or "on")
+    if not is_wanted and not db.is_owner():
+        raise InsufficientPrivilege(
+            "pg_gpt2.fast = off is for the owner of the extension",
+            hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
+        )
+    return is_wanted
 
 
 def attention_chunk() -> int:

@@ -13,6 +13,10 @@ from . import db
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 SHOWN = 4000  # characters of each end of a message
+READ_ONLY = (  # the server's words name a statement that the caller did not write, such as SELECT for one that takes a lock
+    "Nothing can be written here: the transaction is read-only, or the server a standby. Generating, scoring and looking"
+    " inside work all the same."
+)
 _ROOT = __name__.partition(".")[0]
 
 
@@ -70,6 +74,8 @@ def _from_server(error: Any) -> Exception:
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
     if error.sqlstate == "42501" and not hint:
         hint = _who_gives_the_right(message)
+    if error.sqlstate == "25006" and not hint:
+        hint = READ_ONLY
     copy = server_error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
@@ -82,7 +88,8 @@ def _who_gives_the_right(message: str) -> str | None:
     if found is None:
         return None
     refused = db.row(
-        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered,"
+        " has_table_privilege('{schema}.llm_param', 'SELECT') AS reads"
         " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
         " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
         " HAVING count(*) > 0",
@@ -93,5 +100,6 @@ def _who_gives_the_right(message: str) -> str | None:
         return None
     if refused["filtered"]:
         return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
-    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, 'read')"
-    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+    level, more = ("train", "or 'admin'") if refused["reads"] else ("read", "or 'train' or 'admin', to write")
+    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, '{level}')"
+    return f"The owner of the extension gives it: SELECT {call}; {more}."

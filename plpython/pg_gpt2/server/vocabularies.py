@@ -14,6 +14,7 @@ from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db, resources
+from .storage import store
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -30,9 +31,11 @@ _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 
 def tokenizer_of(model: str) -> Tokenizer:
-    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
+    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary, 42704 when there
+    is no model of the name either."""
     found = find(model)
     if found is None:
+        store.config(model)
         owner = _base_of(model) or model
         raise WrongState(
             f'model "{owner}" has no vocabulary',

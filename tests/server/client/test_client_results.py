@@ -7,7 +7,7 @@ import re
 
 import psycopg
 import pytest
-from pg_llm_client import Beam, Choice, ChoiceEvaluation, ChosenRow, Confused, PGLLMClient
+from pg_llm_client import AsyncPGLLMClient, Beam, Choice, ChoiceEvaluation, ChosenRow, Confused, PGLLMClient
 from pg_llm_client.statements import TYPES, Statements
 from psycopg import sql
 from psycopg.rows import dict_row
@@ -145,6 +145,15 @@ def test_choosing_gives_what_sql_gives(conn, client):
     assert (client.choose(PROMPT, []), client.classify(PROMPT, [])) == ([], None)
 
 
+def test_a_text_in_the_place_of_several_is_one_and_not_its_characters(client):
+    assert [each.choice for each in client.choose(PROMPT, " the")] == [" the"]
+    assert client.classify(PROMPT, " the") == " the"
+    assert [row.choice for row in client.choose_rows(f"VALUES (1, '{PROMPT}')", " the")] == [" the"]
+    assert client.evaluate_choices(f"VALUES ('{PROMPT}', ' the')", " the").accuracy == 1
+    assert client.generate_batch(PROMPT, max_tokens=4, seed=1) == [client.generate(PROMPT, max_tokens=4, seed=1)]
+    assert [each.n for each in client.generate_texts(PROMPT, max_tokens=4)] == [1]
+
+
 def test_rows_are_chosen_for_as_sql_does(conn, client):
     source = "SELECT i, CASE WHEN i % 5 > 0 THEN 'the ' || i END FROM generate_series(1, 250) AS i"
     found = [*client.choose_rows(source, CHOICES, normalize="tokens")]
@@ -186,6 +195,16 @@ def test_row_factory_cursors_and_search_path_of_the_connection_do_not_matter(con
     assert client.generate_batch([PROMPT], max_tokens=4, seed=1) == [text]
     assert client.beam_search(PROMPT, max_tokens=4)[0].rank == 1
     assert len(list(client.perplexity_rows("SELECT i, 'the ' || i FROM generate_series(1, 50) AS i"))) == 50
+
+
+def test_what_is_no_connection_of_its_kind_is_a_type_error(module_conn, dsn):
+    with pytest.raises(TypeError, match="AsyncPGLLMClient takes psycopg's AsyncConnection, not a Connection"):
+        AsyncPGLLMClient(module_conn)
+    forgotten = psycopg.AsyncConnection.connect(dsn)
+    for client in (AsyncPGLLMClient, PGLLMClient):
+        with pytest.raises(TypeError, match="not a coroutine"):
+            client(forgotten)
+    forgotten.close()
 
 
 def test_statements_are_made_without_a_connection(monkeypatch):

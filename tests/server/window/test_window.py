@@ -204,6 +204,7 @@ def test_a_run_is_watched_as_it_learns_and_stopped(open_page, address, connect, 
             "aria-description", re.compile("training from .*validation")
         )
         expect(page.locator("#samples li").first).to_contain_text("learner, step")  # one after a validation
+        expect(page.locator("#no-checkpoints")).to_contain_text("llm_checkpoint_save('learner')")
         page.locator("#stop-run").click()
         thread.join(60)
         assert not thread.is_alive()

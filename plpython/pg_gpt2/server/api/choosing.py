@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ... import host
 from ...errors import InvalidParameter, NullNotAllowed, require
-from ...generation.choosing import SHOWN, Choices, Chooser, Scores
+from ...generation.choosing import SHOWN, Choices, Chooser, Scores, check_normalization
 from ...generation.tally import Tally
 from ...limits import MOST_IDS
 from .. import db, resources, vocabularies
@@ -94,6 +94,7 @@ def evaluate_choices(
 ) -> list[tuple[float | None, float | None, int, list[tuple[str, str | None, int]]]]:
     """One row (accuracy, accuracy_norm, n, confusion)."""
     require(source=source, normalize=normalize, source_path=source_path)
+    check_normalization(normalize)
     model = weights.load(model_name)
     evaluation = _Evaluation(_encoder(model), choices or None)
     chooser = Chooser(model.decoder_weights, model.config, evaluation.choices, normalize)
@@ -182,6 +183,7 @@ def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None)
 
 def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
     require(normalize=normalize)
+    check_normalization(normalize)  # first: a model's name in its place would be an error about another model
     model = weights.load(model_name)
     return Chooser(model.decoder_weights, model.config, _encoder(model)(choices), normalize)
 

@@ -75,7 +75,7 @@ def load_pairs(
     return pairs.add_pairs(weighted_pairs(source, source_path), tokenizer, model, cut, special)
 
 
-def _check_split(split: str, val_fraction: float) -> None:
+def _check_split(split: str, val_fraction: float = 0) -> None:
     """Refuse (22023) what is no split, or leaves no row to learn from."""
     if split not in ("train", "val"):
         raise InvalidParameter(
@@ -138,6 +138,7 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
 def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
     """One row (loss, perplexity, tokens)."""
     require(split=split)
+    _check_split(split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
@@ -237,6 +238,7 @@ def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
 def train_stop(model: str) -> bool:
     """Ask a running llm_train_run to stop; whether one was running."""
     require(model=model)
+    store.config(model)  # a misspelt name would seem to have no run
     return bool(
         db.run(
             "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
