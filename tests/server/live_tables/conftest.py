@@ -20,7 +20,7 @@ from tests.server.test_restart import Server
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A cluster with the settings of the page, whose database is as the page leaves it; its template `prepared` has no job."""
+    """A cluster with the settings of the page, whose database is as the page leaves it, but without a job."""
     state = subprocess.run([CLUSTER, "state"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     directory = Path(f"{state}/test.live.{os.getpid()}")  # the last part says to whom it belongs
     try:

@@ -5,7 +5,7 @@ import signal
 
 import psycopg
 
-from tests.server.live_tables.page import WRONG, eventually, one
+from tests.server.live_tables.page import WRONG, eventually, one, pasted, shown
 from tests.server.test_faults import wait_for_end
 from tests.server.test_restart import Server
 
@@ -15,6 +15,7 @@ def test_pg_cron_runs_the_worker_and_goes_on_after_kill_9(server: Server) -> Non
     done = "SELECT count(*) FROM live_question WHERE perplexity IS NOT NULL"
     add = "INSERT INTO live_question (body) SELECT 'How does the planner choose number ' || n FROM generate_series(1, 500) AS n"
     running = "SELECT job_pid FROM cron.job_run_details WHERE status = 'running' ORDER BY runid DESC LIMIT 1"
+    pasted(server.dsn, shown("CREATE EXTENSION pg_cron"))
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(add)
         eventually(lambda: one(conn, done) > 0, 90)
