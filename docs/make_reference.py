@@ -1,7 +1,7 @@
 """The text of docs/reference.md, which build.py writes: signatures and COMMENTs from sql/, examples from docs/examples/.
 
 An examples file has the name of a file of sql/; in it `-- name` on a line of its own begins the example of an object. A line
-`--> row` says what the statement before it returns, and tests/server/test_docs.py runs them all.
+`--> row` says what the statement before it returns, and tests/server/docs runs them all.
 """
 
 import re

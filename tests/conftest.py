@@ -1,4 +1,4 @@
-"""What all tests share: BLAS at one thread, as in the server, and --no-skips, under which a skipped test fails."""
+"""What all tests share: BLAS at one thread, as in the server; which files are first; and --no-skips: a skipped test fails."""
 
 from collections.abc import Generator
 
@@ -10,6 +10,26 @@ blas_library.import_numpy_single_threaded()  # before any test module imports Nu
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails (but for the published weights)")
+
+
+# Most seconds first. What comes last is short, so that no worker is at a long file when the others have ended.
+LONGEST_FIRST = [
+    "test_interrupts.py",
+    "test_bench.py",
+    "test_soak.py",
+    "test_docs_how_to.py",
+    "test_rows.py",
+    "test_live_cron.py",
+    "test_docs.py",
+    "test_live_writers.py",
+    "test_small_group.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take files in this order; pytest-xdist has another, by the number of tests, without --no-loadscope-reorder."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -9,9 +9,7 @@ python=$1
 shift
 
 status=0
-# Two workers, each with a cluster of its own, take files of tests in turn, the longest first: most of the time they wait for one thread.
-"$python" -m pytest tests/server/test_small_group.py tests/engine tests/fuzz tests/server \
-    --numprocesses 2 --dist loadfile "$@" || status=$?
+"$python" -m pytest tests/engine tests/fuzz tests/server "$@" || status=$?
 
 # pg_prove passes no connection string on, so the parts of the DSN go into libpq's variables.
 for part in $PG_GPT2_TEST_DSN; do

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     ):
         server = Server(dsn, args.threads)
         bench = Bench(
-            *(shape, server, bounds.Bounds(args.threads), Path(scratch), length),
+            *(shape, server, bounds.Bounds(args.threads, 1 if args.smoke else bounds.REPEATS), Path(scratch), length),
             patience=args.patience,
             clusters=clusters,
         )

@@ -26,8 +26,9 @@ WARM = 0.1  # seconds of work until cores that have idled are as fast as they ge
 class Bounds:
     """Buffers and threads of the two measurements."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, repeats: int = REPEATS) -> None:
         self.threads = threads
+        self.repeats = repeats
         self._pool = ThreadPoolExecutor(threads)
         self._memory = np.array_split(np.ones(READ_BYTES // 4, np.float32), threads)
         rng = np.random.default_rng(0)
@@ -52,7 +53,7 @@ class Bounds:
 
     def _best(self, work: Callable[[int], object]) -> float:
         best = float("inf")
-        for _ in range(REPEATS):
+        for _ in range(self.repeats):
             began = time.perf_counter()
             list(self._pool.map(work, range(self.threads)))
             best = min(best, time.perf_counter() - began)

@@ -106,7 +106,12 @@ class Bench:
         return timed(work)
 
     def wait(self) -> None:
-        """Wait until the machine is idle, as long as patience lasts; then warm its cores up, whoever's turn comes."""
+        """Wait until the machine is idle, as long as patience lasts; then warm its cores up, whoever's turn comes.
+
+        Not in the smallest run, whose times nobody looks at.
+        """
+        if self.length is SMOKE:
+            return
         self.disturbed.append(not machine.wait_until_idle(self.patience))
         self.bounds.warm_up()
 

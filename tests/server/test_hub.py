@@ -99,7 +99,7 @@ def remote(monkeypatch, tmp_path):
     found = Hub()
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.hub = found
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()  # looks so often for its end
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

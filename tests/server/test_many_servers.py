@@ -1,7 +1,7 @@
 """Rows on three servers: partitions that are foreign tables over views which call models there.
 
 A coordinator, and two servers that compute; each has the same model, and the coordinator all rows, to compare. How one sets it up
-is a page that test_docs.py runs: docs/how-to/many-servers.md.
+is a page that tests/server/docs runs: docs/how-to/many-servers.md.
 """
 
 import threading

@@ -52,7 +52,8 @@ def test_a_file_is_a_checkpoint_in_another_database_too(sql, new_database, serve
     """What the row held comes back from the file: without the database that wrote it nothing is lost."""
     step = "SELECT llm_train_step(%s, lr_max => 0.01)"
     data = "INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2,3}', '{2,3,4}')"
-    sql("SELECT llm_init_model('a', 1, 2, 1024, 16, 2000)")  # wte in two blocks
+    sql("SELECT llm_init_model('a', 1, 2, 64, 16, 20000)")  # wte in two blocks
+    assert sql("SELECT count(*) FROM llm_param WHERE model = 'a' AND name = 'wte'") == 2
     sql(data)
     for trained in (False, True):
         if trained:

@@ -206,7 +206,7 @@ def test_what_is_cut_short_leaves_nothing_behind(conn, sql, model):
     second = sql(STATE, "big")
     kept = blobs(sql)
     done = []
-    for milliseconds in range(2, 80, 3):
+    for milliseconds in (*range(2, 80, 3), 60_000):  # the last is enough on a busy machine, too
         for statement in ("SELECT llm_checkpoint_save('big')", f"SELECT llm_checkpoint_load('big', {one})"):
             sql(f"SET statement_timeout = {milliseconds}")
             try:

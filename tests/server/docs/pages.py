@@ -1,5 +1,5 @@
 """README.md, CONTRIBUTING.md and the pages of docs/ are programs: their blocks, run in order in a session of psql, print what
-they say.
+they say. How a page is run, and its output compared.
 
 A ```sql block is typed into psql, a ```sh or ```python block is run from it; the ```text block after one is its output,
 NOTICEs and errors included, and without that it may print anything but an error. A comment before a block loosens this:
@@ -16,8 +16,8 @@ In a sql block, lines that begin with `-->` are the rows that its statements ret
 row at least, unless `-- or none` stands behind it. A page that runs no CREATE EXTENSION
 gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
-    docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --update [PAGE...]    writes outputs that are wrong
-    docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --renew [PAGE...]     writes all outputs anew
+    docker/cluster.sh run .venv/test/bin/python -m tests.server.docs --update [PAGE...]    writes outputs that are wrong
+    docker/cluster.sh run .venv/test/bin/python -m tests.server.docs --renew [PAGE...]     writes all outputs anew
 """
 
 import os
@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,13 @@ from loaders.load_model import load_model
 from tests.bench.clusters import Clusters
 from tests.server import psql
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 ]
+HOW_TO = "docs/how-to/"
 BLOCK = re.compile(
     r"^(?:<!-- (?P<skip>not run) [^\n]*-->\n)?```(?P<kind>sql|sh|python)\n(?P<code>.*?)^```\n"
     r"(?:\n?(?:<!-- (?P<loose>numbers|output)[^\n]*-->\n)?```text\n(?P<output>.*?)^```\n)?",
@@ -57,11 +59,6 @@ SERVERS = re.compile(r"^<!-- servers: (.*) -->$", re.MULTILINE)
 SHIPPED = "<!-- begins with the shipped model -->\n"
 MODEL = "postgresql-docs"
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
-EXAMPLE = re.compile(r"^-- (\w+)$", re.MULTILINE)
-MEMBERS = (
-    "SELECT d.objid FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid"
-    " WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'pg_gpt2'"
-)
 ROWS_ONLY = "\\set QUIET on\n\\pset format unaligned\n\\pset tuples_only on\n"
 TABLES_AGAIN = "\\pset format aligned\n\\pset tuples_only off\n\\set QUIET off\n"
 LEARNED = ROOT / "tests" / "golden" / "tokenizer" / "learned"
@@ -99,6 +96,18 @@ def blocks_of(text: str) -> list[Block]:
 
 
 BLOCKS = {page: blocks_of(read_page(page)) for page in PAGES}
+
+
+def numbered(pages: Iterable[str]) -> pytest.MarkDecorator:
+    """A test for each block of some pages."""
+    return pytest.mark.parametrize(
+        ("page", "number"),
+        [
+            pytest.param(page, number, id=f"{page}:{block.line}")
+            for page in pages
+            for number, block in enumerate(BLOCKS[page])
+        ],
+    )
 
 
 class Session:
@@ -254,127 +263,8 @@ def problem(block: Block, output: str) -> str | None:
     return None if output == expected else output
 
 
-@pytest.fixture(scope="module")
-def session(cluster_dsn: str, server_files: Path, clusters: Clusters) -> Session:
-    return Session(cluster_dsn, server_files, clusters)
-
-
-@pytest.mark.parametrize(
-    ("page", "number"),
-    [
-        pytest.param(page, number, id=f"{page}:{block.line}")
-        for page, blocks in BLOCKS.items()
-        for number, block in enumerate(blocks)
-    ],
-)
-def test_block_prints_what_the_page_says(session: Session, page: str, number: int) -> None:
+def check(session: Session, page: str, number: int) -> None:
+    """That a block prints what the page says."""
     block, output = BLOCKS[page][number], session.outputs(page)[number]
     if wrong := problem(block, output):
         assert wrong == tidy(block.output or "(no error)")
-
-
-@pytest.mark.parametrize(
-    ("code", "output", "wrong"),
-    [
-        ("SELECT 1 AS n WHERE false;\n", " n\n---\n(0 rows)", True),
-        ("SELECT 1 AS n WHERE false; -- or none\n", " n\n---\n(0 rows)", False),
-        ("SELECT 1 AS n;\n", " n\n---\n 1\n(1 row)", False),
-        ("SELECT 1;\n--> 1\n", "1", False),
-        ("SELECT 1;\nSELECT 2 WHERE false;\n--> 1\n", "1", True),
-    ],
-)
-def test_an_example_that_returns_nothing_is_wrong(code: str, output: str, wrong: bool) -> None:
-    (block,) = blocks_of(f"```sql\n{code}```\n")
-    assert (problem(block, output) is not None) == wrong
-
-
-def test_links_between_pages_lead_somewhere() -> None:
-    broken = [
-        f"{page}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", read_page(page))
-        if not (ROOT / page).parent.joinpath(target).exists()
-    ]
-    assert broken == []
-
-
-def anchors(page: str) -> set[str]:
-    """What GitHub names the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", read_page(page), flags=re.M | re.S), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_links_lead_to_headings() -> None:
-    broken = [
-        f"{page}: {target}#{anchor}"
-        for page in PAGES
-        for target, anchor in re.findall(r"\]\(((?:[^)#:\s]+\.md)?)#([^)]+)\)", read_page(page))
-        if anchor not in anchors(os.path.relpath((ROOT / page).parent / target, ROOT) if target else page)
-    ]
-    assert broken == []
-
-
-def test_the_index_lists_every_page() -> None:
-    index = read_page("docs/README.md")
-    pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/") and page != "docs/README.md"]
-    assert [page for page in pages if f"]({page})" not in index] == []
-
-
-def test_the_readme_is_short_and_its_first_screen_shows_sql() -> None:
-    lines = read_page("README.md").split("\n")
-    assert len(lines) <= 300
-    assert "```sql" in lines[:30]
-
-
-def test_every_function_and_relation_is_in_the_reference_and_every_function_has_an_example(
-    conn: psycopg.Connection,
-) -> None:
-    functions = conn.execute(
-        f"SELECT DISTINCT p.proname FROM pg_proc AS p WHERE p.oid IN ({MEMBERS}) AND p.prorettype <> 'trigger'::regtype"
-    )
-    relations = conn.execute(
-        f"SELECT c.relname FROM pg_class AS c WHERE c.oid IN ({MEMBERS}) AND c.relkind IN ('r', 'v')"
-    )
-    entries = re.split("^### ", read_page("docs/reference.md"), flags=re.MULTILINE)[1:]
-    known = {text.split("\n")[0]: "```sql" in text for text in entries}
-    with_example = {name for (name,) in functions if not name.endswith(("_sent", "_declared"))} - {"llm_boot"}
-    assert sorted(name for name in with_example if not known.get(name)) == []
-    assert sorted(name for (name,) in relations if name not in known) == []
-    unused = [
-        name
-        for path in (ROOT / "docs/examples").iterdir()
-        for name in EXAMPLE.findall(path.read_text())
-        if name not in known
-    ]
-    assert unused == []
-
-
-def update(session: Session, page: str, renew: bool) -> None:
-    """Write the outputs that are wrong, or with `renew` all, into a page."""
-    text = read_page(page)
-    for block, output in reversed(list(zip(BLOCKS[page], session.outputs(page), strict=True))):
-        if block.output is None and problem(block, output):
-            print(f"{page}:{block.line}: {output}", file=sys.stderr)
-        elif block.loose == "rows" and problem(block, output):
-            print(f"{page}:{block.line}: rows now are\n{output}", file=sys.stderr)
-        elif block.loose != "rows" and block.output is not None and (renew or problem(block, output)):
-            text = text[: block.span[0]] + output + "\n" + text[block.span[1] :]
-    (ROOT / page).write_text(text, encoding="utf-8")
-
-
-def main() -> None:
-    wanted = sys.argv[2:] or PAGES
-    if (
-        sys.argv[1:2] not in (["--update"], ["--renew"])
-        or set(wanted) - set(PAGES)
-        or "PG_GPT2_TEST_DSN" not in os.environ
-    ):
-        sys.exit(__doc__)
-    with Clusters() as clusters:
-        session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]), clusters)
-        for page in wanted:
-            update(session, page, sys.argv[1] == "--renew")
-
-
-if __name__ == "__main__":
-    main()
