@@ -22,7 +22,7 @@ BENCH_ARGS =
 NOTEBOOK_ARGS =
 
 # Workers take files of tests in turn, the longest first, each with a cluster of its own. There are more than cores: some tests wait.
-IN_PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:

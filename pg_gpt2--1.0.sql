@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 d295ac8875ed @extschema@'] = importer['import_package']('pg_gpt2 d295ac8875ed @extschema@', '@extschema@')
+    GD['pg_gpt2 db30dbf04982 @extschema@'] = importer['import_package']('pg_gpt2 db30dbf04982 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 d295ac8875ed @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 db30dbf04982 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -5718,7 +5718,7 @@ PIECE_FLOPS = 400e6
 READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
 HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
-ADDED_ROWS = 4 * ROWS  # at a time, where a product is added to what is there
+ADDED_ROWS = 16 * ROWS  # a task, where a product is added to what is there
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -5810,17 +5810,18 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
 
 
 def added(c: np.ndarray, x: np.ndarray, w: Panels) -> np.ndarray:  # [m, N], [m, K], [K, N] -> [m, N]
-    """c + x @ w for a w so low that most of the work is adding: some rows at a time, which stay in a core's cache."""
-    out, x = buffers.empty(c.shape, c.dtype), _with_room(x)
+    """c + x @ w for a w so low that most of the work is adding: each thread has many rows, and few calls to make."""
+    m, n = c.shape
+    x = _with_room(x)
+    out = buffers.empty((len(x), w.width), x.dtype)
 
     def some(rows: slice) -> None:
-        left = x[rows.start : rows.start + room(rows.stop - rows.start)]
-        product = buffers.scratch("added", (len(left), w.width), x.dtype)
-        bind(left, w, product)()
-        np.add(product[: rows.stop - rows.start, : w.shape[1]], c[rows], out=out[rows])
+        own = slice(rows.start, rows.start + room(rows.stop - rows.start))
+        _BoundProduct(x[own], w, out[own], None).alone()
+        np.add(out[rows, :n], c[rows], out=out[rows, :n])
 
-    threads.for_rows(len(c), ADDED_ROWS, some)
-    return out
+    threads.for_rows(m, ADDED_ROWS, some)
+    return out[:m, :n]
 
 
 def _with_room(x: np.ndarray) -> np.ndarray:  # [m, K] -> [room, K]
@@ -5852,7 +5853,7 @@ class _BoundProduct:
         """All of it in one call."""
         if self.parts > 1 and self.parts * self.out.nbytes > MOST_TERMS:
             return _on_all_cores([partial(self._one_piece, piece) for piece in self.pieces])
-        terms = self.out[None] if self.parts == 1 else self._terms(self.out)
+        terms = self._terms(self.out)
         products = [self._multiply(piece, terms[:, :, _columns(piece)]) for piece in self.pieces]
         ahead = None if following is None else _read_ahead(following, len(self.x))
         if len(self.x) > ROWS:
@@ -5862,6 +5863,10 @@ class _BoundProduct:
         multiplied = _on_all_cores([_in_turn(product) for product in products], ahead)
         return _in_turn([multiplied, *self._add_up(terms, self.out, slice(0, None))])
 
+    def alone(self) -> None:
+        """All of it on the calling thread."""
+        self._one_piece(slice(0, len(self.w.data)))
+
     def _one_piece(self, piece: slice) -> None:
         """The product with some panels, its terms in memory of the thread."""
         out = self.out[:, _columns(piece)]
@@ -5869,7 +5874,8 @@ class _BoundProduct:
         _in_turn([*self._multiply(piece, terms), *self._add_up(terms, out, slice(0, None), piece.start * WIDTH)])()
 
     def _terms(self, out: np.ndarray) -> np.ndarray:
-        return buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
+        """Where the terms go; one alone is the product."""
+        return out[None] if self.parts == 1 else buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
 
     def _multiply(self, piece: slice, terms: np.ndarray) -> list[Call]:
         """Calls that set the terms [parts, m, P w] of x [m, K] @ each of the panels [P, K, w]."""
@@ -8935,17 +8941,22 @@ class Choices:
             )
 
 
+def check_normalization(name: str) -> None:
+    """Refuse (22023) what is no way of comparing choices."""
+    if name not in NORMALIZATIONS:
+        raise InvalidParameter(
+            f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{name}'",
+            hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
+            " that choices have at the beginning of a text.",
+        )
+
+
 class Chooser:
     """Scores choices after prompts; each prompt's beginning is read once, where the one before began alike."""
 
     def __init__(self, params: DecoderWeights, config: GPT2Config, choices: Choices | None, normalize: str) -> None:
         """`choices`: those of all prompts; None where each prompt comes with its own."""
-        if normalize not in NORMALIZATIONS:
-            raise InvalidParameter(
-                f"normalize must be {', '.join(map(repr, NORMALIZATIONS[:-1]))} or 'prior', not '{normalize}'",
-                hint="none compares log-probabilities, tokens and bytes divide them by a choice's length, prior subtracts those"
-                " that choices have at the beginning of a text.",
-            )
+        check_normalization(normalize)
         self._params, self.config, self._choices, self._normalize = params, config, choices, normalize
         if normalize == "prior" and choices is not None:
             self._prior(choices, "")
@@ -15797,7 +15808,7 @@ from typing import Any, NamedTuple
 
 from ... import host
 from ...errors import InvalidParameter, NullNotAllowed, require
-from ...generation.choosing import SHOWN, Choices, Chooser, Scores
+from ...generation.choosing import SHOWN, Choices, Chooser, Scores, check_normalization
 from ...generation.tally import Tally
 from ...limits import MOST_IDS
 from .. import db, resources, vocabularies
@@ -15886,6 +15897,7 @@ def evaluate_choices(
 ) -> list[tuple[float | None, float | None, int, list[tuple[str, str | None, int]]]]:
     """One row (accuracy, accuracy_norm, n, confusion)."""
     require(source=source, normalize=normalize, source_path=source_path)
+    check_normalization(normalize)
     model = weights.load(model_name)
     evaluation = _Evaluation(_encoder(model), choices or None)
     chooser = Chooser(model.decoder_weights, model.config, evaluation.choices, normalize)
@@ -15974,6 +15986,7 @@ def _scores(prompt: str, choices: Texts, normalize: str, model_name: str | None)
 
 def _chooser(choices: Texts, normalize: str, model_name: str | None) -> Chooser:
     require(normalize=normalize)
+    check_normalization(normalize)  # first: a model's name in its place would be an error about another model
     model = weights.load(model_name)
     return Chooser(model.decoder_weights, model.config, _encoder(model)(choices), normalize)
 
@@ -17650,7 +17663,7 @@ def load_pairs(
     return pairs.add_pairs(weighted_pairs(source, source_path), tokenizer, model, cut, special)
 
 
-def _check_split(split: str, val_fraction: float) -> None:
+def _check_split(split: str, val_fraction: float = 0) -> None:
     """Refuse (22023) what is no split, or leaves no row to learn from."""
     if split not in ("train", "val"):
         raise InvalidParameter(
@@ -17713,6 +17726,7 @@ def loss(model: str | None, tokens: list[int] | None, targets: list[int] | None,
 def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
     """One row (loss, perplexity, tokens)."""
     require(split=split)
+    _check_split(split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
@@ -17812,6 +17826,7 @@ def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
 def train_stop(model: str) -> bool:
     """Ask a running llm_train_run to stop; whether one was running."""
     require(model=model)
+    store.config(model)  # a misspelt name would seem to have no run
     return bool(
         db.run(
             "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
@@ -19236,11 +19251,11 @@ from contextlib import suppress
 import numpy as np
 
 from .. import __version__
-from ..errors import InvalidParameter
+from ..errors import InsufficientPrivilege, InvalidParameter
 from ..fast import blas_library, threads
 from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
-from .tape import recording
+from .tape import recording, tape_rows
 from .training import audit
 
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
@@ -19265,7 +19280,9 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
+    "tape": tape_rows.tape_owner,
     "prompt_lookup": resources.prompt_lookup,
+    "prefix_cache": resources.prefix_cache,
     "audit_keep": audit.steps_kept,
 }
 
@@ -19328,10 +19345,26 @@ def _settings() -> Iterator[Finding]:
     for name, read in SETTINGS.items():
         try:
             read()
-        except InvalidParameter as error:
+        except (InvalidParameter, InsufficientPrivilege) as error:
             yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
-    with suppress(InvalidParameter):
+    yield from _misnamed()
+    with suppress(InvalidParameter, InsufficientPrivilege):
         resources.apply_settings()
+
+
+def _misnamed() -> Iterator[Finding]:
+    """Names that ALTER DATABASE or ALTER ROLE gave this session and that are no settings of ours, which PostgreSQL takes
+    without a word. Those of SET and postgresql.conf no query can list."""
+    rows = db.query(
+        "SELECT DISTINCT split_part(pair, '=', 1) AS name, substr(pair, strpos(pair, '=') + 1) AS value"
+        " FROM pg_db_role_setting AS given, unnest(setconfig) AS pair"
+        " WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        " AND setrole IN (0, session_user::regrole) AND lower(pair) LIKE 'pg\\_gpt2.%'"
+        " AND lower(split_part(pair, '=', 1)) NOT IN (SELECT name FROM {schema}.llm_settings) ORDER BY name"
+    )
+    for row in rows:
+        hint = "There is no such setting; llm_settings lists them. ALTER ROLE or ALTER DATABASE ... RESET removes it."
+        yield row["name"], row["value"], "warn", hint
 
 
 def _hardware() -> Iterator[Finding]:
@@ -19972,18 +20005,17 @@ def apply_settings(workers: int = 1) -> None:
     cores."""
     global _prefix_cache
     known = _known_settings()
-    _prefix_cache = _bytes("pg_gpt2.prefix_cache", known["prefix_cache"] or PREFIX_CACHE)
+    _prefix_cache = prefix_cache()
     n_cores = cores()
     wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
     threads.set_threads(min(wanted, n_cores))
     if known["fast"] is not None:
-        is_wanted = db.as_flag("fast", known["fast"])
-        if not is_wanted and not db.is_owner():  # the plain ops ask for no memory
-            raise InsufficientPrivilege(
-                "pg_gpt2.fast = off is for the owner of the extension",
-                hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
-            )
-        op.use_fast(is_wanted)
+        op.use_fast(wants_fast())
+
+
+def prefix_cache() -> int:
+    """Bytes for texts that were read (pg_gpt2.prefix_cache)."""
+    return _bytes("pg_gpt2.prefix_cache", _known_settings()["prefix_cache"] or PREFIX_CACHE)
 
 
 def wanted_threads() -> int:
@@ -19992,8 +20024,15 @@ def wanted_threads() -> int:
 
 
 def wants_fast() -> bool:
-    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`."""
-    return db.flag("fast", "on")
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for who
+    does not own the extension."""
+    is_wanted = db.as_flag("fast", _known_settings()["fast"] or "on")
+    if not is_wanted and not db.is_owner():
+        raise InsufficientPrivilege(
+            "pg_gpt2.fast = off is for the owner of the extension",
+            hint="RESET pg_gpt2.fast; it changes speed and rounding only.",
+        )
+    return is_wanted
 
 
 def attention_chunk() -> int:
@@ -20592,6 +20631,10 @@ from . import db
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 SHOWN = 4000  # characters of each end of a message
+READ_ONLY = (  # the server's words name a statement that the caller did not write, such as SELECT for one that takes a lock
+    "Nothing can be written here: the transaction is read-only, or the server a standby. Generating, scoring and looking"
+    " inside work all the same."
+)
 _ROOT = __name__.partition(".")[0]
 
 
@@ -20649,6 +20692,8 @@ def _from_server(error: Any) -> Exception:
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
     if error.sqlstate == "42501" and not hint:
         hint = _who_gives_the_right(message)
+    if error.sqlstate == "25006" and not hint:
+        hint = READ_ONLY
     copy = server_error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
@@ -20661,7 +20706,8 @@ def _who_gives_the_right(message: str) -> str | None:
     if found is None:
         return None
     refused = db.row(
-        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered,"
+        " has_table_privilege('{schema}.llm_param', 'SELECT') AS reads"
         " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
         " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
         " HAVING count(*) > 0",
@@ -20672,8 +20718,9 @@ def _who_gives_the_right(message: str) -> str | None:
         return None
     if refused["filtered"]:
         return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
-    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, 'read')"
-    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+    level, more = ("train", "or 'admin'") if refused["reads"] else ("read", "or 'train' or 'admin', to write")
+    call = f"{db.qualified('llm_grant_usage')}({refused['role']}, '{level}')"
+    return f"The owner of the extension gives it: SELECT {call}; {more}."
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
@@ -27541,6 +27588,7 @@ from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db, resources
+from .storage import store
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -27557,9 +27605,11 @@ _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 
 def tokenizer_of(model: str) -> Tokenizer:
-    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
+    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary, 42704 when there
+    is no model of the name either."""
     found = find(model)
     if found is None:
+        store.config(model)
         owner = _base_of(model) or model
         raise WrongState(
             f'model "{owner}" has no vocabulary',
@@ -28225,7 +28275,8 @@ class Tokenizer:
                     f"the text has more than {MOST_IDS} tokens, the most that an array takes",
                     hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
                 )
-        return "{" + "".join(parts).removesuffix(",") + "}"
+        parts[-1:] = [part.removesuffix(",") for part in parts[-1:]]
+        return "".join(["{", *parts, "}"])
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""
@@ -28384,86 +28435,113 @@ class StreamDecoder:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe_many', $pg_gpt2_source$"""Merges byte pairs inside many words at once: what `merge_by_scan` does to each, as a few array operations for all.
 
-In every round each word that still merges makes one merge: of its pairs of lowest rank the leftmost. Rounds are as many as
-the longest word has merges, and what is finished leaves the arrays, so that texts of new words cost a tenth of a scan each.
+In every round each word that still merges makes one merge: of its pairs of lowest rank the leftmost. Symbols keep their
+places, and what is merged away is only passed over by its neighbours, so that a round costs little more than its merges.
 """
+
+from itertools import chain
 
 import numpy as np
 
 from .. import host
 from .bpe_merge import NEVER, Ranks
 
-NO_KEY = np.iinfo(np.int64).max  # above the key of each pair
+END = -(1 << 31)  # stands after and before each word; below each symbol
+EMPTY = np.iinfo(np.int64).min  # below the key of each pair
+SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number without pattern, 2**64 by the golden ratio
+PLACE = (1 << 32) - 1
 
 
-class Merges:
-    """What merges which pairs, to be looked up for many pairs at once: keys in order, and the rank of each."""
+class Pairs:
+    """The rank of each pair that merges, to be looked up for many pairs at once: a hash table, at most a quarter full.
 
-    def __init__(self, ranks: Ranks, merged: list[int]) -> None:
-        pairs = np.array(list(ranks), np.int64).reshape(-1, 2)
-        keys = np.append(_key(pairs[:, 0], pairs[:, 1]), NO_KEY)
-        order = np.argsort(keys)
-        self._keys = keys[order]
-        self._ranks = np.append(np.fromiter(ranks.values(), np.int64, len(ranks)), NEVER)[order]
-        self._merged = np.array(merged, np.int64)
+    A pair is at its home, or where that is taken at the next place that was free.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        symbols = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks))
+        keys, values = _key(symbols[::2], symbols[1::2]), np.fromiter(ranks.values(), np.int64, len(ranks))
+        self._bits = max(1, (4 * len(ranks)).bit_length())
+        self._keys = np.full(1 << self._bits, EMPTY)
+        self._ranks = np.full(1 << self._bits, NEVER)
+        place = self._home(keys)
+        while len(keys):
+            host.check_interrupts()
+            free = self._keys[place] == EMPTY
+            self._keys[place[free]] = keys[free]  # of several for one place the last stays
+            stays = self._keys[place] == keys
+            self._ranks[place[stays]] = values[stays]
+            keys, values, place = keys[~stays], values[~stays], self._next(place[~stays])
 
     def rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:  # 2 x [n] -> [n]
         """Rank of each pair of symbols; NEVER where it does not merge."""
         keys = _key(left, right)
-        place = np.searchsorted(self._keys, keys)
-        return np.where(self._keys[place] == keys, self._ranks[place], NEVER)
-
-    def merge(self, symbols: np.ndarray, lengths: np.ndarray) -> list[list[int]]:  # [n], [words] -> words
-        """The symbols that remain of each word; `symbols` has those of all words, of which none is empty, one after another."""
-        result: list[list[int]] = [[]] * len(lengths)
-        words = np.arange(len(lengths))
-        ranks = np.append(self.rank(symbols[:-1], symbols[1:]), NEVER)  # of the pair that begins at a place
-        ranks[np.cumsum(lengths) - 1] = NEVER
-        while len(words):
+        place = self._home(keys)
+        ranks = self._ranks.take(place)  # NEVER at a place that is empty
+        on = self._taken(place, keys)
+        keys, place = keys[on], place[on]
+        while len(on):
             host.check_interrupts()
-            best = np.minimum.reduceat(ranks, np.cumsum(lengths) - lengths)
-            merges = best < NEVER
-            inside = np.repeat(merges, lengths)
-            for word, ids in zip(words[~merges].tolist(), _parts(symbols[~inside], lengths[~merges])):
-                result[word] = ids
-            symbols, ranks = symbols[inside], ranks[inside]
-            words, lengths, best = words[merges], lengths[merges], best[merges]
-            if len(words):
-                symbols, ranks = self._merge_once(symbols, ranks, lengths, best)
-                lengths = lengths - 1
-        return result
+            place = self._next(place)
+            ranks[on] = self._ranks.take(place)
+            taken = self._taken(place, keys)
+            on, keys, place = on[taken], keys[taken], place[taken]
+        return ranks
 
-    def _merge_once(
-        self, symbols: np.ndarray, ranks: np.ndarray, lengths: np.ndarray, best: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Symbols and ranks after one merge in each word, of its leftmost pair of the rank `best`."""
-        count = np.arange(len(lengths))
-        found = np.flatnonzero(ranks == np.repeat(best, lengths))
+    def _home(self, keys: np.ndarray) -> np.ndarray:
+        return (keys * SPREAD) >> (64 - self._bits) & ((1 << self._bits) - 1)
+
+    def _next(self, place: np.ndarray) -> np.ndarray:
+        return (place + 1) & ((1 << self._bits) - 1)
+
+    def _taken(self, place: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Which of the places another pair has taken."""
+        found = self._keys.take(place)
+        return np.flatnonzero((found != keys) & (found != EMPTY))
+
+
+class Merges:
+    """What merges which pairs, and what symbol each merge makes."""
+
+    def __init__(self, ranks: Ranks, merged: list[int]) -> None:
+        self._pairs, self._merged = Pairs(ranks), np.array(merged, np.int64)
+
+    def merge(self, symbols: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The symbols that remain and how many of each word. `symbols` has those of all words: the longest first, none empty."""
         ends = np.cumsum(lengths)
-        at = found[np.searchsorted(found, ends - lengths)]
-        symbols[at] = self._merged[best]
-        stay = np.ones(len(symbols), bool)
-        stay[at + 1] = False
-        symbols, ranks = symbols[stay], ranks[stay]
-        at -= count  # in each word before, one symbol is gone
-        ends -= count + 1
-        ranks[at] = NEVER
-        inner = at[at + 1 < ends]
-        ranks[inner] = self.rank(symbols[inner], symbols[inner + 1])
-        left = at[at > ends - lengths + 1] - 1
-        ranks[left] = self.rank(symbols[left], symbols[left + 1])
-        return symbols, ranks
+        starts, n = ends - lengths, len(symbols)
+        symbols = np.append(symbols, END)
+        left, right = np.arange(-1, n), np.arange(1, n + 2)  # neighbours; n is END
+        left[starts] = right[ends - 1] = right[n] = n
+        waiting = np.full(n + 1, NEVER)  # rank and place of the pair that begins at a place
+
+        def join(places: np.ndarray) -> None:
+            """Looks at the pairs that begin at `places`."""
+            ranks = self._pairs.rank(symbols.take(places), symbols.take(right.take(places)))
+            waiting[places] = np.where(ranks < NEVER, ranks << 32 | places, NEVER)
+
+        join(np.arange(n))
+        left_over = np.ones(n, bool)
+        for words in np.searchsorted(-lengths, -np.arange(1, lengths[0])).tolist():  # which have so many pairs
+            host.check_interrupts()
+            best = np.minimum.reduceat(waiting[: ends[words - 1]], starts[:words])
+            best = best[best < NEVER]
+            if not len(best):
+                break
+            place = best & PLACE
+            gone = right.take(place)
+            after = right.take(gone)
+            symbols[place] = self._merged.take(best >> 32)
+            right[place], left[after] = after, place
+            left_over[gone], waiting[gone] = False, NEVER
+            join(np.concatenate([place, left.take(place)]))
+            waiting[n] = NEVER
+        return symbols[:n][left_over], np.add.reduceat(left_over, starts, dtype=np.int64)
 
 
 def _key(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """One number for two symbols, which are below 2**31 in size."""
     return (left << 32) + right
-
-
-def _parts(symbols: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """Symbols of words one after another, as a list for each word."""
-    flat, ends = symbols.tolist(), np.cumsum(lengths).tolist()
-    return [flat[end - length : end] for end, length in zip(ends, lengths.tolist())]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe_merge', $pg_gpt2_source$"""Merges byte pairs inside one word: again and again the pair of lowest rank, of equal pairs the leftmost.
 
@@ -28866,11 +28944,12 @@ def _char_class(table: str, last: int) -> str:
 def _splitter(last: int) -> re.Pattern[str]:
     """GPT-2's pattern for text without characters beyond `last`.
 
-    Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
+    Contractions come after letters, which excludes nothing: no match of either can start like one of the other. And letters
+    come in two cases, because `re` is quicker to see that a match cannot begin with a space than to try one that may.
     """
     letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
     return re.compile(
-        f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
+        f" [{letter}]+|[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
         f"|[{space}]+(?![^{space}])|[{space}]+"
     )
 
@@ -29039,6 +29118,7 @@ The new words of a piece of text are merged together where there are many, else 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -29051,11 +29131,16 @@ from .bpe_many import Merges
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import word_too_long
 
-AT_ONCE = 1 << 15  # words whose new ones are merged together
+AT_ONCE = 1 << 16  # words whose new ones are merged together
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
-CACHED_LENGTH = 64  # longer words seldom come back
+CACHED_CHARACTERS = 1 << 21  # of these words
+CACHED_LENGTH = 1 << 10  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster
 MANY = 512  # new words from which merging them together is faster
+FEW = 8  # of many new words the longest are merged one by one: that is faster than rounds for them alone
+LONG_AMONG_MANY = 256  # bytes from which a word is merged alone
+WORDS_A_MERGE = 1 << 11  # of words of 255 bytes some 40 MB of arrays
+IDS_A_TEXT = 1 << 15
 BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
 BYTES_A_CHECK = 1 << 20
 Value = TypeVar("Value")
@@ -29074,6 +29159,34 @@ def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
+class Cache(dict[str, Value]):
+    """What was made of words. Emptied when full: the words in use are back at once."""
+
+    characters = 0
+
+    def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, Value]]) -> list[Value]:
+        """The value of each word; `make` gives those of new words."""
+        try:
+            return list(map(self.__getitem__, words))
+        except KeyError:
+            new = [word for word in dict.fromkeys(words) if word not in self]
+        self.update(make(new))
+        found = list(map(self.__getitem__, words))
+        self._tidy(new)
+        return found
+
+    def _tidy(self, new: list[str]) -> None:
+        """Drop what is too long to keep, or everything where it is too much."""
+        for word in new:
+            if len(word) <= CACHED_LENGTH:
+                self.characters += len(word)
+            else:
+                del self[word]
+        if len(self) > CACHED_WORDS or self.characters > CACHED_CHARACTERS:
+            self.clear()
+            self.characters = 0
+
+
 class Words:
     """The words of one vocabulary. `lacking` makes the error for a symbol that it lacks: see Tokenizer."""
 
@@ -29081,28 +29194,22 @@ class Words:
         self, byte_symbols: list[int], ranks: Ranks, merged: list[int], lacking: Callable[[int], PgGpt2Error]
     ) -> None:
         self._byte_symbols, self._ranks, self._merged, self._lacking = byte_symbols, ranks, merged, lacking
-        self.cached: dict[str, list[int]] = {}  # both are emptied when full: the words in use are back at once
-        self._texts: dict[str, str] = {}
-        self._merges: Merges | None = None
+        self._symbols_of = np.array(byte_symbols, np.int64)
+        self.cached: Cache[list[int]] = Cache()
+        self._texts: Cache[str] = Cache()
+
+    @cached_property
+    def _merges(self) -> Merges:
+        """Made when first needed: a short text does without."""
+        return Merges(self._ranks, self._merged)
 
     def encode(self, words: list[str]) -> list[list[int]]:
         """Ids of each word."""
-        found = list(map(self.cached.get, words))
-        if None not in found:
-            return found  # type: ignore[return-value]
-        new = self._encode_new(dict.fromkeys(word for word, ids in zip(words, found) if ids is None))
-        _keep(self.cached, new)
-        return [new[word] if ids is None else ids for word, ids in zip(words, found)]
+        return self.cached.look_up(words, lambda new: self._encode_new(new, list, _lists))
 
     def texts(self, words: list[str]) -> list[str]:
         """Ids of each word in decimal, with a comma after each id."""
-        found = list(map(self._texts.get, words))
-        if None not in found:
-            return found  # type: ignore[return-value]
-        fresh = [*dict.fromkeys(word for word, text in zip(words, found) if text is None)]
-        new = {word: _decimal(ids) for word, ids in zip(fresh, self.encode(fresh))}
-        _keep(self._texts, new)
-        return [new[word] if text is None else text for word, text in zip(words, found)]
+        return self._texts.look_up(words, lambda new: self._encode_new(new, _text, _texts))
 
     def symbols(self, word: str) -> list[int]:
         """A symbol for each byte of a word."""
@@ -29118,48 +29225,65 @@ class Words:
             symbols += [self._byte_symbols[b] for b in data[part]]
         return symbols
 
-    def _encode_new(self, words: Iterable[str]) -> dict[str, list[int]]:
-        """Ids of words that are not known yet."""
-        short = {word: data for word in words if len(data := _encoded(word)) < LONG_WORD}
-        new = self._encode_many(short) if len(short) >= MANY else {}
-        new |= {word: self._encode_one(word) for word in words if word not in new}
-        if (least := min(map(min, new.values()))) < 0:
-            raise self._lacking(least)
+    def _encode_new(
+        self,
+        words: list[str],
+        one: Callable[[list[int]], Value],
+        each: Callable[[np.ndarray, np.ndarray], list[Value]],
+    ) -> dict[str, Value]:
+        """What `one` makes of a word's ids, or `each` of the ids of several words and their counts, for words not known yet."""
+        alone, together = (words, []) if len(words) < MANY else _apart(words)
+        new = {word: one(self._encode_one(word)) for word in alone}
+        for part in slices.pieces(len(together), WORDS_A_MERGE):
+            data = [word.encode() for word in together[part]]
+            symbols = self._symbols_of[np.frombuffer(b"".join(data), np.uint8)]
+            ids, counts = self._merges.merge(symbols, np.fromiter(map(len, data), np.int64, len(data)))
+            self._require_tokens(int(ids.min()))
+            new.update(zip(together[part], each(ids, counts)))
         return new
-
-    def _encode_many(self, words: dict[str, bytes]) -> dict[str, list[int]]:
-        if self._merges is None:
-            self._merges = Merges(self._ranks, self._merged)
-        data = np.frombuffer(b"".join(words.values()), np.uint8)
-        lengths = np.fromiter(map(len, words.values()), np.int64, len(words))
-        return dict(zip(words, self._merges.merge(np.array(self._byte_symbols)[data], lengths)))
 
     def _encode_one(self, word: str) -> list[int]:
         symbols = self.symbols(word)
         if len(symbols) >= LONG_WORD:
-            return merge_by_heap(symbols, self._ranks, self._merged)
-        for _ in merge_by_scan(symbols, self._ranks, self._merged):
-            pass
+            symbols = merge_by_heap(symbols, self._ranks, self._merged)
+        else:
+            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+                pass
+        self._require_tokens(min(symbols))
         return symbols
 
+    def _require_tokens(self, least: int) -> None:
+        """Refuse a symbol that is no token."""
+        if least < 0:
+            raise self._lacking(least)
 
-def _decimal(ids: list[int]) -> str:
-    """Ids with a comma after each."""
-    if len(ids) <= AT_ONCE:
-        return "".join([f"{i}," for i in ids])
+
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Of many words the longest, to be merged one by one, and the others, these from long to short."""
+    lengths = np.fromiter([len(_encoded(word)) for word in words], np.int64, len(words))
+    order = [words[n] for n in np.argsort(-lengths, kind="stable").tolist()]
+    alone = max(FEW, int(np.count_nonzero(lengths >= LONG_AMONG_MANY)))
+    return order[:alone], order[alone:]
+
+
+def _lists(ids: np.ndarray, counts: np.ndarray) -> list[list[int]]:
+    """Ids of words one after another, as a list for each word."""
+    flat, ends = ids.tolist(), np.cumsum(counts).tolist()
+    return [flat[end - count : end] for end, count in zip(ends, counts.tolist())]
+
+
+def _texts(ids: np.ndarray, counts: np.ndarray) -> list[str]:
+    """Ids of words one after another, as a text for each word. A -1 marks its end until all are written."""
+    return _text(np.insert(ids, np.cumsum(counts), -1).tolist()).split("-1,")[:-1]
+
+
+def _text(ids: list[int]) -> str:
+    """Ids in decimal with a comma after each."""
     parts = []
-    for part in slices.pieces(len(ids), AT_ONCE):  # of a word of megabytes
+    for part in slices.pieces(len(ids), IDS_A_TEXT):
         host.check_interrupts()
-        parts.append(_decimal(ids[part]))
+        parts.append(str(ids[part])[1:-1].replace(" ", "") + ",")
     return "".join(parts)
-
-
-def _keep(cache: dict[str, Value], new: dict[str, Value]) -> None:
-    """Put into a cache what is new there and not too long."""
-    short = [(word, value) for word, value in new.items() if len(word) <= CACHED_LENGTH]
-    if len(cache) + len(short) > CACHED_WORDS:
-        cache.clear()
-    cache |= short[:CACHED_WORDS]
 
 
 def _encoded(word: str) -> bytes:
@@ -30375,11 +30499,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30392,11 +30516,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -30831,11 +30955,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -30853,11 +30977,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -30913,11 +31037,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -30930,11 +31054,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -30949,11 +31073,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -30981,11 +31105,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -30998,11 +31122,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31014,11 +31138,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -31073,11 +31197,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31104,11 +31228,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31128,11 +31252,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31158,11 +31282,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31173,11 +31297,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31186,11 +31310,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31205,11 +31329,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31222,11 +31346,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31237,11 +31361,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31256,11 +31380,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31274,11 +31398,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31289,11 +31413,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31311,11 +31435,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31326,11 +31450,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31341,11 +31465,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31374,11 +31498,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31419,11 +31543,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31451,11 +31575,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31509,11 +31633,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -31537,11 +31661,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -31577,11 +31701,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.options(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -31604,11 +31728,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -31626,11 +31750,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -31674,11 +31798,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -31698,11 +31822,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -31723,11 +31847,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -31739,11 +31863,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -31760,11 +31884,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -31823,11 +31947,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -31849,11 +31973,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -31876,11 +32000,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -31898,11 +32022,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -31927,11 +32051,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -31967,11 +32091,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -31990,11 +32114,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32014,11 +32138,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32035,11 +32159,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -32067,11 +32191,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -32096,11 +32220,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32129,11 +32253,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.loss(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32175,11 +32299,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32212,11 +32336,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32288,11 +32412,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32340,11 +32464,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32361,11 +32485,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.options(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32382,11 +32506,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32430,11 +32554,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32447,11 +32571,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -32464,11 +32588,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32480,11 +32604,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -32602,11 +32726,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -32619,11 +32743,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -32636,11 +32760,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -32677,11 +32801,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -32692,11 +32816,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -32714,11 +32838,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -32742,11 +32866,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -32772,11 +32896,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -32796,11 +32920,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -32819,11 +32943,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -32839,11 +32963,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -32920,11 +33044,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -32949,11 +33073,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -32971,11 +33095,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -32984,11 +33108,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -32998,11 +33122,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33011,11 +33135,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33025,11 +33149,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33038,11 +33162,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33057,11 +33181,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -33077,11 +33201,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -33091,11 +33215,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33105,11 +33229,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33124,11 +33248,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33146,11 +33270,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33161,11 +33285,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33174,11 +33298,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33187,11 +33311,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33209,11 +33333,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33234,11 +33358,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33257,11 +33381,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33285,11 +33409,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33300,11 +33424,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33318,11 +33442,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33338,11 +33462,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33367,11 +33491,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33390,11 +33514,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33407,16 +33531,16 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
 
-CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(
@@ -33430,11 +33554,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33457,11 +33581,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33470,11 +33594,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33487,11 +33611,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33502,11 +33626,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -33544,11 +33668,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -33571,11 +33695,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -33590,11 +33714,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -33608,11 +33732,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33638,11 +33762,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -33653,11 +33777,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -33668,11 +33792,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -33683,11 +33807,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -33698,11 +33822,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -33715,11 +33839,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -33747,11 +33871,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -33770,11 +33894,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -33789,11 +33913,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -33805,11 +33929,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -33821,11 +33945,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -33884,11 +34008,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -33912,11 +34036,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -33942,11 +34066,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -33957,11 +34081,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -33972,11 +34096,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d295ac8875ed @extschema@' not in GD:
+if 'pg_gpt2 db30dbf04982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d295ac8875ed @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 db30dbf04982 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
