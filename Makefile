@@ -21,7 +21,7 @@ BENCH_ARGS =
 # Passed on to docs/notebooks/execute.py, for example NOTEBOOK_ARGS='--store autograd'.
 NOTEBOOK_ARGS =
 
-# Workers take files of tests in turn, the longest first, each with a cluster of its own. There are more than cores: some tests wait.
+# Two workers take files of tests in turn, the longest first, each with a cluster of its own.
 IN_PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
