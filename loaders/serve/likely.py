@@ -15,6 +15,11 @@ LOGITS = """
     SELECT substring(l.data FROM 1 + %(first)s::int4 * (octet_length(l.data) / cardinality(l.ids)))
     FROM (SELECT i.ids, {llm_logits}(i.ids, %(model)s) AS data FROM (VALUES (%(ids)s::int4[])) AS i (ids)) AS l
 """
+# Ids of the model that are no token of its vocabulary, which may have gaps and end before the model's ids do.
+LACKING = """
+    SELECT i.id FROM generate_series(0, %s::int4 - 1) AS i (id)
+    WHERE NOT EXISTS (SELECT FROM {llm_bpe_vocab} AS v WHERE v.model = %s::text AND v.token_id = i.id)
+"""
 BYTES = "SELECT i.id, {llm_decode_bytes}(ARRAY[i.id], %s::text) FROM unnest(%s::int4[]) AS i (id)"
 
 
@@ -43,6 +48,7 @@ class Scorer:
     def __init__(self, database: Database, conn: Connection, model: Model, most: int) -> None:
         self._database, self._conn, self._model, self._most = database, conn, model, most
         self._names: dict[int, str] = {}
+        self._lacking: list[int] | None = None
 
     async def named(self, ids: Collection[int]) -> dict[int, str]:
         """Tokens as text; one that is a part of a character is written bytes:\\x.. as OpenAI does."""
@@ -58,15 +64,27 @@ class Scorer:
         return Logprobs(tokens, list(logprobs), [{}] * len(ids), _offsets(tokens, offset))
 
     async def scored(self, ids: Sequence[int], new: int, offset: int) -> Logprobs:
-        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said."""
+        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said.
+
+        Log-probabilities are those of llm_logprobs and llm_generate_stream, over all ids of the model, though one that is no token
+        is no alternative.
+        """
         first = len(ids) - new  # predicted by the logits of the position before
         rows = await self._logits([*ids[:-1]], max(first - 1, 0))
-        logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most)
+        logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most, await self._no_tokens(rows))
         names = await self.named({*ids[first:], *(token for each in best for token in each)})
         tops: list[dict[str, float] | None] = [{names[token]: value for token, value in each.items()} for each in best]
         tokens = [names[token] for token in ids[first:]]
         nothing = [None] if first == 0 else []
         return Logprobs(tokens, [*nothing, *logprobs], [*nothing, *tops], _offsets(tokens, offset))
+
+    async def _no_tokens(self, rows: np.ndarray) -> list[int]:
+        """Those of the ids that `rows` are about that are no tokens, where alternatives are wanted."""
+        if self._lacking is None and self._most and len(rows):
+            owner = self._model.base or self._model.name
+            cursor = await self._conn.execute(self._database.query(LACKING), (rows.shape[1], owner))
+            self._lacking = [token for (token,) in await cursor.fetchall()]
+        return self._lacking or []
 
     async def _logits(self, ids: list[int], first: int) -> np.ndarray:  # [len(ids) - first, vocabulary]
         if len(ids) == first:
@@ -77,14 +95,20 @@ class Scorer:
         return np.frombuffer(data, "<f4").reshape(len(ids) - first, -1)
 
 
-def _of_logits(rows: np.ndarray, ids: Sequence[int], most: int) -> tuple[list[float], list[dict[int, float]]]:
-    """Of each row its token's log-probability, and the `most` best tokens with theirs, best first, and the token itself."""
+def _of_logits(
+    rows: np.ndarray, ids: Sequence[int], most: int, lacking: Sequence[int]
+) -> tuple[list[float], list[dict[int, float]]]:
+    """Of each row its token's log-probability, and the `most` best tokens with theirs, best first, and the token itself; ids that
+    are `lacking` are none of the best."""
+    most = min(most, rows.shape[1] - len(lacking))
     logprobs, best = [], []
     for row, token in zip(rows.astype(np.float64), ids):
         row -= row.max()
         row -= np.log(np.exp(row).sum())
-        top = np.argsort(-row, kind="stable")[:most].tolist() if most else []
         logprobs.append(float(row[token]))
+        worst = -row
+        worst[lacking] = np.inf
+        top = np.argsort(worst, kind="stable")[:most].tolist() if most else []
         best.append({each: float(row[each]) for each in ([*top, token] if most else [])})
     return logprobs, best
 

@@ -187,6 +187,26 @@ def test_logprobs_are_those_of_the_plain_distribution(http, module_conn):
     assert all(3 <= len(top) <= 4 for top in told["top_logprobs"][1:])
 
 
+def test_ids_that_are_no_tokens_are_no_alternatives(http, module_conn):
+    """Of a model with more ids than its vocabulary, in which there is a gap, too, and of its adapter. The log-probabilities are
+    those of llm_generate_stream."""
+    module_conn.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider'$$, 265, 'gaps')")
+    module_conn.execute("DELETE FROM llm_bpe_vocab WHERE model = 'gaps' AND token_id = 3")
+    module_conn.execute("SELECT llm_init_model('gaps', 2, 2, 16, 64, 400, seed => 1)")
+    module_conn.execute("SELECT llm_adapter_create('of gaps', 'gaps')")
+    for model in "gaps", "of gaps":
+        asked = {"model": model, "prompt": "low", "temperature": 0, "max_tokens": 9}
+        told = complete(http, **asked | {"logprobs": 20, "echo": True})["choices"][0]["logprobs"]
+        query = "SELECT token FROM llm_next_token('low', 20, model_name => %s)"
+        expected = {token for (token,) in module_conn.execute(query, [model]).fetchall() if "\ufffd" not in token}
+        read = module_conn.execute("SELECT llm_token_count('low', %s)", [model]).fetchone()[0]
+        assert expected <= told["top_logprobs"][read].keys()
+        assert all(20 <= len(top) <= 21 for top in told["top_logprobs"][1:])
+        plain = complete(http, **asked | {"logprobs": 0})["choices"][0]["logprobs"]
+        np.testing.assert_allclose(told["token_logprobs"][read:], plain["token_logprobs"], atol=1e-4)  # of float32
+    module_conn.execute("SELECT llm_drop_model('of gaps'), llm_drop_model('gaps')")
+
+
 def test_logprobs_without_alternatives_cost_no_pass(http):
     some = complete(http, **DRAWN | {"logprobs": 0})["choices"][0]["logprobs"]
     more = complete(http, **DRAWN | {"logprobs": 2})["choices"][0]["logprobs"]
