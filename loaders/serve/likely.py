@@ -66,8 +66,8 @@ class Scorer:
     async def scored(self, ids: Sequence[int], new: int, offset: int) -> Logprobs:
         """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said.
 
-        Log-probabilities are those of llm_logprobs and llm_generate_stream, over all ids of the model, though one that is no token
-        is no alternative.
+        Log-probabilities are over all ids of the model, as those of llm_logprobs and llm_generate_stream are; one that is no
+        token is no alternative.
         """
         first = len(ids) - new  # predicted by the logits of the position before
         rows = await self._logits([*ids[:-1]], max(first - 1, 0))

@@ -15,6 +15,7 @@ from .likely import Logprobs, Scorer
 from .models import Model
 from .prompts import as_text, ids_of
 
+Prompt = tuple[str | None, Sequence[int]]  # a text and its ids, or ids alone
 TOGETHER = 16  # tokens whose alternatives are looked up in one pass
 
 
@@ -72,13 +73,14 @@ class Writer:
         """Pieces of all texts with their numbers, best_of for each prompt: as whole texts that were written together, or one text
         after the other."""
         prompts = await self._read()
-        async with aclosing(self._together(prompts) if self._shares_passes else self._in_turn(prompts)) as pieces:
+        together = self._shares_passes and len(prompts) * self._asked.best_of > 1
+        async with aclosing(self._together(prompts) if together else self._in_turn(prompts)) as pieces:
             async for number, piece in pieces:
                 self.usage.completion += piece.tokens
                 yield number, piece
 
-    async def _read(self) -> list[tuple[str, Sequence[int]]]:
-        """The prompts and their token ids."""
+    async def _read(self) -> list[Prompt]:
+        """The prompts."""
         context = self._database, self._conn, self._model.name
         prompts = [await as_text(*context, given, "prompt") for given in self._asked.prompts]
         ids = await ids_of(*context, prompts)
@@ -89,21 +91,22 @@ class Writer:
 
     @property
     def _shares_passes(self) -> bool:
-        """Whether the texts can be written together: nothing is wanted of a single token, and no model drafts them."""
-        several = len(self._asked.prompts) * self._asked.best_of > 1
-        return several and not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
+        """Whether texts can be written together: nothing is wanted of a single token, and no model drafts them."""
+        return not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
 
-    async def _together(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _together(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         best_of, echo = self._asked.best_of, self._asked.echo
-        ranked = best_of > self._asked.n
+        options = {**self._asked.options, "n": best_of, "echo": echo, "logprobs": best_of > self._asked.n}
+        given = [text for text, _ in prompts if text is not None]
         with _refusing("generate_texts"):
-            texts = await self._client.generate_texts(
-                [prompt for prompt, _ in prompts], n=best_of, echo=echo, logprobs=ranked, **self._asked.options
-            )
+            if given:
+                texts = await self._client.generate_texts(given, **options)
+            else:  # a chat
+                texts = await self._client.generate_texts(prompt_ids=prompts[0][1], **options)
         for number, each in enumerate(texts):
             yield number, Piece(each.text, None, each.finish_reason, each.logprob or 0.0, each.n_tokens)
 
-    async def _in_turn(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _in_turn(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         seed = self._asked.options.get("seed")
         for number in range(len(prompts) * self._asked.best_of):
             options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}

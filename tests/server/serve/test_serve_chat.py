@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import httpx
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from loaders.serve.chat.renderer import Renderer
+from tests.server.serve.conftest import SLOW
 from tests.server.serve.serving import events
 
 CHAT = "chat"
@@ -147,6 +149,35 @@ def test_log_probabilities_have_the_form_of_chats(http, chat):
     (plain,) = answer(http, logprobs=True, temperature=1, seed=1)["choices"]
     assert [each["token"] for each in plain["logprobs"]["content"]] == [each["token"] for each in told]
     assert all(each["top_logprobs"] == [] for each in plain["logprobs"]["content"])
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"stop": "e"}, {"max_tokens": None}, {"choices": ["low", "no"]}, {"temperature": 0.0}], ids=str
+)
+def test_answers_that_are_written_together_are_those_written_one_by_one(http, chat, more):
+    """Log-probabilities of tokens are what makes the server write one after the other."""
+    given = {"temperature": 1, "seed": 3, "n": 3} | more
+    together, one_by_one = answer(http, **given), answer(http, **given, logprobs=True)
+    assert together["usage"] == one_by_one["usage"]
+    assert [each | {"logprobs": None} for each in one_by_one["choices"]] == together["choices"]
+
+
+def test_answers_of_a_chat_are_written_by_one_call(http, chat):
+    """Which reads the chat once, and has a pass a token for all of them."""
+    set_template(chat, CHATML, SLOW)
+    body = ASKED | {"model": SLOW, "n": 2, "max_tokens": 900, "eos_token": -1}
+    calls = (
+        "SELECT substring(query FROM 'llm_generate_[a-z]+') FROM pg_stat_activity"
+        " WHERE application_name = 'pg_gpt2 serve' AND state = 'active' AND query LIKE '%%llm_generate_%%'"
+    )
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(http.post, "/v1/chat/completions", json=body, timeout=5)
+        found: set[str] = set()
+        while not found and not asked.done():
+            found |= {call for (call,) in chat.execute(calls).fetchall()}
+        assert found == {"llm_generate_batch"}
+        with pytest.raises(httpx.ReadTimeout):  # and nobody goes on with it
+            asked.result()
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 1}, {"stop": "e"}], ids=str)
