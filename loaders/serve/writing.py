@@ -11,7 +11,7 @@ from pg_llm_client import AsyncPGLLMClient, StreamEvent
 from .asked import Asked
 from .database import Connection, Database
 from .errors import ApiError
-from .likely import Logprobs, Scorer
+from .likely import Logprobs, Places, Scorer
 from .models import Model
 from .prompts import as_text, ids_of
 
@@ -134,8 +134,9 @@ class Writer:
         self, prompt: str | None, ids: Sequence[int], options: Mapping[str, Any]
     ) -> AsyncGenerator[Piece, None]:
         """Pieces of a text that follows `prompt`, whose ids are `ids`; where it is None, of one that follows the ids alone."""
+        places = Places()
         if self._asked.echo and prompt is not None:
-            yield Piece(prompt, await self._scorer.scored(ids, len(ids), 0) if self._scores and ids else None)
+            yield Piece(prompt, await self._scorer.scored(ids, len(ids), places) if self._scores and ids else None)
         seen, shown, finish = list(ids), "", None
         with _refusing("stream"):
             events = self._client.stream(prompt, prompt_ids=ids if prompt is None else None, echo=False, **options)
@@ -143,10 +144,9 @@ class Writer:
             async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
                 seen += [event.token_id for event in some]
                 text, finish = some[-1].text[len(shown) :], some[-1].finish_reason
-                offset = len(shown) + (len(prompt) if self._asked.echo and prompt is not None else 0)
                 shown = some[-1].text
                 yield Piece(
-                    text, await self._told(some, seen, offset), finish, sum(event.logprob for event in some), len(some)
+                    text, await self._told(some, seen, places), finish, sum(event.logprob for event in some), len(some)
                 )
         if finish is None:  # no token was asked for, or nothing was missing
             yield Piece(finish="length" if options.get("max_tokens") == 0 else "stop")
@@ -155,14 +155,14 @@ class Writer:
     def _scores(self) -> bool:
         return self._asked.logprobs is not None
 
-    async def _told(self, events: Sequence[StreamEvent], seen: Sequence[int], offset: int) -> Logprobs | None:
+    async def _told(self, events: Sequence[StreamEvent], seen: Sequence[int], places: Places) -> Logprobs | None:
         """What is told of the last tokens of `seen`, if anything is wanted."""
         if not self._scores:
             return None
         ids = [event.token_id for event in events]
         if not self._asked.logprobs:
-            return await self._scorer.chosen(ids, [event.logprob for event in events], offset)
-        return await self._scorer.scored(seen, len(ids), offset)
+            return await self._scorer.chosen(ids, [event.logprob for event in events], places)
+        return await self._scorer.scored(seen, len(ids), places)
 
 
 @contextmanager

@@ -215,6 +215,7 @@ def test_a_schema_holds_in_a_chat(http, chat):
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "unsupported"),
         ({"messages": [{"content": "a"}]}, "messages[0].role", "unsupported"),
         ({"messages": [*HELLO, {"role": "user", "content": 3}]}, "messages[1].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content", "invalid_type"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content",
@@ -278,6 +279,8 @@ def test_an_adapter_uses_the_template_of_its_base(http, chat):
         ("{% set n = 5000000 %}{{ 'a' * n }}", "more than 4,194,304 bytes"),
         ("{% set form = '%09999999999d' %}{{ form % 1 }}", "too much memory|too large|big"),
         ("{% set x = '\\ud800' %}{{ x }}", "surrogates"),
+        ("{{ raise_exception('a\\ud800') }}", r"a\?$"),
+        ("{% set n = 40000000 %}{{ raise_exception('b' * n) }}", " b{1000}$"),
     ],
     ids=str,
 )

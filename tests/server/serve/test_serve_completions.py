@@ -1,6 +1,7 @@
 """What OpenAI's API gives is what SQL gives, in the fields that its clients read."""
 
 import base64
+import codecs
 import math
 
 import httpx
@@ -213,6 +214,21 @@ def test_logprobs_without_alternatives_cost_no_pass(http):
     assert some["tokens"] == more["tokens"]
     np.testing.assert_allclose(some["token_logprobs"], more["token_logprobs"], atol=1e-4)  # of float32
     assert some["top_logprobs"] == [{}] * len(some["tokens"])
+
+
+@pytest.mark.parametrize(
+    "more", [{"echo": True, "logprobs": 0}, {"echo": True, "logprobs": 2}, {"logprobs": 1}], ids=str
+)
+def test_tokens_begin_where_their_characters_do(http, more):
+    """Also after characters of several tokens, or of bytes that are none."""
+    asked = GREEDY | {"prompt": "日本 naïve 😀", "temperature": 2, "seed": 3, "max_tokens": 40} | more
+    for part in complete(http, **asked)["choices"]:
+        told, text = part["logprobs"], b""
+        for token, at in zip(told["tokens"], told["text_offset"]):
+            assert at == len(codecs.getincrementaldecoder("utf-8")("replace").decode(text))
+            text += bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:\\x") else token.encode()
+        assert text.decode(errors="replace").replace("\0", "\ufffd") == part["text"]
+        assert len(text) > len(part["text"]), "no character has several tokens"
 
 
 def test_a_token_that_is_a_part_of_a_character_is_told_by_its_bytes(http):
