@@ -36,6 +36,7 @@ WEIGHTS = (
 )  # of the kinds that a repository has, the first
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # beside which shards are not looked at
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of an adapter, all; of a model, none
+OF_ADAPTER = (*ADAPTER, "tokenizer_config.json", "chat_template.jinja")  # and what tells its chat template
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing, before it gives up
 PAUSE = 0.5  # seconds before the next attempt, doubled each time
@@ -108,7 +109,7 @@ class Repository:
             return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
         if self.adapter:
-            return matching(ADAPTER)
+            return matching(OF_ADAPTER)
         if self.file:
             return matching(WANTED) + [name for name in names if name == self.file]
         names = [name for name in names if name not in ADAPTER]

@@ -23,6 +23,7 @@ MOST_BYTES = 1 << 20  # of a chat template, as llm_model_config has it
 ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 PLAIN_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 Parsed = TypeVar("Parsed")
 
 
@@ -104,7 +105,7 @@ def _added(fields: Mapping[str, Any], *, special: bool = False) -> AddedToken:
 
 def read_directory(directory: Path) -> Files:
     """The tokenizer of a directory of transformers, or of the original release; LoaderError where there is none."""
-    config = _read_object(directory / "tokenizer_config.json")
+    config = _read_object(directory / CONFIG)
     for setting in ("add_prefix_space", "add_bos_token", "add_eos_token"):
         if config.get(setting):
             raise LoaderError(f"{directory / 'tokenizer_config.json'} sets {setting}, which GPT-2's tokenizer does not")
@@ -129,14 +130,15 @@ def read_directory(directory: Path) -> Files:
         found.added.setdefault(found.ids[token.content], token)
         if name.removesuffix("_token") in ROLES:
             found.roles[name.removesuffix("_token")] = found.ids[token.content]
-    found.chat_template = _chat_template(directory, config.get("chat_template"))
+    found.chat_template = chat_template(directory)
     return found
 
 
-def _chat_template(directory: Path, said: Any) -> str | None:
-    """The template that transformers uses where none is named: that of chat_template.jinja, which goes before `said`, what
+def chat_template(directory: Path) -> str | None:
+    """The template that transformers uses where none is named, if any: that of chat_template.jinja, which goes before what
     tokenizer_config.json has, one or a list of named ones."""
-    if (path := directory / "chat_template.jinja").exists():
+    said = _read_object(directory / CONFIG).get("chat_template")
+    if (path := directory / TEMPLATE).exists():
         try:
             said = path.read_text(encoding="utf-8")
         except ValueError as error:

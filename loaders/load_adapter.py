@@ -3,6 +3,7 @@
     pg-gpt2 load-adapter ./support --base gpt2-small --model support
 
 The base is a model of the database with the weights that the adapter was trained on; the files do not say which those were.
+Of a tokenizer beside them its chat template is taken, where the base has another: ids are the base's.
 """
 
 import sys
@@ -14,8 +15,10 @@ if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.hub_tokenizer import chat_template
 from loaders.load_model import default_name, locate
 from loaders.peft_adapter import PeftAdapter, configuration
+from loaders.vocabulary import chat_template_of, keep_chat_template
 
 
 def load_adapter(database: Database, directory: Path, base: str, model: str, *, replace: bool = False) -> None:
@@ -40,6 +43,9 @@ def load_adapter(database: Database, directory: Path, base: str, model: str, *, 
         {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
         weight_rows(found, model),
     )
+    template = chat_template(directory)  # that of its base where there is none
+    if template is not None and template != chat_template_of(database, base):
+        keep_chat_template(database, model, template)
 
 
 def weight_rows(found: PeftAdapter, model: str) -> Iterator[tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """Write an adapter of the database as a directory that peft.PeftModel.from_pretrained opens.
 
-adapter_config.json and adapter_model.safetensors, in float32; not its base, which save-model writes.
+adapter_config.json and adapter_model.safetensors, in float32, and chat_template.jinja where it has one of its own; not its base,
+which save-model writes.
 """
 
 import sys
@@ -13,7 +14,9 @@ if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loaders.common import Database, LoaderError, arguments, connect, run
+from loaders.hub_tokenizer import TEMPLATE
 from loaders.peft_adapter import configuration, write_peft
+from loaders.vocabulary import chat_template_of
 
 HUB_NAMES = {"gpt2-small": "gpt2"}  # of the models that have another there
 
@@ -26,6 +29,10 @@ def save_adapter(database: Database, model: str, directory: Path, *, base: str |
         raise LoaderError(f'model "{model}" is no adapter; save-model writes it')
     tensors = read_tensors(database, model, config.adapter_shapes())
     write_peft(directory, config.adapter, base or HUB_NAMES.get(known_as, known_as), tensors)
+    if (template := chat_template_of(database, model)) is None:
+        (directory / TEMPLATE).unlink(missing_ok=True)  # one of before
+    else:
+        (directory / TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def read_tensors(database: Database, model: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ class Vocabulary:
         ids = {token: token_id for token, token_id, *_ in rows}
         added = {token_id: AddedToken(token, *flags) for token, token_id, _, is_added, *flags in rows if is_added}
         roles = {role: token_id for _, token_id, roles, *_ in rows for role in roles}
-        return cls(ids, merges, added, roles, _chat_template_of(database, model)) if ids else None
+        return cls(ids, merges, added, roles, chat_template_of(database, model)) if ids else None
 
     def tokenizer(self) -> Tokenizer:
         """An encoder as llm_encode is one: special tokens are ordinary text, `<|endoftext|>` included."""
@@ -107,15 +107,9 @@ class Vocabulary:
             {"model": "text", "rank": "int4", "left": "text", "right": "text", "pair": "text"},
             ((model, rank, left, right, f"{left} {right}") for rank, (left, right) in enumerate(self.merges)),
         )
-        self._store_chat_template(database, model)
-
-    def _store_chat_template(self, database: Database, model: str) -> None:
-        if _chat_template_of(database, model) == self.chat_template:
-            return
-        done = database.execute(
-            "UPDATE {llm_model_config} SET chat_template = %s WHERE model = %s", self.chat_template, model
-        )
-        if not done.rowcount:
+        if self.chat_template != chat_template_of(database, model) and not keep_chat_template(
+            database, model, self.chat_template
+        ):
             print(f'model "{model}" has no configuration yet, and so no place for its chat template', file=sys.stderr)
 
     def _said(self, token_id: int) -> tuple[Any, ...]:
@@ -149,16 +143,22 @@ class Vocabulary:
         }
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        (directory / "chat_template.jinja").unlink(missing_ok=True)  # one of before, which would be read in its place
+        (directory / hub_tokenizer.TEMPLATE).unlink(missing_ok=True)  # one of before, which would be read in its place
         write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", {name: token for name, token in special.items() if token})
         write_json(directory / "added_tokens.json", {token.content: token_id for token_id, token in added.items()})
 
 
-def _chat_template_of(database: Database, model: str) -> str | None:
+def chat_template_of(database: Database, model: str) -> str | None:
     """The one that is stored for `model`, if any."""
     row = database.execute("SELECT chat_template FROM {llm_model_config} WHERE model = %s", model).fetchone()
     return row[0] if row else None
+
+
+def keep_chat_template(database: Database, model: str, template: str | None) -> bool:
+    """Store the one of `model`; whether it has a configuration, which is the place."""
+    done = database.execute("UPDATE {llm_model_config} SET chat_template = %s WHERE model = %s", template, model)
+    return done.rowcount > 0
 
 
 def write_json(path: Path, value: object) -> None:

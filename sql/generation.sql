@@ -139,7 +139,8 @@ AS @generation.generate_batch@;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
     'the one that llm_generate gives with seed + n - 1. The key n of options, here s, asks for s samples of each prompt, '
-    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives. finish_reason is stop or length, '
+    'which is read once: sample i of prompt n is what seed + (n - 1) s + i - 1 gives. The key '
+    'prompt_ids, token ids, stands for one prompt, and prompts is null then. finish_reason is stop or length, '
     'n_tokens counts new tokens, an end-of-text token included. With logprobs in options, logprob is the sum of those that '
     'llm_generate_stream has for them.';
 

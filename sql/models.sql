@@ -45,7 +45,8 @@ AS @models.copy_model@;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
     'checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is). The copy of an '
-    'adapter is an adapter of the same base.';
+    'adapter is an adapter of the same base. What llm_accumulate_grads gathered, and the outer momentum of a run with '
+    'sync_every, stay with the source.';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void

@@ -214,7 +214,7 @@ COMMENT ON FUNCTION llm_train IS
     'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
     'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
     'grad_workers is the number of threads, and changes no result; prune_workers is accepted and has no effect. audit '
-    'as in llm_train_step. options takes the parameters under the names that Hugging Face has for them, and keys that '
+    'as in llm_train_step, of the shards that this server computes; with sync_every it must be none. options takes the parameters under the names that Hugging Face has for them, and keys that '
     'are no parameters: lr_schedule; patience and min_delta, which end the run, with status early, after evaluations '
     'without gain; keep_best, which leaves the weights of the best evaluation; shards and workers, by which other servers '
     'share the steps, called by dblink, without changing a bit; sync_every, by which shards are replicas that learn by '
@@ -259,7 +259,7 @@ COMMENT ON PROCEDURE llm_train_run IS
     'that session, or waits with wait => true. With keep_best each evaluation that is the best so far is committed, as '
     'a checkpoint of the model, which llm_run names in best_checkpoint; the next replaces it, and the end of the run '
     'removes it. With sync_every commits come at the ends of rounds. Call it in autocommit mode, alone in its statement '
-    'string. audit as in llm_train_step.';
+    'string. audit as in llm_train.';
 
 CREATE FUNCTION llm_training_options_declared()
 RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)

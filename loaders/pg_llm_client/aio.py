@@ -102,9 +102,20 @@ class AsyncPGLLMClient:
         return [each.text for each in await self.generate_texts(prompts, **options)]
 
     @takes(BatchOptions)
-    async def generate_texts(self, prompts: Sequence[str], **options: Unpack[BatchKeywords]) -> list[BatchText]:
-        """What `generate_batch` gives, how each text ended, and how many tokens it has; `logprobs` asks for its probability."""
-        rows = await self._rows("llm_generate_batch", prompts=several(prompts), **arguments(options, self.model))
+    async def generate_texts(
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        prompt_ids: Sequence[int] | None = None,
+        **options: Unpack[BatchKeywords],
+    ) -> list[BatchText]:
+        """What `generate_batch` gives, how each text ended, and how many tokens it has; `logprobs` asks for its probability.
+
+        `prompt_ids`, in the place of `prompts`, are one prompt.
+        """
+        ids = {} if prompt_ids is None else {"prompt_ids": [*prompt_ids]}
+        given = arguments({**options, **ids}, self.model)
+        rows = await self._rows("llm_generate_batch", prompts=None if prompts is None else several(prompts), **given)
         return sorted((BatchText(*row) for row in rows), key=lambda each: (each.n, each.sample))
 
     @takes(ManyOptions)

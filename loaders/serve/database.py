@@ -118,9 +118,10 @@ class Database:
         header = self.settings.role_header
         if header is None:
             return None
-        role = request.headers.get(header)
+        named = request.headers.getlist(header)  # several where a proxy adds its own to that of a client
+        role = named[0].encode("latin-1").decode(errors="replace") if len(named) == 1 else ""
         if not role or role == "none":  # SQL's word for giving a role back
-            raise NoRole(f"the header {header} must name a role of the database")
+            raise NoRole(f"the header {header} must name a role of the database, and be there once")
         return role
 
 

@@ -84,6 +84,7 @@ KINDS: dict[str, type[ApiError]] = {
     "57": Unavailable,
 }
 
+OURS = "pg_gpt2: "  # before our messages; of a row after the first of a set PL/Python makes that the detail of its own
 API_NAMES = {"topp": "top_p", "topk": "top_k"}  # of what SQL calls otherwise
 
 
@@ -97,7 +98,8 @@ def of_database(error: psycopg.Error) -> ApiError:
             return ApiError(str(error), code="invalid_value")
         return Failed(str(error))
     kind = KINDS.get(state) or KINDS.get(state[:2]) or Failed
-    message = (error.diag.message_primary or str(error)).removeprefix("pg_gpt2: ")
+    message, detail = error.diag.message_primary or str(error), error.diag.message_detail or ""
+    message = (detail if detail.startswith(OURS) else message).removeprefix(OURS)
     hint = error.diag.message_hint
     named = re.match(r"(\w+) must be ", message)
     param = API_NAMES.get(named[1], named[1]) if named else None

@@ -1,12 +1,14 @@
 """Log-probabilities in the form of OpenAI's completions: of each token, and of those that were likelier or nearly as likely."""
 
-from collections.abc import Collection, Sequence
+import codecs
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .database import Connection, Database
+from .errors import Failed
 from .models import Model
 
 MOST = 20  # alternatives of a token
@@ -14,6 +16,11 @@ MOST = 20  # alternatives of a token
 LOGITS = """
     SELECT substring(l.data FROM 1 + %(first)s::int4 * (octet_length(l.data) / cardinality(l.ids)))
     FROM (SELECT i.ids, {llm_logits}(i.ids, %(model)s) AS data FROM (VALUES (%(ids)s::int4[])) AS i (ids)) AS l
+"""
+# Ids of the model that are no token of its vocabulary, which may have gaps and end before the model's ids do.
+LACKING = """
+    SELECT i.id FROM generate_series(0, %s::int4 - 1) AS i (id)
+    WHERE NOT EXISTS (SELECT FROM {llm_bpe_vocab} AS v WHERE v.model = %s::text AND v.token_id = i.id)
 """
 BYTES = "SELECT i.id, {llm_decode_bytes}(ARRAY[i.id], %s::text) FROM unnest(%s::int4[]) AS i (id)"
 
@@ -37,36 +44,66 @@ class Logprobs:
         return {name: list(values) for name, values in vars(self).items()}
 
 
+class Places:
+    """Where tokens begin in a text, in characters. Those that make a character together begin where it does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._next = 0
+
+    def of(self, tokens: Iterable[bytes]) -> list[int]:
+        """Of the tokens that come next."""
+        places = []
+        for token in tokens:
+            places.append(self._next)
+            self._next += len(self._decoder.decode(token))
+        return places
+
+
 class Scorer:
     """Looks up what a model says of tokens in their places, `most` alternatives of each."""
 
     def __init__(self, database: Database, conn: Connection, model: Model, most: int) -> None:
         self._database, self._conn, self._model, self._most = database, conn, model, most
-        self._names: dict[int, str] = {}
+        self._tokens: dict[int, bytes] = {}
+        self._lacking: list[int] | None = None
 
-    async def named(self, ids: Collection[int]) -> dict[int, str]:
+    async def _named(self, ids: Collection[int]) -> dict[int, str]:
         """Tokens as text; one that is a part of a character is written bytes:\\x.. as OpenAI does."""
-        if unknown := sorted({*ids} - self._names.keys()):
+        if unknown := sorted({*ids} - self._tokens.keys()):
             cursor = await self._conn.execute(self._database.query(BYTES), (self._model.name, unknown))
-            self._names |= {token: _as_text(data) for token, data in await cursor.fetchall()}
-        return self._names
+            self._tokens.update(await cursor.fetchall())
+        return {token: _as_text(self._tokens[token]) for token in ids}
 
-    async def chosen(self, ids: Sequence[int], logprobs: Sequence[float], offset: int) -> Logprobs:
-        """Tokens of known log-probabilities, without alternatives; the first begins at character `offset` of the text."""
-        names = await self.named(ids)
+    async def chosen(self, ids: Sequence[int], logprobs: Sequence[float], places: Places) -> Logprobs:
+        """Tokens of known log-probabilities, without alternatives."""
+        names = await self._named(ids)
         tokens = [names[token] for token in ids]
-        return Logprobs(tokens, list(logprobs), [{}] * len(ids), _offsets(tokens, offset))
+        return Logprobs(tokens, list(logprobs), [{}] * len(ids), places.of(self._tokens[token] for token in ids))
 
-    async def scored(self, ids: Sequence[int], new: int, offset: int) -> Logprobs:
-        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said."""
+    async def scored(self, ids: Sequence[int], new: int, places: Places) -> Logprobs:
+        """The last `new` of `ids`, which fit the window, with alternatives. Of the first token of a text nothing is said.
+
+        Log-probabilities are over all ids of the model, as those of llm_logprobs and llm_generate_stream are; one that is no
+        token is no alternative.
+        """
         first = len(ids) - new  # predicted by the logits of the position before
         rows = await self._logits([*ids[:-1]], max(first - 1, 0))
-        logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most)
-        names = await self.named({*ids[first:], *(token for each in best for token in each)})
+        logprobs, best = _of_logits(rows, ids[max(first, 1) :], self._most, await self._no_tokens(rows))
+        names = await self._named({*ids[first:], *(token for each in best for token in each)})
         tops: list[dict[str, float] | None] = [{names[token]: value for token, value in each.items()} for each in best]
-        tokens = [names[token] for token in ids[first:]]
         nothing = [None] if first == 0 else []
-        return Logprobs(tokens, [*nothing, *logprobs], [*nothing, *tops], _offsets(tokens, offset))
+        tokens = [names[token] for token in ids[first:]]
+        begin = places.of(self._tokens[token] for token in ids[first:])
+        return Logprobs(tokens, [*nothing, *logprobs], [*nothing, *tops], begin)
+
+    async def _no_tokens(self, rows: np.ndarray) -> list[int]:
+        """Those of the ids that `rows` are about that are no tokens, where alternatives are wanted."""
+        if self._lacking is None and self._most and len(rows):
+            owner = self._model.base or self._model.name
+            cursor = await self._conn.execute(self._database.query(LACKING), (rows.shape[1], owner))
+            self._lacking = [token for (token,) in await cursor.fetchall()]
+        return self._lacking or []
 
     async def _logits(self, ids: list[int], first: int) -> np.ndarray:  # [len(ids) - first, vocabulary]
         if len(ids) == first:
@@ -74,17 +111,26 @@ class Scorer:
         values = {"ids": ids, "first": first, "model": self._model.name}
         cursor = await self._conn.execute(self._database.query(LOGITS), values, binary=True)
         ((data,),) = await cursor.fetchall()
-        return np.frombuffer(data, "<f4").reshape(len(ids) - first, -1)
+        rows = np.frombuffer(data, "<f4").reshape(len(ids) - first, -1)
+        if not np.isfinite(rows).all():
+            raise Failed("the model's logits are not finite: its weights have NaN or huge values")
+        return rows
 
 
-def _of_logits(rows: np.ndarray, ids: Sequence[int], most: int) -> tuple[list[float], list[dict[int, float]]]:
-    """Of each row its token's log-probability, and the `most` best tokens with theirs, best first, and the token itself."""
+def _of_logits(
+    rows: np.ndarray, ids: Sequence[int], most: int, lacking: Sequence[int]
+) -> tuple[list[float], list[dict[int, float]]]:
+    """Of each row its token's log-probability, and the `most` best tokens with theirs, best first, and the token itself; ids that
+    are `lacking` are none of the best."""
+    most = min(most, rows.shape[1] - len(lacking))
     logprobs, best = [], []
     for row, token in zip(rows.astype(np.float64), ids):
         row -= row.max()
         row -= np.log(np.exp(row).sum())
-        top = np.argsort(-row, kind="stable")[:most].tolist() if most else []
         logprobs.append(float(row[token]))
+        worst = -row
+        worst[lacking] = np.inf
+        top = np.argsort(worst, kind="stable")[:most].tolist() if most else []
         best.append({each: float(row[each]) for each in ([*top, token] if most else [])})
     return logprobs, best
 
@@ -94,11 +140,3 @@ def _as_text(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _offsets(tokens: Sequence[str], offset: int) -> list[int]:
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += 0 if token.startswith("bytes:\\x") else len(token)
-    return offsets

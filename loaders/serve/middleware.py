@@ -67,7 +67,8 @@ class Guard:
             raise Forbidden(f"pages of {origin} may not use this server", code="wrong_origin")
         if self.settings.api_key is not None and path.startswith(GUARDED):
             kind, _, key = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.settings.api_key.encode()):
+            came = key.encode("latin-1")  # the bytes: whoever sends other letters than ASCII's means UTF-8
+            if kind.lower() != "bearer" or not hmac.compare_digest(came, self.settings.api_key.encode()):
                 raise NoKey("the API key is missing or wrong: send it as Authorization: Bearer KEY")
 
 

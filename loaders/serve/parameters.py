@@ -13,7 +13,7 @@ MOST_BYTES = 16 << 20  # of a body
 
 
 class TooLong(ApiError):
-    """A body of more than MOST_BYTES."""
+    """A body of more bytes than are read."""
 
     status = 413
 
@@ -22,7 +22,7 @@ async def read(request: Request, *declared: type[Any]) -> dict[str, Any]:
     """The keys of the body that are not null. ApiError for what is no JSON object, a key that none of `declared` has, or one
     of another type than it has there."""
     kinds = {name: kind for each in declared for name, kind in get_type_hints(each).items()}
-    given = {name: value for name, value in (await _json_object(request)).items() if value is not None}
+    given = {name: value for name, value in (await json_object(request, MOST_BYTES)).items() if value is not None}
     for name, value in given.items():
         if name not in kinds:
             raise ApiError(f"unknown parameter: {name}", param=name, code="unknown_parameter")
@@ -31,15 +31,16 @@ async def read(request: Request, *declared: type[Any]) -> dict[str, Any]:
     return given
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request, most: int) -> dict[str, Any]:
+    """The object of JSON in the body, which has at most so many bytes; ApiError where there is none."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # Any page of the web may send a form or plain text here; for JSON a browser asks first.
         raise ApiError("the body must be JSON, with Content-Type: application/json", code="invalid_content_type")
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > MOST_BYTES:
-            raise TooLong(f"the body is longer than {MOST_BYTES >> 20} MiB")
+        if size > most:
+            raise TooLong(f"the body is longer than {most >> 20} MiB")
         parts.append(part)
     try:
         found = json.loads(b"".join(parts), parse_constant=_no_constant)

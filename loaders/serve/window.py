@@ -19,12 +19,13 @@ from starlette.staticfiles import StaticFiles
 from ..charts import DIRECTORY as CHARTS
 from .database import Connection, Database
 from .errors import ApiError
+from .parameters import json_object
 from .pictures import PICTURES, WRITE, Picture, shown
 from .shared import Shared
 from .streaming import EventStream, answered
 
 STATIC = Path(__file__).parent / "static"
-MOST = 1_000_000  # bytes of a request
+MOST = 1 << 20  # bytes of a request
 
 
 def routes(database: Database) -> list[BaseRoute]:
@@ -41,7 +42,7 @@ def routes(database: Database) -> list[BaseRoute]:
         chosen = PICTURES.get(request.path_params["name"])
         if chosen is None:
             raise ApiError(f"there is no picture {request.path_params['name']}; there are {', '.join(PICTURES)}")
-        values = chosen.given(await _body(request))
+        values = chosen.given(await json_object(request, MOST))
 
         def draw() -> Coroutine[Any, Any, bytes]:
             return _drawn(database, request, chosen, values)
@@ -55,7 +56,7 @@ def routes(database: Database) -> list[BaseRoute]:
         return await answered(request, answer())
 
     async def write(request: Request) -> Response:
-        values = WRITE.given(await _body(request))
+        values = WRITE.given(await json_object(request, MOST))
         return EventStream(_written(database, request, values))
 
     return [
@@ -66,24 +67,6 @@ def routes(database: Database) -> list[BaseRoute]:
         Route("/api/write", write, methods=["POST"]),
         Route("/api/pictures/{name}", picture, methods=["POST"]),
     ]
-
-
-async def _body(request: Request) -> Mapping[str, Any]:
-    """The object in a request's body; ApiError where there is none. Forms of other sites cannot send its type."""
-    if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-        raise ApiError("the body must be application/json")
-    text = b""
-    async for chunk in request.stream():
-        text += chunk
-        if len(text) > MOST:
-            raise ApiError(f"the body is longer than {MOST:,} bytes")
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise ApiError("the body must be a JSON object")
-    return body
 
 
 async def _drawn(database: Database, request: Request, picture: Picture, values: Mapping[str, Any]) -> bytes:

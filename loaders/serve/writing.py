@@ -11,10 +11,11 @@ from pg_llm_client import AsyncPGLLMClient, StreamEvent
 from .asked import Asked
 from .database import Connection, Database
 from .errors import ApiError
-from .likely import Logprobs, Scorer
+from .likely import Logprobs, Places, Scorer
 from .models import Model
 from .prompts import as_text, ids_of
 
+Prompt = tuple[str | None, Sequence[int]]  # a text and its ids, or ids alone
 TOGETHER = 16  # tokens whose alternatives are looked up in one pass
 
 
@@ -72,13 +73,14 @@ class Writer:
         """Pieces of all texts with their numbers, best_of for each prompt: as whole texts that were written together, or one text
         after the other."""
         prompts = await self._read()
-        async with aclosing(self._together(prompts) if self._shares_passes else self._in_turn(prompts)) as pieces:
+        together = self._shares_passes and len(prompts) * self._asked.best_of > 1
+        async with aclosing(self._together(prompts) if together else self._in_turn(prompts)) as pieces:
             async for number, piece in pieces:
                 self.usage.completion += piece.tokens
                 yield number, piece
 
-    async def _read(self) -> list[tuple[str, Sequence[int]]]:
-        """The prompts and their token ids."""
+    async def _read(self) -> list[Prompt]:
+        """The prompts."""
         context = self._database, self._conn, self._model.name
         prompts = [await as_text(*context, given, "prompt") for given in self._asked.prompts]
         ids = await ids_of(*context, prompts)
@@ -89,21 +91,22 @@ class Writer:
 
     @property
     def _shares_passes(self) -> bool:
-        """Whether the texts can be written together: nothing is wanted of a single token, and no model drafts them."""
-        several = len(self._asked.prompts) * self._asked.best_of > 1
-        return several and not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
+        """Whether texts can be written together: nothing is wanted of a single token, and no model drafts them."""
+        return not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
 
-    async def _together(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _together(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         best_of, echo = self._asked.best_of, self._asked.echo
-        ranked = best_of > self._asked.n
+        options = {**self._asked.options, "n": best_of, "echo": echo, "logprobs": best_of > self._asked.n}
+        given = [text for text, _ in prompts if text is not None]
         with _refusing("generate_texts"):
-            texts = await self._client.generate_texts(
-                [prompt for prompt, _ in prompts], n=best_of, echo=echo, logprobs=ranked, **self._asked.options
-            )
+            if given:
+                texts = await self._client.generate_texts(given, **options)
+            else:  # a chat
+                texts = await self._client.generate_texts(prompt_ids=prompts[0][1], **options)
         for number, each in enumerate(texts):
             yield number, Piece(each.text, None, each.finish_reason, each.logprob or 0.0, each.n_tokens)
 
-    async def _in_turn(self, prompts: Sequence[tuple[str, Sequence[int]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _in_turn(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         seed = self._asked.options.get("seed")
         for number in range(len(prompts) * self._asked.best_of):
             options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
@@ -131,8 +134,9 @@ class Writer:
         self, prompt: str | None, ids: Sequence[int], options: Mapping[str, Any]
     ) -> AsyncGenerator[Piece, None]:
         """Pieces of a text that follows `prompt`, whose ids are `ids`; where it is None, of one that follows the ids alone."""
+        places = Places()
         if self._asked.echo and prompt is not None:
-            yield Piece(prompt, await self._scorer.scored(ids, len(ids), 0) if self._scores and ids else None)
+            yield Piece(prompt, await self._scorer.scored(ids, len(ids), places) if self._scores and ids else None)
         seen, shown, finish = list(ids), "", None
         with _refusing("stream"):
             events = self._client.stream(prompt, prompt_ids=ids if prompt is None else None, echo=False, **options)
@@ -140,10 +144,9 @@ class Writer:
             async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
                 seen += [event.token_id for event in some]
                 text, finish = some[-1].text[len(shown) :], some[-1].finish_reason
-                offset = len(shown) + (len(prompt) if self._asked.echo and prompt is not None else 0)
                 shown = some[-1].text
                 yield Piece(
-                    text, await self._told(some, seen, offset), finish, sum(event.logprob for event in some), len(some)
+                    text, await self._told(some, seen, places), finish, sum(event.logprob for event in some), len(some)
                 )
         if finish is None:  # no token was asked for, or nothing was missing
             yield Piece(finish="length" if options.get("max_tokens") == 0 else "stop")
@@ -152,14 +155,14 @@ class Writer:
     def _scores(self) -> bool:
         return self._asked.logprobs is not None
 
-    async def _told(self, events: Sequence[StreamEvent], seen: Sequence[int], offset: int) -> Logprobs | None:
+    async def _told(self, events: Sequence[StreamEvent], seen: Sequence[int], places: Places) -> Logprobs | None:
         """What is told of the last tokens of `seen`, if anything is wanted."""
         if not self._scores:
             return None
         ids = [event.token_id for event in events]
         if not self._asked.logprobs:
-            return await self._scorer.chosen(ids, [event.logprob for event in events], offset)
-        return await self._scorer.scored(seen, len(ids), offset)
+            return await self._scorer.chosen(ids, [event.logprob for event in events], places)
+        return await self._scorer.scored(seen, len(ids), places)
 
 
 @contextmanager

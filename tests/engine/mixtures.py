@@ -10,11 +10,12 @@ from itertools import combinations
 from random import Random
 from typing import Any, NamedTuple
 
+import batches
 from pg_gpt2 import host
 from pg_gpt2.core import op
 from pg_gpt2.core.config import Adapter, GPT2Config
 from pg_gpt2.fast import layout, ops  # noqa: F401 (registers the ops)
-from pg_gpt2.generation import batch, beam, decode, generate, prefixes, scoring
+from pg_gpt2.generation import beam, decode, generate, prefixes, scoring
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 from small_models import GREEDY, WITH_OPTIONS, random_adapter, random_params
@@ -77,7 +78,7 @@ def call(random: Random, model: Model, pool: list[list[int]]) -> Any:
     if kind == "streams":
         return list(_in_turns(random, [generate.tokens(*model, t, o) for t, o in zip(some, options)]))
     if kind == "batch":
-        return batch.generate_batch(*model, some, options[: len(some)], [lambda token: False] * len(some))
+        return batches.texts(*model, some, options[: len(some)])
     if kind == "next":
         decoder, logits = prefixes.begin(*model, text[-160:], 160)
         prefixes.give(decoder)
@@ -97,7 +98,7 @@ def call(random: Random, model: Model, pool: list[list[int]]) -> Any:
 
     host.check_interrupts = cancel
     try:
-        batch.generate_batch(*model, some, options[: len(some)], [lambda token: False] * len(some))
+        batches.texts(*model, some, options[: len(some)])
         scoring.token_scores(*model, text)
         list(generate.tokens(*model, text, options[0]))
     except Cancelled:

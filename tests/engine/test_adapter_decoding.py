@@ -16,11 +16,12 @@ from pg_gpt2.core.tape import Eager
 from pg_gpt2.fast import layout, panels, prepared, threads
 from pg_gpt2.fast.linear import addmm, matmul
 from pg_gpt2.fast.panels import Panels
-from pg_gpt2.generation import batch, beam, decode, generate, packing, prefixes, scoring, tracing
+from pg_gpt2.generation import beam, decode, generate, packing, prefixes, scoring, tracing
 from pg_gpt2.generation.decode import Decoder, feed_together, several, step_together
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
+from tests.engine import batches
 from tests.engine.constrained import EOS, constraint, said
 from tests.engine.small_models import CONFIGS, GREEDY, random_adapter, random_params
 from tests.engine.test_prefixes import in_a_process
@@ -358,7 +359,7 @@ def test_a_batch_of_an_adapter_gives_each_prompt_what_it_gets_alone(by_panels: b
     weights = layout.lay_out(random_params(config), config)
     prompts = [[1, 2, 3], list(range(40)), [7] * 100, [4]]
     options = [Options(40, GREEDY if seed % 2 else Sampling(), None, seed) for seed in range(4)]
-    together = batch.generate_batch(weights, config, prompts, options, [lambda token: False] * 4)
+    together = batches.texts(weights, config, prompts, options)
     for prompt, option, found in zip(prompts, options, together):
         assert [t.id for t in found] == [t.id for t in generate.tokens(weights, config, prompt, option)]
 
@@ -378,7 +379,7 @@ def test_constrained_text_of_an_adapter_is_the_same_alone_in_a_batch_and_without
         assert text in form if isinstance(form, list) else re.fullmatch(form, text)
     plain = [replace(each, look_up=False) for each in options]
     assert [list(generate.tokens(weights, config, prompt, each)) for prompt, each in zip(prompts, plain)] == alone
-    assert batch.generate_batch(weights, config, prompts, options, [lambda token: False] * 3) == alone
+    assert batches.texts(weights, config, prompts, options) == alone
 
 
 # ---- looking inside

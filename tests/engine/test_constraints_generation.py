@@ -9,7 +9,7 @@ import pytest
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.fast import layout
 from pg_gpt2.fast.layout import DecoderWeights
-from pg_gpt2.generation import batch, beam
+from pg_gpt2.generation import beam
 from pg_gpt2.generation import generate as generation
 from pg_gpt2.generation.constraints.constraint import Constraint
 from pg_gpt2.generation.decode import Decoder
@@ -17,6 +17,7 @@ from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.processors import History, constrain
 from pg_gpt2.generation.sampling import Sampling, choose
 
+from tests.engine import batches
 from tests.engine.constrained import EOS, constraint, said, tokenizer
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
 
@@ -100,7 +101,7 @@ def test_alone_in_a_batch_with_and_without_drafts_it_is_the_same_whole_text(
     for more in ({"look_up": False}, {"logprobs": True}):
         changed = [Options(**{**vars(options), **more}) for options in each]
         assert [ids_of(weights, prompt, options) for prompt, options in zip(prompts, changed)] == alone
-        together = batch.generate_batch(weights, CONFIG, prompts, changed, [lambda token: False] * len(each))
+        together = batches.texts(weights, CONFIG, prompts, changed)
         assert [[token.id for token in tokens] for tokens in together] == alone
         assert all(tokens[-1].finish for tokens in together if tokens)
 
@@ -151,7 +152,7 @@ def test_too_few_tokens_are_an_error_at_the_call(weights: DecoderWeights) -> Non
     with pytest.raises(InvalidParameter, match=r"max_tokens is 2, and .* needs \d$"):
         generation.tokens(weights, CONFIG, [1], options)
     with pytest.raises(InvalidParameter, match="max_tokens is 2, and"):
-        batch.generate_batch(weights, CONFIG, [[1]], [options], [lambda token: False])
+        batches.texts(weights, CONFIG, [[1]], [options])
     asked = beam.Beams(3, 2, eos=EOS, constraint=options.constraint)
     with pytest.raises(InvalidParameter, match="max_tokens is 2, and"):
         beam.beam_search(weights, CONFIG, [1], asked)

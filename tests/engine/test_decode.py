@@ -20,12 +20,13 @@ from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.embedding import embedding
 from pg_gpt2.fast.linear import linear, lm_head
 from pg_gpt2.fast.panels import Panels, Table
-from pg_gpt2.generation import batch, beam, decode
+from pg_gpt2.generation import beam, decode
 from pg_gpt2.generation import generate as generation
 from pg_gpt2.generation.decode import Decoder, feed_together, step_together
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
+from tests.engine import batches
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
 
 
@@ -272,7 +273,7 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampli
     arranged = layout.lay_out(random_params(config), config)
     prompts = [[1, 2, 3], list(range(40)), [7] * 95, [4]]
     options = [Options(80, sampling, None, seed, logprobs=True) for seed in range(4)]
-    together = batch.generate_batch(arranged, config, prompts, options, [lambda token: False] * 4)
+    together = batches.texts(arranged, config, prompts, options)
     for prompt, option, found in zip(prompts, options, together):
         alone = list(generation.tokens(arranged, config, prompt, option))
         assert [token.id for token in found] == [token.id for token in alone]

@@ -8,6 +8,7 @@ from pg_gpt2.generation import batch, decode, generate
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
+from . import batches
 from .small_models import ARRANGED, GREEDY, random_params
 
 
@@ -29,7 +30,7 @@ def test_each_prompt_gets_what_it_gets_alone(model, together):
     prompts = [random.integers(0, config.vocab, n).tolist() for n in (3, 1, 90, 40, 5, 60, 2, 8, 30)]
     options = [Options(7 + 9 * (seed % 3), Sampling(), seed, seed) for seed in range(len(prompts))]
     options[4] = Options(0)
-    found = dict(batch.generate_each(arranged, config, prompts, options, [never] * len(prompts), together))
+    found = batches.outcomes(arranged, config, prompts, options, together)
     assert sorted(found) == list(range(len(prompts)))
     for number, (prompt, option) in enumerate(zip(prompts, options)):
         alone = list(generate.tokens(arranged, config, prompt, option))
@@ -49,7 +50,7 @@ def test_samples_of_a_prompt_are_what_their_seeds_give_and_it_is_read_once(model
     monkeypatch.setattr(
         batch, "begin_together", lambda d, texts: (begun.extend({*map(tuple, texts)}), begin(d, texts))[1]
     )
-    found = dict(batch.generate_each(arranged, config, jobs, options, [never] * len(jobs), together))
+    found = batches.outcomes(arranged, config, jobs, options, together)
     assert sorted(begun) == sorted(map(tuple, prompts))
     if decode.kind_of_cache(arranged) is decode.BlockCache:  # elsewhere some are decoded once more, alone
         assert sum(rows) <= sum(map(len, prompts)) + sum(option.max_tokens for option in options)
@@ -62,7 +63,7 @@ def test_samples_after_those_that_passed_the_window_read_their_prompt_again(mode
     config, arranged = model
     prompt = list(range(20))
     options = [Options(config.n_positions, Sampling(), None, seed) for seed in range(3)]
-    found = dict(batch.generate_each(arranged, config, [prompt] * 3, options, [never] * 3, 1))
+    found = batches.outcomes(arranged, config, [prompt] * 3, options, 1)
     for number, option in enumerate(options):
         alone = [token.id for token in generate.tokens(arranged, config, prompt, option)]
         assert [token.id for token in found[number]] == alone
@@ -74,7 +75,7 @@ def test_where_one_text_ends_another_begins_so_that_passes_stay_full(model, monk
     together = []
     step = batch.step_together
     monkeypatch.setattr(batch, "step_together", lambda d, tokens: (together.append(len(d)), step(d, tokens))[1])
-    list(batch.generate_each(arranged, config, [[1, 2]] * 60, options, [never] * 60, 8))
+    batches.outcomes(arranged, config, [[1, 2]] * 60, options, 8)
     assert sum(together) == sum(option.max_tokens - 1 for option in options)
     tokens, longest = sum(option.max_tokens for option in options), max(option.max_tokens for option in options)
     assert len(together) <= tokens / 8 + longest, "eight texts say something at each step, until none waits"
@@ -101,8 +102,8 @@ def test_what_is_wrong_with_one_prompt_ends_that_one_only(model):
     prompts = [[1, 2], [3], [4, 5, 6]]
     every = tuple(range(config.vocab))
     options = [Options(5, GREEDY), Options(5, Sampling(suppress_tokens=every)), Options(5, GREEDY)]
-    found = dict(batch.generate_each(arranged, config, prompts, options, [never] * 3, 2))
+    found = batches.outcomes(arranged, config, prompts, options, 2)
     assert isinstance(found[1], InvalidParameter)
     assert [len(found[number]) for number in (0, 2)] == [5, 5]
     with pytest.raises(InvalidParameter, match="exclude every token"):
-        batch.generate_batch(arranged, config, prompts, options, [never] * 3)
+        batches.texts(arranged, config, prompts, options)

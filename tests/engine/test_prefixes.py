@@ -13,10 +13,11 @@ from pg_gpt2 import host
 from pg_gpt2.core import op
 from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.fast import layout
-from pg_gpt2.generation import batch, decode, generate, prefixes, scoring
+from pg_gpt2.generation import decode, generate, prefixes, scoring
 from pg_gpt2.generation.decode import Decoder
 from pg_gpt2.generation.generate import Options
 
+from tests.engine import batches
 from tests.engine.small_models import GREEDY, KEEPS_BITS, random_params
 
 KINDS = {"panels": "BlockCache", "rows": "RowCache", "plain": "KeyValues"}
@@ -102,7 +103,7 @@ def test_what_others_have_in_common_is_read_once_by_a_batch_whatever_is_kept(par
     monkeypatch.setattr(host, "prefix_room", lambda: 0)
     prompts = [[*INSTRUCTIONS, number, 2 * number] for number in range(6)] * 2
     options = [Options(1, GREEDY)] * len(prompts)
-    found = batch.generate_batch(params, CONFIG, prompts, options, [lambda token: False] * len(prompts))
+    found = batches.texts(params, CONFIG, prompts, options)
     common = 200 if kind == "panels" else decode.WHOLE
     assert sum(read) == common + 6 * (202 - common)
     alone = [list(generate.tokens(params, CONFIG, prompt, option)) for prompt, option in zip(prompts, options)]

@@ -13,11 +13,12 @@ import pytest
 import torch
 from pg_gpt2.core.config import LINEAR_LAYERS, Adapter, GPT2Config
 from pg_gpt2.fast import layout
-from pg_gpt2.generation import batch, beam, scoring
+from pg_gpt2.generation import beam, scoring
 from pg_gpt2.generation import generate as generation
 from pg_gpt2.generation.decode import Decoder
 from pg_gpt2.generation.sampling import Sampling
 
+from tests.engine import batches
 from tests.oracle.peft_models import by_peft, random_params
 
 BASE = GPT2Config(n_layer=3, n_head=2, d_model=64, n_positions=96, vocab=300, eos_token_id=299)
@@ -78,7 +79,7 @@ def test_greedy_continuations_of_64_tokens(both, seed: int) -> None:
     found = [token.id for token in generation.tokens(weights, config, prompt, options)]
     assert found == generated(model, prompt, max_new_tokens=64, eos_token_id=config.eos_token_id)[0]
     prompts = [prompt, random_ids(20, seed + 10), random_ids(3, seed + 20)]
-    together = batch.generate_batch(weights, config, prompts, [options] * 3, [lambda token: False] * 3)
+    together = batches.texts(weights, config, prompts, [options] * 3)
     for one, tokens in zip(prompts, together):
         expected = generated(model, one, max_new_tokens=64, eos_token_id=config.eos_token_id)[0]
         assert [token.id for token in tokens] == expected

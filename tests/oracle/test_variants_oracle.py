@@ -15,11 +15,12 @@ from pg_gpt2.core.config import ACTIVATIONS, ARCHITECTURE, GPT2Config
 from pg_gpt2.core.op import use_fast
 from pg_gpt2.core.tape import Eager
 from pg_gpt2.fast import layout
-from pg_gpt2.generation import batch, beam, decode, generate, sampling, scoring, trees
+from pg_gpt2.generation import beam, decode, generate, sampling, scoring, trees
 from pg_gpt2.training.trainer import Batch, Trainer
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+from tests.engine import batches
 from tests.oracle.variant_models import COUNT, by_our_names, drawn, member, random_ids, random_params, their_model
 
 TOLERANCE = 2e-5  # of logits and of gradients, relative to their size
@@ -143,7 +144,7 @@ def test_greedy_texts_of_a_relative_are_those_of_transformers(number: int, serve
     options = generate.Options(NEW, sampling.Sampling(0.0))
     expected = [continued(number, tuple(ids)) for ids in prompts]
     alone = [[token.id for token in generate.tokens(served, config, ids, options)] for ids in prompts]
-    together = batch.generate_batch(served, config, prompts, [options] * 2, [lambda *_: False] * 2)
+    together = batches.texts(served, config, prompts, [options] * 2)
     assert alone == expected
     assert [[token.id for token in tokens] for tokens in together] == expected
 

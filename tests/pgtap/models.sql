@@ -1,6 +1,6 @@
 -- Models: llm_model_config and its presets, llm_init_model, llm_copy_model, llm_drop_model, llm_models, llm_get_model_config.
 BEGIN;
-SELECT plan(68);
+SELECT plan(69);
 
 -- Presets.
 SELECT results_eq(
@@ -67,10 +67,11 @@ SELECT is((SELECT count(*) FROM llm_model_config WHERE model IN ('x', 'w')), 0::
 
 -- llm_copy_model.
 SELECT volatility_is('llm_copy_model', '{text,text,integer}'::name[], 'volatile');
-UPDATE llm_param SET m = data, v = data, step = 7 WHERE model = 'v';
+UPDATE llm_param SET grad = data, m = data, v = data, step = 7 WHERE model = 'v';
 SELECT llm_copy_model('v', 'copy');
-SELECT ok(NOT EXISTS (SELECT name, token_id, shape, data, grad, m, v, step FROM llm_param WHERE model = 'v'
-                      EXCEPT SELECT name, token_id, shape, data, grad, m, v, step FROM llm_param WHERE model = 'copy'), 'a copy has weights and optimizer state');
+SELECT ok(NOT EXISTS (SELECT name, token_id, shape, data, m, v, step FROM llm_param WHERE model = 'v'
+                      EXCEPT SELECT name, token_id, shape, data, m, v, step FROM llm_param WHERE model = 'copy'), 'a copy has weights and optimizer state');
+SELECT ok(bool_and(grad IS NULL), 'what stands in grad is of the source''s next step') FROM llm_param WHERE model = 'copy';
 SELECT ok(NOT EXISTS (SELECT token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'v'
                       EXCEPT SELECT token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'copy'), 'and the vocabulary');
 SELECT ok(NOT EXISTS (SELECT rank, "left", "right", pair FROM llm_bpe_merges WHERE model = 'v'

@@ -375,6 +375,7 @@ STATEMENTS = [
         SELECT llm_generate_tokens('{1}', 1, model_name => 'small', options => '{"draft_model": "q"}')""",
     """SELECT * FROM llm_generate_batch('{a}', 1, options => '{"draft_model": "t"}')""",
     """SELECT * FROM llm_generate_batch('{a}', 1, options => '{"prompt_ids": [1]}')""",
+    """SELECT * FROM llm_generate_rows($$SELECT 1, 'a'$$, 1, options => '{"prompt_ids": [1]}')""",
     """SELECT llm_generate('a', 1, options => '{"prompt_ids": [1]}')""",
     "SELECT * FROM llm_token_embedding(-1, 'bare')",
     "UPDATE llm_param SET shape = '{10,8}', data = substr(data, 1, 320) WHERE model = 'bare' AND name = 'wte';"

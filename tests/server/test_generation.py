@@ -305,6 +305,23 @@ def test_prompt_ids_are_continued_as_the_text_that_they_encode(module_conn):
     assert one(module_conn, f"SELECT llm_generate{call}", None, '{"top_k": 3}') is None
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"echo": False, "logprobs": True}], ids=str)
+def test_prompt_ids_are_a_prompt_of_which_there_are_several_samples(module_conn, more):
+    """In llm_generate_batch, as by llm_generate with their seeds; also ids that no text of a user has."""
+    end = one(module_conn, "SELECT token_id FROM llm_bpe_vocab WHERE model = 'tiny' AND token = '<|endoftext|>'")
+    ids = [end, *one(module_conn, "SELECT llm_encode('low 日本', 'tiny')")]
+    batch = "SELECT n, sample, text FROM llm_generate_batch(%s, 20, model_name => 'tiny', seed => 5, options => %s)"
+    found = module_conn.execute(batch, [None, json.dumps({"prompt_ids": ids, "n": 3} | more)]).fetchall()
+    alone = json.dumps({"prompt_ids": ids} | {name: value for name, value in more.items() if name != "logprobs"})
+    texts = [
+        one(module_conn, "SELECT llm_generate(NULL, 20, model_name => 'tiny', seed => %s, options => %s)", 5 + k, alone)
+        for k in range(3)
+    ]
+    assert found == [(1, k, text) for k, text in enumerate(texts, 1)]
+    assert module_conn.execute(batch, [[], '{"n": 3}']).fetchall() == []
+    assert module_conn.execute(batch, [None, '{"n": 3}']).fetchall() == []
+
+
 # ---- streaming
 
 STREAM = "SELECT (llm_generate_stream('low', {n}, model_name => 'slow', seed => 1, eos_token => -1)).*"

@@ -20,7 +20,7 @@ from ..likely import Logprobs
 from ..models import Model, model_of
 from ..openai import DONE
 from ..streaming import Event, EventStream, answered
-from ..writing import Piece, Usage, Writer
+from ..writing import Piece, Prompt, Usage, Writer
 from .asked import DECLARED, ChatAsked
 from .prompt import encoded, template_of
 from .renderer import Renderer, TemplateFailed
@@ -37,23 +37,17 @@ class ChatWriter(Writer):
     def __init__(
         self, database: Database, conn: Connection, model: Model, asked: ChatAsked, ids: Sequence[int], usage: Usage
     ) -> None:
-        super().__init__(database, conn, model, asked)
+        rest = {"max_tokens": max(1, model.window - len(ids))}
+        super().__init__(database, conn, model, replace(asked, options=rest | asked.options))
         self._ids, self.usage = ids, usage
 
-    async def texts(self) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Pieces of all answers, one after the other, with their numbers."""
+    async def _read(self) -> list[Prompt]:
+        """The chat."""
         if not self._ids:
             raise TemplateFailed("it makes an empty text")
         self._require_window(len(self._ids), "messages")
         self.usage.prompt = len(self._ids)
-        rest = {"max_tokens": max(1, self._model.window - len(self._ids))}
-        seed = self._asked.options.get("seed")
-        for number in range(self._asked.n):
-            options = rest | self._asked.options | ({} if seed is None else {"seed": seed + number})
-            async with aclosing(self._text(None, self._ids, options)) as pieces:
-                async for piece in pieces:
-                    self.usage.completion += piece.tokens
-                    yield number, piece
+        return [(None, self._ids)]
 
 
 class Chats:

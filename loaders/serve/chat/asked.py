@@ -110,7 +110,7 @@ def _message(given: Mapping[str, Any], param: str) -> dict[str, str]:
     role = said.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise ApiError(f"{param}.role must be one of {', '.join(ROLES)}", param=f"{param}.role", code="unsupported")
-    found = {"role": ROLES[role], "content": _content(said.get("content", ""), f"{param}.content")}
+    found = {"role": ROLES[role], "content": _content(given.get("content"), f"{param}.content")}
     if "name" in said:
         if not isinstance(said["name"], str):
             raise ApiError(f"{param}.name must be a string", param=f"{param}.name", code="invalid_type")
@@ -119,9 +119,9 @@ def _message(given: Mapping[str, Any], param: str) -> dict[str, str]:
 
 
 def _content(given: Any, param: str) -> str:
-    """A text, or the texts of several parts, one a line."""
-    if isinstance(given, str):
-        return given
+    """A text, or the texts of several parts, one a line; an empty one where there is none."""
+    if isinstance(given, str) or given is None:
+        return given or ""
     if not isinstance(given, list) or not all(isinstance(part, dict) for part in given):
         raise ApiError(f"{param} must be a string or an array of parts", param=param, code="invalid_type")
     for part in given:

@@ -23,6 +23,7 @@ from .hiding import hidden_in
 
 MOST_MEMORY = 1 << 30  # bytes of addresses
 MOST_BYTES = 4 << 20  # of a prompt, far more than a window takes
+MOST_REASON = 1000  # characters of what a template says against a chat
 READY = b"ready\n"
 
 
@@ -106,7 +107,8 @@ def _answer(line: bytes) -> dict[str, Any]:
     except MemoryError:
         return {"error": "it needs too much memory"}
     except Exception as error:  # of a template anything may come
-        return {"error": str(error) or type(error).__name__}
+        reason = str(error)[:MOST_REASON] or type(error).__name__
+        return {"error": reason.encode(errors="replace").decode()}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ the batch. With weights in panels there is no such difference.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -240,38 +240,6 @@ class Batch:
     def _end_of(self, prompt: Sequence[int]) -> Sequence[int]:
         """What is read of a prompt: as much as the window holds."""
         return prompt[-self._config.n_positions :]
-
-
-def generate_batch(
-    params: DecoderWeights,
-    config: GPT2Config,
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Options],
-    stopped: Sequence[Stopped],
-) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
-    found: dict[int, list[Token]] = {}
-    for number, outcome in generate_each(params, config, prompts, options, stopped):
-        if isinstance(outcome, InvalidParameter):
-            raise outcome
-        found[number] = outcome
-    return [found[number] for number in range(len(prompts))]
-
-
-def generate_each(
-    params: DecoderWeights,
-    config: GPT2Config,
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Options],
-    stopped: Sequence[Stopped],
-    together: int = MOST_TOGETHER,
-) -> Iterator[tuple[int, Outcome]]:
-    """(number, outcome) of each prompt as it ends."""
-    batch = Batch(params, config, together)
-    for number, asked in enumerate(zip(prompts, options, stopped)):
-        batch.add(number, *asked)
-    while len(batch):
-        yield from batch.step()
 
 
 def _take(stream: Stream, logits: np.ndarray) -> None:

@@ -286,13 +286,14 @@ class Drafting(Declared):
 
 @dataclass(frozen=True)
 class OnePrompt(Declared):
-    """What generation of text for one prompt has beside it."""
+    """What generation of texts for one prompt has beside it."""
 
     prompt_ids: Sequence[int] | None = option(
         None,
         IDS,
         hint="llm_encode(prompt, special => true) gives ids.",
-        meaning="Token ids in the place of the prompt, which is null then; only for llm_generate and llm_generate_stream.",
+        meaning="Token ids in the place of the prompt, which is null then; only for llm_generate, llm_generate_stream and"
+        " llm_generate_batch.",
     )
 
 
@@ -388,7 +389,7 @@ def _gathered(given: Mapping[str, Any], kinds: tuple[type[Any], ...]) -> list[An
         )
     if "prompt_ids" in said and OnePrompt not in kinds:
         raise InvalidParameter(
-            "prompt_ids is an option of llm_generate and llm_generate_stream only",
+            "prompt_ids is an option of llm_generate, llm_generate_stream and llm_generate_batch only",
             hint="llm_beam_search has a parameter of that name, and llm_generate_tokens takes ids.",
         )
     if BeamSearch in kinds:

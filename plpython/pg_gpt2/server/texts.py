@@ -1,7 +1,7 @@
 """Prompts on their way to text: one of them token by token, or several that share passes, with the model and vocabulary that the
 statement sees."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import fsum
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..errors import InvalidParameter
 from ..generation import batch
 from ..generation.generate import TextStream, Token, tokens
-from ..generation.options import BatchTexts, Drafting, ManyTexts, TextGeneration, gather
+from ..generation.options import BatchTexts, Drafting, ManyTexts, TextGeneration
 from ..generation.rooms import MOST_TOGETHER
 from ..generation.sampling import Sampling, is_mostly_decisive
 from ..generation.stops import Stops
@@ -74,8 +74,7 @@ class Text(NamedTuple):
 class TextsJob:
     """Several prompts on their way to `n` texts each: what a call asks for, with model, vocabulary and seed resolved."""
 
-    def __init__(self, given: Mapping[str, Any], kind: type[ManyTexts] = ManyTexts) -> None:
-        asked, sampling = gather(given, kind, Sampling)
+    def __init__(self, asked: ManyTexts, sampling: Sampling) -> None:
         self.n, self.echo = asked.n, asked.echo
         self._stops = Stops(asked.stop)
         self.model = weights.load(asked.model_name)

@@ -5,11 +5,12 @@ import json
 import psycopg
 import pytest
 
-from loaders import ingest_tokenizer, save_model
+from loaders import ingest_tokenizer, load_adapter, save_adapter, save_model
 from loaders.common import Database, LoaderError
 from loaders.vocabulary import Vocabulary
 from tests.server.loaders.hub import load, run
 from tests.server.loaders.test_added_tokens import model_directory, plain_files
+from tests.server.loaders.test_load_adapter import peft, weights, write
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}é"
 NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]
@@ -81,6 +82,42 @@ def test_a_chat_template_goes_with_the_vocabulary(dsn, conn, with_template, tmp_
     assert "no place for its chat template" in capsys.readouterr().err
     models = ["adapter", "second", "merged", "chat", "copy", "as saved", "again", "words alone"]
     for model in models:
+        conn.execute("SELECT llm_drop_model(%s)", [model])
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_an_adapter_brings_its_own_and_takes_it_along(conn, with_template, tmp_path, place):
+    """Where it is another than the base's; one that a directory does not have stays."""
+    load(conn, with_template, "base of chats")
+    tensors = {name: values for name, values in weights().items() if name.startswith("h.0.")}  # of a base of one block
+    adapter = write(tmp_path / "adapter", peft(tensors))
+
+    def loaded(template: str | None) -> str | None:
+        if template is None:
+            (adapter / place).unlink()
+        else:
+            (adapter / place).write_text(template if "jinja" in place else json.dumps({"chat_template": template}))
+        with conn.transaction():
+            load_adapter.load_adapter(Database(conn), adapter, "base of chats", "chats", replace=True)
+        return template_of(conn, "chats")
+
+    def saved(model: str) -> bytes | None:
+        with conn.transaction():
+            save_adapter.save_adapter(Database(conn), model, tmp_path / "saved")
+        path = tmp_path / "saved" / "chat_template.jinja"
+        return path.read_bytes() if path.exists() else None
+
+    assert loaded(CHATML) is None, "it is the base's"
+    assert saved("chats") is None
+    assert loaded("own é") == "own é"
+    assert saved("chats") == "own é".encode()
+    assert loaded(None) == "own é"
+    with conn.transaction():
+        load_adapter.load_adapter(Database(conn), tmp_path / "saved", "base of chats", "again")
+    assert template_of(conn, "again") == "own é"
+    conn.execute("UPDATE llm_model_config SET chat_template = NULL WHERE model = 'again'")
+    assert saved("again") is None
+    for model in ("again", "chats", "base of chats"):
         conn.execute("SELECT llm_drop_model(%s)", [model])
 
 

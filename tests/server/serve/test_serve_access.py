@@ -73,6 +73,14 @@ def test_a_key_is_asked_for_where_one_is_set(dsn, model):
         assert client.get("/").status_code == 200, "the page is the same for everybody; its data are not"
 
 
+def test_a_key_may_have_any_letters(dsn, model):
+    key = "schlüssel-日本"
+    with serving(dsn, "--api-key", key) as client:
+        for given, status in ((key, 200), ("schlussel-日本", 401)):
+            headers = {"Authorization": f"Bearer {given}".encode()}
+            assert client.get("/v1/models", headers=headers).status_code == status
+
+
 def start(dsn: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loaders", "serve", "--dsn", dsn, "--port", "0", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -173,6 +181,19 @@ def test_no_other_role_is_taken(by_role, role):
     answer = by_role.get("/v1/models", headers=headers)
     assert answer.status_code in (401, 403)
     assert answer.json()["error"]["type"] in ("authentication_error", "permission_error")
+
+
+def test_the_header_names_one_role_in_utf8(by_role, module_conn):
+    """A proxy that adds its header to that of a client lets the client choose."""
+    module_conn.execute('CREATE ROLE "größe-日本"; GRANT "größe-日本" TO serve_gateway')
+    module_conn.execute("SELECT llm_grant_usage('größe-日本', 'read')")
+    try:
+        for names, status in ((["größe-日本"], 200), ([NORTH], 200), ([NORTH, SOUTH], 401), ([NORTH, NORTH], 401)):
+            headers = [(HEADER.encode(), name.encode()) for name in names]
+            assert by_role.get("/v1/models", headers=headers).status_code == status
+        assert by_role.get("/v1/models", headers={HEADER: b"gr\xf6\xdfe"}).status_code == 403
+    finally:
+        module_conn.execute('DROP OWNED BY "größe-日本"; DROP ROLE "größe-日本"')
 
 
 def test_a_role_does_not_stay_with_the_session(by_role, module_conn):

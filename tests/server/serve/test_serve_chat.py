@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import httpx
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from loaders.serve.chat.renderer import Renderer
+from tests.server.serve.conftest import SLOW
 from tests.server.serve.serving import events
 
 CHAT = "chat"
@@ -149,6 +151,35 @@ def test_log_probabilities_have_the_form_of_chats(http, chat):
     assert all(each["top_logprobs"] == [] for each in plain["logprobs"]["content"])
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"stop": "e"}, {"max_tokens": None}, {"choices": ["low", "no"]}, {"temperature": 0.0}], ids=str
+)
+def test_answers_that_are_written_together_are_those_written_one_by_one(http, chat, more):
+    """Log-probabilities of tokens are what makes the server write one after the other."""
+    given = {"temperature": 1, "seed": 3, "n": 3} | more
+    together, one_by_one = answer(http, **given), answer(http, **given, logprobs=True)
+    assert together["usage"] == one_by_one["usage"]
+    assert [each | {"logprobs": None} for each in one_by_one["choices"]] == together["choices"]
+
+
+def test_answers_of_a_chat_are_written_by_one_call(http, chat):
+    """Which reads the chat once, and has a pass a token for all of them."""
+    set_template(chat, CHATML, SLOW)
+    body = ASKED | {"model": SLOW, "n": 2, "max_tokens": 900, "eos_token": -1}
+    calls = (
+        "SELECT substring(query FROM 'llm_generate_[a-z]+') FROM pg_stat_activity"
+        " WHERE application_name = 'pg_gpt2 serve' AND state = 'active' AND query LIKE '%%llm_generate_%%'"
+    )
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(http.post, "/v1/chat/completions", json=body, timeout=5)
+        found: set[str] = set()
+        while not found and not asked.done():
+            found |= {call for (call,) in chat.execute(calls).fetchall()}
+        assert found == {"llm_generate_batch"}
+        with pytest.raises(httpx.ReadTimeout):  # and nobody goes on with it
+            asked.result()
+
+
 @pytest.mark.parametrize("more", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 1}, {"stop": "e"}], ids=str)
 def test_a_stream_adds_up_to_the_answer(http, chat, more):
     whole = answer(http, temperature=1, seed=4, max_tokens=20, **more)
@@ -184,6 +215,7 @@ def test_a_schema_holds_in_a_chat(http, chat):
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "unsupported"),
         ({"messages": [{"content": "a"}]}, "messages[0].role", "unsupported"),
         ({"messages": [*HELLO, {"role": "user", "content": 3}]}, "messages[1].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content", "invalid_type"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content",
@@ -247,6 +279,8 @@ def test_an_adapter_uses_the_template_of_its_base(http, chat):
         ("{% set n = 5000000 %}{{ 'a' * n }}", "more than 4,194,304 bytes"),
         ("{% set form = '%09999999999d' %}{{ form % 1 }}", "too much memory|too large|big"),
         ("{% set x = '\\ud800' %}{{ x }}", "surrogates"),
+        ("{{ raise_exception('a\\ud800') }}", r"a\?$"),
+        ("{% set n = 40000000 %}{{ raise_exception('b' * n) }}", " b{1000}$"),
     ],
     ids=str,
 )

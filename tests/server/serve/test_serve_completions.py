@@ -1,6 +1,7 @@
 """What OpenAI's API gives is what SQL gives, in the fields that its clients read."""
 
 import base64
+import codecs
 import math
 
 import httpx
@@ -187,12 +188,47 @@ def test_logprobs_are_those_of_the_plain_distribution(http, module_conn):
     assert all(3 <= len(top) <= 4 for top in told["top_logprobs"][1:])
 
 
+def test_ids_that_are_no_tokens_are_no_alternatives(http, module_conn):
+    """Of a model with more ids than its vocabulary, in which there is a gap, too, and of its adapter. The log-probabilities are
+    those of llm_generate_stream."""
+    module_conn.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider'$$, 265, 'gaps')")
+    module_conn.execute("DELETE FROM llm_bpe_vocab WHERE model = 'gaps' AND token_id = 3")
+    module_conn.execute("SELECT llm_init_model('gaps', 2, 2, 16, 64, 400, seed => 1)")
+    module_conn.execute("SELECT llm_adapter_create('of gaps', 'gaps')")
+    for model in "gaps", "of gaps":
+        asked = {"model": model, "prompt": "low", "temperature": 0, "max_tokens": 9}
+        told = complete(http, **asked | {"logprobs": 20, "echo": True})["choices"][0]["logprobs"]
+        query = "SELECT token FROM llm_next_token('low', 20, model_name => %s)"
+        expected = {token for (token,) in module_conn.execute(query, [model]).fetchall() if "\ufffd" not in token}
+        read = module_conn.execute("SELECT llm_token_count('low', %s)", [model]).fetchone()[0]
+        assert expected <= told["top_logprobs"][read].keys()
+        assert all(20 <= len(top) <= 21 for top in told["top_logprobs"][1:])
+        plain = complete(http, **asked | {"logprobs": 0})["choices"][0]["logprobs"]
+        np.testing.assert_allclose(told["token_logprobs"][read:], plain["token_logprobs"], atol=1e-4)  # of float32
+    module_conn.execute("SELECT llm_drop_model('of gaps'), llm_drop_model('gaps')")
+
+
 def test_logprobs_without_alternatives_cost_no_pass(http):
     some = complete(http, **DRAWN | {"logprobs": 0})["choices"][0]["logprobs"]
     more = complete(http, **DRAWN | {"logprobs": 2})["choices"][0]["logprobs"]
     assert some["tokens"] == more["tokens"]
     np.testing.assert_allclose(some["token_logprobs"], more["token_logprobs"], atol=1e-4)  # of float32
     assert some["top_logprobs"] == [{}] * len(some["tokens"])
+
+
+@pytest.mark.parametrize(
+    "more", [{"echo": True, "logprobs": 0}, {"echo": True, "logprobs": 2}, {"logprobs": 1}], ids=str
+)
+def test_tokens_begin_where_their_characters_do(http, more):
+    """Also after characters of several tokens, or of bytes that are none."""
+    asked = GREEDY | {"prompt": "日本 naïve 😀", "temperature": 2, "seed": 3, "max_tokens": 40} | more
+    for part in complete(http, **asked)["choices"]:
+        told, text = part["logprobs"], b""
+        for token, at in zip(told["tokens"], told["text_offset"]):
+            assert at == len(codecs.getincrementaldecoder("utf-8")("replace").decode(text))
+            text += bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:\\x") else token.encode()
+        assert text.decode(errors="replace").replace("\0", "\ufffd") == part["text"]
+        assert len(text) > len(part["text"]), "no character has several tokens"
 
 
 def test_a_token_that_is_a_part_of_a_character_is_told_by_its_bytes(http):

@@ -70,6 +70,37 @@ def test_what_is_wrong_is_named(http, asked, status, param, code):
 
 
 @pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("completions", {"prompt": PROMPT, "max_tokens": 3}),
+        ("completions", {"prompt": PROMPT, "max_tokens": 0, "echo": True, "logprobs": 0}),
+        ("completions", {"prompt": PROMPT, "max_tokens": 0, "echo": True, "logprobs": 2, "stream": True}),
+        ("embeddings", {"input": PROMPT}),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_is_said_and_never_sent(http, module_conn, path, asked):
+    """JSON has no number for it."""
+    module_conn.execute("SELECT llm_copy_model(%s, 'spoiled')", [MODEL])
+    nan = "overlay(data PLACING '\\x0000c07f' FROM 1)"
+    module_conn.execute(f"UPDATE llm_param SET data = {nan} WHERE model = 'spoiled' AND name = 'ln_f.bias'")
+    try:
+        response = http.post(f"/v1/{path}", json=asked | {"model": "spoiled"})
+    finally:
+        module_conn.execute("SELECT llm_drop_model('spoiled')")
+    assert response.status_code == 500
+    assert "not finite" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_error_between_two_tokens_has_our_words(http, stream):
+    """PL/Python has others for it, in the language of the server, and makes ours their detail."""
+    asked = {"suppress_tokens": [*range(300)], "stream": stream}
+    error = http.post("/v1/completions", json=GOOD | asked).json()["error"]
+    assert error["message"].startswith("the options exclude every token")
+
+
+@pytest.mark.parametrize(
     ("content", "code"),
     [
         (b"", "invalid_json"),

@@ -106,18 +106,21 @@ def test_no_statement_is_made_of_anything_but_its_text():
     [
         (b"[]", "must be a JSON object"),
         (b"{", "is not JSON"),
+        (b'{"prompt": "\\ud83d", "model": "m"}', "is not JSON"),
         ({"prompt": 1, "model": "m"}, "prompt must be text, not 1"),
         ({"prompt": "a"}, "model must be text, not None"),
         ({"prompt": "a", "model": MODEL, "n": 1}, "n is no parameter"),
         ({"prompt": "a\0b", "model": MODEL}, "NUL"),
         ({"prompt": "a", "model": "none such"}, "none such"),
-        (b'{"prompt": "' + b"a" * 1_000_001 + b'"}', "longer than"),
+        (b'{"prompt": "' + b"a" * (1 << 20) + b'"}', "longer than"),
     ],
 )
 def test_a_wrong_request_is_answered_with_what_is_wrong(address, body, message):
     status, text = post(address, "api/pictures/lens", body)
     assert 400 <= status < 500
     assert message in json.loads(text)["error"]["message"]
+    if message == "is not JSON":
+        assert post(address, "api/write", body)[0] == 400, "before the first event"
 
 
 def test_forms_of_other_sites_and_unknown_pictures_are_refused(address):

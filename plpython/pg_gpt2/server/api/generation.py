@@ -76,13 +76,27 @@ def _text_job(prompt: str | None, given: Mapping[str, Any], logprobs: bool = Fal
 
 @entry
 def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[Any, ...]]:
-    """Rows (n, text, sample, finish_reason, n_tokens, logprob), n and sample from 1; of a null prompt all else is null."""
-    if not prompts:
+    """Rows (n, text, sample, finish_reason, n_tokens, logprob), n and sample from 1; of a null prompt all else is null. The token
+    ids that options have in the place of prompts are one prompt."""
+    if not prompts and given["options"] is None:
         return []
-    job = TextsJob(given, BatchTexts)
+    asked, sampling, one = gather(given, BatchTexts, Sampling, OnePrompt)
+    if one.prompt_ids is None:
+        return _texts(TextsJob(asked, sampling), prompts) if prompts else []
+    if prompts:
+        raise InvalidParameter("give either prompts or prompt_ids", hint="With prompt_ids in options, prompts is null.")
+    job = TextsJob(asked, sampling)
+    ids = check_prompt([*one.prompt_ids], job.model)
+    return _texts(job, [db.storable(job.tokenizer.decode([*one.prompt_ids])) if job.echo else ""], ids)
+
+
+def _texts(job: TextsJob, prompts: list[str | None], only: list[int] | None = None) -> list[tuple[Any, ...]]:
+    """What `generate_batch` gives for prompts; `only` are the ids of the only one, where they are known."""
     resources.require_memory(BYTES_A_ROW * len(prompts) * job.n, f"{job.n} texts for each of {len(prompts)} prompts")
     ids = deque(
-        (n, array("i", encode_prompt(p, job.model, job.tokenizer))) for n, p in enumerate(prompts) if p is not None
+        (n, array("i", encode_prompt(p, job.model, job.tokenizer) if only is None else only))
+        for n, p in enumerate(prompts)
+        if p is not None
     )
     rows: list[tuple[Any, ...]] = [
         (n, None, sample, None, None, None) for n in range(1, len(prompts) + 1) for sample in range(1, job.n + 1)

@@ -94,7 +94,10 @@ def _vocabulary(model: str) -> tuple[int, int | None]:
 
 @entry
 def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
-    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
+    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL.
+
+    What stands in grad is of the source's next step, or of the run that goes on with it.
+    """
     require(source=source, target=target)
     config = store.config(source)
     saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
@@ -114,8 +117,8 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     else:
         store.register(target, config)
         db.run(
-            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.trained(config)} AS p",
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
+            f" SELECT $2, name, token_id, shape, data, m, v, step FROM {store.trained(config)} AS p",
             ["text", "text"],
             source,
             target,

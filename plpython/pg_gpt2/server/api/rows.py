@@ -11,6 +11,8 @@ from ... import host
 from ...errors import InvalidParameter, NullNotAllowed, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
+from ...generation.options import ManyTexts, gather
+from ...generation.sampling import Sampling
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..caller_query import Keyed, keyed_texts
@@ -164,7 +166,7 @@ def _in_passes(source: Iterator[Keyed], model: weights.Model, tokenizer: Tokeniz
 def generate_rows(source: str, **given: Any) -> Iterator[tuple[str | None, str | None, int]]:
     """Rows (key, text, sample), sample from 1."""
     require(source=source, source_path=given["source_path"])
-    return _texts(TextsJob(given), keyed_texts(source, given["source_path"]))
+    return _texts(TextsJob(*gather(given, ManyTexts, Sampling)), keyed_texts(source, given["source_path"]))
 
 
 def _texts(job: TextsJob, source: Iterator[Keyed]) -> Iterator[tuple[str | None, str | None, int]]:
