@@ -15,7 +15,7 @@ from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db, resources
-from .importer import made_to_stay
+from .importer import collecting_nothing
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -67,7 +67,7 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     key = (name, *more)
     found = cache.get(key)
     while version is not None and (found is None or found[0] != version):
-        with made_to_stay():
+        with collecting_nothing():
             found = (version, read(*key))
         name, version = _version(model)  # another one where a change was committed between the statements that read
     if version is None or found is None:

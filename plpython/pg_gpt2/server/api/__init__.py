@@ -3,12 +3,12 @@
 import importlib
 from types import ModuleType
 
-from ..importer import made_to_stay
+from ..importer import collecting_nothing
 
 
 def __getattr__(name: str) -> ModuleType:
     """Import the topic `name` on first use."""
     if name.startswith("_"):
         raise AttributeError(name)
-    with made_to_stay():
+    with collecting_nothing():
         return importlib.import_module(f"{__name__}.{name}")
