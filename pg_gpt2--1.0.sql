@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 b199299643f0 @extschema@'] = importer['import_package']('pg_gpt2 b199299643f0 @extschema@', '@extschema@')
+    GD['pg_gpt2 c2e0913ac4cc @extschema@'] = importer['import_package']('pg_gpt2 c2e0913ac4cc @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 b199299643f0 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 c2e0913ac4cc @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -2644,20 +2644,20 @@ Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit cou
 counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
 """
 
-import numpy as np
+import numpy as np  # which loads numpy.random at its first use: a greedy call needs none of it
 
 WORD = (1 << 64) - 1
 DROPOUT, INIT, ORDER, ADAPTER = 1, 2, 3, 4  # purposes: the second key word keeps their streams apart
 VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
 
 
-def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> np.random.Philox:
+def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> "np.random.Philox":
     """A generator that starts at that address."""
     counter = np.array([tick & WORD, row & WORD, site & WORD, step & WORD], np.uint64)
     return np.random.Philox(key=np.array([seed & WORD, purpose], np.uint64), counter=counter)
 
 
-def uint16(source: np.random.Philox, n_ticks: int) -> np.ndarray:
+def uint16(source: "np.random.Philox", n_ticks: int) -> np.ndarray:
     """16 * n_ticks uniform 16-bit integers."""
     return source.random_raw(4 * n_ticks).astype("<u8", copy=False).view("<u2")
 
@@ -4933,6 +4933,7 @@ from . import attend_blocks, panels
 from .panels import Panels, Table
 
 Params = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 use_panels: bool | None = None  # None: where they pay
 
@@ -4945,15 +4946,19 @@ def in_panels(config: GPT2Config) -> bool:
     return panels.are_usable((d, config.inner)) and attend_blocks.is_usable(config.d_head)
 
 
-def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+def stored_shapes(config: GPT2Config) -> Shapes:
     """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
+    return both_shapes(config)[0 if in_panels(config) else 1]
+
+
+def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
+    """What `stored_shapes` would be with matrices in panels, and what without: which of the two is not tried out here."""
     shapes = base_of(config).param_shapes()
-    if not in_panels(config):
-        return shapes
+    laid = shapes.copy()
     for name, shape in shapes.items():
         if kind := _kind(name, shape, config.output_table):
-            shapes[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
-    return shapes
+            laid[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
+    return laid, shapes
 
 
 def base_of(config: GPT2Config) -> GPT2Config:
@@ -11781,7 +11786,8 @@ def tokens(
     def generate() -> Iterator[Token]:
         for rows, draft in _passes(decoder, guesses, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), history)
+                draw = 0.0 if options.sampling.is_greedy else draws.next()
+                token = choose(checked(row), options.sampling, draw, history)
                 found = take(token, options.logprob(row, token))
                 if found.finish:
                     keep()
@@ -12019,7 +12025,6 @@ from ..options import (
     option,
     read_object,
 )
-from .constraints.json_schema import as_text
 
 SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
@@ -12032,7 +12037,14 @@ CONSTRAINTS = (
     "json_schema",
 )  # options that say what the text must be; constraints/compiled.py says what they mean
 
-SCHEMA = Kind("object", "Mapping[str, Any]", as_text)
+
+def _schema(value: Any) -> str | None:
+    from .constraints.json_schema import as_text  # few calls need it, and it takes as long to load as all options
+
+    return as_text(value)
+
+
+SCHEMA = Kind("object", "Mapping[str, Any]", _schema)
 
 
 def _biases(most: float, texts: bool) -> Domain:
@@ -13376,6 +13388,11 @@ class Sampling(SamplingOptions):
         """(name, function, value) of what leaves tokens out of a draw, in order."""
         return [(name, cut, getattr(self, name)) for name, cut in CUTS.items() if self._is_on(name)]
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken, whatever is drawn."""
+        return self.temperature < _COLDEST
+
     def _is_on(self, name: str) -> bool:
         return getattr(self, name) != self.options()[name].off
 
@@ -13414,8 +13431,12 @@ class Draws:
     """Numbers in [0, 1) that depend on the seed only: the n-th of a Philox stream, for the n-th token."""
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed & (2**64 - 1))
+        self._seed = seed
         self._waiting: deque[float] = deque()  # those that were looked at ahead
+
+    @functools.cached_property
+    def _bits(self) -> "np.random.Philox":
+        return np.random.Philox(key=self._seed & (2**64 - 1))
 
     def next(self) -> float:
         """The next number."""
@@ -13436,7 +13457,7 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
     if (only := history.only) is not None:
         return only
     scores = _scores(logits, how, history)
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -13447,7 +13468,7 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
 def likely(logits: np.ndarray, how: Sampling, draw: float, history: History, widths: Sequence[float]) -> list[int]:
     """What `choose` may give for logits that differ from these, for each of `widths`: the token that most numbers give which
     are within a width of `draw`. With width 0 it is the token for these logits, with 1 the most probable one."""
-    if history.only is not None or how.temperature < _COLDEST:
+    if history.only is not None or how.is_greedy:
         return [choose(logits, how, draw, history)] * len(widths)
     ids, probabilities = distribution(_scores(logits, how, history), how)
     ends = np.cumsum(probabilities, dtype=np.float64)
@@ -13474,7 +13495,7 @@ def require_choice(there: bool) -> None:
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Kept ids, ascending, and their probabilities, from scores that are adjusted; temperature must not be 0."""
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
     else:
         scores = scores / np.float32(min(how.temperature, _HOTTEST))
@@ -13497,7 +13518,7 @@ def choose_surely(logits: np.ndarray, how: Sampling, draw: float, history: Histo
     if found is None:
         return None
     scores, error = found
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         is_sure = len(scores) == 1 or np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error
         return choose(logits, how, draw, history) if is_sure else None
     bounds = _Bounds(scores, error, how)
@@ -15166,12 +15187,15 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api', $pg_gpt2_sou
 import importlib
 from types import ModuleType
 
+from ..importer import collecting_nothing
+
 
 def __getattr__(name: str) -> ModuleType:
     """Import the topic `name` on first use."""
     if name.startswith("_"):
         raise AttributeError(name)
-    return importlib.import_module(f"{__name__}.{name}")
+    with collecting_nothing():
+        return importlib.import_module(f"{__name__}.{name}")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.adapters', $pg_gpt2_source$"""llm_adapter_create, llm_adapter_merge: arguments from SQL, checked."""
 
@@ -16011,11 +16035,8 @@ from typing import Any
 import numpy as np
 
 from ... import host
-from ...bytea_ops import require_room
-from ...core import gpt2
-from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import beam, prefixes
-from ...generation.decode import check_ids
+from ...errors import InvalidParameter, require, require_positive
+from ...generation import prefixes
 from ...generation.generate import TextStream, Token, tokens
 from ...generation.options import (
     BatchTexts,
@@ -16031,19 +16052,16 @@ from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...options import manual
-from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..drafts import draft_of
 from ..entry import entry
 from ..prompts import check_prompt, encode_prompt
-from ..resolving import constraint_of, ends_of, in_ids, require_cache, resolved
-from ..storage import store, weights
-from ..tape import recording
+from ..resolving import constraint_of, ends_of, in_ids, lacking_of, require_cache, resolved
+from ..storage import weights
 from ..texts import TextJob, TextsJob
 
-MAX_BYTEA = (1 << 30) - (1 << 16)
 BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
 
 
@@ -16127,8 +16145,11 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    needed = stops or sampling.constraint
-    tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
+    tokenizer = None
+    if stops or sampling.constraint:
+        tokenizer = vocabularies.tokenizer_of(model.name)
+    elif asked.eos_token is None and model.config.eos_token_id is None:
+        tokenizer = vocabularies.find(model.name)
     options = resolved(asked, sampling, model, tokenizer)
     require_cache(model, [len(ids)], options.max_tokens)
     options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
@@ -16149,6 +16170,8 @@ def beam_search(
     prompt: str | None, prompt_ids: list[int] | None, **given: Any
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    from ...generation import beam  # which no other call needs
+
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
@@ -16161,14 +16184,15 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos, also_ends = ends_of(asked, model.config, tokenizer)
+    lacking = lacking_of(model, tokenizer)
+    eos, also_ends = ends_of(asked, model.config, tokenizer, lacking)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=in_ids(sampling, model, tokenizer),
+        sampling=in_ids(sampling, model, lacking),
         constraint=constraint_of(sampling, model, eos, also_ends),
         also_ends=also_ends,
     )
@@ -16223,38 +16247,6 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
         rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
         host.check_interrupts()
     return rows
-
-
-@entry
-@received(token_ids="integer")
-def logits(
-    token_ids: list[int] | None,
-    model_name: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d_model: int | None,
-    vocab_size: int | None,
-) -> bytes | None:
-    """Logits [T, vocab] of all positions, as bytes."""
-    if token_ids is None:
-        return None
-    if not token_ids:
-        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
-    model = weights.load(model_name)
-    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
-    if len(token_ids) > model.config.n_positions:
-        raise InvalidParameter(
-            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
-            hint="Give fewer tokens; llm_generate slides its window instead.",
-        )
-    check_ids(token_ids, model.config, model.name)
-    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
-        raise OutOfMemory(
-            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
-        )
-    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
-    ids = np.asarray([token_ids], np.int64)
-    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.inspect', $pg_gpt2_source$"""Looking inside: llm_trace and its family for a forward pass, llm_replay_tape and its family for a recorded one."""
 
@@ -16752,7 +16744,7 @@ def drop_model(model: str) -> None:
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
     weights.forget_file(model)  # not of a model that the caller does not see
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits: the model in pieces, each recorded while recording is on."""
 
 from math import prod
 from typing import Any
@@ -16764,7 +16756,7 @@ from ...core import gpt2
 from ...core.config import block_shapes
 from ...core.gpt2 import Dropout, Pass
 from ...core.tape import Eager
-from ...errors import InvalidParameter, require, require_positive
+from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...fast import layout
 from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
@@ -16778,6 +16770,7 @@ from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
 
+MAX_BYTEA = (1 << 30) - (1 << 16)
 BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
     "ln1_g": "ln_1.weight",
     "ln1_b": "ln_1.bias",
@@ -16870,6 +16863,38 @@ def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: in
     result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, how)
     recorder.flush()
     return to_bytes(result.data)
+
+
+@entry
+@received(token_ids="integer")
+def logits(
+    token_ids: list[int] | None,
+    model_name: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    vocab_size: int | None,
+) -> bytes | None:
+    """Logits [T, vocab] of all positions, as bytes."""
+    if token_ids is None:
+        return None
+    if not token_ids:
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
+    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
+    if len(token_ids) > model.config.n_positions:
+        raise InvalidParameter(
+            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
+            hint="Give fewer tokens; llm_generate slides its window instead.",
+        )
+    check_ids(token_ids, model.config, model.name)
+    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+        raise OutOfMemory(
+            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
+        )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 
 
 def _drop(p: float, training: bool) -> Dropout | None:
@@ -18203,6 +18228,7 @@ def begin(schema: str, digest: str) -> None:
     host.notice = db.notice
     host.require_memory = resources.require_memory
     host.prefix_room = weights.prefix_room
+    resources.keep_freed_memory(resources.KEPT_FREE)
     tape.before_each_op = threads.look  # an op may run on a helper, which must not call the server
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.caller_query', $pg_gpt2_source$"""A query that a caller gives as `source`: read with the caller's rights and search_path."""
@@ -19240,7 +19266,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InsufficientPrivilege, InvalidParameter
-from ..fast import blas_library, threads
+from ..fast import blas_library, layout, threads
 from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
 from .tape import recording, tape_rows
@@ -19460,7 +19486,7 @@ def _shared_file(model: str) -> Iterator[Finding]:
     config = store.find_config(model)
     if config is None or config.adapter is not None:  # an adapter is mapped as its base is
         return
-    file = weights.file_of(model, config, reading.version_of(model))
+    file = weights.file_of(model, reading.version_of(model), layout.stored_shapes(config))
     if file and file.is_there():
         damage = file.damage()
         hint = (
@@ -19650,6 +19676,7 @@ Several versions can live in one session, as during ALTER EXTENSION UPDATE: each
 This module is executed by itself, before the package exists, and so imports nothing from it.
 """
 
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -19685,6 +19712,19 @@ def own_settings():
             yield
         finally:
             sys.setrecursionlimit(limit)
+
+
+@contextmanager
+def collecting_nothing():
+    """Around the making of thousands of objects that stay: Python does not look for garbage among them, which takes a tenth of
+    the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def root_of(key):
@@ -19731,8 +19771,10 @@ class RowImporter:
 
 def import_package(key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
-    with own_settings():
-        return _import(key, schema)
+    with own_settings(), collecting_nothing():
+        api = _import(key, schema)
+        gc.freeze()  # nor later: once a session, so that no garbage piles up there
+        return api
 
 
 def _import(key, schema):
@@ -19862,7 +19904,6 @@ from dataclasses import replace
 
 from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..generation.constraints.compiled import compiled
 from ..generation.constraints.constraint import Constraint
 from ..generation.decode import bytes_of_several
 from ..generation.generate import Options
@@ -19875,16 +19916,18 @@ from .storage import weights
 
 
 def resolved(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
-    """What generation is asked for, with end-of-text, texts and seed resolved."""
+    """What generation is asked for, with end-of-text, texts and seed resolved. There is no need of a tokenizer where no text is
+    decoded, and the end-of-text token is not the vocabulary's."""
     seed = draw_seed() if asked.seed is None else asked.seed
-    eos, also_ends = ends_of(asked, model.config, tokenizer)
+    lacking = lacking_of(model, tokenizer)
+    eos, also_ends = ends_of(asked, model.config, tokenizer, lacking)
     constraint = constraint_of(sampling, model, eos, also_ends)
     if constraint and asked.stop:
         raise InvalidParameter(
             "stop strings could cut a constrained text", hint="Leave them out: it ends where the constraint says."
         )
     look_up = resources.prompt_lookup()
-    within = in_ids(sampling, model, tokenizer)
+    within = in_ids(sampling, model, lacking)
     return Options(asked.max_tokens, within, eos, seed, look_up=look_up, constraint=constraint, also_ends=also_ends)
 
 
@@ -19894,18 +19937,23 @@ def constraint_of(
     """What the text must be, if anything; 55000 for a model without vocabulary."""
     if sampling.constraint is None:
         return None
+    from ..generation.constraints.compiled import compiled  # grammars take as long to load as all else of a call
+
     return compiled(*sampling.constraint, vocabularies.tokenizer_of(model.name), model.config.vocab, eos, also_ends)
 
 
-def ends_of(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tuple[int | None, tuple[int, ...]]:
-    """The token that ends a text, if any, and others that do, too; without those that the vocabulary lacks, which never come.
+def ends_of(
+    asked: Call, config: GPT2Config, tokenizer: Tokenizer | None, lacking: tuple[int, ...]
+) -> tuple[int | None, tuple[int, ...]]:
+    """The token that ends a text, if any, and others that do, too; without those that the vocabulary is `lacking`, which never
+    come.
 
     22023 for one that the model does not have.
     """
     if asked.eos_token is None:
         eos = eos_of(config, tokenizer)
         ends = (eos,) if config.stops is None and eos is not None else config.stops or ()
-        some = tuple(i for i in dict.fromkeys(ends) if tokenizer is None or i in tokenizer.tokens)
+        some = tuple(i for i in dict.fromkeys(ends) if i not in lacking)
         return (some[0] if some else None), some[1:]
     if asked.eos_token >= config.vocab:
         raise InvalidParameter(
@@ -19915,12 +19963,16 @@ def ends_of(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> tup
     return (None if asked.eos_token == -1 else asked.eos_token), ()
 
 
-def in_ids(sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary lacks, whose rows of weights only pad. 55000 when
-    there are texts and the model has no vocabulary."""
+def in_ids(sampling: Sampling, model: weights.Model, lacking: tuple[int, ...]) -> Sampling:
+    """`sampling` with its texts as ids, and without ids that the vocabulary is `lacking`, whose rows of weights only pad. 55000
+    when there are texts and the model has no vocabulary."""
     found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
-    lacking = tokenizer.lacking(model.config.vocab) if tokenizer else ()
     return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
+
+
+def lacking_of(model: weights.Model, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The ids of the model that its vocabulary, if any, lacks."""
+    return tokenizer.lacking(model.config.vocab) if tokenizer else vocabularies.lacking(model.name, model.config.vocab)
 
 
 def require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -19953,6 +20005,9 @@ SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a sma
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 PREFIX_CACHE = "64MB"
+KEPT_FREE = (
+    16 << 20
+)  # bytes that a session keeps of what its calls freed: keys and values of some 100 tokens of gpt2-small
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 NAMES = ("threads", "prefix_cache", "prompt_lookup", "fast", "max_memory")  # of settings that most calls need
@@ -20144,13 +20199,13 @@ def megabytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
 
 
-def keep_freed_memory() -> None:
-    """Let the C library use again what was freed, blocks below 4 MB and up to 64 MB in all, until the session ends. Else it asks
-    the kernel for each block above 128 kB anew, which doubles the time of a session that passes thousands of them on."""
+def keep_freed_memory(most: int = 64 << 20) -> None:
+    """Let the C library use again what was freed, blocks below 4 MB and up to `most` bytes in all, until the session ends. Else
+    it asks the kernel for each block above 128 kB anew, which doubles the time of a session that passes thousands of them on."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 4 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(M_TRIM_THRESHOLD, most)
 
 
 def release_memory() -> None:
@@ -21682,14 +21737,14 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.mapped', $
 A list that sessions keep themselves, such as advisory locks, would say what any role wrote there, and lose it with DISCARD ALL.
 """
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ... import host
 from ...errors import WrongState
 from . import weight_file
 
-PROCESSES = Path("/proc")
+PROCESSES = "/proc"
 
 
 def sessions(pids: Iterable[int], relation: str, models: Iterable[str]) -> Iterator[tuple[str, int]]:
@@ -21712,9 +21767,10 @@ def _stem(line: bytes, family: bytes) -> bytes:
 def _maps(pid: int) -> bytes:
     """The files that a process maps, a line each; nothing of one that has ended."""
     try:
-        return (PROCESSES / str(pid) / "maps").read_bytes()
+        with open(f"{PROCESSES}/{pid}/maps", "rb") as file:
+            return file.read()
     except OSError as error:
-        if isinstance(error, FileNotFoundError | ProcessLookupError) and (PROCESSES / "self" / "maps").exists():
+        if isinstance(error, FileNotFoundError | ProcessLookupError) and os.path.exists(f"{PROCESSES}/self/maps"):
             return b""
     raise WrongState(
         "this system does not tell which files a session has mapped",
@@ -23289,27 +23345,32 @@ def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str
 
     A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES else file_of(name, wanted, version)
-    if file is None:
+    if 4 * wanted.n_params() < weight_file.LEAST_BYTES:
         return None
-    stored = file.attach()
-    if stored is None and not _has_written():
+    stored = _attached(name, wanted, version)
+    if stored is None and not _has_written() and (file := file_of(name, version, layout.stored_shapes(wanted))):
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
+def _attached(name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+    """The model from a file that is there, in the layout that its writer chose: all sessions of a server choose the same, but
+    each would need 20 ms to find out."""
+    files = (file_of(name, version, shapes) for shapes in layout.both_shapes(wanted))
+    return next((stored for file in files if file and (stored := file.attach())), None)
+
+
 def _has_written() -> bool:
     return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
 
 
-def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
-    """The file of a version that sessions share, be it there or not; None where none can be."""
+def file_of(name: str, version: str, shapes: layout.Shapes) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, in the layout of these shapes, be it there or not; None where none can be."""
     folder, life = weight_file.directory(), weight_file.incarnation()
     if folder is None or life is None:
         return None
-    shapes = layout.stored_shapes(wanted)
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
@@ -27567,7 +27628,8 @@ row-level security may show the caller a part of a vocabulary, the visible rows 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from .. import host
 from ..errors import DuplicateObject, InvalidParameter, WrongState, require
@@ -27575,11 +27637,14 @@ from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
 from . import db, resources
+from .importer import collecting_nothing
 from .storage import store
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+AT_ONCE = 512  # tokens read as one array, which may have 1 GB
+Made = TypeVar("Made")
 
 # Whether a policy may show some rows of a vocabulary and not others: its expression has a column that is not the first of its
 # table, which is the model here. Policies by model alone, as most are, show all or nothing, and cost no digest.
@@ -27588,7 +27653,11 @@ DIFFERS_BY_ROW = (
     " WHERE p.polrelid IN ('{schema}.llm_bpe_vocab'::regclass, '{schema}.llm_bpe_merges'::regclass) AND columns[1] <> '1')"
 )
 
-_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
+_Cache: TypeAlias = OrderedDict[
+    tuple[Any, ...], tuple[str, Made]
+]  # name and what else was asked for -> version, and what was made
+_cache: _Cache[Tokenizer] = OrderedDict()
+_lacking: _Cache[tuple[int, ...]] = OrderedDict()
 
 
 def tokenizer_of(model: str) -> Tokenizer:
@@ -27608,19 +27677,30 @@ def tokenizer_of(model: str) -> Tokenizer:
 
 def find(model: str) -> Tokenizer | None:
     """The tokenizer of `model`, or None when it has no vocabulary. An adapter uses that of its base."""
+    return _kept(_cache, model, _read)
+
+
+def lacking(model: str, vocab: int) -> tuple[int, ...]:
+    """The ids below `vocab` that are no tokens of the vocabulary of `model`, as Tokenizer.lacking has them; none where it has no
+    vocabulary. To learn these takes a hundredth of the time that reading the vocabulary does."""
+    return _kept(_lacking, model, _read_lacking, vocab) or ()
+
+
+def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int) -> Made | None:
+    """What `read` makes of the vocabulary that `model` uses, at the version that this statement sees; None when there is none."""
     name, version = _version(model)
-    if version is None:
-        return None
-    found = _cache.get(name)
-    while found is None or found[0] != version:
-        found = (version, _read(name))
+    key = (name, *more)
+    found = cache.get(key)
+    while version is not None and (found is None or found[0] != version):
+        with collecting_nothing():
+            found = (version, read(*key))
         name, version = _version(model)  # another one where a change was committed between the statements that read
-        if version is None:
-            return None
-    _cache[name] = found
-    _cache.move_to_end(name)
-    while len(_cache) > MOST:
-        _cache.popitem(last=False)
+    if version is None or found is None:
+        return None
+    cache[key] = found
+    cache.move_to_end(key)
+    while len(cache) > MOST:
+        cache.popitem(last=False)
     return found[1]
 
 
@@ -27632,15 +27712,16 @@ def cached() -> list[tuple[str, str]]:
         "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
         " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
         ["text[]"],
-        list(_cache),
+        [model for (model,) in _cache],
     )
     seen = {row["name"] for row in rows}
-    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
+    return [(model, version) for (model,), (version, _) in _cache.items() if model in seen]
 
 
 def forget() -> None:
     """Give up all tokenizers in memory."""
     _cache.clear()
+    _lacking.clear()
 
 
 def _spare() -> None:
@@ -27730,16 +27811,12 @@ def _require_short(model: str, size: int) -> None:
 
 def _read(model: str) -> Tokenizer:
     _require_room(model)
-    tokens = {
-        row["token_id"]: row["bytes"]
-        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
-    }
-    merges = [
-        (row["left"], row["right"])
-        for row in db.cursor(
-            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
-        )
-    ]
+    arrays = "SELECT array_agg(token_id) AS ids, array_agg(bytes) AS data FROM {schema}.llm_bpe_vocab WHERE model = $1"
+    tokens: dict[int, bytes] = {}
+    for row in db.batches(f"{arrays} GROUP BY token_id / {AT_ONCE}", ["text"], model):
+        tokens |= zip(row["ids"], row["data"])
+    pairs = 'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank'
+    merges = [(row["left"], row["right"]) for row in db.batches(pairs, ["text"], model)]
     rows = db.query(
         "SELECT token_id, added, 'eos' = ANY (roles) AS is_eos, token AS content,"
         " special, lstrip, rstrip, single_word, normalized FROM {schema}.llm_bpe_vocab"
@@ -27750,6 +27827,17 @@ def _read(model: str) -> Tokenizer:
     eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
     added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
     return Tokenizer(tokens, merges, eos, added)
+
+
+def _read_lacking(model: str, vocab: int) -> tuple[int, ...]:
+    row = db.row(
+        "SELECT CASE WHEN $2 > (SELECT count(*) FROM {schema}.llm_bpe_vocab WHERE model = $1 AND token_id < $2)"
+        " THEN ARRAY(SELECT id FROM generate_series(0, $2 - 1) AS id WHERE NOT EXISTS"
+        " (SELECT FROM {schema}.llm_bpe_vocab WHERE model = $1 AND token_id = id) ORDER BY id) END AS ids",
+        ["text", "int4"],
+        *(model, vocab),
+    )
+    return tuple((row or {})["ids"] or ())
 
 
 def _empty(table: str, model: str) -> None:
@@ -28128,8 +28216,11 @@ read here, that is for formats.vocab and the store.
 
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
+from operator import add
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
@@ -28154,12 +28245,19 @@ def _byte_characters() -> list[str]:
 
 BYTE_CHARACTERS = _byte_characters()
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
+_CODE_OF = np.array([*map(ord, BYTE_CHARACTERS)], "<u2")
 _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
     """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def token_texts(tokens: list[bytes]) -> list[str]:
+    """The printable form of each of many, of which one by one would take most of the time of loading a vocabulary."""
+    text = str(_CODE_OF[np.frombuffer(b"".join(tokens), np.uint8)].data, "utf-16-le")
+    return [text[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
 
 
 def token_bytes(token: str) -> bytes:
@@ -28188,6 +28286,19 @@ class Merge(NamedTuple):
     pieces: list[str]
 
 
+class _Symbols(dict[str, int]):
+    """Printable form -> symbol: see Tokenizer. A string that has none gets one when it is asked for."""
+
+    def __init__(self, known: Iterable[tuple[str, int]]) -> None:
+        super().__init__(known)
+        self.missing: list[str] = []
+
+    def __missing__(self, token: str) -> int:
+        self.missing.append(token)
+        self[token] = symbol = -len(self.missing)
+        return symbol
+
+
 class Tokenizer:
     """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
     a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
@@ -28206,24 +28317,20 @@ class Tokenizer:
         if not tokens:
             raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
         self.tokens = dict(sorted(tokens.items()))
-        self._missing: list[str] = []
-        self._symbols: dict[str, int] = {}
         added = dict(added or {})
-        for token_id in sorted(
-            self.tokens, key=added.__contains__
-        ):  # merges make one that was not added, where there is
-            self._symbols.setdefault(token_text(self.tokens[token_id]), token_id)
+        order = sorted(self.tokens, key=added.__contains__)  # merges make one that was not added, where there is
+        texts = token_texts([self.tokens[token_id] for token_id in order])
+        self._symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
         self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
         end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
         if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
             added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
         self.added = AddedTokens(added)
-        self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
-        self._ranks: Ranks = {}
-        self._merged: list[int] = []  # by rank
-        for rank, (left, right) in enumerate(merges):
-            self._ranks[self._symbol(left), self._symbol(right)] = rank
-            self._merged.append(self._symbol(left + right))
+        self._byte_symbols = [self._symbols[c] for c in BYTE_CHARACTERS]
+        left, right = zip(*merges) if (merges := [*merges]) else ((), ())
+        symbol = self._symbols.__getitem__
+        self._ranks: Ranks = dict(zip(zip(map(symbol, left), map(symbol, right)), range(len(left))))
+        self._merged = [*map(symbol, map(add, left, right))]  # by rank
         self._words = Words(self._byte_symbols, self._ranks, self._merged, self._lacking)
         self._longest = max(map(len, self.tokens.values()))
         self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
@@ -28361,21 +28468,13 @@ class Tokenizer:
             "the merges that belong together.",
         )
 
-    def _symbol(self, token: str) -> int:
-        """The symbol of a token in printable form; a new one when the vocabulary lacks it."""
-        symbol = self._symbols.get(token)
-        if symbol is None:
-            self._missing.append(token)
-            symbol = self._symbols[token] = -len(self._missing)
-        return symbol
-
     def _token_text(self, token_id: int) -> str:
         """A token as the vocabulary has it: in printable form, or what was added as it stands."""
         added = self.added.tokens.get(token_id)
         return token_text(self.tokens[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
-        return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
+        return token_text(self.tokens[symbol]) if symbol >= 0 else self._symbols.missing[-symbol - 1]
 
     def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""
@@ -30486,11 +30585,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30503,11 +30602,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -30942,11 +31041,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -30964,11 +31063,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31024,11 +31123,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31041,11 +31140,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31060,11 +31159,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -31092,11 +31191,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31109,11 +31208,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31126,11 +31225,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -31185,11 +31284,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31216,11 +31315,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31240,11 +31339,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31270,11 +31369,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31285,11 +31384,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31298,11 +31397,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31317,11 +31416,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31334,11 +31433,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31349,11 +31448,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31368,11 +31467,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31386,11 +31485,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31401,11 +31500,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31423,11 +31522,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31438,11 +31537,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31453,11 +31552,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31486,11 +31585,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31531,11 +31630,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31563,11 +31662,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31621,11 +31720,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -31650,11 +31749,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -31690,11 +31789,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -31717,11 +31816,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -31739,11 +31838,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -31787,11 +31886,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -31811,11 +31910,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -31836,11 +31935,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -31852,11 +31951,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -31873,11 +31972,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -31936,11 +32035,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -31962,11 +32061,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -31989,11 +32088,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32011,11 +32110,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32040,11 +32139,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32080,11 +32179,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32103,11 +32202,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32127,11 +32226,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32148,11 +32247,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -32180,11 +32279,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -32209,11 +32308,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32242,11 +32341,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32288,11 +32387,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32325,11 +32424,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32401,11 +32500,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.train(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32453,11 +32552,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32474,11 +32573,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.options(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32495,11 +32594,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32543,11 +32642,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32560,11 +32659,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -32577,11 +32676,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32593,11 +32692,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -32715,11 +32814,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -32732,11 +32831,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -32749,11 +32848,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -32790,11 +32889,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -32805,11 +32904,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -32827,11 +32926,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -32855,11 +32954,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -32885,11 +32984,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -32909,11 +33008,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -32932,11 +33031,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -32952,11 +33051,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33033,11 +33132,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33062,11 +33161,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33084,11 +33183,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33097,11 +33196,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33111,11 +33210,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33124,11 +33223,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33138,11 +33237,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33151,11 +33250,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33170,11 +33269,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -33190,11 +33289,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -33204,11 +33303,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33218,11 +33317,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33237,11 +33336,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33259,11 +33358,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33274,11 +33373,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33287,11 +33386,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33300,11 +33399,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33322,11 +33421,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33347,11 +33446,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33370,11 +33469,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33398,11 +33497,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33413,11 +33512,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33431,11 +33530,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33451,11 +33550,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33480,11 +33579,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33503,11 +33602,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33520,11 +33619,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -33543,11 +33642,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33570,11 +33669,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33583,11 +33682,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33600,11 +33699,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33615,11 +33714,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -33657,11 +33756,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -33684,11 +33783,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -33703,11 +33802,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -33721,11 +33820,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33751,11 +33850,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -33766,11 +33865,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -33781,11 +33880,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -33796,11 +33895,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -33811,11 +33910,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -33828,11 +33927,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -33860,11 +33959,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -33883,11 +33982,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -33902,11 +34001,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -33918,11 +34017,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -33934,11 +34033,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -33997,11 +34096,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34025,11 +34124,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34055,11 +34154,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34070,11 +34169,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34085,11 +34184,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b199299643f0 @extschema@' not in GD:
+if 'pg_gpt2 c2e0913ac4cc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 b199299643f0 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 c2e0913ac4cc @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

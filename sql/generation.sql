@@ -229,7 +229,7 @@ CREATE FUNCTION llm_logits_sent(
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @generation.logits@;
+AS @pieces.logits@;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
 

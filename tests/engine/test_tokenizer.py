@@ -138,6 +138,13 @@ def test_a_trace_ends_with_the_tokens(text):
     assert all(len(t.bytes) == 1 for t in tokens[len(pieces) :])  # words after the last merge
 
 
+def test_many_tokens_have_the_texts_that_each_has():
+    tokens = [bytes([b]) for b in range(256)] + [b"", b" lower\xff", "日".encode()]
+    assert bpe.token_texts(tokens) == [bpe.token_text(token) for token in tokens]
+    assert bpe.token_texts([b""]) == [""]
+    assert bpe.token_texts([]) == []
+
+
 def test_token_text_is_the_form_of_vocab_json():
     assert bpe.token_text(b" the") == "Ġthe"
     assert bpe.token_text(b"\n\t\x00\xad\xff") == "ĊĉĀŃÿ"

@@ -641,7 +641,7 @@ HOOKED = [
         "SELECT llm_train('bare', 1)",
     ),
     hooked(
-        "mapped = module('server.storage.mapped'); mapped.PROCESSES = mapped.Path('/nowhere')",
+        "mapped = module('server.storage.mapped'); mapped.PROCESSES = '/nowhere'",
         "SELECT * FROM llm_model_sessions()",
     ),
     hooked("module('server.storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),

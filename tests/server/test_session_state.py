@@ -71,6 +71,7 @@ def test_arguments_are_not_kept_after_a_call(connect):
     kept = conn.execute("""
         DO LANGUAGE plpython3u $$
             import gc
+            gc.unfreeze()  # those that loading the package has set aside are listed as well
             scopes = [o for o in gc.get_objects() if type(o) is dict and "GD" in o and "plpy" in o]
             ours = [scope for scope in scopes if any("__plpython_procedure_" in name and "llm_" in name for name in scope)]
             kept = {name for scope in ours for name, value in scope.items() if value and not name.startswith("__")}

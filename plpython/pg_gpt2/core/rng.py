@@ -4,20 +4,20 @@ Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit cou
 counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
 """
 
-import numpy as np
+import numpy as np  # which loads numpy.random at its first use: a greedy call needs none of it
 
 WORD = (1 << 64) - 1
 DROPOUT, INIT, ORDER, ADAPTER = 1, 2, 3, 4  # purposes: the second key word keeps their streams apart
 VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
 
 
-def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> np.random.Philox:
+def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> "np.random.Philox":
     """A generator that starts at that address."""
     counter = np.array([tick & WORD, row & WORD, site & WORD, step & WORD], np.uint64)
     return np.random.Philox(key=np.array([seed & WORD, purpose], np.uint64), counter=counter)
 
 
-def uint16(source: np.random.Philox, n_ticks: int) -> np.ndarray:
+def uint16(source: "np.random.Philox", n_ticks: int) -> np.ndarray:
     """16 * n_ticks uniform 16-bit integers."""
     return source.random_raw(4 * n_ticks).astype("<u8", copy=False).view("<u2")
 

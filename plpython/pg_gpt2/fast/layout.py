@@ -17,6 +17,7 @@ from . import attend_blocks, panels
 from .panels import Panels, Table
 
 Params = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 use_panels: bool | None = None  # None: where they pay
 
@@ -29,15 +30,19 @@ def in_panels(config: GPT2Config) -> bool:
     return panels.are_usable((d, config.inner)) and attend_blocks.is_usable(config.d_head)
 
 
-def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+def stored_shapes(config: GPT2Config) -> Shapes:
     """Name -> shape of what is kept for each tensor; of an adapter, for those of its base."""
+    return both_shapes(config)[0 if in_panels(config) else 1]
+
+
+def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
+    """What `stored_shapes` would be with matrices in panels, and what without: which of the two is not tried out here."""
     shapes = base_of(config).param_shapes()
-    if not in_panels(config):
-        return shapes
+    laid = shapes.copy()
     for name, shape in shapes.items():
         if kind := _kind(name, shape, config.output_table):
-            shapes[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
-    return shapes
+            laid[name] = panels.stored_shape(shape if kind is Panels else shape[::-1])
+    return laid, shapes
 
 
 def base_of(config: GPT2Config) -> GPT2Config:

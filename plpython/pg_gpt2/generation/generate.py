@@ -85,7 +85,8 @@ def tokens(
     def generate() -> Iterator[Token]:
         for rows, draft in _passes(decoder, guesses, history, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), history)
+                draw = 0.0 if options.sampling.is_greedy else draws.next()
+                token = choose(checked(row), options.sampling, draw, history)
                 found = take(token, options.logprob(row, token))
                 if found.finish:
                     keep()

@@ -32,7 +32,6 @@ from ..options import (
     option,
     read_object,
 )
-from .constraints.json_schema import as_text
 
 SHORT = Domain(
     f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
@@ -45,7 +44,14 @@ CONSTRAINTS = (
     "json_schema",
 )  # options that say what the text must be; constraints/compiled.py says what they mean
 
-SCHEMA = Kind("object", "Mapping[str, Any]", as_text)
+
+def _schema(value: Any) -> str | None:
+    from .constraints.json_schema import as_text  # few calls need it, and it takes as long to load as all options
+
+    return as_text(value)
+
+
+SCHEMA = Kind("object", "Mapping[str, Any]", _schema)
 
 
 def _biases(most: float, texts: bool) -> Domain:

@@ -41,6 +41,11 @@ class Sampling(SamplingOptions):
         """(name, function, value) of what leaves tokens out of a draw, in order."""
         return [(name, cut, getattr(self, name)) for name, cut in CUTS.items() if self._is_on(name)]
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken, whatever is drawn."""
+        return self.temperature < _COLDEST
+
     def _is_on(self, name: str) -> bool:
         return getattr(self, name) != self.options()[name].off
 
@@ -79,8 +84,12 @@ class Draws:
     """Numbers in [0, 1) that depend on the seed only: the n-th of a Philox stream, for the n-th token."""
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed & (2**64 - 1))
+        self._seed = seed
         self._waiting: deque[float] = deque()  # those that were looked at ahead
+
+    @functools.cached_property
+    def _bits(self) -> "np.random.Philox":
+        return np.random.Philox(key=self._seed & (2**64 - 1))
 
     def next(self) -> float:
         """The next number."""
@@ -101,7 +110,7 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
     if (only := history.only) is not None:
         return only
     scores = _scores(logits, how, history)
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -112,7 +121,7 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> 
 def likely(logits: np.ndarray, how: Sampling, draw: float, history: History, widths: Sequence[float]) -> list[int]:
     """What `choose` may give for logits that differ from these, for each of `widths`: the token that most numbers give which
     are within a width of `draw`. With width 0 it is the token for these logits, with 1 the most probable one."""
-    if history.only is not None or how.temperature < _COLDEST:
+    if history.only is not None or how.is_greedy:
         return [choose(logits, how, draw, history)] * len(widths)
     ids, probabilities = distribution(_scores(logits, how, history), how)
     ends = np.cumsum(probabilities, dtype=np.float64)
@@ -139,7 +148,7 @@ def require_choice(there: bool) -> None:
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Kept ids, ascending, and their probabilities, from scores that are adjusted; temperature must not be 0."""
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
     else:
         scores = scores / np.float32(min(how.temperature, _HOTTEST))
@@ -162,7 +171,7 @@ def choose_surely(logits: np.ndarray, how: Sampling, draw: float, history: Histo
     if found is None:
         return None
     scores, error = found
-    if how.temperature < _COLDEST:
+    if how.is_greedy:
         is_sure = len(scores) == 1 or np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error
         return choose(logits, how, draw, history) if is_sure else None
     bounds = _Bounds(scores, error, how)

@@ -14,4 +14,5 @@ def begin(schema: str, digest: str) -> None:
     host.notice = db.notice
     host.require_memory = resources.require_memory
     host.prefix_room = weights.prefix_room
+    resources.keep_freed_memory(resources.KEPT_FREE)
     tape.before_each_op = threads.look  # an op may run on a helper, which must not call the server

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InsufficientPrivilege, InvalidParameter
-from ..fast import blas_library, threads
+from ..fast import blas_library, layout, threads
 from . import db, importer, resources
 from .storage import reading, store, weight_file, weights
 from .tape import recording, tape_rows
@@ -235,7 +235,7 @@ def _shared_file(model: str) -> Iterator[Finding]:
     config = store.find_config(model)
     if config is None or config.adapter is not None:  # an adapter is mapped as its base is
         return
-    file = weights.file_of(model, config, reading.version_of(model))
+    file = weights.file_of(model, reading.version_of(model), layout.stored_shapes(config))
     if file and file.is_there():
         damage = file.damage()
         hint = (

@@ -21,6 +21,9 @@ SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a sma
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 PREFIX_CACHE = "64MB"
+KEPT_FREE = (
+    16 << 20
+)  # bytes that a session keeps of what its calls freed: keys and values of some 100 tokens of gpt2-small
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 NAMES = ("threads", "prefix_cache", "prompt_lookup", "fast", "max_memory")  # of settings that most calls need
@@ -212,13 +215,13 @@ def megabytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
 
 
-def keep_freed_memory() -> None:
-    """Let the C library use again what was freed, blocks below 4 MB and up to 64 MB in all, until the session ends. Else it asks
-    the kernel for each block above 128 kB anew, which doubles the time of a session that passes thousands of them on."""
+def keep_freed_memory(most: int = 64 << 20) -> None:
+    """Let the C library use again what was freed, blocks below 4 MB and up to `most` bytes in all, until the session ends. Else
+    it asks the kernel for each block above 128 kB anew, which doubles the time of a session that passes thousands of them on."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 4 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(M_TRIM_THRESHOLD, most)
 
 
 def release_memory() -> None:

@@ -6,8 +6,11 @@ read here, that is for formats.vocab and the store.
 
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
+from operator import add
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
@@ -32,12 +35,19 @@ def _byte_characters() -> list[str]:
 
 BYTE_CHARACTERS = _byte_characters()
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
+_CODE_OF = np.array([*map(ord, BYTE_CHARACTERS)], "<u2")
 _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
     """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def token_texts(tokens: list[bytes]) -> list[str]:
+    """The printable form of each of many, of which one by one would take most of the time of loading a vocabulary."""
+    text = str(_CODE_OF[np.frombuffer(b"".join(tokens), np.uint8)].data, "utf-16-le")
+    return [text[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
 
 
 def token_bytes(token: str) -> bytes:
@@ -66,6 +76,19 @@ class Merge(NamedTuple):
     pieces: list[str]
 
 
+class _Symbols(dict[str, int]):
+    """Printable form -> symbol: see Tokenizer. A string that has none gets one when it is asked for."""
+
+    def __init__(self, known: Iterable[tuple[str, int]]) -> None:
+        super().__init__(known)
+        self.missing: list[str] = []
+
+    def __missing__(self, token: str) -> int:
+        self.missing.append(token)
+        self[token] = symbol = -len(self.missing)
+        return symbol
+
+
 class Tokenizer:
     """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
     a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
@@ -84,24 +107,20 @@ class Tokenizer:
         if not tokens:
             raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
         self.tokens = dict(sorted(tokens.items()))
-        self._missing: list[str] = []
-        self._symbols: dict[str, int] = {}
         added = dict(added or {})
-        for token_id in sorted(
-            self.tokens, key=added.__contains__
-        ):  # merges make one that was not added, where there is
-            self._symbols.setdefault(token_text(self.tokens[token_id]), token_id)
+        order = sorted(self.tokens, key=added.__contains__)  # merges make one that was not added, where there is
+        texts = token_texts([self.tokens[token_id] for token_id in order])
+        self._symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
         self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
         end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
         if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
             added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
         self.added = AddedTokens(added)
-        self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
-        self._ranks: Ranks = {}
-        self._merged: list[int] = []  # by rank
-        for rank, (left, right) in enumerate(merges):
-            self._ranks[self._symbol(left), self._symbol(right)] = rank
-            self._merged.append(self._symbol(left + right))
+        self._byte_symbols = [self._symbols[c] for c in BYTE_CHARACTERS]
+        left, right = zip(*merges) if (merges := [*merges]) else ((), ())
+        symbol = self._symbols.__getitem__
+        self._ranks: Ranks = dict(zip(zip(map(symbol, left), map(symbol, right)), range(len(left))))
+        self._merged = [*map(symbol, map(add, left, right))]  # by rank
         self._words = Words(self._byte_symbols, self._ranks, self._merged, self._lacking)
         self._longest = max(map(len, self.tokens.values()))
         self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
@@ -239,21 +258,13 @@ class Tokenizer:
             "the merges that belong together.",
         )
 
-    def _symbol(self, token: str) -> int:
-        """The symbol of a token in printable form; a new one when the vocabulary lacks it."""
-        symbol = self._symbols.get(token)
-        if symbol is None:
-            self._missing.append(token)
-            symbol = self._symbols[token] = -len(self._missing)
-        return symbol
-
     def _token_text(self, token_id: int) -> str:
         """A token as the vocabulary has it: in printable form, or what was added as it stands."""
         added = self.added.tokens.get(token_id)
         return token_text(self.tokens[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
-        return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
+        return token_text(self.tokens[symbol]) if symbol >= 0 else self._symbols.missing[-symbol - 1]
 
     def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""

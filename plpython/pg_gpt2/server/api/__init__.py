@@ -3,9 +3,12 @@
 import importlib
 from types import ModuleType
 
+from ..importer import collecting_nothing
+
 
 def __getattr__(name: str) -> ModuleType:
     """Import the topic `name` on first use."""
     if name.startswith("_"):
         raise AttributeError(name)
-    return importlib.import_module(f"{__name__}.{name}")
+    with collecting_nothing():
+        return importlib.import_module(f"{__name__}.{name}")

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from ... import host
-from ...bytea_ops import require_room
-from ...core import gpt2
-from ...errors import InvalidParameter, OutOfMemory, require, require_positive
-from ...generation import beam, prefixes
-from ...generation.decode import check_ids
+from ...errors import InvalidParameter, require, require_positive
+from ...generation import prefixes
 from ...generation.generate import TextStream, Token, tokens
 from ...generation.options import (
     BatchTexts,
@@ -29,19 +26,16 @@ from ...generation.processors import softmax
 from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...options import manual
-from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
 from ..arrays import received
 from ..drafts import draft_of
 from ..entry import entry
 from ..prompts import check_prompt, encode_prompt
-from ..resolving import constraint_of, ends_of, in_ids, require_cache, resolved
-from ..storage import store, weights
-from ..tape import recording
+from ..resolving import constraint_of, ends_of, in_ids, lacking_of, require_cache, resolved
+from ..storage import weights
 from ..texts import TextJob, TextsJob
 
-MAX_BYTEA = (1 << 30) - (1 << 16)
 BYTES_A_ROW = 300  # of memory, for a row of a result beside its text
 
 
@@ -125,8 +119,11 @@ def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
     stops = Stops(asked.stop)
     model = weights.load(asked.model_name)
     ids = check_prompt(ids, model)
-    needed = stops or sampling.constraint
-    tokenizer = vocabularies.tokenizer_of(model.name) if needed else vocabularies.find(model.name)
+    tokenizer = None
+    if stops or sampling.constraint:
+        tokenizer = vocabularies.tokenizer_of(model.name)
+    elif asked.eos_token is None and model.config.eos_token_id is None:
+        tokenizer = vocabularies.find(model.name)
     options = resolved(asked, sampling, model, tokenizer)
     require_cache(model, [len(ids)], options.max_tokens)
     options = replace(options, draft=draft_of(model, drafting, len(ids) + options.max_tokens))
@@ -147,6 +144,8 @@ def beam_search(
     prompt: str | None, prompt_ids: list[int] | None, **given: Any
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    from ...generation import beam  # which no other call needs
+
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
@@ -159,14 +158,15 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))
-    eos, also_ends = ends_of(asked, model.config, tokenizer)
+    lacking = lacking_of(model, tokenizer)
+    eos, also_ends = ends_of(asked, model.config, tokenizer, lacking)
     beams = beam.Beams(
         width=asked.beam_width,
         max_tokens=asked.max_tokens,
         length_penalty=asked.length_penalty,
         early_stopping=asked.early_stopping,
         eos=eos,
-        sampling=in_ids(sampling, model, tokenizer),
+        sampling=in_ids(sampling, model, lacking),
         constraint=constraint_of(sampling, model, eos, also_ends),
         also_ends=also_ends,
     )
@@ -221,35 +221,3 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
         rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
         host.check_interrupts()
     return rows
-
-
-@entry
-@received(token_ids="integer")
-def logits(
-    token_ids: list[int] | None,
-    model_name: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d_model: int | None,
-    vocab_size: int | None,
-) -> bytes | None:
-    """Logits [T, vocab] of all positions, as bytes."""
-    if token_ids is None:
-        return None
-    if not token_ids:
-        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
-    model = weights.load(model_name)
-    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
-    if len(token_ids) > model.config.n_positions:
-        raise InvalidParameter(
-            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
-            hint="Give fewer tokens; llm_generate slides its window instead.",
-        )
-    check_ids(token_ids, model.config, model.name)
-    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
-        raise OutOfMemory(
-            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
-        )
-    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
-    ids = np.asarray([token_ids], np.int64)
-    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))

@@ -1,4 +1,4 @@
-"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
+"""llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits: the model in pieces, each recorded while recording is on."""
 
 from math import prod
 from typing import Any
@@ -10,7 +10,7 @@ from ...core import gpt2
 from ...core.config import block_shapes
 from ...core.gpt2 import Dropout, Pass
 from ...core.tape import Eager
-from ...errors import InvalidParameter, require, require_positive
+from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...fast import layout
 from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
@@ -24,6 +24,7 @@ from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
 
+MAX_BYTEA = (1 << 30) - (1 << 16)
 BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
     "ln1_g": "ln_1.weight",
     "ln1_b": "ln_1.bias",
@@ -116,6 +117,38 @@ def forward_gpt2(data: bytes, model: str | None, n_layer: int | None, n_head: in
     result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, how)
     recorder.flush()
     return to_bytes(result.data)
+
+
+@entry
+@received(token_ids="integer")
+def logits(
+    token_ids: list[int] | None,
+    model_name: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    vocab_size: int | None,
+) -> bytes | None:
+    """Logits [T, vocab] of all positions, as bytes."""
+    if token_ids is None:
+        return None
+    if not token_ids:
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
+    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
+    if len(token_ids) > model.config.n_positions:
+        raise InvalidParameter(
+            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
+            hint="Give fewer tokens; llm_generate slides its window instead.",
+        )
+    check_ids(token_ids, model.config, model.name)
+    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+        raise OutOfMemory(
+            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
+        )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 
 
 def _drop(p: float, training: bool) -> Dropout | None:

@@ -3,14 +3,14 @@
 A list that sessions keep themselves, such as advisory locks, would say what any role wrote there, and lose it with DISCARD ALL.
 """
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ... import host
 from ...errors import WrongState
 from . import weight_file
 
-PROCESSES = Path("/proc")
+PROCESSES = "/proc"
 
 
 def sessions(pids: Iterable[int], relation: str, models: Iterable[str]) -> Iterator[tuple[str, int]]:
@@ -33,9 +33,10 @@ def _stem(line: bytes, family: bytes) -> bytes:
 def _maps(pid: int) -> bytes:
     """The files that a process maps, a line each; nothing of one that has ended."""
     try:
-        return (PROCESSES / str(pid) / "maps").read_bytes()
+        with open(f"{PROCESSES}/{pid}/maps", "rb") as file:
+            return file.read()
     except OSError as error:
-        if isinstance(error, FileNotFoundError | ProcessLookupError) and (PROCESSES / "self" / "maps").exists():
+        if isinstance(error, FileNotFoundError | ProcessLookupError) and os.path.exists(f"{PROCESSES}/self/maps"):
             return b""
     raise WrongState(
         "this system does not tell which files a session has mapped",

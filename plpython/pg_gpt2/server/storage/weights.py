@@ -225,27 +225,32 @@ def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str
 
     A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES else file_of(name, wanted, version)
-    if file is None:
+    if 4 * wanted.n_params() < weight_file.LEAST_BYTES:
         return None
-    stored = file.attach()
-    if stored is None and not _has_written():
+    stored = _attached(name, wanted, version)
+    if stored is None and not _has_written() and (file := file_of(name, version, layout.stored_shapes(wanted))):
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
+def _attached(name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+    """The model from a file that is there, in the layout that its writer chose: all sessions of a server choose the same, but
+    each would need 20 ms to find out."""
+    files = (file_of(name, version, shapes) for shapes in layout.both_shapes(wanted))
+    return next((stored for file in files if file and (stored := file.attach())), None)
+
+
 def _has_written() -> bool:
     return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
 
 
-def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
-    """The file of a version that sessions share, be it there or not; None where none can be."""
+def file_of(name: str, version: str, shapes: layout.Shapes) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, in the layout of these shapes, be it there or not; None where none can be."""
     folder, life = weight_file.directory(), weight_file.incarnation()
     if folder is None or life is None:
         return None
-    shapes = layout.stored_shapes(wanted)
     return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
