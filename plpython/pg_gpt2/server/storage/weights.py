@@ -251,7 +251,8 @@ def file_of(name: str, version: str, shapes: layout.Shapes) -> weight_file.Weigh
     folder, life = weight_file.directory(), weight_file.incarnation()
     if folder is None or life is None:
         return None
-    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
+    # Another NumPy, put in place under a running server, may have other products: it finds out about the layout itself.
+    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life} {np.__version__}", shapes)
 
 
 def _build(
