@@ -10,6 +10,7 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- continues PAGE -->         of a page: its session begins in a copy of the database that the other page leaves
     <!-- begins with the shipped model -->    of a page: its database has the model that ships, as that of `make demo`
     <!-- servers: one two -->       of a page: one.example and two.example are servers of their own, it begins in the first
+    <!-- needs PostgreSQL 15 -->    of a page: on an older server it is skipped; `-- needs PostgreSQL 15` in a block skips that
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
@@ -54,6 +55,7 @@ ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
 QUERY = re.compile(r"^(?:SELECT|WITH|TABLE|VALUES)\b.*?(?:;|\\gset.*?)$", re.MULTILINE | re.DOTALL)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
 SERVERS = re.compile(r"^<!-- servers: (.*) -->$", re.MULTILINE)
+NEEDS = re.compile(r"-- needs PostgreSQL (\d+)")
 SHIPPED = "<!-- begins with the shipped model -->\n"
 MODEL = "postgresql-docs"
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
@@ -99,6 +101,12 @@ def blocks_of(text: str) -> list[Block]:
 
 
 BLOCKS = {page: blocks_of(read_page(page)) for page in PAGES}
+
+
+def needed(page: str, block: Block) -> int:
+    """The major version of PostgreSQL that a block says it needs, or its page above the first block; 0 for none."""
+    said = NEEDS.findall(page.split("```")[0]) + NEEDS.findall(block.code)
+    return max(map(int, said), default=0)
 
 
 class Session:
@@ -268,9 +276,24 @@ def session(cluster_dsn: str, server_files: Path, clusters: Clusters) -> Session
     ],
 )
 def test_block_prints_what_the_page_says(session: Session, page: str, number: int) -> None:
-    block, output = BLOCKS[page][number], session.outputs(page)[number]
+    block = BLOCKS[page][number]
+    if psql.major_version() < (version := needed(read_page(page), block)):
+        pytest.skip(f"needs PostgreSQL {version}")
+    output = session.outputs(page)[number]
     if wrong := problem(block, output):
         assert wrong == tidy(block.output or "(no error)")
+
+
+@pytest.mark.parametrize(
+    ("page", "versions"),
+    [
+        ("<!-- needs PostgreSQL 15 (lists) -->\n```sql\nSELECT 1;\n```\n", [15]),
+        ("```sql\nSELECT 1; -- needs PostgreSQL 16\n```\n\n```sql\nSELECT 2;\n```\n", [16, 0]),
+        ("Since PostgreSQL 15.\n\n```sql\nSELECT 1;\n```\n", [0]),
+    ],
+)
+def test_a_page_or_a_block_says_which_version_it_needs(page: str, versions: list[int]) -> None:
+    assert [needed(page, block) for block in blocks_of(page)] == versions
 
 
 @pytest.mark.parametrize(
