@@ -67,6 +67,8 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
+# The lists that debootstrap leaves lack Ubuntu's pockets.
+provided='[ -x /usr/bin/make ] || { apt-get -q update && docker/provision.sh test; } >/dev/null'
 exec env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive \
     ${SSL_CERT_FILE:+PIP_CERT=/etc/ssl/certs/ca-certificates.crt} \
-    chroot "$root" bash -c 'cd /pg_gpt2 && { [ -x /usr/bin/make ] || docker/provision.sh test >/dev/null; } && "$@"' bash "$@"
+    chroot "$root" bash -c "cd /pg_gpt2 && { $provided; } && \"\$@\"" bash "$@"
