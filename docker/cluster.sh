@@ -272,10 +272,11 @@ stop_temporary() { # in directory $1
     rm -rf "$1"
 }
 
-remove_abandoned() { # throw-away clusters whose `run` was killed
-    local directory
+remove_abandoned() { # throw-away clusters whose `run` was killed, one of our own number among them: the first of a namespace is always 1
+    local directory owner
     for directory in "$state"/test.*; do
-        if [ -d "$directory/pg" ] && ! kill -0 "${directory##*.}" 2>/dev/null; then
+        owner=${directory##*.}
+        if [ -d "$directory/pg" ] && { [ "$owner" = $$ ] || ! kill -0 "$owner" 2>/dev/null; }; then
             say "removing $directory, whose owner is gone"
             stop_temporary "$directory"
         fi

@@ -5,8 +5,9 @@
 #
 # Suites of Debian: trixie (PostgreSQL 17), sid (the newest); of Ubuntu: jammy (14), noble (16).
 #
-# Needs root, debootstrap, and the archive's key, which a Debian has of Debian's only: KEYRING=FILE MIRROR=URL docker/elsewhere.sh
-# noble. Roots lie in /var/lib/pg_gpt2/roots (PG_GPT2_ROOTS), half a gigabyte to two each; nothing stays mounted, so one may be deleted.
+# Needs root, debootstrap, and the archive's key, which a Debian has of Debian's only: KEYRING=FILE docker/elsewhere.sh noble, with
+# ubuntu-archive-keyring.gpg of Debian 13's package ubuntu-keyring; MIRROR=URL for another archive than debootstrap's. Roots lie in
+# /var/lib/pg_gpt2/roots (PG_GPT2_ROOTS), half a gigabyte to two each; nothing stays mounted, so one may be deleted.
 set -euo pipefail
 umask 022
 
@@ -38,13 +39,14 @@ exec 9>"$roots/$suite.lock"
 flock --nonblock 9 || die "somebody else works in $root"
 if [ ! -e "$root/complete" ]; then
     case $suite in
-    bookworm | trixie | forky | sid) components=main pockets=() ;;
-    *) components=main,universe pockets=(updates security) ;; # of Ubuntu: universe has pgTAP, the pockets the last minor of PostgreSQL
+    # Each suite's script of debootstrap is a link to one of two, and an older debootstrap has no link for a younger suite.
+    bookworm | trixie | forky | sid) script=sid components=main pockets=() ;;
+    *) script=gutsy components=main,universe pockets=(updates security) ;; # of Ubuntu: pgTAP, PostgreSQL's last minor
     esac
     rm -rf --one-file-system "$root"
     mkdir "$root"
-    debootstrap --variant=minbase --include=ca-certificates --components="$components" ${KEYRING:+--keyring="$KEYRING"} \
-        "$suite" "$root" ${MIRROR:+"$MIRROR"} >&2
+    debootstrap --force-check-gpg ${KEYRING:+--keyring="$KEYRING"} --variant=minbase --include=ca-certificates --components="$components" \
+        "$suite" "$root" "${MIRROR:-}" "$script" >&2
     for pocket in "${pockets[@]}"; do
         sed "s/ $suite / $suite-$pocket /;q" "$root/etc/apt/sources.list" >"$root/etc/apt/sources.list.d/$pocket.list"
     done
@@ -65,6 +67,8 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
+# The lists that debootstrap leaves lack Ubuntu's pockets.
+provided='[ -x /usr/bin/make ] || { apt-get -q update && docker/provision.sh test; } >/dev/null'
 exec env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive \
     ${SSL_CERT_FILE:+PIP_CERT=/etc/ssl/certs/ca-certificates.crt} \
-    chroot "$root" bash -c 'cd /pg_gpt2 && { [ -x /usr/bin/make ] || docker/provision.sh test >/dev/null; } && "$@"' bash "$@"
+    chroot "$root" bash -c "cd /pg_gpt2 && { $provided; } && \"\$@\"" bash "$@"

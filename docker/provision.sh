@@ -126,6 +126,7 @@ missing=()
 command -v setpriv >/dev/null && command -v flock >/dev/null || missing+=(util-linux)
 if [ "${1:-}" = test ]; then
     command -v make >/dev/null || missing+=(make)
+    command -v curl >/dev/null || missing+=(curl) # pages of the documentation use it
     command -v pg_prove >/dev/null || missing+=(libtap-parser-sourcehandler-pgtap-perl)
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)

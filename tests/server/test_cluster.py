@@ -1,4 +1,4 @@
-"""docker/cluster.sh up: what happens to a cluster that is there already."""
+"""docker/cluster.sh: what happens to a cluster that is there already."""
 
 import os
 import subprocess
@@ -63,3 +63,13 @@ def test_a_cluster_is_restarted_when_postgresql_was_upgraded(checkout):
     assert started(dsn) > first
     _, said = checkout.command("up")
     assert "upgraded" not in said
+
+
+def test_a_run_removes_what_a_killed_run_of_the_same_process_id_left(checkout):
+    """In a namespace of its own, as docker/elsewhere.sh makes one, each run has the id that the one before had."""
+    script = 'mkdir -p "$PG_GPT2_STATE/test.$$/pg" "$PG_GPT2_STATE/test.$$/data"; exec "$0" run sh -c "echo ran"'
+    done = subprocess.run(
+        ["bash", "-c", script, CLUSTER], env=checkout.environment, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert "whose owner is gone" in done.stderr

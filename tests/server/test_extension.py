@@ -60,7 +60,7 @@ def use_it(conn: psycopg.Connection, schema: str | None) -> str:
 
 
 @pytest.mark.parametrize(
-    "schema", ["public", "llm", "My llm", "a b.c-d", "über", "{schema}%s{0}", "@extschema@ @package@"]
+    "schema", ["public", "llm", "My llm", "a b.c-d", "über", "{schema}%s{0}", "@schema@ @package@"]
 )
 def test_it_works_in_any_schema(empty, schema):
     written = []
@@ -75,6 +75,22 @@ def test_it_works_in_any_schema(empty, schema):
         empty.execute("DROP EXTENSION pg_gpt2")
         assert empty.execute(OBJECTS).fetchall() == before
     assert len(set(written)) == 1
+
+
+def test_a_schema_named_like_what_the_server_replaces_works_or_is_refused_by_it(empty):
+    """Young minor releases refuse it, 17.12 among them: they would replace in what they have put there."""
+    schema = "@extschema@ @package@"
+    empty.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    before = empty.execute(OBJECTS).fetchall()
+    try:
+        empty.execute(sql.SQL("CREATE EXTENSION pg_gpt2 SCHEMA {}").format(sql.Identifier(schema)))
+    except psycopg.errors.InvalidTextRepresentation as error:
+        refusal = str(error)
+    else:
+        use_it(empty, schema)
+        return
+    assert 'must not contain "@extowner@", "@extschema"' in refusal
+    assert empty.execute(OBJECTS).fetchall() == before
 
 
 def test_one_session_follows_it_to_another_schema(empty):

@@ -10,6 +10,7 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- continues PAGE -->         of a page: its session begins in a copy of the database that the other page leaves
     <!-- begins with the shipped model -->    of a page: its database has the model that ships, as that of `make demo`
     <!-- servers: one two -->       of a page: one.example and two.example are servers of their own, it begins in the first
+    <!-- needs PostgreSQL 15 -->    of a page: on an older server it is skipped; `-- needs PostgreSQL 15` in a block skips that
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
@@ -20,6 +21,7 @@ gets a database with the extension. Programs run in an empty directory, with lib
     docker/cluster.sh run .venv/test/bin/python -m tests.server.docs --renew [PAGE...]     writes all outputs anew
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -56,12 +58,14 @@ ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
 QUERY = re.compile(r"^(?:SELECT|WITH|TABLE|VALUES)\b.*?(?:;|\\gset.*?)$", re.MULTILINE | re.DOTALL)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
 SERVERS = re.compile(r"^<!-- servers: (.*) -->$", re.MULTILINE)
+NEEDS = re.compile(r"-- needs PostgreSQL (\d+)")
 SHIPPED = "<!-- begins with the shipped model -->\n"
 MODEL = "postgresql-docs"
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
 ROWS_ONLY = "\\set QUIET on\n\\pset format unaligned\n\\pset tuples_only on\n"
 TABLES_AGAIN = "\\pset format aligned\n\\pset tuples_only off\n\\set QUIET off\n"
 LEARNED = ROOT / "tests" / "golden" / "tokenizer" / "learned"
+DATABASES = itertools.count()  # of all sessions of the process
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,12 @@ def numbered(pages: Iterable[str]) -> pytest.MarkDecorator:
     )
 
 
+def needed(page: str, block: Block) -> int:
+    """The major version of PostgreSQL that a block says it needs, or its page above the first block; 0 for none."""
+    said = NEEDS.findall(page.split("```")[0]) + NEEDS.findall(block.code)
+    return max(map(int, said), default=0)
+
+
 class Session:
     """Runs pages, each once, in databases of their own."""
 
@@ -141,7 +151,7 @@ class Session:
             template = "template0" if creates else "template_pg_gpt2"
             if before:
                 template = self.database(before[1])
-            name = f"docs_{os.getpid()}_{len(self.done)}"
+            name = f"docs_{os.getpid()}_{next(DATABASES)}"
             with psycopg.connect(self.dsn, autocommit=True) as conn:
                 conn.execute(
                     sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
@@ -265,6 +275,9 @@ def problem(block: Block, output: str) -> str | None:
 
 def check(session: Session, page: str, number: int) -> None:
     """That a block prints what the page says."""
-    block, output = BLOCKS[page][number], session.outputs(page)[number]
+    block = BLOCKS[page][number]
+    if psql.major_version() < (version := needed(read_page(page), block)):
+        pytest.skip(f"needs PostgreSQL {version}")
+    output = session.outputs(page)[number]
     if wrong := problem(block, output):
         assert wrong == tidy(block.output or "(no error)")

@@ -6,7 +6,7 @@ import re
 import psycopg
 import pytest
 
-from tests.server.docs.pages import HOW_TO, PAGES, ROOT, Session, blocks_of, check, numbered, problem, read_page
+from tests.server.docs.pages import HOW_TO, PAGES, ROOT, Session, blocks_of, check, needed, numbered, problem, read_page
 
 EXAMPLE = re.compile(r"^-- (\w+)$", re.MULTILINE)
 MEMBERS = (
@@ -18,6 +18,18 @@ MEMBERS = (
 @numbered(page for page in PAGES if not page.startswith(HOW_TO))
 def test_block_prints_what_the_page_says(session: Session, page: str, number: int) -> None:
     check(session, page, number)
+
+
+@pytest.mark.parametrize(
+    ("page", "versions"),
+    [
+        ("<!-- needs PostgreSQL 15 (lists) -->\n```sql\nSELECT 1;\n```\n", [15]),
+        ("```sql\nSELECT 1; -- needs PostgreSQL 16\n```\n\n```sql\nSELECT 2;\n```\n", [16, 0]),
+        ("Since PostgreSQL 15.\n\n```sql\nSELECT 1;\n```\n", [0]),
+    ],
+)
+def test_a_page_or_a_block_says_which_version_it_needs(page: str, versions: list[int]) -> None:
+    assert [needed(page, block) for block in blocks_of(page)] == versions
 
 
 @pytest.mark.parametrize(
