@@ -21,9 +21,8 @@ SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a sma
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 PREFIX_CACHE = "64MB"
-KEPT_FREE = (
-    16 << 20
-)  # bytes that a session keeps of what its calls freed: keys and values of some 100 tokens of gpt2-small
+# Bytes that a session keeps of what its calls freed: keys and values of some 100 tokens of gpt2-small.
+KEPT_FREE = 16 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 NAMES = ("threads", "prefix_cache", "prompt_lookup", "fast", "max_memory")  # of settings that most calls need

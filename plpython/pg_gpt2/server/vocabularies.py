@@ -31,9 +31,8 @@ DIFFERS_BY_ROW = (
     " WHERE p.polrelid IN ('{schema}.llm_bpe_vocab'::regclass, '{schema}.llm_bpe_merges'::regclass) AND columns[1] <> '1')"
 )
 
-_Cache: TypeAlias = OrderedDict[
-    tuple[Any, ...], tuple[str, Made]
-]  # name and what else was asked for -> version, and what was made
+# Name and what else was asked for -> version, and what was made.
+_Cache: TypeAlias = OrderedDict[tuple[Any, ...], tuple[str, Made]]
 _cache: _Cache[Tokenizer] = OrderedDict()
 _lacking: _Cache[tuple[int, ...]] = OrderedDict()
 
