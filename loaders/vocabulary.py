@@ -127,9 +127,8 @@ class Vocabulary:
         tokenizer.save(str(directory / "tokenizer.json"))
         token_of = {token_id: token for token, token_id in self.ids.items()}
         eos = self.roles.get("eos", self.eos if eos is None else eos)
-        first = self.ids.get(
-            END_OF_TEXT, eos
-        )  # GPT2Tokenizer's, where a file does not say; it would add one that is not there
+        # GPT2Tokenizer's, where a file does not say; it would add one that is not there.
+        first = self.ids.get(END_OF_TEXT, eos)
         roles = {"bos": first, "eos": eos, "unk": first} | self.roles
         special = {f"{role}_token": token_of.get(token_id) for role, token_id in roles.items()}  # type: ignore[arg-type]
         added = dict(sorted(self.added.items()))

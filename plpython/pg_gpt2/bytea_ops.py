@@ -312,9 +312,8 @@ def adamw_step(
     given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
     _same_length(**given)
     size = given["weight"].size
-    require_room(
-        4 * size * (len(given) + 9), "pg_llm_adamw_step"
-    )  # each result as an array, as bytes and as the server's
+    # Each result as an array, as bytes and as the server's.
+    require_room(4 * size * (len(given) + 9), "pg_llm_adamw_step")
     state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
 
     optim.adamw(state["weight"], given["grad"], state["m"], state["v"], **hyper)

@@ -70,9 +70,8 @@ def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> in
     if name == "attention":
         return 4 * rows * shapes[3][0] + _attention((*first[:-1], shapes[1][1]), attrs)  # q, k, v, and what they give
     if name == "lm_head_loss":
-        of_loss = (
-            2 * prod(first) if np.any(np.equal(attrs["target"], IGNORED)) else 0
-        )  # those rows, and their gradients
+        # The rows that count, and their gradients.
+        of_loss = 2 * prod(first) if np.any(np.equal(attrs["target"], IGNORED)) else 0
         return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK + of_loss
     if name in ("softmax", "layernorm", "cross_entropy"):
         return 2 * THREADS * min(prod(first), max(width, BLOCK))

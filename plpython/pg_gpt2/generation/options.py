@@ -38,11 +38,8 @@ SHORT = Domain(
     lambda texts: all(texts) and sum(map(len, texts)) <= MOST_STOP_CHARACTERS,
 )
 
-CONSTRAINTS = (
-    "choices",
-    "regex",
-    "json_schema",
-)  # options that say what the text must be; constraints/compiled.py says what they mean
+# Options that say what the text must be; constraints/compiled.py says what they mean.
+CONSTRAINTS = ("choices", "regex", "json_schema")
 
 
 def _schema(value: Any) -> str | None:

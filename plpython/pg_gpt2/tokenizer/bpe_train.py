@@ -21,10 +21,7 @@ Pair: TypeAlias = tuple[int, int]
 WORDS_A_CHECK = 16  # of any length
 SYMBOLS_A_CHECK = 1 << 14
 MANY_SYMBOLS, BYTES_A_SYMBOL = 1 << 22, 24  # from where room is asked for; in a word, and in its next state
-MANY_WORDS, BYTES_A_WORD = (
-    1 << 18,
-    1500,
-)  # from where room is asked for; counted, as symbols, and its place among the pairs
+MANY_WORDS, BYTES_A_WORD = 1 << 18, 1500  # likewise; counted, as symbols, and its place among the pairs
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -11,9 +11,8 @@ from .. import resources
 from ..entry import entry
 from ..prompts import draw_seed
 
-SMALL = (
-    1 << 18
-)  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+# Bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work.
+SMALL = 1 << 18
 MADE = (
     3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
 )

@@ -28,9 +28,8 @@ def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
     real = to_read(path)
     try:
-        handle = os.open(
-            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # opening a named pipe would wait for its writer
+        # Opening a named pipe would wait for its writer.
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")

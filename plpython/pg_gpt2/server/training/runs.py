@@ -104,9 +104,8 @@ class Run:
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
-        self.session.trainer.chunk = (
-            row["chunk"] or self.session.trainer.chunk
-        )  # not the setting: it decides about bits
+        # Not the setting: it decides about bits.
+        self.session.trainer.chunk = row["chunk"] or self.session.trainer.chunk
         self.done, self._log.run_id = done, row["run_id"]
         if self._local and done:
             read_momentum(self.session, self._local.momentum)
