@@ -27,9 +27,7 @@ Position = int | np.ndarray
 RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
-ADAPTER_SITES = (
-    1 << 31
-)  # from here on, dropout of what goes to an adapter: one site for each linear layer of each block
+ADAPTER_SITES = 1 << 31  # the first of dropout of what goes to an adapter: one for each linear layer of each block
 
 
 def run_in_turn(calls: list[Callable[[], object]]) -> None:

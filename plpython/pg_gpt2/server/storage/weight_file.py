@@ -24,9 +24,7 @@ from . import checksum
 from .checksum import Checksum
 
 LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
-CHECKED_BYTES = (
-    64 << 20
-)  # such a file is verified when it is mapped, which takes below a tenth of the time to a first token
+CHECKED_BYTES = 64 << 20  # such a file is verified when it is mapped: below a tenth of the time to a first token
 HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
 WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
 READ_BYTES = 1 << 20
