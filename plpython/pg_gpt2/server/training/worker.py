@@ -134,10 +134,10 @@ class Worker:
 
     def _fetch(self, values: np.ndarray) -> Wait:
         """Fill `values` with what it has found; it goes on to the next piece while one is read here."""
-        for start in range(0, values.size, AT_ONCE * PIECE_UP):
-            pieces = _pieces(values[start : start + AT_ONCE * PIECE_UP])
-            places = range(start, values.size, PIECE_UP)
-            self.link.send([self._asked("gradients", f"{at}, {piece.size}") for at, piece in zip(places, pieces)])
+        places = range(0, values.size, PIECE_UP)
+        for group in (places[n : n + AT_ONCE] for n in range(0, len(places), AT_ONCE)):
+            pieces = [values[place : place + PIECE_UP] for place in group]
+            self.link.send([self._asked("gradients", f"{at}, {piece.size}") for at, piece in zip(group, pieces)])
             for piece in pieces:
                 text = yield from self.link.answer("text")
                 try:
@@ -165,10 +165,6 @@ def _literal(value: Any) -> str:
     """A value of JSON as a literal of SQL, whatever the other server says about backslashes."""
     text = json.dumps(value).replace("\\", "\\\\").replace("'", "''")
     return "E'" + text + "'::pg_catalog.jsonb"
-
-
-def _pieces(values: np.ndarray) -> list[np.ndarray]:
-    return [values[first : first + PIECE_UP] for first in range(0, values.size, PIECE_UP)]
 
 
 def sent(row: Flat, first: int) -> str:
