@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dsn", required=True, help="a cluster whose installation has pg_gpt2; as a superuser of it")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="few rounds and rows, about two minutes (the default)")
-    length.add_argument("--full", action="store_true", help="all of it, about fifteen minutes")
+    length.add_argument("--full", action="store_true", help="all of it, about forty minutes")
     length.add_argument("--smoke", action="store_true", help="a very small model: only to see that everything works")
     parser.add_argument(
         "--scaling", action="store_true", help="instead: how costs grow with layers, width, length, batch"
