@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 ab4488c1aa83 @extschema@'] = importer['import_package']('pg_gpt2 ab4488c1aa83 @extschema@', '@extschema@')
+    GD['pg_gpt2 688931fafa37 @extschema@'] = importer['import_package']('pg_gpt2 688931fafa37 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 ab4488c1aa83 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 688931fafa37 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -16583,7 +16583,7 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
-from ...tokenizer.bpe import END_OF_TEXT
+from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
 from ..storage import adapters, checkpoints, sharing, store, weights
@@ -19188,6 +19188,11 @@ def is_owner() -> bool:
     )
 
 
+def has_written() -> bool:
+    """Whether this transaction has, so that it may see rows that are nobody else's business yet."""
+    return row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
 def may_read(*relations: str) -> bool:
     """Whether the caller has SELECT on `relations` of the extension."""
     found = row(
@@ -19258,9 +19263,9 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InsufficientPrivilege, InvalidParameter
-from ..fast import blas_library, layout, threads
+from ..fast import blas_library, threads
 from . import db, importer, resources
-from .storage import reading, store, weight_file, weights
+from .storage import reading, shared_folder, store, weights
 from .tape import recording, tape_rows
 from .training import audit
 
@@ -19392,7 +19397,7 @@ def _hardware() -> Iterator[Finding]:
     if room is not None:
         hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
         yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
-    folder = weight_file.directory()
+    folder = shared_folder.directory()
     usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
     yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
     yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
@@ -19478,7 +19483,7 @@ def _shared_file(model: str) -> Iterator[Finding]:
     config = store.find_config(model)
     if config is None or config.adapter is not None:  # an adapter is mapped as its base is
         return
-    file = weights.file_of(model, reading.version_of(model), layout.stored_shapes(config))
+    file = weights.file_of(model, reading.version_of(model))
     if file and file.is_there():
         damage = file.damage()
         hint = (
@@ -21733,7 +21738,7 @@ from collections.abc import Iterable, Iterator
 
 from ... import host
 from ...errors import WrongState
-from . import weight_file
+from . import shared_folder
 
 PROCESSES = "/proc"
 
@@ -21741,8 +21746,8 @@ PROCESSES = "/proc"
 def sessions(pids: Iterable[int], relation: str, models: Iterable[str]) -> Iterator[tuple[str, int]]:
     """(model, pid) of the processes that map a file of one of these models, be it of an older version. 55000 where that cannot
     be seen."""
-    family = weight_file.family(relation).encode()
-    stems = {weight_file.stem(relation, model).encode(): model for model in models}
+    family = shared_folder.family(relation).encode()
+    stems = {shared_folder.stem(relation, model).encode(): model for model in models}
     for pid in pids:
         host.check_interrupts()
         found = {_stem(line, family) for line in _maps(pid).splitlines() if family in line}
@@ -22117,6 +22122,359 @@ def _culprit(path: str, error: OSError) -> str:
         while not os.path.isdir(folder := os.path.dirname(path)):
             path = folder
     return path
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.shared_file', $pg_gpt2_source$"""A file of arrays that all sessions map read-only: memory and time of making them are paid once. It says itself what it holds.
+
+It is written with write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here
+and not a SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
+
+Where a file cannot be made, read or mapped there is none: a session then has its arrays in memory of its own.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ... import host
+from . import checksum, shared_folder
+from .checksum import Checksum
+
+CHECKED_BYTES = 64 << 20  # such a file is verified when it is mapped: below a tenth of the time to a first token
+HUGE_PAGE = 2 << 20  # arrays of this size begin at one: 4 kB pages cost a fifth of the bandwidth
+WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
+READ_BYTES = 1 << 20
+POLL = 0.02  # seconds
+NUMBER = 8  # bytes: a file ends with the place and the size of its description, and the checksum of that
+
+Arrays = dict[str, np.ndarray]
+
+
+class Kind(NamedTuple):
+    """What an array is: its type, as NumPy writes it, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of such an array."""
+        return np.dtype(self.dtype).itemsize * prod(self.shape)
+
+
+class _Place(NamedTuple):
+    kind: Kind
+    start: int
+    checksum: str
+
+
+class SharedFile:
+    """The file of one version of something. Its name is `stem`, which those of other versions have too, a digest of the version,
+    and `part`."""
+
+    def __init__(self, folder: str, stem: str, version: str, part: str = "") -> None:
+        self._folder, self._stem = folder, stem
+        self._version = stem + hashlib.md5(version.encode()).hexdigest()
+        self._path = os.path.join(folder, self._version + part)
+
+    def attach(self) -> Arrays | None:
+        """The mapped arrays, or None when there is no such file, or not what was written."""
+        try:
+            with _opened(self._path, os.O_RDONLY) as file:
+                size, places = os.fstat(file).st_size, _description(file)
+                if places is None or (size <= CHECKED_BYTES and _damaged(file, places)):
+                    return None
+                mapped = mmap.mmap(file, size, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # the latter from mmap, of a file that has become shorter
+            return None
+        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        return {
+            name: np.frombuffer(mapped, kind.dtype, prod(kind.shape), start).reshape(kind.shape)
+            for name, (kind, start, _) in places.items()
+        }
+
+    def is_there(self) -> bool:
+        """Whether a file has its name."""
+        return os.path.lexists(self._path)
+
+    def damage(self) -> str | None:
+        """What is wrong with the file, if anything."""
+        try:
+            with _opened(self._path, os.O_RDONLY) as file:
+                places = _description(file)
+                if places is None:
+                    return "its end is not what was written"
+                name = _damaged(file, places)
+        except OSError as error:
+            return str(error)
+        return name and f'tensor "{name}" is not what was written'
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float) -> Iterator[bool]:
+        """Sessions that need such a file queue here, so that one writes it. False after `seconds`, or without a lock file.
+
+        Each stem has a byte of it. It is a file's lock because any role can take an advisory one.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                os.makedirs(self._folder, mode=0o700, exist_ok=True)
+                file = stack.enter_context(
+                    _opened(os.path.join(self._folder, shared_folder.LOCK), os.O_RDWR | os.O_CREAT)
+                )
+                held = _locked(file, int(hashlib.md5(self._stem.encode()).hexdigest()[:15], 16), seconds)
+            except OSError:
+                held = False
+            yield held
+
+    def build(
+        self,
+        kinds: Mapping[str, Kind],
+        arrays: Iterable[tuple[str, np.ndarray]],
+        is_right: Callable[[], bool] = lambda: True,
+    ) -> Arrays | None:
+        """Write the file, remove those of other versions, and attach it; None where there is no room, or where what was written
+        then turns out not to be right. One builder at a time. Arrays come in any order and are kept no longer than written."""
+        new = f"{self._path}.{os.getpid()}{shared_folder.UNFINISHED}"
+        try:
+            return self._written(new, kinds, arrays, is_right)
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+
+    def _written(
+        self,
+        new: str,
+        kinds: Mapping[str, Kind],
+        arrays: Iterable[tuple[str, np.ndarray]],
+        is_right: Callable[[], bool],
+    ) -> Arrays | None:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        starts, end = _layout(kinds)
+        with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            sums = {}
+            for name, array in arrays:
+                os.lseek(file, starts[name], os.SEEK_SET)
+                sums[name] = _write(file, array)
+                del array  # before the next is made
+            if not is_right():
+                return None
+            described = {name: _Place(kind, starts[name], sums[name].hex()) for name, kind in kinds.items()}
+            text = json.dumps(described).encode()
+            trailer = _number(end) + _number(len(text)) + _sum(text)
+            size = (end + len(text) + len(trailer)) // HUGE_PAGE * HUGE_PAGE + HUGE_PAGE
+            os.pwrite(file, text, end)
+            os.pwrite(file, trailer, size - len(trailer))
+        os.rename(new, self._path)
+        shared_folder.remove(self._folder, self._stem, but=self._version)
+        return self.attach()
+
+
+def kinds_of(arrays: Arrays) -> dict[str, Kind]:
+    """What each array is."""
+    return {name: Kind(array.dtype.str, array.shape) for name, array in arrays.items()}
+
+
+def _layout(kinds: Mapping[str, Kind]) -> tuple[dict[str, int], int]:
+    """Where each array begins, and where the last ends."""
+    starts, end = {}, 0
+    for name, kind in kinds.items():
+        unit = HUGE_PAGE if kind.nbytes >= HUGE_PAGE else 64
+        starts[name] = -(-end // unit) * unit
+        end = starts[name] + kind.nbytes
+    return starts, end
+
+
+def _description(file: int) -> dict[str, _Place] | None:
+    """What the file says that it holds, or None where it does not say so any more."""
+    trailer = os.pread(file, 2 * NUMBER + checksum.SIZE, max(0, os.fstat(file).st_size - 2 * NUMBER - checksum.SIZE))
+    start, size = (int.from_bytes(trailer[at : at + NUMBER], "little") for at in (0, NUMBER))
+    if start + size > os.fstat(file).st_size:
+        return None
+    text = os.pread(file, size, start)
+    if not text or _sum(text) != trailer[2 * NUMBER :]:
+        return None
+    return {
+        name: _Place(Kind(dtype, tuple(shape)), start, found)
+        for name, ((dtype, shape), start, found) in json.loads(text).items()
+    }
+
+
+def _damaged(file: int, places: Mapping[str, _Place]) -> str | None:
+    """The first array that does not have its checksum. It is read and not mapped: a disk's error is one here, and not a
+    SIGBUS."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    for name, (kind, start, wanted) in places.items():
+        place, end = start, start + kind.nbytes
+        found = Checksum()
+        while place < end:
+            piece = buffer[: min(READ_BYTES, end - place)]
+            if os.preadv(file, [piece], place) < len(piece):
+                return name
+            found.update(piece)
+            place += len(piece)
+            host.check_interrupts()
+        if found.digest().hex() != wanted:
+            return name
+    return None
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(NUMBER, "little")
+
+
+def _sum(data: bytes) -> bytes:
+    found = Checksum()
+    found.update(data)
+    return found.digest()
+
+
+def _write(file: int, array: np.ndarray) -> bytes:
+    """Write an array; its checksum."""
+    data = np.ascontiguousarray(array).data.cast("B")
+    found = Checksum()
+    for start in range(0, len(data), WRITE_BYTES):
+        piece = data[start : start + WRITE_BYTES]
+        found.update(piece)
+        while piece:
+            piece = piece[os.write(file, piece) :]
+        host.check_interrupts()
+    return found.digest()
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """A file of the server's user. OSError for anything else, at once: without O_NONBLOCK a FIFO would wait for who writes."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{path} is no file of the server's user")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, place: int, seconds: float) -> bool:
+    """Take the lock of a byte, within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+        except (BlockingIOError, PermissionError):  # systems differ in what they say of a lock that is taken
+            if time.monotonic() > end:
+                return False
+        time.sleep(POLL)
+        host.check_interrupts()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.shared_folder', $pg_gpt2_source$"""Where files lie that the sessions of a server share: with PostgreSQL's temporary files, under names that a restart removes and
+base backups skip.
+
+A name says whose the file is: of which installation, then of which model's weights, or that it is of vocabularies.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+from .. import db
+
+PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
+
+
+def directory() -> str | None:
+    """Where the server, whose working directory is its data directory, keeps temporary files; None if this is no server."""
+    return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
+
+
+def incarnation() -> str | None:
+    """What tells this life of the server from others: process, start and shared memory, which is made anew after a crash too.
+
+    Rows alone do not: with synchronous_commit = off a crash can lose a change whose transaction, place and command come again.
+    """
+    try:
+        with open("postmaster.pid", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+        return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
+def relation() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Where it moves, as by VACUUM FULL, files are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
+
+
+def family(relation: str) -> str:
+    """What the names of an installation's files begin with: the path of a file that the server has as long as that is there."""
+    return f"{PREFIX}_{relation.replace('/', '-')}."
+
+
+def stem(relation: str, model: str) -> str:
+    """What the names of the files of a model's weights begin with."""
+    return f"{family(relation)}{hashlib.md5(model.encode()).hexdigest()[:16]}."
+
+
+def vocabularies(relation: str) -> str:
+    """What the names of the files of vocabularies begin with."""
+    return f"{family(relation)}vocabulary."
+
+
+def remove_others(folder: str, relation: str, models: Iterable[str]) -> None:
+    """Unlink the files of models that are not there any more; not those that are being written."""
+    kept = (vocabularies(relation), *(stem(relation, model) for model in models))
+    for name in _names(folder, family(relation)):
+        if not name.startswith(kept) and not name.endswith(UNFINISHED):
+            _unlink(folder, name)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Unlink the files of databases and installations that were dropped, whichever database this is."""
+    for name in _names(folder, f"{PREFIX}_"):
+        path = name.removeprefix(f"{PREFIX}_").partition(".")[0].replace("-", "/")
+        try:
+            is_gone = os.stat(path).st_size == 0  # the server cuts it at once, and removes it at a checkpoint
+        except (FileNotFoundError, NotADirectoryError):
+            is_gone = True
+        except OSError:
+            is_gone = False
+        if is_gone:
+            _unlink(folder, name)
+
+
+def remove(folder: str, beginning: str, but: str | None = None) -> int:
+    """Unlink the files whose names begin with `beginning`, unless with `but`; how many there were."""
+    names = _names(folder, beginning)
+    return sum(_unlink(folder, name) for name in names if but is None or not name.startswith(but))
+
+
+def _names(folder: str, beginning: str) -> list[str]:
+    """Names in the folder; none where it cannot be read."""
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(beginning)]
+    except OSError:
+        return []
+
+
+def _unlink(folder: str, name: str) -> bool:
+    try:
+        os.unlink(os.path.join(folder, name))
+    except OSError:
+        return False
+    return True
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
@@ -22831,280 +23189,58 @@ def _state_of(checkpoint_id: int, model: str) -> Snapshot | None:
     row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
     return Snapshot(checkpoints.find(checkpoint_id), model) if row else None
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.vocabulary_file', $pg_gpt2_source$"""The tables of a large vocabulary in a file that all sessions map: each would need a tenth of a second to make them of the rows,
+and 20 MB.
 
-It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
-write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
-SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
-
-Where a file cannot be made, read or mapped there is none: a session then has its weights in memory of its own.
+All vocabularies of a database have one version, so that whoever writes the file of one removes those of earlier versions of all.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import mmap
-import os
-import stat
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from ... import host
-from ...tensor import FLOAT32
-from . import checksum
-from .checksum import Checksum
+from ...tokenizer.added import AddedToken
+from ...tokenizer.tables import Tables
+from . import shared_folder
+from .shared_file import Arrays, SharedFile, kinds_of
 
-LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
-CHECKED_BYTES = 64 << 20  # such a file is verified when it is mapped: below a tenth of the time to a first token
-HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
-WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
-READ_BYTES = 1 << 20
-PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
-POLL = 0.02  # seconds
-
-Params = dict[str, np.ndarray]
+LEAST_TOKENS = 1 << 12  # a smaller vocabulary is as fast made of its rows
+WAIT = 5.0  # seconds, for whoever makes it
+PLAIN = "plain"  # of the arrays: what is none, as JSON
 
 
-def directory() -> str | None:
-    """Where the server, whose working directory is its data directory, keeps temporary files; None if this is no server."""
-    return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
-
-
-def incarnation() -> str | None:
-    """What tells this life of the server from others: process, start and shared memory, which is made anew after a crash too.
-
-    Rows alone do not: with synchronous_commit = off a crash can lose a change whose transaction, place and command come again.
-    """
-    try:
-        with open("postmaster.pid", encoding="utf-8") as file:
-            lines = file.read().split("\n")
-        return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
-    except (OSError, IndexError, UnicodeDecodeError):
+def file_of(model: str, version: str) -> SharedFile | None:
+    """The file of a version of a vocabulary, be it there or not; None where none can be."""
+    folder, life = shared_folder.directory(), shared_folder.incarnation()
+    if folder is None or life is None:
         return None
+    code = __name__.partition(".")[0]  # tables are of the code that made them
+    part = f".{hashlib.md5(model.encode()).hexdigest()[:16]}"
+    return SharedFile(folder, shared_folder.vocabularies(shared_folder.relation()), f"{version} {life} {code}", part)
 
 
-class WeightFile:
-    """The file of one version of a model. `relation`: see `family`."""
-
-    def __init__(
-        self, folder: str, relation: str, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        self._folder = folder
-        self._stem = stem(relation, model)
-        self._shapes = dict(shapes)
-        # Layouts differ in their shapes, while files of several may have the same size.
-        self._name = self._stem + hashlib.md5(repr((version, self._shapes)).encode()).hexdigest()
-        self._places, self._sums, self._size = _layout(self._shapes)
-
-    @property
-    def _path(self) -> str:
-        return os.path.join(self._folder, self._name)
-
-    def attach(self) -> Params | None:
-        """The mapped weights, or None when there is no such file, or not what was written."""
-        try:
-            with _opened(self._path, os.O_RDONLY) as file:
-                if os.fstat(file).st_size != self._size:
-                    return None
-                if self._size <= CHECKED_BYTES and self._damaged(file):
-                    return None
-                mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
-        except (OSError, ValueError):  # the latter from mmap, of a file that has become shorter
-            return None
-        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-        return {
-            name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
-            for name, shape in self._shapes.items()
-        }
-
-    def is_there(self) -> bool:
-        """Whether a file has its name."""
-        return os.path.lexists(self._path)
-
-    def damage(self) -> str | None:
-        """What is wrong with the file, if anything."""
-        try:
-            with _opened(self._path, os.O_RDONLY) as file:
-                if os.fstat(file).st_size != self._size:
-                    return "its size is not what was written"
-                name = self._damaged(file)
-        except OSError as error:
-            return str(error)
-        return name and f'tensor "{name}" is not what was written'
-
-    def _damaged(self, file: int) -> str | None:
-        """The first tensor that does not have its checksum. It is read and not mapped: a disk's error is one here, and not a
-        SIGBUS."""
-        sums = os.pread(file, checksum.SIZE * len(self._shapes), self._sums)
-        buffer = memoryview(bytearray(READ_BYTES))
-        for index, (name, shape) in enumerate(self._shapes.items()):
-            place, end = self._places[name], self._places[name] + 4 * int(np.prod(shape))
-            found = Checksum()
-            while place < end:
-                piece = buffer[: min(READ_BYTES, end - place)]
-                if os.preadv(file, [piece], place) < len(piece):
-                    return name
-                found.update(piece)
-                place += len(piece)
-                host.check_interrupts()
-            if found.digest() != sums[checksum.SIZE * index :][: checksum.SIZE]:
-                return name
-        return None
-
-    @contextlib.contextmanager
-    def lock(self, seconds: float) -> Iterator[bool]:
-        """Sessions that need a model's file queue here, so that one writes it. False after `seconds`, or without a lock file.
-
-        Each model has a byte of it. It is a file's lock because any role can take an advisory one.
-        """
-        with contextlib.ExitStack() as stack:
-            try:
-                os.makedirs(self._folder, mode=0o700, exist_ok=True)
-                file = stack.enter_context(_opened(os.path.join(self._folder, LOCK), os.O_RDWR | os.O_CREAT))
-                held = _locked(file, int(hashlib.md5(self._stem.encode()).hexdigest()[:15], 16), seconds)
-            except OSError:
-                held = False
-            yield held
-
-    def build(
-        self, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool] = lambda: True
-    ) -> Params | None:
-        """Write the file, remove those of other versions, and attach it; None where there is no room, or where what was written
-        then turns out not to be right. One builder at a time. Tensors come in any order and are kept no longer than written."""
-        new = f"{self._path}.{os.getpid()}{UNFINISHED}"
-        try:
-            return self._written(new, tensors, is_right)
-        except OSError:
-            return None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
-
-    def _written(
-        self, new: str, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool]
-    ) -> Params | None:
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            sums = {}
-            for name, array in tensors:
-                os.lseek(file, self._places[name], os.SEEK_SET)
-                sums[name] = _write(file, array)
-                del array  # before the next is made
-            if not is_right():
-                return None
-            os.pwrite(file, b"".join(sums[name] for name in self._places), self._sums)
-            os.pwrite(file, b"\0", self._size - 1)  # the last of the padding
-        os.rename(new, self._path)
-        remove(self._folder, self._stem, but=self._name)
-        return self.attach()
+def attached(file: SharedFile) -> Tables | None:
+    """The tables in the file, or None when there is none."""
+    arrays = file.attach()
+    return None if arrays is None else _tables(arrays)
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int, int]:
-    """Where each tensor begins, where their checksums do, and the size of the file."""
-    places, end = {}, 0
-    for name, shape in shapes.items():
-        size = 4 * int(np.prod(shape))
-        unit = HUGE_PAGE if size >= HUGE_PAGE else 64
-        places[name] = -(-end // unit) * unit
-        end = places[name] + size
-    size = end + checksum.SIZE * len(places)
-    return places, end, (size // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
+def build(file: SharedFile, tables: Tables, is_right: Callable[[], bool]) -> Tables | None:
+    """Write the file and attach it; None where it cannot be, or where the tables then turn out not to be right."""
+    arrays = {name: value for name, value in tables._asdict().items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in tables._asdict().items() if name not in arrays}
+    arrays[PLAIN] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    written = file.build(kinds_of(arrays), arrays.items(), is_right)
+    return None if written is None else _tables(written)
 
 
-def _write(file: int, array: np.ndarray) -> bytes:
-    """Write an array; its checksum."""
-    data = np.ascontiguousarray(array).data.cast("B")
-    found = Checksum()
-    for start in range(0, len(data), WRITE_BYTES):
-        piece = data[start : start + WRITE_BYTES]
-        found.update(piece)
-        while piece:
-            piece = piece[os.write(file, piece) :]
-        host.check_interrupts()
-    return found.digest()
-
-
-@contextlib.contextmanager
-def _opened(path: str, flags: int) -> Iterator[int]:
-    """A file of the server's user. OSError for anything else, at once: without O_NONBLOCK a FIFO would wait for who writes."""
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise PermissionError(f"{path} is no file of the server's user")
-        yield file
-    finally:
-        os.close(file)
-
-
-def _locked(file: int, place: int, seconds: float) -> bool:
-    """Take the lock of a byte, within `seconds`."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            return True
-        except (BlockingIOError, PermissionError):  # systems differ in what they say of a lock that is taken
-            if time.monotonic() > end:
-                return False
-        time.sleep(POLL)
-        host.check_interrupts()
-
-
-def family(relation: str) -> str:
-    """What the names of an installation's files begin with: the path of a file that the server has as long as that is there."""
-    return f"{PREFIX}_{relation.replace('/', '-')}."
-
-
-def stem(relation: str, model: str) -> str:
-    """What the names of a model's files begin with."""
-    return f"{family(relation)}{hashlib.md5(model.encode()).hexdigest()[:16]}."
-
-
-def remove_others(folder: str, relation: str, models: Iterable[str]) -> None:
-    """Unlink the files of models that are not there any more; not those that are being written."""
-    kept = tuple(stem(relation, model) for model in models)
-    for name in _names(folder, family(relation)):
-        if not name.startswith(kept) and not name.endswith(UNFINISHED):
-            _unlink(folder, name)
-
-
-def remove_abandoned(folder: str) -> None:
-    """Unlink the files of databases and installations that were dropped, whichever database this is."""
-    for name in _names(folder, f"{PREFIX}_"):
-        relation = name.removeprefix(f"{PREFIX}_").partition(".")[0].replace("-", "/")
-        try:
-            is_gone = os.stat(relation).st_size == 0  # the server cuts it at once, and removes it at a checkpoint
-        except (FileNotFoundError, NotADirectoryError):
-            is_gone = True
-        except OSError:
-            is_gone = False
-        if is_gone:
-            _unlink(folder, name)
-
-
-def remove(folder: str, beginning: str, but: str = "") -> int:
-    """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
-    return sum(_unlink(folder, name) for name in _names(folder, beginning) if name != but)
-
-
-def _names(folder: str, beginning: str) -> list[str]:
-    """Names in the folder; none where it cannot be read."""
-    try:
-        return [name for name in os.listdir(folder) if name.startswith(beginning)]
-    except OSError:
-        return []
-
-
-def _unlink(folder: str, name: str) -> bool:
-    try:
-        os.unlink(os.path.join(folder, name))
-    except OSError:
-        return False
-    return True
+def _tables(arrays: Arrays) -> Tables:
+    plain: dict[str, Any] = json.loads(arrays.pop(PLAIN).tobytes())
+    plain["added"] = {int(token_id): AddedToken(*token) for token_id, token in plain["added"].items()}
+    return Tables(**(arrays | plain))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
 
@@ -23126,9 +23262,12 @@ from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
+from ...tensor import FLOAT32
 from .. import db, resources
-from . import mapped, reading, store, weight_file
+from . import mapped, reading, shared_folder, store
+from .shared_file import Kind, SharedFile
 
+LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 
@@ -23333,60 +23472,58 @@ def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str
 
     A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    if 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+    file = file_of(name, version) if 4 * wanted.n_params() >= LEAST_BYTES else None
+    if file is None:
         return None
-    stored = _attached(name, wanted, version)
-    if stored is None and not _has_written() and (file := file_of(name, version, layout.stored_shapes(wanted))):
+    stored = _attached(file, wanted)
+    if stored is None and not db.has_written():
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
+            stored = _attached(file, wanted) or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
-def _attached(name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+def _attached(file: SharedFile, wanted: GPT2Config) -> reading.Params | None:
     """The model from a file that is there, in the layout that its writer chose: all sessions of a server choose the same, but
-    each would need 20 ms to find out."""
-    files = (file_of(name, version, shapes) for shapes in layout.both_shapes(wanted))
-    return next((stored for file in files if file and (stored := file.attach())), None)
+    each would need 20 ms to find out. One that code with other layouts has written, before an update, is not taken."""
+    stored = file.attach()
+    is_ours = stored and {name: array.shape for name, array in stored.items()} in layout.both_shapes(wanted)
+    return stored if is_ours else None
 
 
-def _has_written() -> bool:
-    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
-
-
-def file_of(name: str, version: str, shapes: layout.Shapes) -> weight_file.WeightFile | None:
-    """The file of a version that sessions share, in the layout of these shapes, be it there or not; None where none can be."""
-    folder, life = weight_file.directory(), weight_file.incarnation()
+def file_of(name: str, version: str) -> SharedFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = shared_folder.directory(), shared_folder.incarnation()
     if folder is None or life is None:
         return None
     # Another NumPy, put in place under a running server, may have other products: it finds out about the layout itself.
-    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life} {np.__version__}", shapes)
+    stem = shared_folder.stem(shared_folder.relation(), name)
+    return SharedFile(folder, stem, f"{version} {life} {np.__version__}")
 
 
-def _build(
-    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
-) -> reading.Params | None:
-    folder = weight_file.directory() or ""
-    weight_file.remove_abandoned(folder)
+def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+    folder = shared_folder.directory() or ""
+    shared_folder.remove_abandoned(folder)
     models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if models:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
+        shared_folder.remove_others(folder, shared_folder.relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
+    kinds = {tensor: Kind(FLOAT32.str, shape) for tensor, shape in layout.stored_shapes(wanted).items()}
+    return file.build(kinds, _stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    if folder := weight_file.directory():
-        weight_file.remove(folder, weight_file.stem(_relation(), name))
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.stem(shared_folder.relation(), name))
 
 
 def forget_files() -> None:
-    """Remove the files of all models of this database."""
-    if folder := weight_file.directory():
-        weight_file.remove(folder, weight_file.family(_relation()))
+    """Remove the files of all models and vocabularies of this database."""
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.family(shared_folder.relation()))
 
 
 def sessions() -> Iterator[tuple[str, int]]:
@@ -23396,13 +23533,8 @@ def sessions() -> Iterator[tuple[str, int]]:
         "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
         " WHERE d.datname = current_database() ORDER BY pid"
     )
-    return mapped.sessions([r["pid"] for r in pids], _relation(), store.known([r["model"] for r in models]))
-
-
-def _relation() -> str:
-    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
-    Where it moves, as by VACUUM FULL, files are made anew."""
-    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
+    relation = shared_folder.relation()
+    return mapped.sessions([r["pid"] for r in pids], relation, store.known([r["model"] for r in models]))
 
 
 def _loading(wanted: GPT2Config) -> int:
@@ -27620,9 +27752,10 @@ from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
+from ..tokenizer.tables import Tables, made_of
 from . import db, resources
 from .importer import collecting_nothing
-from .storage import store
+from .storage import store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -27676,7 +27809,7 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     found = cache.get(key)
     while version is not None and (found is None or found[0] != version):
         with collecting_nothing():
-            found = (version, read(*key))
+            found = (version, read(version, *key))
         name, version = _version(model)  # another one where a change was committed between the statements that read
     if version is None or found is None:
         return None
@@ -27792,7 +27925,20 @@ def _require_short(model: str, size: int) -> None:
         )
 
 
-def _read(model: str) -> Tokenizer:
+def _read(version: str, model: str) -> Tokenizer:
+    """From the file that sessions share, which the first to need a version writes, or else of the rows."""
+    file = vocabulary_file.file_of(model, version)
+    tables = file and vocabulary_file.attached(file)
+    if file and tables is None and not db.has_written():
+        with file.lock(vocabulary_file.WAIT) as is_ours:
+            tables = vocabulary_file.attached(file) or _made(model)
+            if is_ours and len(tables.ids) >= vocabulary_file.LEAST_TOKENS:
+                tables = vocabulary_file.build(file, tables, lambda: _version(model) == (model, version)) or tables
+    return Tokenizer(tables or _made(model))
+
+
+def _made(model: str) -> Tables:
+    """The tables of the rows that the caller sees."""
     _require_room(model)
     arrays = "SELECT array_agg(token_id) AS ids, array_agg(bytes) AS data FROM {schema}.llm_bpe_vocab WHERE model = $1"
     tokens: dict[int, bytes] = {}
@@ -27809,10 +27955,10 @@ def _read(model: str) -> Tokenizer:
     )
     eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
     added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
-    return Tokenizer(tokens, merges, eos, added)
+    return made_of(tokens, merges, eos, added)
 
 
-def _read_lacking(model: str, vocab: int) -> tuple[int, ...]:
+def _read_lacking(_: str, model: str, vocab: int) -> tuple[int, ...]:
     row = db.row(
         "SELECT CASE WHEN $2 > (SELECT count(*) FROM {schema}.llm_bpe_vocab WHERE model = $1 AND token_id < $2)"
         " THEN ARRAY(SELECT id FROM generate_series(0, $2 - 1) AS id WHERE NOT EXISTS"
@@ -28198,9 +28344,11 @@ read here, that is for formats.vocab and the store.
 """
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, chain, groupby, pairwise
-from operator import add
+from functools import cached_property
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28209,38 +28357,22 @@ from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from ..limits import MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
-from .bpe_merge import Ranks, merge_by_scan
 from .pretokenize import last_cut, pretokens, split
+from .tables import BYTE_CHARACTERS, END_OF_TEXT, Tables, made_of
 from .words import Words, gathered
 
-END_OF_TEXT = "<|endoftext|>"
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
 
-def _byte_characters() -> list[str]:
-    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
-_CODE_OF = np.array([*map(ord, BYTE_CHARACTERS)], "<u2")
 _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
     """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
-
-
-def token_texts(tokens: list[bytes]) -> list[str]:
-    """The printable form of each of many, of which one by one would take most of the time of loading a vocabulary."""
-    text = str(_CODE_OF[np.frombuffer(b"".join(tokens), np.uint8)].data, "utf-16-le")
-    return [text[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
 
 
 def token_bytes(token: str) -> bytes:
@@ -28269,64 +28401,63 @@ class Merge(NamedTuple):
     pieces: list[str]
 
 
-class _Symbols(dict[str, int]):
-    """Printable form -> symbol: see Tokenizer. A string that has none gets one when it is asked for."""
+class _TokenBytes(dict[int | None, bytes]):
+    """The bytes of tokens by id, each looked up when it is first asked for."""
 
-    def __init__(self, known: Iterable[tuple[str, int]]) -> None:
-        super().__init__(known)
-        self.missing: list[str] = []
+    def __init__(self, tables: Tables) -> None:
+        super().__init__()
+        self._ids, self._ends, self._data = tables.ids.data, tables.ends.data, tables.data.data
 
-    def __missing__(self, token: str) -> int:
-        self.missing.append(token)
-        self[token] = symbol = -len(self.missing)
-        return symbol
+    def __missing__(self, token_id: int | None) -> bytes:
+        place = len(self._ids) if token_id is None else bisect_left(self._ids, token_id)
+        if place == len(self._ids) or self._ids[place] != token_id:
+            raise KeyError(token_id)
+        self[token_id] = found = bytes(self._data[self._ends[place - 1] if place else 0 : self._ends[place]])
+        return found
 
 
 class Tokenizer:
-    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
-    a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
+    """The tokenizer of a vocabulary, made of its `tables`."""
 
-    A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
-    one): that is an error only when it remains in a word.
-    """
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.eos_token_id = tables.eos_token_id
+        self.added = AddedTokens(tables.added)
+        self._words = Words(tables, self._lacking)
+        self._bytes = _TokenBytes(tables)
+        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         tokens: Mapping[int, bytes],
         merges: Iterable[tuple[str, str]],
         eos_token_id: int | None = None,
         added: Mapping[int, AddedToken] | None = None,
-    ) -> None:
-        if not tokens:
-            raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
-        self.tokens = dict(sorted(tokens.items()))
-        added = dict(added or {})
-        order = sorted(self.tokens, key=added.__contains__)  # merges make one that was not added, where there is
-        texts = token_texts([self.tokens[token_id] for token_id in order])
-        self._symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
-        self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
-        end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
-        if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
-            added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
-        self.added = AddedTokens(added)
-        self._byte_symbols = [self._symbols[c] for c in BYTE_CHARACTERS]
-        left, right = zip(*merges) if (merges := [*merges]) else ((), ())
-        symbol = self._symbols.__getitem__
-        self._ranks: Ranks = dict(zip(zip(map(symbol, left), map(symbol, right)), range(len(left))))
-        self._merged = [*map(symbol, map(add, left, right))]  # by rank
-        self._words = Words(self._byte_symbols, self._ranks, self._merged, self._lacking)
-        self._longest = max(map(len, self.tokens.values()))
-        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
+    ) -> "Tokenizer":
+        """From plain data: see tables.made_of."""
+        return cls(made_of(tokens, merges, eos_token_id, added))
 
     @classmethod
     def from_strings(
         cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
     ) -> "Tokenizer":
         """From what vocab.json and merges.txt hold."""
-        return cls({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
+        return cls.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tables.ids)
+
+    @cached_property
+    def tokens(self) -> dict[int, bytes]:
+        """Id -> bytes of all tokens, in the order of their ids."""
+        data, ends = self.tables.data.tobytes(), self.tables.ends.tolist()
+        return dict(zip(self.tables.ids.tolist(), (data[start:end] for start, end in pairwise([0, *ends]))))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        return int(np.diff(self.tables.ends, prepend=0).max())
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids. With `special`, special tokens such as `<|endoftext|>` are found in the text, else they are plain text."""
@@ -28382,19 +28513,18 @@ class Tokenizer:
                 continue
             symbols = self._words.symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
-            for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
-                for _, place in merges:
+            for (_, merged), merges in groupby(self._words.merges(symbols), itemgetter(0, 2)):
+                for _, place, _ in merges:
                     host.check_interrupts()
                     pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
                 step += 1
-                merged = self._merged[rank]
                 yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
             done += pieces
 
     def lacking(self, vocab: int) -> tuple[int, ...]:
         """The ids below `vocab` that are no tokens: rows of weights that only pad."""
         if ("lacking", vocab) not in self.kept:
-            self.kept["lacking", vocab] = tuple(i for i in range(vocab) if i not in self.tokens)
+            self.kept["lacking", vocab] = tuple(np.setdiff1d(np.arange(vocab), self.tables.ids, True).tolist())
         return self.kept["lacking", vocab]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -28406,8 +28536,8 @@ class Tokenizer:
         ids = list(ids)
         try:
             if len(ids) * self._longest > MANY_BYTES:
-                _require_room(sum(map(len, map(self.tokens.__getitem__, ids))))  # type: ignore[arg-type]
-            return b"".join(map(self.tokens.__getitem__, ids))  # type: ignore[arg-type]  # a null has none, either
+                _require_room(sum(map(len, map(self._bytes.__getitem__, ids))))
+            return b"".join(map(self._bytes.__getitem__, ids))  # a null has none, either
         except KeyError:
             raise self._unknown(ids) from None
 
@@ -28454,10 +28584,10 @@ class Tokenizer:
     def _token_text(self, token_id: int) -> str:
         """A token as the vocabulary has it: in printable form, or what was added as it stands."""
         added = self.added.tokens.get(token_id)
-        return token_text(self.tokens[token_id]) if added is None else added.content
+        return token_text(self._bytes[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
-        return token_text(self.tokens[symbol]) if symbol >= 0 else self._symbols.missing[-symbol - 1]
+        return token_text(self._bytes[symbol]) if symbol >= 0 else self.tables.missing[-symbol - 1]
 
     def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""
@@ -28466,7 +28596,7 @@ class Tokenizer:
             return NullNotAllowed(f"token id number {place} is null", hint="Leave nulls out: array_remove(ids, null).")
         return InvalidParameter(
             f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
-            hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
+            hint=f"The ids of this vocabulary run from {self.tables.ids[0]} to {self.tables.ids[-1]}.",
         )
 
 
@@ -28508,93 +28638,42 @@ In every round each word that still merges makes one merge: of its pairs of lowe
 places, and what is merged away is only passed over by its neighbours, so that a round costs little more than its merges.
 """
 
-from itertools import chain
-
 import numpy as np
 
 from .. import host
-from .bpe_merge import NEVER, Ranks
+from .pairs import END, Pairs
 
-END = -(1 << 31)  # stands after and before each word; below each symbol
-EMPTY = np.iinfo(np.int64).min  # below the key of each pair
-SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number without pattern, 2**64 by the golden ratio
+NEVER = 1 << 62  # above the rank and place of each pair
 PLACE = (1 << 32) - 1
 
 
-class Pairs:
-    """The rank of each pair that merges, to be looked up for many pairs at once: a hash table, at most a quarter full.
-
-    A pair is at its home, or where that is taken at the next place that was free.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        symbols = np.fromiter(chain.from_iterable(ranks), np.int64, 2 * len(ranks))
-        keys, values = _key(symbols[::2], symbols[1::2]), np.fromiter(ranks.values(), np.int64, len(ranks))
-        self._bits = max(1, (4 * len(ranks)).bit_length())
-        self._keys = np.full(1 << self._bits, EMPTY)
-        self._ranks = np.full(1 << self._bits, NEVER)
-        place = self._home(keys)
-        while len(keys):
-            host.check_interrupts()
-            free = self._keys[place] == EMPTY
-            self._keys[place[free]] = keys[free]  # of several for one place the last stays
-            stays = self._keys[place] == keys
-            self._ranks[place[stays]] = values[stays]
-            keys, values, place = keys[~stays], values[~stays], self._next(place[~stays])
-
-    def rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:  # 2 x [n] -> [n]
-        """Rank of each pair of symbols; NEVER where it does not merge."""
-        keys = _key(left, right)
-        place = self._home(keys)
-        ranks = self._ranks.take(place)  # NEVER at a place that is empty
-        on = self._taken(place, keys)
-        keys, place = keys[on], place[on]
-        while len(on):
-            host.check_interrupts()
-            place = self._next(place)
-            ranks[on] = self._ranks.take(place)
-            taken = self._taken(place, keys)
-            on, keys, place = on[taken], keys[taken], place[taken]
-        return ranks
-
-    def _home(self, keys: np.ndarray) -> np.ndarray:
-        return (keys * SPREAD) >> (64 - self._bits) & ((1 << self._bits) - 1)
-
-    def _next(self, place: np.ndarray) -> np.ndarray:
-        return (place + 1) & ((1 << self._bits) - 1)
-
-    def _taken(self, place: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Which of the places another pair has taken."""
-        found = self._keys.take(place)
-        return np.flatnonzero((found != keys) & (found != EMPTY))
-
-
 class Merges:
-    """What merges which pairs, and what symbol each merge makes."""
+    """What merges which pairs, and what symbol each merge makes. `merged`: [merges] int32."""
 
-    def __init__(self, ranks: Ranks, merged: list[int]) -> None:
-        self._pairs, self._merged = Pairs(ranks), np.array(merged, np.int64)
+    def __init__(self, pairs: Pairs, merged: np.ndarray) -> None:
+        self._pairs, self._merged = pairs, merged
 
     def merge(self, symbols: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The symbols that remain and how many of each word. `symbols` has those of all words: the longest first, none empty."""
+        """The symbols that remain and how many of each word. `symbols` has those of all words, int32: the longest first, none
+        empty."""
         ends = np.cumsum(lengths)
         starts, n = ends - lengths, len(symbols)
-        symbols = np.append(symbols, END)
+        symbols, none = np.append(symbols, np.int32(END)), self._pairs.never << 32
         left, right = np.arange(-1, n), np.arange(1, n + 2)  # neighbours; n is END
         left[starts] = right[ends - 1] = right[n] = n
         waiting = np.full(n + 1, NEVER)  # rank and place of the pair that begins at a place
 
         def join(places: np.ndarray) -> None:
             """Looks at the pairs that begin at `places`."""
-            ranks = self._pairs.rank(symbols.take(places), symbols.take(right.take(places)))
-            waiting[places] = np.where(ranks < NEVER, ranks << 32 | places, NEVER)
+            ranks = self._pairs.ranks(symbols.take(places), symbols.take(right.take(places)))
+            waiting[places] = ranks.astype(np.int64) << 32 | places
 
         join(np.arange(n))
         left_over = np.ones(n, bool)
         for words in np.searchsorted(-lengths, -np.arange(1, lengths[0])).tolist():  # which have so many pairs
             host.check_interrupts()
             best = np.minimum.reduceat(waiting[: ends[words - 1]], starts[:words])
-            best = best[best < NEVER]
+            best = best[best < none]
             if not len(best):
                 break
             place = best & PLACE
@@ -28606,11 +28685,6 @@ class Merges:
             join(np.concatenate([place, left.take(place)]))
             waiting[n] = NEVER
         return symbols[:n][left_over], np.add.reduceat(left_over, starts, dtype=np.int64)
-
-
-def _key(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """One number for two symbols, which are below 2**31 in size."""
-    return (left << 32) + right
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe_merge', $pg_gpt2_source$"""Merges byte pairs inside one word: again and again the pair of lowest rank, of equal pairs the leftmost.
 
@@ -28619,43 +28693,40 @@ merge makes a token of its own, as in GPT-2's vocabulary, this equals merging al
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import TypeAlias
 
 from .. import host
+from .pairs import Ranks
 
-Ranks: TypeAlias = dict[tuple[int, int], int]  # (left, right) -> rank
-
-NEVER = 1 << 62  # the rank of a pair that does not merge
 MERGES_A_CHECK = 1 << 14
 
 
-def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterator[tuple[int, int]]:
+def merge_by_scan(symbols: list[int], ranks: Ranks, merged: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Merges `symbols` in place, giving the rank and the place of each merge; `merged[rank]` is the symbol it makes.
 
     Quadratic in the length, with the constant of `min` and `list.index`.
     """
-    rank_of = ranks.get
-    waiting = [rank_of(pair, NEVER) for pair in pairwise(symbols)]
-    while waiting and (rank := min(waiting)) < NEVER:
+    rank_of, never = ranks.__getitem__, ranks.never
+    waiting = [rank_of(pair) for pair in pairwise(symbols)]
+    while waiting and (rank := min(waiting)) < never:
         i = waiting.index(rank)
         symbols[i] = merged[rank]
         del symbols[i + 1], waiting[i]
         if i:
-            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]), NEVER)
+            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]))
         if i < len(waiting):
-            waiting[i] = rank_of((symbols[i], symbols[i + 1]), NEVER)
+            waiting[i] = rank_of((symbols[i], symbols[i + 1]))
         yield rank, i
 
 
-def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
+def merge_by_heap(symbols: list[int], ranks: Ranks, merged: Sequence[int]) -> list[int]:
     """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up.
 
     Places wait by rank: one heap of all pairs of a word of 16 MB would take seconds to order, in one call.
     """
-    n = len(symbols)
+    n, never = len(symbols), ranks.never
     left: list[int] = []  # neighbours
     right: list[int] = []  # n ends the word
     rank_at: list[int] = []
@@ -28663,22 +28734,22 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
     progress = host.Progress(f"merging a word of {n:,} bytes", "bytes", n)
     for start in range(0, n, MERGES_A_CHECK):
         host.check_interrupts()
-        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
+        ranked = [ranks[pair] for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
         rank_at += ranked
         left += range(start - 1, min(start + MERGES_A_CHECK, n) - 1)
         right += range(start + 1, min(start + MERGES_A_CHECK, n) + 1)
         for place, rank in enumerate(ranked, start):
-            if rank < NEVER:
+            if rank < never:
                 waiting[rank].append(place)
-    rank_at.append(NEVER)
+    rank_at.append(never)
     order = sorted(waiting)  # a heap of ranks
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""
         follower = right[place]
-        rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
+        rank = ranks[symbols[place], symbols[follower]] if follower < n else never
         rank_at[place] = rank
-        if rank < NEVER:
+        if rank < never:
             if rank not in waiting:
                 heappush(order, rank)
             heappush(waiting[rank], place)
@@ -28698,7 +28769,7 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
             continue
         gone = right[place]
         symbols[place] = merged[rank]
-        rank_at[gone] = NEVER
+        rank_at[gone] = never
         right[place] = right[gone]
         if right[gone] < n:
             left[right[gone]] = place
@@ -28730,8 +28801,8 @@ from .. import host
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..limits import MOST_WORD
-from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long
+from .tables import BYTE_CHARACTERS, END_OF_TEXT
 
 Pair: TypeAlias = tuple[int, int]
 WORDS_A_CHECK = 16  # of any length
@@ -28882,6 +28953,109 @@ class _PairCounts:
             start = i + 2
         self.words[n] = result + word[start:]
         return new_pairs
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.pairs', $pg_gpt2_source$"""Which pairs of symbols merge, and in what order: the rank of one pair, or of many at once.
+
+A hash table, at most a quarter full, whose places hold ranks: a pair is at its home, or where that is taken at the next place
+that was free. It is made once and then only read, so that sessions can share it as it lies in memory.
+"""
+
+import numpy as np
+
+from .. import host
+
+END = -(1 << 31)  # stands after and before each word; below each symbol
+EMPTY = np.iinfo(np.int64).min  # below the key of each pair
+SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number without pattern, 2**64 by the golden ratio
+WORD = (1 << 64) - 1
+KEPT = 1 << 16  # pairs that were asked for one by one; some 13 MB
+
+Pair = tuple[int, int]
+
+
+def pair_keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """One number for two symbols, which are below 2**31 in size. 2 x [n] integers -> [n] int64."""
+    return (left.astype(np.int64) << 32) + right
+
+
+def hash_table(keys: np.ndarray) -> np.ndarray:
+    """The places of a table of pairs, given by their keys in the order of rank; of equal ones the last counts. A place that is
+    free has the number of pairs. [n] int64 -> [a power of two] int32."""
+    count = len(keys)
+    table = np.full(1 << max(1, (4 * count).bit_length()), count, np.int32)
+    ranks = count - 1 - np.unique(keys[::-1], return_index=True)[1]
+    place = _homes(keys[ranks], table)
+    while len(ranks):
+        host.check_interrupts()
+        free = table[place] == count
+        table[place[free]] = ranks[free]  # of several for one place the last stays
+        waits = table[place] != ranks
+        ranks, place = ranks[waits], _next(place[waits], table)
+    return table
+
+
+def _homes(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return (keys * SPREAD) >> (64 - _bits(table)) & (len(table) - 1)
+
+
+def _next(place: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return (place + 1) & (len(table) - 1)
+
+
+def _bits(table: np.ndarray) -> int:
+    return len(table).bit_length() - 1
+
+
+class Pairs:
+    """The pairs that merge. `keys` has that of each rank, and then EMPTY; `table` is their `hash_table`."""
+
+    def __init__(self, keys: np.ndarray, table: np.ndarray) -> None:
+        self.never = len(keys) - 1  # the rank of a pair that does not merge
+        self._keys, self._table = keys, table
+        self._key_of, self._rank_at, self._shift = keys.data, table.data, 64 - _bits(table)
+
+    def ranks(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:  # 2 x [n] int32 -> [n] int32
+        """Rank of each pair of symbols."""
+        keys = pair_keys(left, right)
+        place = _homes(keys, self._table)
+        ranks = self._table.take(place)
+        on = self._taken(ranks, keys)
+        keys, place = keys[on], place[on]
+        while len(on):
+            host.check_interrupts()
+            place = _next(place, self._table)
+            found = self._table.take(place)
+            ranks[on] = found
+            taken = self._taken(found, keys)
+            on, keys, place = on[taken], keys[taken], place[taken]
+        return ranks
+
+    def _taken(self, ranks: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Where another pair was found than the one that is sought."""
+        found = self._keys.take(ranks)
+        return np.flatnonzero((found != keys) & (found != EMPTY))
+
+    def rank(self, left: int, right: int) -> int:
+        """Rank of one pair of symbols."""
+        key = (left << 32) + right
+        place = (key * SPREAD & WORD) >> self._shift
+        while (found := self._key_of[rank := self._rank_at[place]]) not in (key, EMPTY):
+            place = (place + 1) & (len(self._rank_at) - 1)
+        return rank if found == key else self.never
+
+
+class Ranks(dict[Pair, int]):
+    """Rank of each pair, looked up when it is first asked for."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        super().__init__()
+        self._pairs, self.never = pairs, pairs.never
+
+    def __missing__(self, pair: Pair) -> int:
+        if len(self) >= KEPT:
+            self.clear()
+        self[pair] = rank = self._pairs.rank(*pair)
+        return rank
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.pretokenize', $pg_gpt2_source$r"""Splits text into GPT-2's pretokens, the words inside which byte pairs merge; follows OpenAI's encoder.py.
 
@@ -29051,6 +29225,108 @@ _ASCII = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.tables', $pg_gpt2_source$"""What a tokenizer looks up, made of a vocabulary once: arrays, which sessions can share as they lie in memory.
+
+A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated one): that is an
+error only when it remains in a word.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
+from operator import add
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InconsistentData
+from .added import AddedToken
+from .pairs import EMPTY, hash_table, pair_keys
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+_CODE_OF = np.array([*map(ord, BYTE_CHARACTERS)], "<u2")
+
+
+class Tables(NamedTuple):
+    """A vocabulary of n tokens and m merges."""
+
+    ids: np.ndarray  # [n] int32, ascending
+    ends: np.ndarray  # [n] int64: where the bytes of each token end in `data`
+    data: np.ndarray  # uint8
+    byte_symbols: np.ndarray  # [256] int32
+    merged: np.ndarray  # [m] int32: the symbol that each merge makes, best first
+    pairs: np.ndarray  # [m + 1] int64: the pair that each merges: see pairs.Pairs
+    places: np.ndarray  # [a power of two] int32: their hash table
+    missing: list[str]  # of the symbols -1, -2 and so on, in printable form
+    eos_token_id: int | None
+    added: dict[int, AddedToken]
+
+
+class _Symbols(dict[str, int]):
+    """Printable form -> symbol. A string that has none gets one when it is asked for."""
+
+    def __init__(self, known: Iterable[tuple[str, int]]) -> None:
+        super().__init__(known)
+        self.missing: list[str] = []
+
+    def __missing__(self, token: str) -> int:
+        self.missing.append(token)
+        self[token] = symbol = -len(self.missing)
+        return symbol
+
+    def of(self, tokens: Iterable[str], count: int) -> np.ndarray:
+        """The symbol of each of so many. [count] int32."""
+        return np.fromiter(map(self.__getitem__, tokens), np.int32, count)
+
+
+def made_of(
+    tokens: Mapping[int, bytes],
+    merges: Iterable[tuple[str, str]],
+    eos_token_id: int | None = None,
+    added: Mapping[int, AddedToken] | None = None,
+) -> Tables:
+    """The tables of `tokens`, id -> bytes; of `merges`, (left, right) in printable form, best first; and of `added`, id -> how it
+    is found in a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it."""
+    if not tokens:
+        raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
+    found, added = dict(sorted(tokens.items())), dict(added or {})
+    order = sorted(found, key=added.__contains__)  # merges make one that was not added, where there is
+    texts = token_texts([found[token_id] for token_id in order])
+    symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
+    eos = symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
+    end_of_text = symbols.get(END_OF_TEXT, eos)
+    if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
+        added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
+    left, right = zip(*merges) if (merges := [*merges]) else ((), ())
+    keys = pair_keys(symbols.of(left, len(left)), symbols.of(right, len(left)))
+    return Tables(
+        ids=np.fromiter(found, np.int32, len(found)),
+        ends=np.cumsum(np.fromiter(map(len, found.values()), np.int64, len(found))),
+        data=np.frombuffer(b"".join(found.values()), np.uint8),
+        byte_symbols=symbols.of(BYTE_CHARACTERS, 256),
+        merged=symbols.of(map(add, left, right), len(left)),
+        pairs=np.append(keys, EMPTY),
+        places=hash_table(keys),
+        missing=symbols.missing,
+        eos_token_id=eos,
+        added=added,
+    )
+
+
+def token_texts(tokens: list[bytes]) -> list[str]:
+    """The printable form of each of many, of which one by one would take most of the time of loading a vocabulary."""
+    text = str(_CODE_OF[np.frombuffer(b"".join(tokens), np.uint8)].data, "utf-16-le")
+    return [text[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern, and of words, as code point ranges.
 
 Unicode 16.0, on which Hugging Face tokenizers and tiktoken agree; pinned, so that ids do not depend on the Python
@@ -29184,8 +29460,7 @@ The new words of a piece of text are merged together where there are many, else 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29194,8 +29469,10 @@ from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import slices
 from ..limits import MOST_WORD
 from .bpe_many import Merges
-from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
+from .bpe_merge import merge_by_heap, merge_by_scan
+from .pairs import Pairs, Ranks
 from .pretokenize import word_too_long
+from .tables import Tables
 
 AT_ONCE = 1 << 16  # words whose new ones are merged together
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
@@ -29225,20 +29502,33 @@ def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
-class Cache(dict[str, Value]):
+class Cache(dict[str, Value | None]):
     """What was made of words. Emptied when full: the words in use are back at once."""
 
     characters = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._new: list[str] = []
+
+    def __missing__(self, word: str) -> None:
+        """Notes a word that is new, once."""
+        self._new.append(word)
+        self[word] = None
+
     def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, Value]]) -> list[Value]:
         """The value of each word; `make` gives those of new words."""
-        try:
-            return list(map(self.__getitem__, words))
-        except KeyError:
-            new = [word for word in dict.fromkeys(words) if word not in self]
-        self.update(make(new))
-        found = list(map(self.__getitem__, words))
-        self._tidy(new)
+        found: list[Any] = list(map(self.__getitem__, words))
+        if self._new:
+            new, self._new = self._new, []
+            try:
+                self.update(make(new))
+            except Exception:
+                for word in new:
+                    del self[word]
+                raise
+            found = list(map(self.__getitem__, words))
+            self._tidy(new)
         return found
 
     def _tidy(self, new: list[str]) -> None:
@@ -29256,18 +29546,13 @@ class Cache(dict[str, Value]):
 class Words:
     """The words of one vocabulary. `lacking` makes the error for a symbol that it lacks: see Tokenizer."""
 
-    def __init__(
-        self, byte_symbols: list[int], ranks: Ranks, merged: list[int], lacking: Callable[[int], PgGpt2Error]
-    ) -> None:
-        self._byte_symbols, self._ranks, self._merged, self._lacking = byte_symbols, ranks, merged, lacking
-        self._symbols_of = np.array(byte_symbols, np.int64)
+    def __init__(self, tables: Tables, lacking: Callable[[int], PgGpt2Error]) -> None:
+        self._lacking = lacking
+        self._symbol_of, self._byte_symbols = tables.byte_symbols, tables.byte_symbols.tolist()
+        pairs = Pairs(tables.pairs, tables.places)
+        self._ranks, self._merged, self._merges = Ranks(pairs), tables.merged.data, Merges(pairs, tables.merged)
         self.cached: Cache[list[int]] = Cache()
         self._texts: Cache[str] = Cache()
-
-    @cached_property
-    def _merges(self) -> Merges:
-        """Made when first needed: a short text does without."""
-        return Merges(self._ranks, self._merged)
 
     def encode(self, words: list[str]) -> list[list[int]]:
         """Ids of each word."""
@@ -29302,18 +29587,23 @@ class Words:
         new = {word: one(self._encode_one(word)) for word in alone}
         for part in slices.pieces(len(together), WORDS_A_MERGE):
             data = [word.encode() for word in together[part]]
-            symbols = self._symbols_of[np.frombuffer(b"".join(data), np.uint8)]
+            symbols = self._symbol_of[np.frombuffer(b"".join(data), np.uint8)]
             ids, counts = self._merges.merge(symbols, np.fromiter(map(len, data), np.int64, len(data)))
             self._require_tokens(int(ids.min()))
             new.update(zip(together[part], each(ids, counts)))
         return new
+
+    def merges(self, symbols: list[int]) -> Iterator[tuple[int, int, int]]:
+        """Merges the symbols of a word in place, giving the rank and the place of each merge, and the symbol that it makes."""
+        for rank, place in merge_by_scan(symbols, self._ranks, self._merged):
+            yield rank, place, self._merged[rank]
 
     def _encode_one(self, word: str) -> list[int]:
         symbols = self.symbols(word)
         if len(symbols) >= LONG_WORD:
             symbols = merge_by_heap(symbols, self._ranks, self._merged)
         else:
-            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+            for _ in self.merges(symbols):
                 pass
         self._require_tokens(min(symbols))
         return symbols
@@ -30565,11 +30855,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30582,11 +30872,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31021,11 +31311,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31043,11 +31333,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31103,11 +31393,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31120,11 +31410,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31139,11 +31429,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -31171,11 +31461,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31188,11 +31478,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31205,11 +31495,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -31264,11 +31554,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31295,11 +31585,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31319,11 +31609,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31349,11 +31639,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31364,11 +31654,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31377,11 +31667,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31396,11 +31686,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31413,11 +31703,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31428,11 +31718,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31447,11 +31737,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31465,11 +31755,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31480,11 +31770,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31502,11 +31792,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31517,11 +31807,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31532,11 +31822,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31565,11 +31855,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31610,11 +31900,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31642,11 +31932,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31700,11 +31990,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -31729,11 +32019,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -31769,11 +32059,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -31796,11 +32086,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -31818,11 +32108,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -31866,11 +32156,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -31890,11 +32180,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -31915,11 +32205,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -31931,11 +32221,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -31952,11 +32242,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32015,11 +32305,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32041,11 +32331,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32068,11 +32358,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32090,11 +32380,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32119,11 +32409,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32159,11 +32449,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32182,11 +32472,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32206,11 +32496,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32227,11 +32517,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -32259,11 +32549,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -32288,11 +32578,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32321,11 +32611,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32367,11 +32657,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32404,11 +32694,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32480,11 +32770,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.train(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32532,11 +32822,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32553,11 +32843,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.options(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32574,11 +32864,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32622,11 +32912,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32639,11 +32929,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -32656,11 +32946,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32672,11 +32962,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -32794,11 +33084,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -32811,11 +33101,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -32828,11 +33118,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -32869,11 +33159,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -32884,11 +33174,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -32906,11 +33196,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -32934,11 +33224,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -32964,11 +33254,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -32988,11 +33278,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33011,11 +33301,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33031,11 +33321,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33112,11 +33402,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33141,11 +33431,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33163,11 +33453,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33176,11 +33466,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33190,11 +33480,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33203,11 +33493,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33217,11 +33507,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33230,11 +33520,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33249,11 +33539,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -33269,11 +33559,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -33283,11 +33573,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33297,11 +33587,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33316,11 +33606,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33338,11 +33628,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33353,11 +33643,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33366,11 +33656,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33379,11 +33669,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33401,11 +33691,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33426,11 +33716,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33449,11 +33739,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33477,11 +33767,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33492,11 +33782,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33510,11 +33800,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33530,11 +33820,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33559,11 +33849,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33582,11 +33872,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33599,11 +33889,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -33622,11 +33912,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33649,11 +33939,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33662,11 +33952,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33679,11 +33969,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33694,11 +33984,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -33736,11 +34026,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -33763,11 +34053,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -33782,11 +34072,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -33800,11 +34090,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33830,11 +34120,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -33845,11 +34135,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -33860,11 +34150,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -33875,11 +34165,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -33890,11 +34180,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -33907,11 +34197,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -33939,11 +34229,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -33962,11 +34252,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -33981,11 +34271,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -33997,11 +34287,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34013,11 +34303,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34076,11 +34366,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34104,11 +34394,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34134,11 +34424,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34149,11 +34439,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34164,11 +34454,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ab4488c1aa83 @extschema@' not in GD:
+if 'pg_gpt2 688931fafa37 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ab4488c1aa83 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 688931fafa37 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -11,7 +11,8 @@ from typing import Any
 
 import tokenizers
 from pg_gpt2.tokenizer.added import AddedToken
-from pg_gpt2.tokenizer.bpe import END_OF_TEXT, token_bytes
+from pg_gpt2.tokenizer.bpe import token_bytes
+from pg_gpt2.tokenizer.tables import END_OF_TEXT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loaders import hub_tokenizer

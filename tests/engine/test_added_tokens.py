@@ -21,7 +21,7 @@ BYTES = {token_id: token_bytes(token) for token, token_id in VOCAB.items()}
 
 
 def tokenizer():
-    return Tokenizer(BYTES | {i: token_bytes(token.content) for i, token in ADDED.items()}, MERGES, None, ADDED)
+    return Tokenizer.of(BYTES | {i: token_bytes(token.content) for i, token in ADDED.items()}, MERGES, None, ADDED)
 
 
 def test_added_tokens_are_found_as_in_the_golden_cases():
@@ -56,20 +56,20 @@ def test_ordinary_text_is_not_searched_where_all_are_special(monkeypatch):
 
 
 def test_merges_make_a_token_that_was_not_added_where_there_is_one():
-    ours = Tokenizer({1: b"ab", 2: b"a", 3: b"b", 4: b"ab"}, [("a", "b")], None, {1: AddedToken("ab", special=True)})
+    ours = Tokenizer.of({1: b"ab", 2: b"a", 3: b"b", 4: b"ab"}, [("a", "b")], None, {1: AddedToken("ab", special=True)})
     assert ours.encode("ab") == [4]
     assert ours.encode("ab", special=True) == [1]
 
 
 def test_the_tokens_of_a_text_are_shown_as_they_were_added():
-    ours = Tokenizer(BYTES | {900: b"to be"}, MERGES, None, {900: AddedToken("to be")})
+    ours = Tokenizer.of(BYTES | {900: b"to be"}, MERGES, None, {900: AddedToken("to be")})
     assert [(t.token, t.bytes) for t in ours.tokenize("to be")] == [("to be", b"to be")]
     assert list(ours.trace("to be")) == []
     assert list(ours.trace("to bethe"))[-1].pieces[0] == "to be"
 
 
 def test_ids_between_and_beyond_the_tokens_are_lacking():
-    ours = Tokenizer({0: b"a", 2: b"b"}, [])
+    ours = Tokenizer.of({0: b"a", 2: b"b"}, [])
     assert ours.lacking(5) == (1, 3, 4)
     assert ours.lacking(1) == ()
 

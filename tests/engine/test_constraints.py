@@ -340,7 +340,7 @@ def test_there_is_one_empty_grammar_and_one_without_texts() -> None:
 
 
 def test_what_is_kept_of_a_vocabulary_goes_with_it() -> None:
-    mine = Tokenizer(tokenizer().tokens, [], EOS)
+    mine = Tokenizer.of(tokenizer().tokens, [], EOS)
     compiled("regex", "a+", mine, EOS + 1, EOS).begin(9)
     gone = weakref.ref(mine)
     del mine

@@ -10,8 +10,8 @@ from pg_gpt2.generation.stops import Stops
 from pg_gpt2.limits import MOST_STOP_CHARACTERS
 from pg_gpt2.tokenizer.bpe import Tokenizer
 
-BYTES = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [])
-PIECES = Tokenizer(dict(enumerate([b"a", b"b", b"ab", b"aab\n", b"\xc3", b"\xa9", b"\0", b"\n"])), [])
+BYTES = Tokenizer.of({byte: bytes([byte]) for byte in range(256)}, [])
+PIECES = Tokenizer.of(dict(enumerate([b"a", b"b", b"ab", b"aab\n", b"\xc3", b"\xa9", b"\0", b"\n"])), [])
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer import added, bpe, bpe_many, bpe_merge, pretokenize, words
-from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
+from pg_gpt2.tokenizer import added, bpe, bpe_many, bpe_merge, pairs, pretokenize, tables, words
+from pg_gpt2.tokenizer.bpe import StreamDecoder, Tokenizer
+from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 VOCAB = parse_vocab((GOLDEN / "learned" / "vocab.json").read_bytes())
@@ -140,9 +141,9 @@ def test_a_trace_ends_with_the_tokens(text):
 
 def test_many_tokens_have_the_texts_that_each_has():
     tokens = [bytes([b]) for b in range(256)] + [b"", b" lower\xff", "日".encode()]
-    assert bpe.token_texts(tokens) == [bpe.token_text(token) for token in tokens]
-    assert bpe.token_texts([b""]) == [""]
-    assert bpe.token_texts([]) == []
+    assert tables.token_texts(tokens) == [bpe.token_text(token) for token in tokens]
+    assert tables.token_texts([b""]) == [""]
+    assert tables.token_texts([]) == []
 
 
 def test_token_text_is_the_form_of_vocab_json():
@@ -159,7 +160,7 @@ def test_special_without_such_a_token():
     with pytest.raises(InvalidParameter, match=r"no token <\|endoftext\|>") as error:
         plain.encode("a<|endoftext|>", special=True)
     assert error.value.hint
-    plain = Tokenizer(plain.tokens, [], eos_token_id=7)
+    plain = Tokenizer.of(plain.tokens, [], eos_token_id=7)
     assert plain.encode("<|endoftext|>a<|endoftext|>", special=True) == [7, 97, 7]
 
 
@@ -172,9 +173,9 @@ def test_a_truncated_vocabulary_fails_only_where_it_matters():
     assert error.value.hint
     assert short.encode("ax") == [97, 120]
     with pytest.raises(InconsistentData, match="lacks the token 'b'"):
-        Tokenizer({0: b"a"}, []).encode("ab")
+        Tokenizer.of({0: b"a"}, []).encode("ab")
     with pytest.raises(InconsistentData, match="no tokens"):
-        Tokenizer({}, [])
+        Tokenizer.of({}, [])
 
 
 def test_a_surrogate_is_not_text():
@@ -184,7 +185,7 @@ def test_a_surrogate_is_not_text():
 
 def test_the_cache_of_words_is_bounded(monkeypatch):
     monkeypatch.setattr(words, "CACHED_WORDS", 8)
-    tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+    tokenizer = Tokenizer.of(LEARNED.tokens, MERGES)
     text = " ".join(f"word{chr(97 + i)}" for i in range(26)) + " " + "x" * 1000
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer._words.cached) <= 8
@@ -193,7 +194,7 @@ def test_the_cache_of_words_is_bounded(monkeypatch):
 def test_the_cache_has_no_long_word_and_a_bounded_number_of_characters(monkeypatch):
     monkeypatch.setattr(words, "CACHED_LENGTH", 100)
     monkeypatch.setattr(words, "CACHED_CHARACTERS", 1000)
-    tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+    tokenizer = Tokenizer.of(LEARNED.tokens, MERGES)
     cache, most = tokenizer._words.cached, 0
     for n in range(50):
         text = "x" * (80 + n)
@@ -209,7 +210,7 @@ def test_the_cache_has_no_long_word_and_a_bounded_number_of_characters(monkeypat
 
 
 def test_decoding_replaces_what_is_not_utf8():
-    ids = [LEARNED._byte_symbols[b] for b in b"a\xff\xe6\x97b\xf0\x9f"]
+    ids = [LEARNED.tables.byte_symbols.tolist()[b] for b in b"a\xff\xe6\x97b\xf0\x9f"]
     assert LEARNED.decode(ids) == "a\ufffd\ufffdb\ufffd"
     assert LEARNED.decode_bytes(ids) == b"a\xff\xe6\x97b\xf0\x9f"
 
@@ -229,7 +230,7 @@ def test_a_null_id_is_named():
 @no_deadline
 @given(st.lists(st.one_of(st.sampled_from(list("é日😀".encode())), st.integers(0, 255)), max_size=30))
 def test_streaming_gives_the_text_of_decoding_at_once(data):
-    ids = [LEARNED._byte_symbols[b] for b in data]
+    ids = [LEARNED.tables.byte_symbols.tolist()[b] for b in data]
     decoder = StreamDecoder(LEARNED)
     parts = [decoder.push(token_id) for token_id in ids]
     assert "".join(parts) + decoder.finish() == LEARNED.decode(ids)
@@ -237,7 +238,7 @@ def test_streaming_gives_the_text_of_decoding_at_once(data):
 
 def test_streaming_holds_an_unfinished_character_back():
     decoder = StreamDecoder(LEARNED)
-    ids = [LEARNED._byte_symbols[b] for b in "a😀b".encode()]
+    ids = [LEARNED.tables.byte_symbols.tolist()[b] for b in "a😀b".encode()]
     assert [decoder.push(token_id) for token_id in ids[:3]] == ["a", "", ""]
     assert decoder.pending == b"\xf0\x9f"
     assert [decoder.push(token_id) for token_id in ids[3:]] == ["", "😀", "b"]
@@ -277,50 +278,59 @@ def test_the_heap_merges_as_scanning_does(seed):
     rng = random.Random(seed)
     symbols = [rng.randrange(4) for _ in range(rng.randrange(60))]
     merged = [rng.randrange(8) for _ in range(30)]
-    ranks = {(rng.randrange(8), rng.randrange(8)): rank for rank in range(30)}
+    ranks = pairs.Ranks(table([(rng.randrange(8), rng.randrange(8)) for _ in range(30)]))
     scanned = list(symbols)
     places = list(bpe_merge.merge_by_scan(scanned, ranks, merged))
     assert len(scanned) == len(symbols) - len(places)
     assert bpe_merge.merge_by_heap(symbols, ranks, merged) == scanned
-    assert not any(pair in ranks for pair in pairwise(scanned))
+    assert all(ranks[pair] == ranks.never for pair in pairwise(scanned))
+
+
+def table(merging):
+    """The pairs that are given in the order of rank, as they are looked up."""
+    left, right = np.array(merging, np.int32).reshape(-1, 2).T
+    keys = pairs.pair_keys(left, right)
+    return pairs.Pairs(np.append(keys, pairs.EMPTY), pairs.hash_table(keys))
 
 
 def some_merges(rng):
-    """Any ranks and symbols, such as no training gives: merges without a token, several that make one, ranks left out."""
+    """Any pairs and symbols, such as no training gives: merges without a token, several that make one, the same pair twice."""
     symbols = [*range(-3, 8), 2**31 - 1, 1 - 2**31]
-    merged = rng.choices(symbols, k=40)
-    pairs = list(zip(rng.choices(symbols, k=rng.randrange(41)), rng.choices(symbols, k=40)))
-    ranks = dict(zip(pairs, range(40)))  # a later one of the same pair counts
-    ranks |= {(right, left): rank for (left, right), rank in zip(pairs[:9], rng.sample(range(40), 9))}
-    return ranks, merged
+    merged = np.array(rng.choices(symbols, k=40), np.int32)
+    return list(zip(rng.choices(symbols, k=rng.randrange(41)), rng.choices(symbols, k=40))), merged
 
 
 @no_deadline
 @given(st.integers(0, 2**32))
 def test_many_words_are_merged_together_as_each_alone(seed):
     rng = random.Random(seed)
-    ranks, merged = some_merges(rng)
+    merging, merged = some_merges(rng)
     longest = rng.choice([2, 30, 200])
     many = [[rng.randrange(-1, 4) for _ in range(rng.randrange(1, longest))] for _ in range(rng.randrange(1, 40))]
     many.sort(key=len, reverse=True)
-    symbols, counts = bpe_many.Merges(ranks, merged).merge(np.concatenate(many), np.array([len(word) for word in many]))
+    lengths = np.array([len(word) for word in many])
+    symbols, counts = bpe_many.Merges(table(merging), merged).merge(np.concatenate(many).astype(np.int32), lengths)
+    ranks = pairs.Ranks(table(merging))
     for word in many:
-        list(bpe_merge.merge_by_scan(word, ranks, merged))
+        list(bpe_merge.merge_by_scan(word, ranks, merged.data))
     assert [part.tolist() for part in np.split(symbols, np.cumsum(counts)[:-1])] == many
 
 
-@pytest.mark.parametrize("spread", [bpe_many.SPREAD, 0, 1])
+@pytest.mark.parametrize("spread", [pairs.SPREAD, 0, 1])
 @pytest.mark.parametrize("count", [0, 1, 2, 400])
 def test_each_pair_has_its_rank_wherever_the_table_puts_it(monkeypatch, spread, count):
     """With a spread of 0 all pairs have one home."""
-    monkeypatch.setattr(bpe_many, "SPREAD", spread)
+    monkeypatch.setattr(pairs, "SPREAD", spread)
     rng = random.Random(count)
-    symbols = [bpe_many.END, 1 - 2**31, 2**31 - 1, *range(-40, 40)]
-    ranks = {(rng.choice(symbols[1:]), rng.choice(symbols[1:])): rank for rank in range(count)}
-    pairs = [*ranks, *((left, right) for left in symbols for right in symbols)]
-    left, right = np.array(pairs).T
-    found = bpe_many.Pairs(ranks).rank(left, right)
-    assert found.tolist() == [ranks.get(pair, bpe_merge.NEVER) for pair in pairs]
+    symbols = [pairs.END, 1 - 2**31, 2**31 - 1, *range(-40, 40)]
+    merging = [(rng.choice(symbols[1:]), rng.choice(symbols[1:])) for _ in range(count)]
+    ranks = dict(zip(merging, range(count)))  # a later one of the same pair counts
+    sought = [*merging, *((left, right) for left in symbols for right in symbols)]
+    wanted = [ranks.get(pair, count) for pair in sought]
+    assert table(merging).ranks(*np.array(sought, np.int32).T).tolist() == wanted
+    assert [table(merging).rank(*pair) for pair in sought[:60]] == wanted[:60]
+    kept = pairs.Ranks(table(merging))
+    assert [kept[pair] for pair in sought] == [kept[pair] for pair in sought] == wanted
 
 
 @pytest.mark.parametrize("several", [1, 10**9])
@@ -328,7 +338,7 @@ def test_new_words_are_the_same_together_and_one_by_one(monkeypatch, several):
     monkeypatch.setattr(words, "MANY", several)
     for few in (0, 3, words.FEW):
         monkeypatch.setattr(words, "FEW", few)
-        fresh = Tokenizer(LEARNED.tokens, MERGES)
+        fresh = Tokenizer.of(LEARNED.tokens, MERGES)
         for text, ids in CASES["plain"]:
             assert fresh.encode(text) == ids
             assert fresh.encode(text) == ids  # from the cache
@@ -344,7 +354,7 @@ def test_arrays_have_the_ids_whatever_is_done_at_once(text, size):
         for name in ("AT_ONCE", "WORDS_A_MERGE", "IDS_A_TEXT", "MANY", "LONG_AMONG_MANY", "CACHED_LENGTH"):
             patch.setattr(words, name, size)
         patch.setattr(words, "FEW", size // 9)
-        fresh = Tokenizer(LEARNED.tokens, MERGES)
+        fresh = Tokenizer.of(LEARNED.tokens, MERGES)
         for _ in range(2):
             assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
             assert fresh.encode(text) == ids
@@ -370,7 +380,7 @@ def test_long_words_are_merged_as_short_ones(text):
     with pytest.MonkeyPatch.context() as patch:
         for limit in (0, 10**9):
             patch.setattr(words, "LONG_WORD", limit)
-            assert Tokenizer(LEARNED.tokens, MERGES).encode(text) == ids
+            assert Tokenizer.of(LEARNED.tokens, MERGES).encode(text) == ids
 
 
 @pytest.mark.parametrize("character", ["a", " ", "\n", "!", "1", "=", "'", "日", "😀", "\0"])
@@ -428,7 +438,7 @@ def test_long_work_can_be_cancelled(checks, text):
     seen.clear()
     limit[0] = 5
     with pytest.raises(Cancelled):
-        Tokenizer(LEARNED.tokens, [("a", "a"), ("aa", "aa")]).encode(text)
+        Tokenizer.of(LEARNED.tokens, [("a", "a"), ("aa", "aa")]).encode(text)
     assert len(seen) == 5
 
 
@@ -447,7 +457,7 @@ def test_end_of_text_tokens_in_a_long_text_can_be_cancelled(checks):
 def test_an_end_of_text_token_where_two_searches_meet(monkeypatch):
     for size in range(14, 40):
         monkeypatch.setattr(added, "SEARCHED", size)
-        tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+        tokenizer = Tokenizer.of(LEARNED.tokens, MERGES)
         ids = tokenizer.encode("ab<|endoftext|>c<|endoftext|><|endoftext|>", special=True)
         assert ids.count(LEARNED.eos_token_id) == 3
 
@@ -455,7 +465,7 @@ def test_an_end_of_text_token_where_two_searches_meet(monkeypatch):
 def test_bytes_of_long_tokens_are_asked_for_and_bounded(monkeypatch):
     asked = []
     monkeypatch.setattr(host, "require_memory", lambda size, purpose: asked.append(size))
-    tokenizer = Tokenizer({0: b"x" * (1 << 20), 1: b"y"}, [])
+    tokenizer = Tokenizer.of({0: b"x" * (1 << 20), 1: b"y"}, [])
     assert len(tokenizer.decode_bytes([0] * 20)) == 20 << 20
     assert asked == [3 * (20 << 20)]
     with pytest.raises(LimitExceeded, match="a value takes"):
@@ -473,7 +483,7 @@ def test_an_array_takes_so_many_tokens(monkeypatch):
 
 def test_the_array_of_a_long_word_is_written_with_looks_for_a_cancel_request(checks):
     looks, long = checks[0], "z" * (3 * words.AT_ONCE)
-    tokenizer = Tokenizer({i: bytes([i]) for i in range(256)}, [])
+    tokenizer = Tokenizer.of({i: bytes([i]) for i in range(256)}, [])
     ids = tokenizer.encode(long)
     before = len(looks)
     assert tokenizer.encode_array(long) == "{" + ",".join(map(str, ids)) + "}"

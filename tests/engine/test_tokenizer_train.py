@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, END_OF_TEXT, Tokenizer
+from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.tokenizer.bpe_train import train
 from pg_gpt2.tokenizer.pretokenize import pretokens
+from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS, END_OF_TEXT
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
 CORPUS = (GOLDEN / "corpus.txt").read_text(encoding="utf-8")

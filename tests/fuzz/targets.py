@@ -147,7 +147,9 @@ def _tokenizer() -> Tokenizer:
     merges = [("l", "o"), ("lo", "w"), ("e", "r"), ("Ġ", "low"), ("Ã", "©"), ("a", "a"), ("aa", "aa"), ("1", "2")]
     tokens = {i: bytes([i]) for i in range(256)}
     texts = [left + right for left, right in merges]
-    return Tokenizer(tokens | {256 + i: token_bytes(t) for i, t in enumerate(texts)} | {300: b"<|endoftext|>"}, merges)
+    return Tokenizer.of(
+        tokens | {256 + i: token_bytes(t) for i, t in enumerate(texts)} | {300: b"<|endoftext|>"}, merges
+    )
 
 
 TOKENIZER = _tokenizer()

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 from pg_gpt2.tokenizer import pretokenize, unicode_classes
-from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, Tokenizer, token_text
+from pg_gpt2.tokenizer.bpe import Tokenizer, token_text
 from pg_gpt2.tokenizer.bpe_train import train
+from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 

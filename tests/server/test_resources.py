@@ -325,7 +325,7 @@ elif what == 'small':
             return os.statvfs_result((4096, 4096, 100, 50, 50, 0, 0, 0, 0, 0))
     module.os = Os()
     module.resources.available_memory = lambda: 100 << 20
-    module.weight_file.directory = lambda: None
+    module.shared_folder.directory = lambda: None
     module.blas_library.set_blas_threads = lambda count: False
     module.np = type('numpy', (), {'__version__': '1.23.5', '__file__': '/somewhere/numpy/__init__.py', 'ones': module.np.ones,
         'float32': module.np.float32})

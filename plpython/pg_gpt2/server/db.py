@@ -185,6 +185,11 @@ def is_owner() -> bool:
     )
 
 
+def has_written() -> bool:
+    """Whether this transaction has, so that it may see rows that are nobody else's business yet."""
+    return row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
 def may_read(*relations: str) -> bool:
     """Whether the caller has SELECT on `relations` of the extension."""
     found = row(

@@ -15,9 +15,9 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InsufficientPrivilege, InvalidParameter
-from ..fast import blas_library, layout, threads
+from ..fast import blas_library, threads
 from . import db, importer, resources
-from .storage import reading, store, weight_file, weights
+from .storage import reading, shared_folder, store, weights
 from .tape import recording, tape_rows
 from .training import audit
 
@@ -149,7 +149,7 @@ def _hardware() -> Iterator[Finding]:
     if room is not None:
         hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
         yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
-    folder = weight_file.directory()
+    folder = shared_folder.directory()
     usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
     yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
     yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
@@ -235,7 +235,7 @@ def _shared_file(model: str) -> Iterator[Finding]:
     config = store.find_config(model)
     if config is None or config.adapter is not None:  # an adapter is mapped as its base is
         return
-    file = weights.file_of(model, reading.version_of(model), layout.stored_shapes(config))
+    file = weights.file_of(model, reading.version_of(model))
     if file and file.is_there():
         damage = file.damage()
         hint = (

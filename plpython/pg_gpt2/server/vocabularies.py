@@ -14,9 +14,10 @@ from ..errors import DuplicateObject, InvalidParameter, WrongState, require
 from ..limits import MOST_TOKEN_BYTES
 from ..tokenizer.added import AddedToken
 from ..tokenizer.bpe import Tokenizer, token_bytes
+from ..tokenizer.tables import Tables, made_of
 from . import db, resources
 from .importer import collecting_nothing
-from .storage import store
+from .storage import store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -70,7 +71,7 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     found = cache.get(key)
     while version is not None and (found is None or found[0] != version):
         with collecting_nothing():
-            found = (version, read(*key))
+            found = (version, read(version, *key))
         name, version = _version(model)  # another one where a change was committed between the statements that read
     if version is None or found is None:
         return None
@@ -186,7 +187,20 @@ def _require_short(model: str, size: int) -> None:
         )
 
 
-def _read(model: str) -> Tokenizer:
+def _read(version: str, model: str) -> Tokenizer:
+    """From the file that sessions share, which the first to need a version writes, or else of the rows."""
+    file = vocabulary_file.file_of(model, version)
+    tables = file and vocabulary_file.attached(file)
+    if file and tables is None and not db.has_written():
+        with file.lock(vocabulary_file.WAIT) as is_ours:
+            tables = vocabulary_file.attached(file) or _made(model)
+            if is_ours and len(tables.ids) >= vocabulary_file.LEAST_TOKENS:
+                tables = vocabulary_file.build(file, tables, lambda: _version(model) == (model, version)) or tables
+    return Tokenizer(tables or _made(model))
+
+
+def _made(model: str) -> Tables:
+    """The tables of the rows that the caller sees."""
     _require_room(model)
     arrays = "SELECT array_agg(token_id) AS ids, array_agg(bytes) AS data FROM {schema}.llm_bpe_vocab WHERE model = $1"
     tokens: dict[int, bytes] = {}
@@ -203,10 +217,10 @@ def _read(model: str) -> Tokenizer:
     )
     eos = next((row["token_id"] for row in rows if row["is_eos"]), None)
     added = {row["token_id"]: AddedToken(*(row[name] for name in AddedToken._fields)) for row in rows if row["added"]}
-    return Tokenizer(tokens, merges, eos, added)
+    return made_of(tokens, merges, eos, added)
 
 
-def _read_lacking(model: str, vocab: int) -> tuple[int, ...]:
+def _read_lacking(_: str, model: str, vocab: int) -> tuple[int, ...]:
     row = db.row(
         "SELECT CASE WHEN $2 > (SELECT count(*) FROM {schema}.llm_bpe_vocab WHERE model = $1 AND token_id < $2)"
         " THEN ARRAY(SELECT id FROM generate_series(0, $2 - 1) AS id WHERE NOT EXISTS"

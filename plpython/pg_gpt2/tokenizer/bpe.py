@@ -5,9 +5,11 @@ read here, that is for formats.vocab and the store.
 """
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, chain, groupby, pairwise
-from operator import add
+from functools import cached_property
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,38 +18,22 @@ from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from ..limits import MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
-from .bpe_merge import Ranks, merge_by_scan
 from .pretokenize import last_cut, pretokens, split
+from .tables import BYTE_CHARACTERS, END_OF_TEXT, Tables, made_of
 from .words import Words, gathered
 
-END_OF_TEXT = "<|endoftext|>"
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
 
-def _byte_characters() -> list[str]:
-    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
-_CODE_OF = np.array([*map(ord, BYTE_CHARACTERS)], "<u2")
 _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
     """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
-
-
-def token_texts(tokens: list[bytes]) -> list[str]:
-    """The printable form of each of many, of which one by one would take most of the time of loading a vocabulary."""
-    text = str(_CODE_OF[np.frombuffer(b"".join(tokens), np.uint8)].data, "utf-16-le")
-    return [text[start:end] for start, end in pairwise(accumulate(map(len, tokens), initial=0))]
 
 
 def token_bytes(token: str) -> bytes:
@@ -76,64 +62,63 @@ class Merge(NamedTuple):
     pieces: list[str]
 
 
-class _Symbols(dict[str, int]):
-    """Printable form -> symbol: see Tokenizer. A string that has none gets one when it is asked for."""
+class _TokenBytes(dict[int | None, bytes]):
+    """The bytes of tokens by id, each looked up when it is first asked for."""
 
-    def __init__(self, known: Iterable[tuple[str, int]]) -> None:
-        super().__init__(known)
-        self.missing: list[str] = []
+    def __init__(self, tables: Tables) -> None:
+        super().__init__()
+        self._ids, self._ends, self._data = tables.ids.data, tables.ends.data, tables.data.data
 
-    def __missing__(self, token: str) -> int:
-        self.missing.append(token)
-        self[token] = symbol = -len(self.missing)
-        return symbol
+    def __missing__(self, token_id: int | None) -> bytes:
+        place = len(self._ids) if token_id is None else bisect_left(self._ids, token_id)
+        if place == len(self._ids) or self._ids[place] != token_id:
+            raise KeyError(token_id)
+        self[token_id] = found = bytes(self._data[self._ends[place - 1] if place else 0 : self._ends[place]])
+        return found
 
 
 class Tokenizer:
-    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first; `added` id -> how it is found in
-    a text, of those that no merges make. `<|endoftext|>` is a special one, where nothing else is said of it.
+    """The tokenizer of a vocabulary, made of its `tables`."""
 
-    A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
-    one): that is an error only when it remains in a word.
-    """
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.eos_token_id = tables.eos_token_id
+        self.added = AddedTokens(tables.added)
+        self._words = Words(tables, self._lacking)
+        self._bytes = _TokenBytes(tables)
+        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         tokens: Mapping[int, bytes],
         merges: Iterable[tuple[str, str]],
         eos_token_id: int | None = None,
         added: Mapping[int, AddedToken] | None = None,
-    ) -> None:
-        if not tokens:
-            raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
-        self.tokens = dict(sorted(tokens.items()))
-        added = dict(added or {})
-        order = sorted(self.tokens, key=added.__contains__)  # merges make one that was not added, where there is
-        texts = token_texts([self.tokens[token_id] for token_id in order])
-        self._symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
-        self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
-        end_of_text = self._symbols.get(END_OF_TEXT, self.eos_token_id)
-        if end_of_text is not None and not any(token.content == END_OF_TEXT for token in added.values()):
-            added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
-        self.added = AddedTokens(added)
-        self._byte_symbols = [self._symbols[c] for c in BYTE_CHARACTERS]
-        left, right = zip(*merges) if (merges := [*merges]) else ((), ())
-        symbol = self._symbols.__getitem__
-        self._ranks: Ranks = dict(zip(zip(map(symbol, left), map(symbol, right)), range(len(left))))
-        self._merged = [*map(symbol, map(add, left, right))]  # by rank
-        self._words = Words(self._byte_symbols, self._ranks, self._merged, self._lacking)
-        self._longest = max(map(len, self.tokens.values()))
-        self.kept: dict[Any, Any] = {}  # what others make of the vocabulary, which goes with it
+    ) -> "Tokenizer":
+        """From plain data: see tables.made_of."""
+        return cls(made_of(tokens, merges, eos_token_id, added))
 
     @classmethod
     def from_strings(
         cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
     ) -> "Tokenizer":
         """From what vocab.json and merges.txt hold."""
-        return cls({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
+        return cls.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tables.ids)
+
+    @cached_property
+    def tokens(self) -> dict[int, bytes]:
+        """Id -> bytes of all tokens, in the order of their ids."""
+        data, ends = self.tables.data.tobytes(), self.tables.ends.tolist()
+        return dict(zip(self.tables.ids.tolist(), (data[start:end] for start, end in pairwise([0, *ends]))))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        return int(np.diff(self.tables.ends, prepend=0).max())
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids. With `special`, special tokens such as `<|endoftext|>` are found in the text, else they are plain text."""
@@ -189,19 +174,18 @@ class Tokenizer:
                 continue
             symbols = self._words.symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
-            for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
-                for _, place in merges:
+            for (_, merged), merges in groupby(self._words.merges(symbols), itemgetter(0, 2)):
+                for _, place, _ in merges:
                     host.check_interrupts()
                     pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
                 step += 1
-                merged = self._merged[rank]
                 yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
             done += pieces
 
     def lacking(self, vocab: int) -> tuple[int, ...]:
         """The ids below `vocab` that are no tokens: rows of weights that only pad."""
         if ("lacking", vocab) not in self.kept:
-            self.kept["lacking", vocab] = tuple(i for i in range(vocab) if i not in self.tokens)
+            self.kept["lacking", vocab] = tuple(np.setdiff1d(np.arange(vocab), self.tables.ids, True).tolist())
         return self.kept["lacking", vocab]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -213,8 +197,8 @@ class Tokenizer:
         ids = list(ids)
         try:
             if len(ids) * self._longest > MANY_BYTES:
-                _require_room(sum(map(len, map(self.tokens.__getitem__, ids))))  # type: ignore[arg-type]
-            return b"".join(map(self.tokens.__getitem__, ids))  # type: ignore[arg-type]  # a null has none, either
+                _require_room(sum(map(len, map(self._bytes.__getitem__, ids))))
+            return b"".join(map(self._bytes.__getitem__, ids))  # a null has none, either
         except KeyError:
             raise self._unknown(ids) from None
 
@@ -261,10 +245,10 @@ class Tokenizer:
     def _token_text(self, token_id: int) -> str:
         """A token as the vocabulary has it: in printable form, or what was added as it stands."""
         added = self.added.tokens.get(token_id)
-        return token_text(self.tokens[token_id]) if added is None else added.content
+        return token_text(self._bytes[token_id]) if added is None else added.content
 
     def _symbol_text(self, symbol: int) -> str:
-        return token_text(self.tokens[symbol]) if symbol >= 0 else self._symbols.missing[-symbol - 1]
+        return token_text(self._bytes[symbol]) if symbol >= 0 else self.tables.missing[-symbol - 1]
 
     def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""
@@ -273,7 +257,7 @@ class Tokenizer:
             return NullNotAllowed(f"token id number {place} is null", hint="Leave nulls out: array_remove(ids, null).")
         return InvalidParameter(
             f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
-            hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
+            hint=f"The ids of this vocabulary run from {self.tables.ids[0]} to {self.tables.ids[-1]}.",
         )
 
 

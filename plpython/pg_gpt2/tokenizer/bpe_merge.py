@@ -5,43 +5,40 @@ merge makes a token of its own, as in GPT-2's vocabulary, this equals merging al
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import TypeAlias
 
 from .. import host
+from .pairs import Ranks
 
-Ranks: TypeAlias = dict[tuple[int, int], int]  # (left, right) -> rank
-
-NEVER = 1 << 62  # the rank of a pair that does not merge
 MERGES_A_CHECK = 1 << 14
 
 
-def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterator[tuple[int, int]]:
+def merge_by_scan(symbols: list[int], ranks: Ranks, merged: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Merges `symbols` in place, giving the rank and the place of each merge; `merged[rank]` is the symbol it makes.
 
     Quadratic in the length, with the constant of `min` and `list.index`.
     """
-    rank_of = ranks.get
-    waiting = [rank_of(pair, NEVER) for pair in pairwise(symbols)]
-    while waiting and (rank := min(waiting)) < NEVER:
+    rank_of, never = ranks.__getitem__, ranks.never
+    waiting = [rank_of(pair) for pair in pairwise(symbols)]
+    while waiting and (rank := min(waiting)) < never:
         i = waiting.index(rank)
         symbols[i] = merged[rank]
         del symbols[i + 1], waiting[i]
         if i:
-            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]), NEVER)
+            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]))
         if i < len(waiting):
-            waiting[i] = rank_of((symbols[i], symbols[i + 1]), NEVER)
+            waiting[i] = rank_of((symbols[i], symbols[i + 1]))
         yield rank, i
 
 
-def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
+def merge_by_heap(symbols: list[int], ranks: Ranks, merged: Sequence[int]) -> list[int]:
     """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up.
 
     Places wait by rank: one heap of all pairs of a word of 16 MB would take seconds to order, in one call.
     """
-    n = len(symbols)
+    n, never = len(symbols), ranks.never
     left: list[int] = []  # neighbours
     right: list[int] = []  # n ends the word
     rank_at: list[int] = []
@@ -49,22 +46,22 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
     progress = host.Progress(f"merging a word of {n:,} bytes", "bytes", n)
     for start in range(0, n, MERGES_A_CHECK):
         host.check_interrupts()
-        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
+        ranked = [ranks[pair] for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
         rank_at += ranked
         left += range(start - 1, min(start + MERGES_A_CHECK, n) - 1)
         right += range(start + 1, min(start + MERGES_A_CHECK, n) + 1)
         for place, rank in enumerate(ranked, start):
-            if rank < NEVER:
+            if rank < never:
                 waiting[rank].append(place)
-    rank_at.append(NEVER)
+    rank_at.append(never)
     order = sorted(waiting)  # a heap of ranks
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""
         follower = right[place]
-        rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
+        rank = ranks[symbols[place], symbols[follower]] if follower < n else never
         rank_at[place] = rank
-        if rank < NEVER:
+        if rank < never:
             if rank not in waiting:
                 heappush(order, rank)
             heappush(waiting[rank], place)
@@ -84,7 +81,7 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
             continue
         gone = right[place]
         symbols[place] = merged[rank]
-        rank_at[gone] = NEVER
+        rank_at[gone] = never
         right[place] = right[gone]
         if right[gone] < n:
             left[right[gone]] = place

@@ -14,8 +14,8 @@ from .. import host
 from ..errors import InvalidParameter
 from ..fast import slices
 from ..limits import MOST_WORD
-from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long
+from .tables import BYTE_CHARACTERS, END_OF_TEXT
 
 Pair: TypeAlias = tuple[int, int]
 WORDS_A_CHECK = 16  # of any length

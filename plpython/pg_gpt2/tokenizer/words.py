@@ -4,8 +4,7 @@ The new words of a piece of text are merged together where there are many, else 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,8 +13,10 @@ from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import slices
 from ..limits import MOST_WORD
 from .bpe_many import Merges
-from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
+from .bpe_merge import merge_by_heap, merge_by_scan
+from .pairs import Pairs, Ranks
 from .pretokenize import word_too_long
+from .tables import Tables
 
 AT_ONCE = 1 << 16  # words whose new ones are merged together
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
@@ -45,20 +46,33 @@ def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
-class Cache(dict[str, Value]):
+class Cache(dict[str, Value | None]):
     """What was made of words. Emptied when full: the words in use are back at once."""
 
     characters = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._new: list[str] = []
+
+    def __missing__(self, word: str) -> None:
+        """Notes a word that is new, once."""
+        self._new.append(word)
+        self[word] = None
+
     def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, Value]]) -> list[Value]:
         """The value of each word; `make` gives those of new words."""
-        try:
-            return list(map(self.__getitem__, words))
-        except KeyError:
-            new = [word for word in dict.fromkeys(words) if word not in self]
-        self.update(make(new))
-        found = list(map(self.__getitem__, words))
-        self._tidy(new)
+        found: list[Any] = list(map(self.__getitem__, words))
+        if self._new:
+            new, self._new = self._new, []
+            try:
+                self.update(make(new))
+            except Exception:
+                for word in new:
+                    del self[word]
+                raise
+            found = list(map(self.__getitem__, words))
+            self._tidy(new)
         return found
 
     def _tidy(self, new: list[str]) -> None:
@@ -76,18 +90,13 @@ class Cache(dict[str, Value]):
 class Words:
     """The words of one vocabulary. `lacking` makes the error for a symbol that it lacks: see Tokenizer."""
 
-    def __init__(
-        self, byte_symbols: list[int], ranks: Ranks, merged: list[int], lacking: Callable[[int], PgGpt2Error]
-    ) -> None:
-        self._byte_symbols, self._ranks, self._merged, self._lacking = byte_symbols, ranks, merged, lacking
-        self._symbols_of = np.array(byte_symbols, np.int64)
+    def __init__(self, tables: Tables, lacking: Callable[[int], PgGpt2Error]) -> None:
+        self._lacking = lacking
+        self._symbol_of, self._byte_symbols = tables.byte_symbols, tables.byte_symbols.tolist()
+        pairs = Pairs(tables.pairs, tables.places)
+        self._ranks, self._merged, self._merges = Ranks(pairs), tables.merged.data, Merges(pairs, tables.merged)
         self.cached: Cache[list[int]] = Cache()
         self._texts: Cache[str] = Cache()
-
-    @cached_property
-    def _merges(self) -> Merges:
-        """Made when first needed: a short text does without."""
-        return Merges(self._ranks, self._merged)
 
     def encode(self, words: list[str]) -> list[list[int]]:
         """Ids of each word."""
@@ -122,18 +131,23 @@ class Words:
         new = {word: one(self._encode_one(word)) for word in alone}
         for part in slices.pieces(len(together), WORDS_A_MERGE):
             data = [word.encode() for word in together[part]]
-            symbols = self._symbols_of[np.frombuffer(b"".join(data), np.uint8)]
+            symbols = self._symbol_of[np.frombuffer(b"".join(data), np.uint8)]
             ids, counts = self._merges.merge(symbols, np.fromiter(map(len, data), np.int64, len(data)))
             self._require_tokens(int(ids.min()))
             new.update(zip(together[part], each(ids, counts)))
         return new
+
+    def merges(self, symbols: list[int]) -> Iterator[tuple[int, int, int]]:
+        """Merges the symbols of a word in place, giving the rank and the place of each merge, and the symbol that it makes."""
+        for rank, place in merge_by_scan(symbols, self._ranks, self._merged):
+            yield rank, place, self._merged[rank]
 
     def _encode_one(self, word: str) -> list[int]:
         symbols = self.symbols(word)
         if len(symbols) >= LONG_WORD:
             symbols = merge_by_heap(symbols, self._ranks, self._merged)
         else:
-            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+            for _ in self.merges(symbols):
                 pass
         self._require_tokens(min(symbols))
         return symbols

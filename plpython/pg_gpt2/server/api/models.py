@@ -8,7 +8,7 @@ from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 from ...fast import threads
-from ...tokenizer.bpe import END_OF_TEXT
+from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
 from ..storage import adapters, checkpoints, sharing, store, weights

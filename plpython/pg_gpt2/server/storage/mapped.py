@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from ... import host
 from ...errors import WrongState
-from . import weight_file
+from . import shared_folder
 
 PROCESSES = "/proc"
 
@@ -16,8 +16,8 @@ PROCESSES = "/proc"
 def sessions(pids: Iterable[int], relation: str, models: Iterable[str]) -> Iterator[tuple[str, int]]:
     """(model, pid) of the processes that map a file of one of these models, be it of an older version. 55000 where that cannot
     be seen."""
-    family = weight_file.family(relation).encode()
-    stems = {weight_file.stem(relation, model).encode(): model for model in models}
+    family = shared_folder.family(relation).encode()
+    stems = {shared_folder.stem(relation, model).encode(): model for model in models}
     for pid in pids:
         host.check_interrupts()
         found = {_stem(line, family) for line in _maps(pid).splitlines() if family in line}

@@ -18,9 +18,12 @@ from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...generation import prefixes
+from ...tensor import FLOAT32
 from .. import db, resources
-from . import mapped, reading, store, weight_file
+from . import mapped, reading, shared_folder, store
+from .shared_file import Kind, SharedFile
 
+LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 
@@ -225,60 +228,58 @@ def _load_shared(rows: reading.Rows, name: str, wanted: GPT2Config, version: str
 
     A transaction that has written may see rows that are nobody else's business yet: it writes no file.
     """
-    if 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+    file = file_of(name, version) if 4 * wanted.n_params() >= LEAST_BYTES else None
+    if file is None:
         return None
-    stored = _attached(name, wanted, version)
-    if stored is None and not _has_written() and (file := file_of(name, version, layout.stored_shapes(wanted))):
+    stored = _attached(file, wanted)
+    if stored is None and not db.has_written():
         with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, rows, name, wanted, version) if is_ours else None)
+            stored = _attached(file, wanted) or (_build(file, rows, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.decoder_weights(stored, wanted), shared=True) if stored else None
 
 
-def _attached(name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+def _attached(file: SharedFile, wanted: GPT2Config) -> reading.Params | None:
     """The model from a file that is there, in the layout that its writer chose: all sessions of a server choose the same, but
-    each would need 20 ms to find out."""
-    files = (file_of(name, version, shapes) for shapes in layout.both_shapes(wanted))
-    return next((stored for file in files if file and (stored := file.attach())), None)
+    each would need 20 ms to find out. One that code with other layouts has written, before an update, is not taken."""
+    stored = file.attach()
+    is_ours = stored and {name: array.shape for name, array in stored.items()} in layout.both_shapes(wanted)
+    return stored if is_ours else None
 
 
-def _has_written() -> bool:
-    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
-
-
-def file_of(name: str, version: str, shapes: layout.Shapes) -> weight_file.WeightFile | None:
-    """The file of a version that sessions share, in the layout of these shapes, be it there or not; None where none can be."""
-    folder, life = weight_file.directory(), weight_file.incarnation()
+def file_of(name: str, version: str) -> SharedFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = shared_folder.directory(), shared_folder.incarnation()
     if folder is None or life is None:
         return None
     # Another NumPy, put in place under a running server, may have other products: it finds out about the layout itself.
-    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life} {np.__version__}", shapes)
+    stem = shared_folder.stem(shared_folder.relation(), name)
+    return SharedFile(folder, stem, f"{version} {life} {np.__version__}")
 
 
-def _build(
-    file: weight_file.WeightFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str
-) -> reading.Params | None:
-    folder = weight_file.directory() or ""
-    weight_file.remove_abandoned(folder)
+def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, version: str) -> reading.Params | None:
+    folder = shared_folder.directory() or ""
+    shared_folder.remove_abandoned(folder)
     models = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if models:  # the caller sees all there are
-        weight_file.remove_others(folder, _relation(), [row["model"] for row in models])
+        shared_folder.remove_others(folder, shared_folder.relation(), [row["model"] for row in models])
     digest = hashlib.md5()
-    return file.build(_stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
+    kinds = {tensor: Kind(FLOAT32.str, shape) for tensor, shape in layout.stored_shapes(wanted).items()}
+    return file.build(kinds, _stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    if folder := weight_file.directory():
-        weight_file.remove(folder, weight_file.stem(_relation(), name))
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.stem(shared_folder.relation(), name))
 
 
 def forget_files() -> None:
-    """Remove the files of all models of this database."""
-    if folder := weight_file.directory():
-        weight_file.remove(folder, weight_file.family(_relation()))
+    """Remove the files of all models and vocabularies of this database."""
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.family(shared_folder.relation()))
 
 
 def sessions() -> Iterator[tuple[str, int]]:
@@ -288,13 +289,8 @@ def sessions() -> Iterator[tuple[str, int]]:
         "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
         " WHERE d.datname = current_database() ORDER BY pid"
     )
-    return mapped.sessions([r["pid"] for r in pids], _relation(), store.known([r["model"] for r in models]))
-
-
-def _relation() -> str:
-    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
-    Where it moves, as by VACUUM FULL, files are made anew."""
-    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
+    relation = shared_folder.relation()
+    return mapped.sessions([r["pid"] for r in pids], relation, store.known([r["model"] for r in models]))
 
 
 def _loading(wanted: GPT2Config) -> int:
