@@ -7,7 +7,7 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS @tokenizer.changed@;
+AS @vocabularies.changed@;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
@@ -103,7 +103,7 @@ CREATE FUNCTION llm_train_bpe(
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @tokenizer.train@;
+AS @vocabularies.train@;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
     'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
@@ -114,7 +114,7 @@ CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @tokenizer.load_vocab@;
+AS @vocabularies.load_vocab@;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
     'the number of tokens. For members of pg_read_server_files.';
@@ -123,7 +123,7 @@ CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @tokenizer.load_merges@;
+AS @vocabularies.load_merges@;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
     'number. For members of pg_read_server_files.';
