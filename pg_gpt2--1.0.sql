@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 71d8027d8548 @extschema@'] = importer['import_package']('pg_gpt2 71d8027d8548 @extschema@', '@extschema@')
+    GD['pg_gpt2 0cc8fa83c5c4 @extschema@'] = importer['import_package']('pg_gpt2 0cc8fa83c5c4 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 71d8027d8548 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 0cc8fa83c5c4 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -15282,7 +15282,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
     known = store.known([model for _, model, *_ in rows])
     rows = [row for row in rows if row[1] in known]
-    return rows + [("tokenizer", name, version, None, False, None, None) for name, version in vocabularies.cached()]
+    return rows + [("tokenizer", *found, None, None) for found in vocabularies.cached()]
 
 
 @entry
@@ -16586,7 +16586,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, sharing, store, weights
+from ..storage import adapters, checkpoints, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -16719,7 +16719,8 @@ def drop_model(model: str) -> None:
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = adapters.forget(model)
-    dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}
+    dropped += sum(deleted.values())
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
@@ -16735,6 +16736,8 @@ def drop_model(model: str) -> None:
             )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
     weights.forget_file(model)  # not of a model that the caller does not see
+    if deleted["llm_bpe_vocab"]:
+        vocabulary_file.forget()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits: the model in pieces, each recorded while recording is on."""
 
@@ -22397,8 +22400,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 
-from .. import db
-
 PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
 
 
@@ -22418,12 +22419,6 @@ def incarnation() -> str | None:
         return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
     except (OSError, IndexError, UnicodeDecodeError):
         return None
-
-
-def relation() -> str:
-    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
-    Where it moves, as by VACUUM FULL, files are made anew."""
-    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
 def family(relation: str) -> str:
@@ -23002,6 +22997,12 @@ def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
     function ends, which for a whole model is its size once more."""
     places = np.cumsum([1, *map(len, parts)])[:-1]
     return b"".join(parts), places.tolist()
+
+
+def modules_path() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Shared files are named after it: where it moves, as by VACUUM FULL, they are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
 
@@ -23212,7 +23213,7 @@ import numpy as np
 
 from ...tokenizer.added import AddedToken
 from ...tokenizer.tables import Tables
-from . import shared_folder
+from . import shared_folder, store
 from .shared_file import Arrays, SharedFile, kinds_of
 
 LEAST_TOKENS = 1 << 12  # a smaller vocabulary is as fast made of its rows
@@ -23221,13 +23222,15 @@ PLAIN = "plain"  # of the arrays: what is none, as JSON
 
 
 def file_of(model: str, version: str) -> SharedFile | None:
-    """The file of a version of a vocabulary, be it there or not; None where none can be."""
+    """The file of a version of a vocabulary, be it there or not; None where none can be, as for a version of one word, which is
+    that of the rows that a policy shows to a role."""
     folder, life = shared_folder.directory(), shared_folder.incarnation()
-    if folder is None or life is None:
+    seen, _, changes = version.partition(" ")
+    if folder is None or life is None or not changes:
         return None
     code = __name__.partition(".")[0]  # tables are of the code that made them
-    part = f".{hashlib.md5(model.encode()).hexdigest()[:16]}"
-    return SharedFile(folder, shared_folder.vocabularies(shared_folder.relation()), f"{version} {life} {code}", part)
+    part = "." + hashlib.md5(f"{seen} {model}".encode()).hexdigest()[:16]
+    return SharedFile(folder, shared_folder.vocabularies(store.modules_path()), f"{changes} {life} {code}", part)
 
 
 def attached(file: SharedFile) -> Tables | None:
@@ -23238,11 +23241,17 @@ def attached(file: SharedFile) -> Tables | None:
 
 def build(file: SharedFile, tables: Tables, is_right: Callable[[], bool]) -> Tables | None:
     """Write the file and attach it; None where it cannot be, or where the tables then turn out not to be right."""
-    arrays = {name: value for name, value in tables._asdict().items() if isinstance(value, np.ndarray)}
+    arrays = tables.arrays
     plain = {name: value for name, value in tables._asdict().items() if name not in arrays}
     arrays[PLAIN] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
     written = file.build(kinds_of(arrays), arrays.items(), is_right)
     return None if written is None else _tables(written)
+
+
+def forget() -> None:
+    """Remove the files of all vocabularies of this database; whoever still sees one makes its file again."""
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.vocabularies(store.modules_path()))
 
 
 def _tables(arrays: Arrays) -> Tables:
@@ -23505,7 +23514,7 @@ def file_of(name: str, version: str) -> SharedFile | None:
     if folder is None or life is None:
         return None
     # Another NumPy, put in place under a running server, may have other products: it finds out about the layout itself.
-    stem = shared_folder.stem(shared_folder.relation(), name)
+    stem = shared_folder.stem(store.modules_path(), name)
     return SharedFile(folder, stem, f"{version} {life} {np.__version__}")
 
 
@@ -23516,7 +23525,7 @@ def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, 
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if models:  # the caller sees all there are
-        shared_folder.remove_others(folder, shared_folder.relation(), [row["model"] for row in models])
+        shared_folder.remove_others(folder, store.modules_path(), [row["model"] for row in models])
     digest = hashlib.md5()
     kinds = {tensor: Kind(FLOAT32.str, shape) for tensor, shape in layout.stored_shapes(wanted).items()}
     return file.build(kinds, _stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
@@ -23525,13 +23534,13 @@ def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
     if folder := shared_folder.directory():
-        shared_folder.remove(folder, shared_folder.stem(shared_folder.relation(), name))
+        shared_folder.remove(folder, shared_folder.stem(store.modules_path(), name))
 
 
 def forget_files() -> None:
     """Remove the files of all models and vocabularies of this database."""
     if folder := shared_folder.directory():
-        shared_folder.remove(folder, shared_folder.family(shared_folder.relation()))
+        shared_folder.remove(folder, shared_folder.family(store.modules_path()))
 
 
 def sessions() -> Iterator[tuple[str, int]]:
@@ -23541,7 +23550,7 @@ def sessions() -> Iterator[tuple[str, int]]:
         "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
         " WHERE d.datname = current_database() ORDER BY pid"
     )
-    relation = shared_folder.relation()
+    relation = store.modules_path()
     return mapped.sessions([r["pid"] for r in pids], relation, store.known([r["model"] for r in models]))
 
 
@@ -27767,7 +27776,7 @@ from .storage import store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
-MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+MOST = 8  # tokenizers that a session keeps
 AT_ONCE = 512  # tokens read as one array, which may have 1 GB
 Made = TypeVar("Made")
 
@@ -27828,8 +27837,9 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     return found[1]
 
 
-def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+def cached() -> list[tuple[str, str, int, bool]]:
+    """(model, version, bytes, whether these are mapped) of the tokenizers in memory whose vocabulary the caller may see, least
+    recently used first."""
     if not db.may_read("llm_bpe_vocab"):
         return []
     rows = db.query(
@@ -27839,7 +27849,11 @@ def cached() -> list[tuple[str, str]]:
         [model for (model,) in _cache],
     )
     seen = {row["name"] for row in rows}
-    return [(model, version) for (model,), (version, _) in _cache.items() if model in seen]
+    return [
+        (model, version, tokenizer.tables.nbytes, tokenizer.tables.are_mapped)
+        for (model,), (version, tokenizer) in _cache.items()
+        if model in seen
+    ]
 
 
 def forget() -> None:
@@ -27858,15 +27872,17 @@ resources.spared.append(_spare)
 
 
 def _version(model: str) -> tuple[str, str | None]:
-    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
+    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it. It is whether the caller
+    sees merges, and what tells the changes of all vocabularies apart; or one word, the digest of rows.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
     row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
     """
     row = db.row(
-        "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
-        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
+        "SELECT name, concat_ws(' ', coalesce("
+        "(SELECT 'merges' FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1), 'none'),"
+        " '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s)) AS version,"
         " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
         f" AND {DIFFERS_BY_ROW} AS filtered"
         " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"
@@ -29278,6 +29294,21 @@ class Tables(NamedTuple):
     eos_token_id: int | None
     added: dict[int, AddedToken]
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those of them that are arrays, by name."""
+        return {name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def are_mapped(self) -> bool:
+        """Whether they are those of a file, which are read-only."""
+        return not self.ids.flags.writeable
+
 
 class _Symbols(dict[str, int]):
     """Printable form -> symbol. A string that has none gets one when it is asked for."""
@@ -29483,7 +29514,7 @@ from .pretokenize import word_too_long
 from .tables import Tables
 
 AT_ONCE = 1 << 16  # words whose new ones are merged together
-CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
+CACHED_WORDS = 1 << 17  # some 40 MB; 10 MB of twelve scripts have 120,000
 CACHED_CHARACTERS = 1 << 21  # of these words
 CACHED_LENGTH = 1 << 10  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster
@@ -30863,11 +30894,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -30880,11 +30911,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31319,11 +31350,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31341,11 +31372,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31401,11 +31432,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31418,11 +31449,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31437,11 +31468,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -31469,11 +31500,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31486,11 +31517,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31503,11 +31534,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -31562,11 +31593,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31593,11 +31624,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31617,11 +31648,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31647,11 +31678,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31662,11 +31693,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31675,11 +31706,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31694,11 +31725,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31711,11 +31742,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31726,11 +31757,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -31745,11 +31776,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -31763,11 +31794,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -31778,11 +31809,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -31800,11 +31831,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -31815,11 +31846,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -31830,11 +31861,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -31863,11 +31894,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -31908,11 +31939,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -31940,11 +31971,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -31998,11 +32029,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32027,11 +32058,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32067,11 +32098,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32094,11 +32125,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32116,11 +32147,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -32164,11 +32195,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32188,11 +32219,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32213,11 +32244,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32229,11 +32260,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32250,11 +32281,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32313,11 +32344,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32339,11 +32370,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32366,11 +32397,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32388,11 +32419,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32417,11 +32448,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32457,11 +32488,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32480,11 +32511,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32504,11 +32535,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32525,11 +32556,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -32557,11 +32588,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -32586,11 +32617,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32619,11 +32650,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32665,11 +32696,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32702,11 +32733,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -32778,11 +32809,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.train(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -32830,11 +32861,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -32851,11 +32882,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.options(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -32872,11 +32903,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -32920,11 +32951,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -32937,11 +32968,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -32954,11 +32985,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -32970,11 +33001,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33092,11 +33123,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33109,11 +33140,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33126,11 +33157,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33167,11 +33198,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33182,11 +33213,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33204,11 +33235,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33232,11 +33263,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33262,11 +33293,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33286,11 +33317,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33309,11 +33340,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33329,11 +33360,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33410,11 +33441,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33439,11 +33470,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33461,11 +33492,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33474,11 +33505,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33488,11 +33519,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33501,11 +33532,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33515,11 +33546,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33528,11 +33559,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33547,11 +33578,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -33567,11 +33598,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -33581,11 +33612,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33595,11 +33626,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33614,11 +33645,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33636,11 +33667,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33651,11 +33682,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33664,11 +33695,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33677,11 +33708,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33699,11 +33730,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33724,11 +33755,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -33747,11 +33778,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -33775,11 +33806,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -33790,11 +33821,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -33808,11 +33839,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -33828,11 +33859,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -33857,11 +33888,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -33880,11 +33911,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -33897,11 +33928,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -33920,11 +33951,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -33947,11 +33978,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -33960,11 +33991,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -33977,11 +34008,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -33992,11 +34023,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34034,11 +34065,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34061,11 +34092,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34080,11 +34111,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34098,11 +34129,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34128,11 +34159,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34143,11 +34174,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34158,11 +34189,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34173,11 +34204,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34188,11 +34219,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34205,11 +34236,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34237,11 +34268,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34260,18 +34291,18 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
     'moments that llm_train_step left for the next step (kind training). Kind prefix: texts that were read, how many, '
     'and how many tokens calls did not have to read again because of them, since the first of them; see '
     'pg_gpt2.prefix_cache. Of each kind the first row is the next to be given up; prefixes go before weights. '
-    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
+    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; what is shared is mapped from a '
     'file that all sessions use.';
 
 CREATE FUNCTION llm_model_sessions()
@@ -34279,11 +34310,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34295,11 +34326,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34311,11 +34342,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34374,11 +34405,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34402,11 +34433,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34432,11 +34463,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34447,11 +34478,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34462,11 +34493,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 71d8027d8548 @extschema@' not in GD:
+if 'pg_gpt2 0cc8fa83c5c4 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 71d8027d8548 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 0cc8fa83c5c4 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -39,7 +39,7 @@ COMMENT ON FUNCTION llm_cache_status IS
     'moments that llm_train_step left for the next step (kind training). Kind prefix: texts that were read, how many, '
     'and how many tokens calls did not have to read again because of them, since the first of them; see '
     'pg_gpt2.prefix_cache. Of each kind the first row is the next to be given up; prefixes go before weights. '
-    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
+    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; what is shared is mapped from a '
     'file that all sessions use.';
 
 CREATE FUNCTION llm_model_sessions()

@@ -320,14 +320,14 @@ def test_what_is_no_file_of_the_servers_user_is_not_opened(connect, files, folde
             path.rmdir()
 
 
-@pytest.mark.parametrize("place", ["first byte", "last byte", "sums"])
+@pytest.mark.parametrize("place", ["first byte", "last byte", "description", "end"])
 def test_one_flipped_byte_is_seen_when_a_file_is_mapped(connect, files, folder, place):
     logits = one(connect(), LOGITS)
     (name,) = files()
     path = folder / name
     data = bytearray(path.read_bytes())
-    used = len(data.rstrip(b"\0"))
-    data[{"first byte": 0, "last byte": used - 500, "sums": used - 1}[place]] ^= 4
+    described = data.index(b'{"wte": ')  # which the end of the file is about
+    data[{"first byte": 0, "last byte": described - 64, "description": described + 9, "end": -1}[place]] ^= 4
     with path.open("r+b") as file:
         file.write(data)
     conn = connect()
@@ -381,7 +381,7 @@ def test_errors_of_the_disk_and_of_memory_leave_a_session_with_a_copy_of_its_own
     conn.execute(f"""
         CREATE FUNCTION pg_temp.fail() RETURNS void LANGUAGE plpython3u AS $$
 import errno, os, sys
-module = next(m for n, m in sys.modules.items() if n.endswith('.weight_file') and n.startswith('pg_gpt2_'))
+module = next(m for n, m in sys.modules.items() if n.endswith('.shared_file') and n.startswith('pg_gpt2_'))
 def fail(*args, **names):
     raise OSError(errno.{code}, os.strerror(errno.{code}))
 real = module.{module}

@@ -21,7 +21,7 @@ from .storage import store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
-MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+MOST = 8  # tokenizers that a session keeps
 AT_ONCE = 512  # tokens read as one array, which may have 1 GB
 Made = TypeVar("Made")
 
@@ -82,8 +82,9 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     return found[1]
 
 
-def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+def cached() -> list[tuple[str, str, int, bool]]:
+    """(model, version, bytes, whether these are mapped) of the tokenizers in memory whose vocabulary the caller may see, least
+    recently used first."""
     if not db.may_read("llm_bpe_vocab"):
         return []
     rows = db.query(
@@ -93,7 +94,11 @@ def cached() -> list[tuple[str, str]]:
         [model for (model,) in _cache],
     )
     seen = {row["name"] for row in rows}
-    return [(model, version) for (model,), (version, _) in _cache.items() if model in seen]
+    return [
+        (model, version, tokenizer.tables.nbytes, tokenizer.tables.are_mapped)
+        for (model,), (version, tokenizer) in _cache.items()
+        if model in seen
+    ]
 
 
 def forget() -> None:
@@ -112,15 +117,17 @@ resources.spared.append(_spare)
 
 
 def _version(model: str) -> tuple[str, str | None]:
-    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it.
+    """Whose vocabulary `model` uses, and the version of that; None when the caller sees no token of it. It is whether the caller
+    sees merges, and what tells the changes of all vocabularies apart; or one word, the digest of rows.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
     row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
     """
     row = db.row(
-        "SELECT name, concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
-        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1)) AS version,"
+        "SELECT name, concat_ws(' ', coalesce("
+        "(SELECT 'merges' FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1), 'none'),"
+        " '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s)) AS version,"
         " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
         f" AND {DIFFERS_BY_ROW} AS filtered"
         " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"

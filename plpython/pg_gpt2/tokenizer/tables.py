@@ -43,6 +43,21 @@ class Tables(NamedTuple):
     eos_token_id: int | None
     added: dict[int, AddedToken]
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those of them that are arrays, by name."""
+        return {name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def are_mapped(self) -> bool:
+        """Whether they are those of a file, which are read-only."""
+        return not self.ids.flags.writeable
+
 
 class _Symbols(dict[str, int]):
     """Printable form -> symbol. A string that has none gets one when it is asked for."""

@@ -19,7 +19,7 @@ from .pretokenize import word_too_long
 from .tables import Tables
 
 AT_ONCE = 1 << 16  # words whose new ones are merged together
-CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
+CACHED_WORDS = 1 << 17  # some 40 MB; 10 MB of twelve scripts have 120,000
 CACHED_CHARACTERS = 1 << 21  # of these words
 CACHED_LENGTH = 1 << 10  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster

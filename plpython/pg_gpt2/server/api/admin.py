@@ -31,7 +31,7 @@ def cache_status() -> list[tuple[Any, ...]]:
         rows.append(("training", state.model, state.version, state.nbytes, False, None, None))
     known = store.known([model for _, model, *_ in rows])
     rows = [row for row in rows if row[1] in known]
-    return rows + [("tokenizer", name, version, None, False, None, None) for name, version in vocabularies.cached()]
+    return rows + [("tokenizer", *found, None, None) for found in vocabularies.cached()]
 
 
 @entry

@@ -11,7 +11,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, sharing, store, weights
+from ..storage import adapters, checkpoints, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -144,7 +144,8 @@ def drop_model(model: str) -> None:
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = adapters.forget(model)
-    dropped += sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}
+    dropped += sum(deleted.values())
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
@@ -160,3 +161,5 @@ def drop_model(model: str) -> None:
             )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
     weights.forget_file(model)  # not of a model that the caller does not see
+    if deleted["llm_bpe_vocab"]:
+        vocabulary_file.forget()

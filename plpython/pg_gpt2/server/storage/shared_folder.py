@@ -8,8 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 
-from .. import db
-
 PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
 
 
@@ -29,12 +27,6 @@ def incarnation() -> str | None:
         return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
     except (OSError, IndexError, UnicodeDecodeError):
         return None
-
-
-def relation() -> str:
-    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
-    Where it moves, as by VACUUM FULL, files are made anew."""
-    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
 def family(relation: str) -> str:

@@ -365,3 +365,9 @@ def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
     function ends, which for a whole model is its size once more."""
     places = np.cumsum([1, *map(len, parts)])[:-1]
     return b"".join(parts), places.tolist()
+
+
+def modules_path() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Shared files are named after it: where it moves, as by VACUUM FULL, they are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...tokenizer.added import AddedToken
 from ...tokenizer.tables import Tables
-from . import shared_folder
+from . import shared_folder, store
 from .shared_file import Arrays, SharedFile, kinds_of
 
 LEAST_TOKENS = 1 << 12  # a smaller vocabulary is as fast made of its rows
@@ -22,13 +22,15 @@ PLAIN = "plain"  # of the arrays: what is none, as JSON
 
 
 def file_of(model: str, version: str) -> SharedFile | None:
-    """The file of a version of a vocabulary, be it there or not; None where none can be."""
+    """The file of a version of a vocabulary, be it there or not; None where none can be, as for a version of one word, which is
+    that of the rows that a policy shows to a role."""
     folder, life = shared_folder.directory(), shared_folder.incarnation()
-    if folder is None or life is None:
+    seen, _, changes = version.partition(" ")
+    if folder is None or life is None or not changes:
         return None
     code = __name__.partition(".")[0]  # tables are of the code that made them
-    part = f".{hashlib.md5(model.encode()).hexdigest()[:16]}"
-    return SharedFile(folder, shared_folder.vocabularies(shared_folder.relation()), f"{version} {life} {code}", part)
+    part = "." + hashlib.md5(f"{seen} {model}".encode()).hexdigest()[:16]
+    return SharedFile(folder, shared_folder.vocabularies(store.modules_path()), f"{changes} {life} {code}", part)
 
 
 def attached(file: SharedFile) -> Tables | None:
@@ -39,11 +41,17 @@ def attached(file: SharedFile) -> Tables | None:
 
 def build(file: SharedFile, tables: Tables, is_right: Callable[[], bool]) -> Tables | None:
     """Write the file and attach it; None where it cannot be, or where the tables then turn out not to be right."""
-    arrays = {name: value for name, value in tables._asdict().items() if isinstance(value, np.ndarray)}
+    arrays = tables.arrays
     plain = {name: value for name, value in tables._asdict().items() if name not in arrays}
     arrays[PLAIN] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
     written = file.build(kinds_of(arrays), arrays.items(), is_right)
     return None if written is None else _tables(written)
+
+
+def forget() -> None:
+    """Remove the files of all vocabularies of this database; whoever still sees one makes its file again."""
+    if folder := shared_folder.directory():
+        shared_folder.remove(folder, shared_folder.vocabularies(store.modules_path()))
 
 
 def _tables(arrays: Arrays) -> Tables:

@@ -253,7 +253,7 @@ def file_of(name: str, version: str) -> SharedFile | None:
     if folder is None or life is None:
         return None
     # Another NumPy, put in place under a running server, may have other products: it finds out about the layout itself.
-    stem = shared_folder.stem(shared_folder.relation(), name)
+    stem = shared_folder.stem(store.modules_path(), name)
     return SharedFile(folder, stem, f"{version} {life} {np.__version__}")
 
 
@@ -264,7 +264,7 @@ def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, 
         "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if models:  # the caller sees all there are
-        shared_folder.remove_others(folder, shared_folder.relation(), [row["model"] for row in models])
+        shared_folder.remove_others(folder, store.modules_path(), [row["model"] for row in models])
     digest = hashlib.md5()
     kinds = {tensor: Kind(FLOAT32.str, shape) for tensor, shape in layout.stored_shapes(wanted).items()}
     return file.build(kinds, _stored(rows, name, wanted, digest), lambda: digest.hexdigest() == version)
@@ -273,13 +273,13 @@ def _build(file: SharedFile, rows: reading.Rows, name: str, wanted: GPT2Config, 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
     if folder := shared_folder.directory():
-        shared_folder.remove(folder, shared_folder.stem(shared_folder.relation(), name))
+        shared_folder.remove(folder, shared_folder.stem(store.modules_path(), name))
 
 
 def forget_files() -> None:
     """Remove the files of all models and vocabularies of this database."""
     if folder := shared_folder.directory():
-        shared_folder.remove(folder, shared_folder.family(shared_folder.relation()))
+        shared_folder.remove(folder, shared_folder.family(store.modules_path()))
 
 
 def sessions() -> Iterator[tuple[str, int]]:
@@ -289,7 +289,7 @@ def sessions() -> Iterator[tuple[str, int]]:
         "SELECT pid FROM pg_stat_activity AS a JOIN pg_database AS d ON d.oid = a.datid"
         " WHERE d.datname = current_database() ORDER BY pid"
     )
-    relation = shared_folder.relation()
+    relation = store.modules_path()
     return mapped.sessions([r["pid"] for r in pids], relation, store.known([r["model"] for r in models]))
 
 

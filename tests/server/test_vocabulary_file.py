@@ -1,0 +1,159 @@
+"""The file of a large vocabulary that sessions share: what holds for that of a model's weights."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ENCODE = "SELECT llm_encode('low lower lowest, newest', 'large')"
+DECODE = "SELECT llm_decode('{5000,75,4999}', 'large')"
+TRACE = "SELECT array_agg(t) FROM llm_bpe_trace('lower', 'large') AS t"
+SHARED = "SELECT shared FROM llm_cache_status() WHERE kind = 'tokenizer' AND model = 'large'"
+UPDATE = "UPDATE llm_bpe_vocab SET special = special WHERE model = 'large' AND token_id = 300"
+NO_MERGES = "DELETE FROM llm_bpe_merges WHERE model = 'large'"
+
+
+def one(conn: psycopg.Connection, query: str) -> object:
+    return conn.execute(query).fetchone()[0]
+
+
+@pytest.fixture(scope="module")
+def folder(module_conn: psycopg.Connection) -> Path:
+    """The server's folder of temporary files; the module's vocabulary is large enough to be shared."""
+    module_conn.execute("SELECT llm_train_bpe('SELECT ''low lower lowest newest newest''', 270, 'large')")
+    module_conn.execute(
+        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'large', id, 'x' || id, ('x' || id)::bytea"
+        " FROM generate_series(270, 5000) AS id"
+    )
+    return Path(one(module_conn, "SHOW data_directory")) / "base" / "pgsql_tmp"
+
+
+@pytest.fixture
+def files(folder: Path, module_conn: psycopg.Connection) -> Iterator:
+    """`files()`: names of the files of vocabularies of this module's database; there are none at first."""
+    oid = one(module_conn, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    one(module_conn, "SELECT llm_cache_clear()")
+    assert not list(folder.glob(f"pgsql_tmp_pg_gpt2_base-{oid}-*"))
+    return lambda: sorted(path.name for path in folder.glob(f"pgsql_tmp_pg_gpt2_base-{oid}-*.vocabulary.*"))
+
+
+def test_sessions_map_one_file_and_agree(connect, files):
+    """Also with a session that made its own of the rows, since it has written."""
+    queries = (ENCODE, DECODE, TRACE)
+    own = connect()
+    own.execute("BEGIN; CREATE TEMP TABLE written ()")
+    found = [one(own, query) for query in queries]
+    assert (files(), one(own, SHARED)) == ([], False)
+    for session in (connect(), connect()):
+        assert [one(session, query) for query in queries] == found
+        assert one(session, SHARED) is True
+        assert len(files()) == 1
+    assert (found[1], len(found[2])) == ("x5000lx4999", 3)
+
+
+def test_a_small_vocabulary_is_made_of_its_rows(connect, files):
+    conn = connect()
+    conn.execute("SELECT llm_train_bpe('SELECT ''low lower''', 260, 'small')")
+    assert one(connect(), "SELECT llm_token_count('low', 'small')") == 1
+    assert files() == []
+    conn.execute("SELECT llm_drop_model('small')")
+
+
+def test_a_change_is_seen_at_once_and_replaces_the_file(connect, files):
+    conn, other = connect(), connect()
+    before, old = one(conn, ENCODE), files()
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    assert one(other, ENCODE) == before
+    with conn.transaction(force_rollback=True):
+        conn.execute(NO_MERGES)
+        assert one(conn, ENCODE) != before
+        assert one(conn, SHARED) is False
+        assert one(connect(), ENCODE) == before
+        assert files() == old, "what is not committed is nobody else's business"
+    assert one(conn, ENCODE) == before
+    conn.execute(UPDATE)
+    assert one(connect(), ENCODE) == before
+    assert len(files()) == 1
+    assert files() != old
+    assert one(other, ENCODE) == before
+    other.execute("COMMIT")
+
+
+def test_a_role_gets_from_the_file_what_it_may_read(connect, files):
+    conn = connect()
+    ids = one(conn, ENCODE)
+    conn.execute("CREATE ROLE wordless; SELECT llm_grant_usage('wordless', 'read')")
+    tables = ("llm_bpe_vocab", "llm_bpe_merges")
+    try:
+        for table in tables:
+            conn.execute(f"REVOKE SELECT ON {table} FROM wordless; SET ROLE wordless")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match=table):
+                conn.execute(ENCODE)
+            conn.execute(f"RESET ROLE; GRANT SELECT ON {table} TO wordless")
+        conn.execute("ALTER TABLE llm_bpe_vocab ENABLE ROW LEVEL SECURITY")
+        for policy, error in (
+            ("false", psycopg.errors.UndefinedObject),
+            ("bytes <> 'l'", psycopg.errors.DataException),
+        ):
+            conn.execute(f"CREATE POLICY part ON llm_bpe_vocab TO wordless USING ({policy}); SET ROLE wordless")
+            for session in (conn, connect()):
+                session.execute("SET ROLE wordless")
+                with pytest.raises(error):
+                    session.execute("SELECT llm_encode('l', 'large')")
+            conn.execute("RESET ROLE; DROP POLICY part ON llm_bpe_vocab")
+        conn.execute("CREATE POLICY part ON llm_bpe_vocab TO wordless USING (model = 'large'); SET ROLE wordless")
+        assert one(conn, ENCODE) == ids
+        assert one(conn, SHARED) is True
+    finally:
+        conn.execute("RESET ROLE; DROP POLICY IF EXISTS part ON llm_bpe_vocab")
+        conn.execute("ALTER TABLE llm_bpe_vocab DISABLE ROW LEVEL SECURITY; DROP OWNED BY wordless; DROP ROLE wordless")
+
+
+def test_a_dropped_model_leaves_none(connect, files):
+    conn = connect()
+    conn.execute(
+        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'copy', token_id, token, bytes FROM llm_bpe_vocab"
+        " WHERE model = 'large'"
+    )
+    query = "SELECT llm_encode('x4999', 'copy')"
+    ids = one(connect(), query)
+    assert one(connect(), ENCODE)
+    assert len(files()) == 2, "one for each, of the same version"
+    with conn.transaction(force_rollback=True):
+        conn.execute("SELECT llm_drop_model('copy')")
+        assert files() == []
+    assert one(connect(), query) == ids, "it is made again"
+    conn.execute("SELECT llm_drop_model('copy')")
+    assert files() == []
+
+
+def test_a_damaged_file_is_not_used(connect, files, folder):
+    ids = one(connect(), ENCODE)
+    (name,) = files()
+    data = bytearray((folder / name).read_bytes())
+    for place in (0, 100, len(data) // 2, -1):
+        changed = data.copy()
+        changed[place] ^= 4
+        with (folder / name).open("r+b") as file:
+            file.write(changed)
+        conn = connect()
+        assert one(conn, ENCODE) == ids
+        assert one(conn, SHARED) is True
+    os.truncate(folder / name, 1000)
+    assert one(connect(), ENCODE) == ids
+
+
+def test_where_nothing_can_be_written_a_session_keeps_its_own(connect, files, folder):
+    ids = one(connect(), ENCODE)
+    for name in files():
+        (folder / name).unlink()
+    folder.chmod(0o500)
+    try:
+        conn = connect()
+        assert one(conn, ENCODE) == ids
+        assert one(conn, SHARED) is False
+    finally:
+        folder.chmod(0o700)
+    assert files() == []
