@@ -18,7 +18,7 @@ from .pairs import Pairs, Ranks
 from .pretokenize import word_too_long
 from .tables import Tables
 
-AT_ONCE = 1 << 16  # words whose new ones are merged together
+AT_ONCE = 1 << 18  # words whose new ones are merged together; some 20 MB
 CACHED_WORDS = 1 << 17  # some 40 MB; 10 MB of twelve scripts have 120,000
 CACHED_CHARACTERS = 1 << 21  # of these words
 CACHED_LENGTH = 1 << 10  # longer words seldom come back

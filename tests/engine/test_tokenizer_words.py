@@ -1,0 +1,183 @@
+"""Words and their ids: how a text is split, which pairs of a word merge, and what is kept of words."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pg_gpt2.errors import InconsistentData
+from pg_gpt2.tokenizer import bpe_many, bpe_merge, pairs, pretokenize, words
+from pg_gpt2.tokenizer.bpe import Tokenizer
+from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS
+
+from tests.engine.tokenizers import CASES, LEARNED, MERGES, counted_checks, no_deadline, texts  # noqa: F401
+
+
+@pytest.mark.parametrize("size", [5, 4096, 3 * pretokenize.WINDOW])
+def test_the_last_cut_is_found_in_windows_with_looks_for_a_cancel_request(checks, size):
+    word = "z" * size
+    assert pretokenize.last_cut(word) == 0
+    assert len(checks[0]) >= size // pretokenize.WINDOW
+    assert pretokenize.last_cut(f"low lower {word}") == len("low lower")
+    assert pretokenize.last_cut(f"low lower {word} ") == len("low lower ") + size
+
+
+@no_deadline
+@given(texts, st.integers(1, 40))
+def test_where_a_text_is_cut_changes_nothing(text, size):
+    whole = pretokenize._splitter(0x10FFFF).findall(text)  # the pattern itself, with all ranges
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretokenize, "PIECE", size)
+        words = pretokenize.pretokens(text)
+    assert words == whole
+    assert "".join(words) == text
+
+
+@pytest.mark.parametrize("text", [" x", "x ", "  x", "日\n \n", "😀 ", " 1", "' s", "\u3000x"])
+def test_pieces_of_a_long_text(text):
+    long = text * 3000
+    assert pretokenize.pretokens(long) == pretokenize._splitter(0x10FFFF).findall(long)
+
+
+@no_deadline
+@given(st.integers(0, 2**32))
+def test_the_heap_merges_as_scanning_does(seed):
+    """With any ranks and any symbols that merges make, also such as no training gives."""
+    rng = random.Random(seed)
+    symbols = [rng.randrange(4) for _ in range(rng.randrange(60))]
+    merged = [rng.randrange(8) for _ in range(30)]
+    ranks = pairs.Ranks(table([(rng.randrange(8), rng.randrange(8)) for _ in range(30)]))
+    scanned = list(symbols)
+    places = list(bpe_merge.merge_by_scan(scanned, ranks, merged))
+    assert len(scanned) == len(symbols) - len(places)
+    assert bpe_merge.merge_by_heap(symbols, ranks, merged) == scanned
+    assert all(ranks[pair] == ranks.never for pair in pairwise(scanned))
+
+
+def table(merging):
+    """The pairs that are given in the order of rank, as they are looked up."""
+    left, right = np.array(merging, np.int32).reshape(-1, 2).T
+    keys = pairs.pair_keys(left, right)
+    return pairs.Pairs(np.append(keys, pairs.EMPTY), pairs.hash_table(keys))
+
+
+def some_merges(rng):
+    """Any pairs and symbols, such as no training gives: merges without a token, several that make one, the same pair twice."""
+    symbols = [*range(-3, 8), 2**31 - 1, 1 - 2**31]
+    merged = np.array(rng.choices(symbols, k=40), np.int32)
+    return list(zip(rng.choices(symbols, k=rng.randrange(41)), rng.choices(symbols, k=40))), merged
+
+
+@no_deadline
+@given(st.integers(0, 2**32))
+def test_many_words_are_merged_together_as_each_alone(seed):
+    rng = random.Random(seed)
+    merging, merged = some_merges(rng)
+    longest = rng.choice([2, 30, 200])
+    many = [[rng.randrange(-1, 4) for _ in range(rng.randrange(1, longest))] for _ in range(rng.randrange(1, 40))]
+    many.sort(key=len, reverse=True)
+    lengths = np.array([len(word) for word in many])
+    symbols, counts = bpe_many.Merges(table(merging), merged).merge(np.concatenate(many).astype(np.int32), lengths)
+    ranks = pairs.Ranks(table(merging))
+    for word in many:
+        list(bpe_merge.merge_by_scan(word, ranks, merged.data))
+    assert [part.tolist() for part in np.split(symbols, np.cumsum(counts)[:-1])] == many
+
+
+@pytest.mark.parametrize("spread", [pairs.SPREAD, 0, 1])
+@pytest.mark.parametrize("count", [0, 1, 2, 400])
+def test_each_pair_has_its_rank_wherever_the_table_puts_it(monkeypatch, spread, count):
+    """With a spread of 0 all pairs have one home."""
+    monkeypatch.setattr(pairs, "SPREAD", spread)
+    rng = random.Random(count)
+    symbols = [pairs.END, 1 - 2**31, 2**31 - 1, *range(-40, 40)]
+    merging = [(rng.choice(symbols[1:]), rng.choice(symbols[1:])) for _ in range(count)]
+    ranks = dict(zip(merging, range(count)))  # a later one of the same pair counts
+    sought = [*merging, *((left, right) for left in symbols for right in symbols)]
+    wanted = [ranks.get(pair, count) for pair in sought]
+    assert table(merging).ranks(*np.array(sought, np.int32).T).tolist() == wanted
+    assert [table(merging).rank(*pair) for pair in sought[:60]] == wanted[:60]
+    kept = pairs.Ranks(table(merging))
+    assert [kept[pair] for pair in sought] == [kept[pair] for pair in sought] == wanted
+
+
+@pytest.mark.parametrize("several", [1, 10**9])
+def test_new_words_are_the_same_together_and_one_by_one(monkeypatch, several):
+    monkeypatch.setattr(words, "MANY", several)
+    for few in (0, 3, words.FEW):
+        monkeypatch.setattr(words, "FEW", few)
+        fresh = Tokenizer.of(LEARNED.tokens, MERGES)
+        for text, ids in CASES["plain"]:
+            assert fresh.encode(text) == ids
+            assert fresh.encode(text) == ids  # from the cache
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+
+
+@no_deadline
+@given(texts, st.integers(1, 40))
+def test_arrays_have_the_ids_whatever_is_done_at_once(text, size):
+    ids = LEARNED.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AT_ONCE", "WORDS_A_MERGE", "IDS_A_TEXT", "MANY", "LONG_AMONG_MANY", "CACHED_LENGTH"):
+            patch.setattr(words, name, size)
+        patch.setattr(words, "FEW", size // 9)
+        fresh = Tokenizer.of(LEARNED.tokens, MERGES)
+        for _ in range(2):
+            assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
+            assert fresh.encode(text) == ids
+
+
+@pytest.mark.parametrize("several", [1, 10**9])
+@pytest.mark.parametrize("call", [Tokenizer.encode, Tokenizer.encode_array])
+def test_a_token_that_is_lacking_is_an_error_each_time_together_and_one_by_one(monkeypatch, several, call):
+    monkeypatch.setattr(words, "MANY", several)
+    monkeypatch.setattr(words, "FEW", 0)
+    vocab = {c: i for i, c in enumerate(BYTE_CHARACTERS)} | {"abc": 256}
+    short = Tokenizer.from_strings(vocab, [("a", "b"), ("ab", "c"), ("x", "y")])
+    for _ in range(2):
+        assert call(short, "abc") == call(short, "abc")
+        with pytest.raises(InconsistentData, match="lacks the token 'xy'"):
+            call(short, "abc abcxyabc xabc")
+
+
+@no_deadline
+@given(st.text("ab", min_size=1, max_size=300))
+def test_long_words_are_merged_as_short_ones(text):
+    ids = LEARNED.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (0, 10**9):
+            patch.setattr(words, "LONG_WORD", limit)
+            assert Tokenizer.of(LEARNED.tokens, MERGES).encode(text) == ids
+
+
+@pytest.mark.parametrize("character", ["a", " ", "\n", "!", "1", "=", "'", "日", "😀", "\0"])
+def test_a_megabyte_of_one_character_is_not_quadratic(character):
+    """Quadratic work on it takes an hour, so that the test need not measure."""
+    text = character * (1_000_000 // len(character.encode()))
+    assert LEARNED.decode(LEARNED.encode(text)) == text
+
+
+def test_the_cache_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr(words, "CACHED_WORDS", 8)
+    tokenizer = Tokenizer.of(LEARNED.tokens, MERGES)
+    text = " ".join(f"word{chr(97 + i)}" for i in range(26)) + " " + "x" * 1000
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer._words.cached) <= 8
+
+
+def test_the_cache_has_no_long_word_and_a_bounded_number_of_characters(monkeypatch):
+    monkeypatch.setattr(words, "CACHED_LENGTH", 100)
+    monkeypatch.setattr(words, "CACHED_CHARACTERS", 1000)
+    tokenizer = Tokenizer.of(LEARNED.tokens, MERGES)
+    cache, most = tokenizer._words.cached, 0
+    for n in range(50):
+        text = "x" * (80 + n)
+        for _ in range(2):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert cache.characters == sum(map(len, cache)) <= 1000
+        assert all(len(word) <= 100 for word in cache)
+        most = max(most, len(cache))
+    assert most > 8, "it is used as far as it goes"
