@@ -3,7 +3,7 @@
 import pytest
 from pg_gpt2 import host
 from pg_gpt2.errors import InvalidParameter, LimitExceeded
-from pg_gpt2.tokenizer import added, bpe, pretokenize, words
+from pg_gpt2.tokenizer import added, bpe, decimals, pretokenize, words
 from pg_gpt2.tokenizer.bpe import Tokenizer
 
 from tests.engine.tokenizers import LEARNED, MERGES, Cancelled, counted_checks, texts  # noqa: F401
@@ -98,7 +98,7 @@ def test_an_array_takes_so_many_tokens(monkeypatch):
 
 
 def test_the_array_of_a_long_word_is_written_with_looks_for_a_cancel_request(checks):
-    looks, long = checks[0], "z" * (3 * words.AT_ONCE)
+    looks, long = checks[0], "z" * (3 * decimals.AT_ONCE)
     tokenizer = Tokenizer.of({i: bytes([i]) for i in range(256)}, [])
     ids = tokenizer.encode(long)
     before = len(looks)
@@ -112,8 +112,8 @@ def test_long_work_tells_how_far_it_is(monkeypatch):
     LEARNED.encode("word and " * 5000)
     assert told == [], "a short call says nothing"
     monkeypatch.setattr(host, "TELL_EVERY", 0)
-    LEARNED.encode("word and " * 5000)
-    assert "encoding: 0 of 45,000 characters done" in told
+    LEARNED.encode("word and " * 200_000)
+    assert "encoding: 0 of 1,800,000 characters done" in told
     assert len(told) > 10
     told.clear()
     LEARNED.encode("a" * 200_000)

@@ -1,16 +1,17 @@
 """Words and their ids: how a text is split, which pairs of a word merge, and what is kept of words."""
 
 import random
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pg_gpt2.errors import InconsistentData
-from pg_gpt2.tokenizer import bpe_many, bpe_merge, pairs, pretokenize, words
+from pg_gpt2.tokenizer import bpe, bpe_many, bpe_merge, decimals, long_texts, pairs, pretokenize, words
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS
+from pg_gpt2.tokenizer.word_starts import word_starts
 
 from tests.engine.tokenizers import CASES, LEARNED, MERGES, counted_checks, no_deadline, texts  # noqa: F401
 
@@ -117,22 +118,92 @@ def test_new_words_are_the_same_together_and_one_by_one(monkeypatch, several):
 
 
 @no_deadline
-@given(texts, st.integers(1, 40))
-def test_arrays_have_the_ids_whatever_is_done_at_once(text, size):
+@given(texts, st.integers(1, 40), st.booleans())
+def test_arrays_have_the_ids_whatever_is_done_at_once(text, size, long):
     ids = LEARNED.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AT_ONCE", "WORDS_A_MERGE", "IDS_A_TEXT", "MANY", "LONG_AMONG_MANY", "CACHED_LENGTH"):
+        for name in ("AT_ONCE", "WORDS_A_MERGE", "MANY", "LONG_AMONG_MANY", "CACHED_LENGTH"):
             patch.setattr(words, name, size)
         patch.setattr(words, "FEW", size // 9)
+        as_long_texts(patch, size, LONG=1 if long else 10**9)
         fresh = Tokenizer.of(LEARNED.tokens, MERGES)
         for _ in range(2):
             assert fresh.encode_array(text) == "{" + ",".join(map(str, ids)) + "}"
             assert fresh.encode(text) == ids
+            assert fresh.count(text) == len(ids)
+
+
+def as_long_texts(patch, size, **names):
+    """Texts of any length go the way of long ones, in pieces of `size` characters and more."""
+    for name, value in {"LONG": 1, "MOST_CHARACTERS": 2 * size, "FEW_TOKENS": size, **names}.items():
+        patch.setattr(bpe, name, value)
+    for name in ("MOST_WORDS", "MOST_BYTES", "WORDS_A_MERGE"):
+        patch.setattr(long_texts, name, size)
+    patch.setattr(long_texts, "PLACES_BITS", (4 * size).bit_length())
+    patch.setattr(decimals, "AT_ONCE", size)
+
+
+@no_deadline
+@given(texts, st.sampled_from([0, 1, long_texts.SPREAD]))
+def test_long_texts_have_the_ids_of_their_words_wherever_these_are_kept(text, spread):
+    """With a spread of 0 all words have one home."""
+    with pytest.MonkeyPatch.context() as patch:
+        as_long_texts(patch, 400)
+        patch.setattr(long_texts, "SPREAD", spread)
+        fresh = Tokenizer.of(LEARNED.tokens, MERGES)
+        for part in (text, text * 2, text + "x", text):
+            words_of_it = pretokenize.pretokens(part)
+            assert fresh.encode(part) == [i for word in words_of_it for i in LEARNED.encode(word)]
+
+
+def test_a_word_and_a_word_with_zeros_after_it_are_two(monkeypatch):
+    as_long_texts(monkeypatch, 400)
+    fresh = Tokenizer.of(LEARNED.tokens, MERGES)
+    for text in ("a", "a\0", "a\0\0", "a\0" * 7, "a" * 15, "a" * 16, "\0" * 15, "\0" * 16):
+        assert fresh.encode(text) == LEARNED.encode(text)
+        assert fresh.encode(f"{text} {text}") == LEARNED.encode(f"{text} {text}")
+
+
+@no_deadline
+@given(texts)
+def test_words_begin_where_the_pattern_says(text):
+    if text:
+        starts = word_starts(np.frombuffer(text.encode("utf-32-le"), "<u4")).tolist()
+        assert [text[a:b] for a, b in pairwise([*starts, len(text)])] == pretokenize.pretokens(text)
+
+
+def test_words_begin_where_the_pattern_says_at_every_code_point():
+    text = "".join(
+        f"{chr(code)}x {chr(code)}'s1{chr(code)}  " for code in range(0x110000) if not 0xD800 <= code < 0xE000
+    )
+    starts = word_starts(np.frombuffer(text.encode("utf-32-le"), "<u4")).tolist()
+    assert [text[a:b] for a, b in pairwise([*starts, len(text)])] == pretokenize.pretokens(text)
+
+
+def test_contractions_begin_and_end_where_the_pattern_says():
+    parts = ["'", "s", "t", "r", "e", "l", "v", "m", "d", "a", " ", "\n", "1", "é"]
+    text = "\n".join(map("".join, product(parts, repeat=4)))
+    for apostrophes in (text, text.replace("a", "'")):
+        starts = word_starts(np.frombuffer(apostrophes.encode("utf-32-le"), "<u4")).tolist()
+        assert [apostrophes[a:b] for a, b in pairwise([*starts, len(text)])] == pretokenize.pretokens(apostrophes)
+
+
+@pytest.mark.parametrize(
+    "ids", [range(300), [0, 9, 10, 99, 100, 10**6], [7, 10**7 - 1], [3, 10**7], [0, 2**31 - 1], [5]]
+)
+def test_ids_of_any_size_as_text(ids):
+    ids = np.array(ids, np.int32)
+    some = np.tile(ids, 3)
+    assert decimals.Decimals(ids).of(some) == decimals.few(some.tolist()) == "".join(f"{i}," for i in some)
+    assert decimals.Decimals(ids).of([]) == decimals.few([]) == ""
 
 
 @pytest.mark.parametrize("several", [1, 10**9])
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("call", [Tokenizer.encode, Tokenizer.encode_array])
-def test_a_token_that_is_lacking_is_an_error_each_time_together_and_one_by_one(monkeypatch, several, call):
+def test_a_token_that_is_lacking_is_an_error_each_time_together_and_one_by_one(monkeypatch, several, long, call):
+    if long:
+        as_long_texts(monkeypatch, 400)
     monkeypatch.setattr(words, "MANY", several)
     monkeypatch.setattr(words, "FEW", 0)
     vocab = {c: i for i, c in enumerate(BYTE_CHARACTERS)} | {"abc": 256}

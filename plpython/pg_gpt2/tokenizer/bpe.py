@@ -18,11 +18,14 @@ from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from ..limits import MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
-from .pretokenize import last_cut, pretokens, split
+from .decimals import Decimals, few
+from .long_texts import LONG, MOST_CHARACTERS, LongTexts
+from .pretokenize import last_cut, pieces, pretokens, split
 from .tables import BYTE_CHARACTERS, END_OF_TEXT, Tables, made_of
 from .words import Words, gathered
 
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
+FEW_TOKENS = 1 << 10  # fewer are written one by one
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
 MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
@@ -116,6 +119,14 @@ class Tokenizer:
         return dict(zip(self.tables.ids.tolist(), (data[start:end] for start, end in pairwise([0, *ends]))))
 
     @cached_property
+    def _long_texts(self) -> LongTexts:
+        return LongTexts(self._words)
+
+    @cached_property
+    def _decimals(self) -> Decimals:
+        return Decimals(self.tables.ids)
+
+    @cached_property
     def _longest(self) -> int:
         """Bytes of the longest token."""
         return int(np.diff(self.tables.ends, prepend=0).max())
@@ -125,7 +136,7 @@ class Tokenizer:
         ids: list[int] = []
         room = MANY_TOKENS
         for some in self._encoded(text, special):
-            ids += some
+            ids += some.tolist() if isinstance(some, np.ndarray) else some
             if len(ids) > room:
                 room *= 2
                 host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
@@ -135,15 +146,14 @@ class Tokenizer:
         """Token ids as the text of an array of SQL, of at most MOST_IDS."""
         parts: list[str] = []
         count = 0
-        for words in self._words_of(text, special):
-            part = f"{words}," if isinstance(words, int) else "".join(self._words.texts(words))
-            parts.append(part)
-            count += part.count(",")
+        for some in self._encoded(text, special):
+            count += len(some)
             if count > MOST_IDS:
                 raise InvalidParameter(
                     f"the text has more than {MOST_IDS} tokens, the most that an array takes",
                     hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
                 )
+            parts.append(few(some) if isinstance(some, list) and len(some) < FEW_TOKENS else self._decimals.of(some))
         parts[-1:] = [part.removesuffix(",") for part in parts[-1:]]
         return "".join(["{", *parts, "}"])
 
@@ -210,13 +220,19 @@ class Tokenizer:
         """The last place where a text may be encoded in two: whatever is appended, the ids before it stay. 0: none."""
         return next((start + cut for start, end in self.added.settled(text) if (cut := last_cut(text[start:end]))), 0)
 
-    def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
-        """Ids in lists of a piece of the text each."""
-        for words in self._words_of(text, special):
-            yield [words] if isinstance(words, int) else list(chain.from_iterable(self._words.encode(words)))
+    def _encoded(self, text: str, special: bool) -> Iterator[list[int] | np.ndarray]:
+        """Ids of one piece of the text after another."""
+        for part in self._parts(text, special):
+            if isinstance(part, int):
+                yield [part]
+            elif LONG <= len(part) <= MOST_CHARACTERS:
+                yield self._long_texts.ids(part)
+            else:
+                for words in gathered(split(part)):
+                    yield list(chain.from_iterable(self._words.encode(words)))
 
-    def _words_of(self, text: str, special: bool) -> Iterator[list[str] | int]:
-        """Words in lists of a piece of the text each, and the ids of the added tokens between them."""
+    def _parts(self, text: str, special: bool) -> Iterator[str | int]:
+        """The ids of the added tokens, and what is between them, in pieces."""
         if special and not self.added.any_special and END_OF_TEXT in text:
             raise InvalidParameter(
                 f"the vocabulary has no token {END_OF_TEXT}",
@@ -226,8 +242,11 @@ class Tokenizer:
         for start, end, token in self.added.split(text, special):
             if token is not None:
                 yield token
-            else:
-                yield from gathered(split(text[start:end], progress, start))
+                continue
+            for piece in pieces(text[start:end], MOST_CHARACTERS // 2):
+                progress.at(start)
+                yield piece
+                start += len(piece)
 
     def _pretokens(self, text: str) -> Iterator[str | int]:
         """The pretokens of a text, and the ids of the tokens added between them."""

@@ -62,13 +62,14 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
     progress = host.Progress("reading the source of a vocabulary", "characters")
     read = 0
     for text in texts:
-        for words in split(text, progress, read):
+        for words in split(text):
             host.check_interrupts()
+            progress.at(read)
             counted.update(words)
+            read += sum(map(len, words))
             if len(counted) > room:
                 room *= 2
                 host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
-        read += len(text)
     return counted
 
 

@@ -35,22 +35,26 @@ def word_too_long(size: int) -> InvalidParameter:
     )
 
 
-def split(text: str, progress: host.Progress | None = None, before: int = 0) -> Iterator[list[str]]:
-    """Pretokens in lists, each of a piece of about PIECE characters; `progress` counts from `before` characters on.
+def pieces(text: str, size: int) -> Iterator[str]:
+    """A text in pieces of so many characters, and those up to the next place to cut.
 
     A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
     space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
     """
-    start, size = 0, len(text)
-    while start < size:
-        end = _cut(text, start + PIECE)
-        if progress is not None:
-            progress.at(before + start)
-        if end - start < LONG_PIECE:
-            yield _words(text[start:end])
-        else:
-            yield from _word_lists(text, start, end)
+    start = 0
+    while start < len(text):
+        end = _cut(text, start + size)
+        yield text[start:end]
         start = end
+
+
+def split(text: str) -> Iterator[list[str]]:
+    """Pretokens in lists, each of a piece of about PIECE characters."""
+    for piece in pieces(text, PIECE):
+        if len(piece) < LONG_PIECE:
+            yield _words(piece)
+        else:
+            yield from _word_lists(piece, 0, len(piece))
 
 
 def _cut(text: str, start: int) -> int:
@@ -110,16 +114,16 @@ def _words(piece: str) -> list[str]:
     return words
 
 
-def _ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
+def ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
     """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
     pairs = (word.partition("-")[::2] for word in table.split())
-    ranges = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
-    return [(a, b) for a, b in ranges if first <= a <= last]
+    found = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
+    return [(a, b) for a, b in found if first <= a <= last]
 
 
 def _char_class(table: str, last: int) -> str:
     """The inside of a `re` character class: the members of a table up to `last`."""
-    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in _ranges(table, 0, last))
+    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in ranges(table, 0, last))
 
 
 def _splitter(last: int) -> re.Pattern[str]:
@@ -144,10 +148,10 @@ def _bmp() -> re.Pattern[str]:
 @cache
 def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
     """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
-    ranges = [(a, b, "a") for a, b in _ranges(LETTER, 0x10000, 0x10FFFF)]
-    ranges += [(a, b, "1") for a, b in _ranges(NUMBER, 0x10000, 0x10FFFF)]
-    ranges.sort()
-    return [a for a, _, _ in ranges], [(b, like) for _, b, like in ranges]
+    found = [(a, b, "a") for a, b in ranges(LETTER, 0x10000, 0x10FFFF)]
+    found += [(a, b, "1") for a, b in ranges(NUMBER, 0x10000, 0x10FFFF)]
+    found.sort()
+    return [a for a, _, _ in found], [(b, like) for _, b, like in found]
 
 
 def _stand_ins(run: re.Match[str]) -> str:

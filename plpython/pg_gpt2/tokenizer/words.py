@@ -1,10 +1,9 @@
-"""Words to ids: what was met before is looked up, and only a new word pays.
+"""The words of short texts to ids: what was met before is looked up, and only a new word pays. See long_texts.py for long ones.
 
-The new words of a piece of text are merged together where there are many, else one by one.
+New words are merged together where there are many, else one by one.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from .pairs import Pairs, Ranks
 from .pretokenize import word_too_long
 from .tables import Tables
 
-AT_ONCE = 1 << 18  # words whose new ones are merged together; some 20 MB
+AT_ONCE = 1 << 16  # words whose new ones are merged together
 CACHED_WORDS = 1 << 17  # some 40 MB; 10 MB of twelve scripts have 120,000
 CACHED_CHARACTERS = 1 << 21  # of these words
 CACHED_LENGTH = 1 << 10  # longer words seldom come back
@@ -27,10 +26,8 @@ MANY = 512  # new words from which merging them together is faster
 FEW = 8  # of many new words the longest are merged one by one: that is faster than rounds for them alone
 LONG_AMONG_MANY = 256  # bytes from which a word is merged alone
 WORDS_A_MERGE = 1 << 11  # of words of 255 bytes some 40 MB of arrays
-IDS_A_TEXT = 1 << 15
 BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
 BYTES_A_CHECK = 1 << 20
-Value = TypeVar("Value")
 
 
 def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
@@ -46,33 +43,20 @@ def gathered(lists: Iterable[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
-class Cache(dict[str, Value | None]):
-    """What was made of words. Emptied when full: the words in use are back at once."""
+class Cache(dict[str, list[int]]):
+    """Ids of words. Emptied when full: the words in use are back at once."""
 
     characters = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._new: list[str] = []
-
-    def __missing__(self, word: str) -> None:
-        """Notes a word that is new, once."""
-        self._new.append(word)
-        self[word] = None
-
-    def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, Value]]) -> list[Value]:
-        """The value of each word; `make` gives those of new words."""
-        found: list[Any] = list(map(self.__getitem__, words))
-        if self._new:
-            new, self._new = self._new, []
-            try:
-                self.update(make(new))
-            except Exception:
-                for word in new:
-                    del self[word]
-                raise
-            found = list(map(self.__getitem__, words))
-            self._tidy(new)
+    def look_up(self, words: list[str], make: Callable[[list[str]], dict[str, list[int]]]) -> list[list[int]]:
+        """The ids of each word; `make` gives those of new words."""
+        try:
+            return list(map(self.__getitem__, words))
+        except KeyError:
+            new = [word for word in dict.fromkeys(words) if word not in self]
+        self.update(make(new))
+        found = list(map(self.__getitem__, words))
+        self._tidy(new)
         return found
 
     def _tidy(self, new: list[str]) -> None:
@@ -95,20 +79,15 @@ class Words:
         self._symbol_of, self._byte_symbols = tables.byte_symbols, tables.byte_symbols.tolist()
         pairs = Pairs(tables.pairs, tables.places)
         self._ranks, self._merged, self._merges = Ranks(pairs), tables.merged.data, Merges(pairs, tables.merged)
-        self.cached: Cache[list[int]] = Cache()
-        self._texts: Cache[str] = Cache()
+        self.cached = Cache()
 
     def encode(self, words: list[str]) -> list[list[int]]:
         """Ids of each word."""
-        return self.cached.look_up(words, lambda new: self._encode_new(new, list, _lists))
-
-    def texts(self, words: list[str]) -> list[str]:
-        """Ids of each word in decimal, with a comma after each id."""
-        return self._texts.look_up(words, lambda new: self._encode_new(new, _text, _texts))
+        return self.cached.look_up(words, self.made)
 
     def symbols(self, word: str) -> list[int]:
         """A symbol for each byte of a word."""
-        data = _encoded(word)
+        data = encoded(word)
         if len(data) <= BYTES_A_CHECK:
             return [self._byte_symbols[b] for b in data]
         if len(data) > MOST_WORD:
@@ -120,21 +99,15 @@ class Words:
             symbols += [self._byte_symbols[b] for b in data[part]]
         return symbols
 
-    def _encode_new(
-        self,
-        words: list[str],
-        one: Callable[[list[int]], Value],
-        each: Callable[[np.ndarray, np.ndarray], list[Value]],
-    ) -> dict[str, Value]:
-        """What `one` makes of a word's ids, or `each` of the ids of several words and their counts, for words not known yet."""
+    def made(self, words: list[str]) -> dict[str, list[int]]:
+        """Ids of each of different words, of which nothing is kept."""
         alone, together = (words, []) if len(words) < MANY else _apart(words)
-        new = {word: one(self._encode_one(word)) for word in alone}
+        new = {word: self._merged_alone(word) for word in alone}
         for part in slices.pieces(len(together), WORDS_A_MERGE):
             data = [word.encode() for word in together[part]]
-            symbols = self._symbol_of[np.frombuffer(b"".join(data), np.uint8)]
-            ids, counts = self._merges.merge(symbols, np.fromiter(map(len, data), np.int64, len(data)))
-            self._require_tokens(int(ids.min()))
-            new.update(zip(together[part], each(ids, counts)))
+            lengths = np.fromiter(map(len, data), np.int64, len(data))
+            ids, counts = self.merged(np.frombuffer(b"".join(data), np.uint8), lengths)
+            new.update(zip(together[part], _lists(ids, counts)))
         return new
 
     def merges(self, symbols: list[int]) -> Iterator[tuple[int, int, int]]:
@@ -142,7 +115,13 @@ class Words:
         for rank, place in merge_by_scan(symbols, self._ranks, self._merged):
             yield rank, place, self._merged[rank]
 
-    def _encode_one(self, word: str) -> list[int]:
+    def merged(self, data: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of words of these bytes, the longest first, and how many of each. [n] uint8, [words] -> [ids] int32, [words]."""
+        ids, counts = self._merges.merge(self._symbol_of[data], lengths)
+        self._require_tokens(int(ids.min()))
+        return ids, counts
+
+    def _merged_alone(self, word: str) -> list[int]:
         symbols = self.symbols(word)
         if len(symbols) >= LONG_WORD:
             symbols = merge_by_heap(symbols, self._ranks, self._merged)
@@ -160,7 +139,7 @@ class Words:
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:
     """Of many words the longest, to be merged one by one, and the others, these from long to short."""
-    lengths = np.fromiter([len(_encoded(word)) for word in words], np.int64, len(words))
+    lengths = np.fromiter([len(encoded(word)) for word in words], np.int64, len(words))
     order = [words[n] for n in np.argsort(-lengths, kind="stable").tolist()]
     alone = max(FEW, int(np.count_nonzero(lengths >= LONG_AMONG_MANY)))
     return order[:alone], order[alone:]
@@ -172,21 +151,7 @@ def _lists(ids: np.ndarray, counts: np.ndarray) -> list[list[int]]:
     return [flat[end - count : end] for end, count in zip(ends, counts.tolist())]
 
 
-def _texts(ids: np.ndarray, counts: np.ndarray) -> list[str]:
-    """Ids of words one after another, as a text for each word. A -1 marks its end until all are written."""
-    return _text(np.insert(ids, np.cumsum(counts), -1).tolist()).split("-1,")[:-1]
-
-
-def _text(ids: list[int]) -> str:
-    """Ids in decimal with a comma after each."""
-    parts = []
-    for part in slices.pieces(len(ids), IDS_A_TEXT):
-        host.check_interrupts()
-        parts.append(str(ids[part])[1:-1].replace(" ", "") + ",")
-    return "".join(parts)
-
-
-def _encoded(word: str) -> bytes:
+def encoded(word: str) -> bytes:
     try:
         return word.encode()
     except UnicodeEncodeError as error:
