@@ -190,6 +190,17 @@ def test_history_of_a_tensor(conn, sql, model):
     assert rows[0][6:] == rows[4][6:] == (None,) * 4
 
 
+def test_moments_are_those_of_the_rows_in_every_style(conn, sql, saved):
+    """An Indian clock's IST, as such a style writes it, is read as Israel's."""
+    history = "SELECT h.at = c.created_at FROM llm_param_history('m', 'wte') AS h JOIN llm_checkpoint AS c"
+    with conn.transaction(force_rollback=True):
+        sql("SET LOCAL timezone = 'Asia/Kolkata'")
+        sql("SET LOCAL datestyle = 'Postgres, DMY'")
+        assert sql("SELECT created_at::text::timestamptz <> created_at FROM llm_checkpoint")
+        assert sql("SELECT l.created_at = c.created_at FROM llm_checkpoint_list('m') AS l, llm_checkpoint AS c")
+        assert sql(f"{history} ON c.id = h.checkpoint_id")
+
+
 def test_a_load_right_after_a_save_changes_nothing(conn, sql, saved):
     sql("SELECT llm_checkpoint_load('m', %s)", saved)
     rows = conn.execute("SELECT event, changed, l2_change FROM llm_param_history('m', 'wte')").fetchall()

@@ -1,4 +1,4 @@
-"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
+"""llm_checkpoint_save, _attach, _load, _list, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
 from collections.abc import Iterator
 
@@ -30,6 +30,19 @@ def load(model: str, checkpoint_id: int) -> int:
 
 
 @entry
+def listed(model: str | None) -> list[db.Row]:
+    """Rows of llm_checkpoint_list, of `model` or of all."""
+    if model is not None:
+        _require_known(model)
+    return db.query(
+        "SELECT id, model, step, run_id, to_jsonb(created_at) #>> '{}' AS created_at, note, n_params, bytes, file_path"
+        " FROM {schema}.llm_checkpoint WHERE $1 IS NULL OR model = $1 ORDER BY id",
+        ["text"],
+        model,
+    )
+
+
+@entry
 def drop(checkpoint_id: int) -> None:
     """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
@@ -48,10 +61,14 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
     if keep_every is not None:
         require_positive(keep_every=keep_every)
-    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
-    if not known:
-        store.config(model)
+    _require_known(model)
     return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+
+
+def _require_known(model: str) -> None:
+    """Refuse (42704) a name, which may be misspelt, of no model and no checkpoint: that of an attached file may have no model."""
+    if not db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model):
+        store.config(model)
 
 
 @entry
