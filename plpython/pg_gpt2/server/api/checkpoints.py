@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
 from ..entry import entry
-from ..storage import checkpoints, store, tensor_versions
+from ..storage import checkpoint_files, checkpoints, store, tensor_versions
 
 
 @entry
 def save(model: str, note: str, file_path: str | None) -> int:
     """A new checkpoint, in the database or in a file; its id."""
     require(model=model, note=note)
-    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+    if file_path is not None:
+        return checkpoints.save_file(model, note, file_path)
+    if note.endswith(checkpoint_files.SUFFIXES):
+        db.notice(f'it is saved in the database, and "{note}" is its note: with file_path => it is saved in a file')
+    return checkpoints.save(model, note)
 
 
 @entry
