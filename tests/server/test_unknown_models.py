@@ -37,6 +37,14 @@ def test_a_misspelt_name_is_told_the_one_most_like_it(conn, models, asked, meant
     assert hint(conn, asked) == expected
 
 
+@pytest.mark.parametrize("call", ["SELECT llm_accumulate_grads(%s)", "SELECT * FROM llm_checkpoint_list(%s)"])
+def test_a_misspelt_name_is_not_one_that_has_nothing(conn, models, call):
+    """Where a model may well have none of what is asked for."""
+    assert conn.execute(call, ["tiny"]).fetchone() in (None, (0,))
+    with pytest.raises(psycopg.errors.UndefinedObject):
+        conn.execute(call, ["tiyn"])
+
+
 def test_a_model_that_a_policy_hides_is_not_meant(connect, models):
     """Only the names that the caller sees are compared."""
     conn = connect()
