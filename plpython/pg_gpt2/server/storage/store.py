@@ -19,6 +19,7 @@ FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a sub
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
 SIMILAR = 0.7  # of difflib: two letters of a word of four may have changed places
+LONGEST_MEANT = 200  # characters of a name that others are compared with
 
 
 def resolved(model: str = "$1") -> str:
@@ -123,10 +124,12 @@ def unknown(model: str) -> UndefinedObject:
 
 def _similar(model: str) -> str | None:
     """The name most like `model` among those of models that the caller sees, presets left out; None where none is like it."""
+    if len(model) > LONGEST_MEANT:
+        return None
     import difflib  # which who makes no mistake does not load
 
     rows = db.query(
-        "SELECT model FROM {schema}.llm_model_config WHERE NOT preset AND length($1) <= 200"
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT preset"
         " AND length(model) BETWEEN length($1) / 2 AND 2 * length($1) ORDER BY model LIMIT 1000",
         ["text"],
         model,
