@@ -148,14 +148,9 @@ RETURNS TABLE (
     bytes bigint,
     file_path text
 )
-LANGUAGE sql STABLE PARALLEL UNSAFE
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-SELECT c.id, c.model, c.step, c.run_id, c.created_at, c.note, c.n_params, c.bytes, c.file_path
-FROM @extschema@.llm_checkpoint AS c
-WHERE llm_checkpoint_list.model IS NULL OR c.model = llm_checkpoint_list.model
-ORDER BY c.id
-$$;
+AS @checkpoints.listed@;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
     'shares with others is stored once.';

@@ -7,11 +7,13 @@ from typing import Any, TypedDict
 
 from pg_llm_client import AsyncPGLLMClient
 
+from .asked import within
 from .database import Connection, Database
 from .errors import ApiError
 from .models import model_of
 from .prompts import as_text, ids_of, several
 
+MOST_INPUTS = 2048  # OpenAI's
 # The texts of this request, which stand in a setting: the query itself is always the same.
 SETTING = "pg_gpt2_serve.texts"
 SOURCE = (
@@ -41,8 +43,10 @@ async def embeddings(database: Database, conn: Connection, given: EmbeddingReque
             raise ApiError(f"{name} must be given", param=name, code="missing_parameter")
     if form not in ("float", "base64"):
         raise ApiError("encoding_format must be float or base64", param="encoding_format", code="invalid_value")
+    inputs = several(given["input"], "input")
+    within(len(inputs), 1, MOST_INPUTS, "input", "the inputs of a request")
     model = await model_of(database, conn, given["model"])
-    texts = [await as_text(database, conn, model.name, each, "input") for each in several(given["input"], "input")]
+    texts = [await as_text(database, conn, model.name, each, "input") for each in inputs]
     if not all(texts):
         raise ApiError("input must not be empty", param="input", code="invalid_value")
     tokens = sum(map(len, await ids_of(database, conn, model.name, texts)))

@@ -84,6 +84,11 @@ KINDS: dict[str, type[ApiError]] = {
     "57": Unavailable,
 }
 
+ABSENT = {
+    "42P01",
+    "42883",
+    "3F000",
+}  # no such table, function or schema, where a request can only name what pg_gpt2 has
 OURS = "pg_gpt2: "  # before our messages; of a row after the first of a set PL/Python makes that the detail of its own
 API_NAMES = {"topp": "top_p", "topk": "top_k"}  # of what SQL calls otherwise
 
@@ -97,6 +102,9 @@ def of_database(error: psycopg.Error) -> ApiError:
         if isinstance(error, psycopg.DataError):  # such as U+0000 in a text
             return ApiError(str(error), code="invalid_value")
         return Failed(str(error))
+    if state in ABSENT:
+        why = f"the database does not have pg_gpt2 as it had when this server began: {error.diag.message_primary}"
+        return Unavailable(f"{why}. CREATE EXTENSION pg_gpt2 in it, or start the server anew")
     kind = KINDS.get(state) or KINDS.get(state[:2]) or Failed
     message, detail = error.diag.message_primary or str(error), error.diag.message_detail or ""
     message = (detail if detail.startswith(OURS) else message).removeprefix(OURS)

@@ -1,6 +1,6 @@
 -- Checkpoints: llm_checkpoint_save, _load, _list, _drop, _prune, _diff, llm_param_history, llm_copy_model from a checkpoint.
 BEGIN;
-SELECT plan(62);
+SELECT plan(63);
 
 SELECT llm_init_model('a', 1, 2, 8, 16, 50, seed => 1);
 SELECT llm_init_model('b', 1, 2, 8, 16, 50, seed => 2);
@@ -29,6 +29,7 @@ UPDATE llm_param SET m = data, v = data, step = 5, data = overlay(data PLACING '
 UPDATE made SET two = llm_checkpoint_save('a', note => 'wpe touched');
 SELECT is((SELECT ROW(step, note, bytes)::text FROM llm_checkpoint_list('a') OFFSET 1), '(5,"wpe touched",6688)', 'moments count');
 SELECT is((SELECT count(*) FROM llm_checkpoint_list('b')), 0::bigint, 'none of another model');
+SELECT throws_ok($$SELECT * FROM llm_checkpoint_list('nosuch')$$, '42704', NULL, 'a name of no model is not one without checkpoints');
 SELECT is((SELECT count(*) FROM llm_checkpoint_blob), (SELECT count(DISTINCT b) FROM original, unnest(ARRAY[data]) AS b WHERE model = 'a') + 1, 'what both have is stored once');
 
 -- Loading.

@@ -364,7 +364,9 @@ STATEMENTS = [
     "SELECT llm_init_model('q', 1, 3, 8, 8, 8)",
     "SELECT llm_train_bpe('SELECT body FROM words', 262, 'q'); SELECT llm_init_model('q', 1, 1, 8, 8, 8)",
     "SELECT llm_drop_model('nosuch')",
+    "SELECT llm_drop_model('smal')",
     "SELECT llm_drop_model('gpt2-small')",
+    "UPDATE llm_model_config SET model = 'q' WHERE model = 't'",
     "SET pg_gpt2.max_memory = '1MB'; SELECT llm_init_model('q', 12, 12, 768, 1024, 50257)",
     "SELECT llm_init_model('q', 2, 4, 256, 64, 280), llm_init_model('r', 2, 4, 256, 64, 280); SET pg_gpt2.max_memory = '24MB';"
     """ SELECT llm_generate_tokens('{1}', 1, model_name => 'q', options => '{"draft_model": "r"}')""",

@@ -259,7 +259,7 @@ def places(module_conn, server_files):
 
 def prepared(conn: psycopg.Connection, folder: Path, prepare: str, policies: str) -> tuple[dict, dict]:
     """What stands for the model south/poet, made by `prepare` and hidden by `policies`, and for one that there is not,
-    with what is theirs; their files are in `folder`."""
+    with what is theirs; their files are in `folder`. Both are as much like north/poet, which a hint may name."""
     (folder / "vocab.json").write_text('{"a": 0}')
     (folder / "merges.txt").write_text("a b\n")
     conn.execute(prepare.replace("{folder}", str(folder)))
@@ -271,7 +271,7 @@ def prepared(conn: psycopg.Connection, folder: Path, prepare: str, policies: str
     ids = {"run": run, "tape": tape, "handle": handle, "saved": saved, "infile": infile}
     return (
         {"m": "south/poet", "folder": folder, **ids},
-        {"m": "south/none", "folder": folder, **{name: 900_000_000 + n for n, name in enumerate(ids)}},
+        {"m": "south/poet2", "folder": folder, **{name: 900_000_000 + n for n, name in enumerate(ids)}},
     )
 
 

@@ -150,7 +150,8 @@ def test_a_timeout_here_ends_the_work_there(sessions: dict[str, psycopg.Connecti
 def test_an_error_of_a_model_there_is_an_error_here(sessions: dict[str, psycopg.Connection]) -> None:
     """With its SQLSTATE, message and hint."""
     sessions["two"].execute(
-        "ALTER TABLE note RENAME TO gone; UPDATE llm_model_config SET model = 'other' WHERE model = 'm'"
+        "ALTER TABLE note RENAME TO gone; CREATE TABLE kept AS SELECT * FROM llm_model_config WHERE model = 'm';"
+        " DELETE FROM llm_model_config WHERE model = 'm'"
     )
     try:
         with pytest.raises(psycopg.errors.UndefinedObject, match='model "m" does not exist') as raised:
@@ -158,7 +159,7 @@ def test_an_error_of_a_model_there_is_an_error_here(sessions: dict[str, psycopg.
         assert "llm_models" in (raised.value.diag.message_hint or "")
     finally:
         sessions["two"].execute(
-            "ALTER TABLE gone RENAME TO note; UPDATE llm_model_config SET model = 'm' WHERE model = 'other'"
+            "ALTER TABLE gone RENAME TO note; INSERT INTO llm_model_config SELECT * FROM kept; DROP TABLE kept"
         )
 
 

@@ -55,15 +55,16 @@ class Pair:
             ).format(sql.Identifier(self.name), where, sql.SQL(", ").join(map(sql.Identifier, publications)))
         )
         states = "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
-        self._wait(self.subscriber, states, [])
+        self.wait(self.subscriber, states, [])
 
     def catch_up(self) -> None:
         """Wait until the subscriber has what the publisher wrote."""
         (end,) = self.publisher.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
         received = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
-        self._wait(self.publisher, received, [end, self.name])
+        self.wait(self.publisher, received, [end, self.name])
 
-    def _wait(self, conn: psycopg.Connection, condition: str, parameters: list[str]) -> None:
+    def wait(self, conn: psycopg.Connection, condition: str, parameters: list[str]) -> None:
+        """Until `condition`, a query, gives true."""
         until = time.monotonic() + 120  # seconds, on a machine that does much else
         while conn.execute(condition, parameters).fetchone() != (True,):
             workers = self.subscriber.execute("SELECT * FROM pg_stat_subscription").fetchall()
@@ -75,7 +76,7 @@ class Pair:
         self.subscriber.execute(f"ALTER SUBSCRIPTION {self.name} SET (slot_name = NONE)")
         self.subscriber.execute(f"DROP SUBSCRIPTION {self.name}")
         slots = "SELECT count(*) = 0 FROM pg_replication_slots WHERE slot_name = %s AND active"
-        self._wait(self.publisher, slots, [self.name])
+        self.wait(self.publisher, slots, [self.name])
         self.publisher.execute("SELECT pg_drop_replication_slot(%s)", [self.name])
 
     def assert_same(self, *models: str) -> None:
@@ -190,6 +191,27 @@ def test_a_subscriber_trains_its_own_models_beside(pair: Pair) -> None:
     pair.catch_up()
     assert own.execute(kept).fetchall() == before
     assert own.execute("SELECT llm_generate('low', 3, model_name => 'mine') <> ''").fetchone() == (True,)
+
+
+def test_a_model_of_its_own_is_not_replaced_by_one_that_is_added(pair: Pair) -> None:
+    """A name that both have stops the subscription, as it does where a table is copied, until the subscriber drops its model."""
+    publish(pair, ["m"])
+    pair.subscribe("models")
+    own = pair.subscriber
+    own.execute("SELECT llm_copy_model('m', 'copy')")
+    weights = "SELECT md5(string_agg(md5(data), '' ORDER BY name, token_id)) FROM llm_param WHERE model = 'copy'"
+    before = own.execute(weights).fetchone()
+    pair.publisher.execute(TRAIN, ["copy"])
+    assert pair.publisher.execute(weights).fetchone() != before
+    publish(pair, ["copy", "m"])
+    pair.wait(own, "SELECT bool_or(apply_error_count > 0) FROM pg_stat_subscription_stats", [])
+    assert own.execute(weights).fetchone() == before
+    own.execute("SELECT llm_drop_model('copy')")
+    pair.catch_up()
+    pair.assert_same("m", "copy")
+    pair.publisher.execute("SELECT llm_drop_model('copy')")  # what is deleted later is sent again
+    pair.catch_up()
+    assert models_of(own) == ["m"]
 
 
 def test_a_dropped_model_disappears_from_the_subscriber(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -136,6 +137,29 @@ def test_a_stopped_run_ends_cleanly_and_goes_on(conn, connect, uninterrupted):
     assert one(conn, "SELECT status FROM llm_run WHERE model = 'stopped'") == "stopped"
     assert 4 <= steps(conn, "stopped") < 4000
     assert one(conn, "SELECT llm_train_stop('stopped')") is False
+
+
+@pytest.mark.parametrize("commit_every", [3, 1000])
+def test_a_cancelled_run_tells_what_is_kept(connect, commit_every):
+    """The step that llm_train_progress shows afterwards, and that the same call goes on from."""
+    conn, told = connect(), []
+    model = f"cancelled {commit_every}"
+    make_model(conn, model)
+    conn.add_notice_handler(lambda notice: told.append(notice.message_primary))
+    call = "CALL llm_train_run(%s, 100000, batch_size => 4, commit_every => %s, flush_seconds => 0, log_every => 0)"
+    for _ in range(2):
+        conn.execute("SET statement_timeout = '2s'")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            conn.execute(call, [model, commit_every])
+        conn.execute("RESET statement_timeout")
+    run, step = conn.execute("SELECT run_id, step FROM llm_train_progress WHERE model = %s", [model]).fetchone()
+    kept = [line for line in told if "is kept" in line]
+    if commit_every > 100:
+        assert kept == [f"no step of run {run} is kept; the same call goes on from these weights"] * 2
+        return
+    first, second = (int(found) for found in re.findall(rf"run {run} is kept up to step (\d+) of 100000", str(kept)))
+    assert 0 < first < second == step
+    assert f"resuming run {run} after step {first}" in told
 
 
 def test_a_second_trainer_is_told_and_readers_go_on(conn, connect):

@@ -190,6 +190,29 @@ def test_history_of_a_tensor(conn, sql, model):
     assert rows[0][6:] == rows[4][6:] == (None,) * 4
 
 
+def test_a_path_in_the_place_of_a_note_is_told_of(connect, model):
+    """The checkpoint is no file, though it was meant to be one."""
+    conn, told = connect(), []
+    conn.add_notice_handler(lambda notice: told.append(notice.message_primary))
+    conn.execute("SELECT llm_checkpoint_save('m', 'before the .npz came'), llm_checkpoint_save('m', 'a/b')")
+    assert told == []
+    conn.execute("SELECT llm_checkpoint_save('m', '/backup/m.npz')")
+    assert told == [
+        'it is saved in the database, and "/backup/m.npz" is its note: with file_path => it is saved in a file'
+    ]
+
+
+def test_moments_are_those_of_the_rows_in_every_style(conn, sql, saved):
+    """An Indian clock's IST, as such a style writes it, is read as Israel's."""
+    history = "SELECT h.at = c.created_at FROM llm_param_history('m', 'wte') AS h JOIN llm_checkpoint AS c"
+    with conn.transaction(force_rollback=True):
+        sql("SET LOCAL timezone = 'Asia/Kolkata'")
+        sql("SET LOCAL datestyle = 'Postgres, DMY'")
+        assert sql("SELECT created_at::text::timestamptz <> created_at FROM llm_checkpoint")
+        assert sql("SELECT l.created_at = c.created_at FROM llm_checkpoint_list('m') AS l, llm_checkpoint AS c")
+        assert sql(f"{history} ON c.id = h.checkpoint_id")
+
+
 def test_a_load_right_after_a_save_changes_nothing(conn, sql, saved):
     sql("SELECT llm_checkpoint_load('m', %s)", saved)
     rows = conn.execute("SELECT event, changed, l2_change FROM llm_param_history('m', 'wte')").fetchall()

@@ -2,11 +2,14 @@
 
 import re
 
+import httpx
+import psycopg
 import pytest
 from pg_gpt2 import errors
 
 from loaders.serve.errors import KINDS
 from tests.server.client.models import MODEL, PROMPT
+from tests.server.serve.serving import serving
 
 GOOD = {"model": MODEL, "prompt": PROMPT, "max_tokens": 3}
 SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "minProperties": 3}}}
@@ -134,6 +137,7 @@ def test_paths_and_methods_that_are_not_there(http):
         ({"input": ""}, "input"),
         ({"input": ["a", ""]}, "input"),
         ({"input": None}, "input"),
+        ({"input": ["a"] * 2049}, "input"),
         ({"model": "absent"}, "model"),
         ({"encoding_format": "hex"}, "encoding_format"),
         ({"dimensions": 7}, "dimensions"),
@@ -146,6 +150,39 @@ def test_embeddings_say_what_is_wrong(http, asked, param):
     response = http.post("/v1/embeddings", json={"model": MODEL, "input": "a"} | asked)
     assert response.status_code in (400, 404)
     assert response.json()["error"]["param"] == param
+
+
+def test_as_many_texts_as_openai_takes_are_embedded(http):
+    response = http.post("/v1/embeddings", json={"model": MODEL, "input": ["a"] * 2048})
+    assert (response.status_code, len(response.json()["data"])) == (200, 2048)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("models", None),
+        ("completions", {"prompt": PROMPT}),
+        ("embeddings", {"input": "a"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+    ],
+    ids=str,
+)
+def test_a_database_that_has_lost_the_extension_is_not_available(new_database, path, asked):
+    """It was dropped after the server began; made anew, it is served again."""
+    dsn = new_database()
+    with serving(dsn) as http, psycopg.connect(dsn, autocommit=True) as conn:
+
+        def answer() -> httpx.Response:
+            return (
+                http.get(f"/v1/{path}") if asked is None else http.post(f"/v1/{path}", json={"model": MODEL, **asked})
+            )
+
+        conn.execute("DROP EXTENSION pg_gpt2 CASCADE")
+        response = answer()
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "database_unavailable")
+        assert "does not have pg_gpt2" in response.json()["error"]["message"]
+        conn.execute("CREATE EXTENSION pg_gpt2")
+        assert answer().status_code == (200 if asked is None else 404)
 
 
 def test_a_chat_needs_a_template(http):

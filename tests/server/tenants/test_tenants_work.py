@@ -85,3 +85,13 @@ def test_a_restored_database_needs_the_policies_again(new_database, dsn, places)
             1,
         )
         conn.execute("DROP OWNED BY north, south")
+
+
+def test_a_stranger_is_told_of_the_right_that_is_missing_and_not_of_policies(connect, places):
+    """Who was granted nothing may not read the tables at all, whatever policies say."""
+    conn = connect()
+    with conn.transaction(force_rollback=True):
+        conn.execute("CREATE ROLE stranger; SET LOCAL ROLE stranger")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_model_config") as raised:
+            conn.execute("SELECT llm_generate('low', 1, model_name => 'tiny')")
+    assert "llm_grant_usage('stranger', 'read')" in (raised.value.diag.message_hint or "")

@@ -268,8 +268,9 @@ def accumulate_grads(model: str, workers: int) -> int:
     """Add gradients of mapped handles to llm_param.grad; the number of rows."""
     require(model=model)
     require_positive(workers=workers)
+    config = store.config(model)  # a misspelt name would seem to have no gradients
     store.lock(model)
-    total, turn, trained = 0, 1, store.trained(store.find_config(model), "$2")
+    total, turn, trained = 0, 1, store.trained(config, "$2")
     while updated := _accumulate(
         model, trained, turn
     ):  # a row shared as several tensors gets the gradient of each in its turn

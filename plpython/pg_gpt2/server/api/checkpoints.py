@@ -1,18 +1,22 @@
-"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
+"""llm_checkpoint_save, _attach, _load, _list, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
 from collections.abc import Iterator
 
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
 from ..entry import entry
-from ..storage import checkpoints, store, tensor_versions
+from ..storage import checkpoint_files, checkpoints, store, tensor_versions
 
 
 @entry
 def save(model: str, note: str, file_path: str | None) -> int:
     """A new checkpoint, in the database or in a file; its id."""
     require(model=model, note=note)
-    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+    if file_path is not None:
+        return checkpoints.save_file(model, note, file_path)
+    if note.endswith(checkpoint_files.SUFFIXES):
+        db.notice(f'it is saved in the database, and "{note}" is its note: with file_path => it is saved in a file')
+    return checkpoints.save(model, note)
 
 
 @entry
@@ -27,6 +31,19 @@ def load(model: str, checkpoint_id: int) -> int:
     """Back to a checkpoint of the model; its step."""
     require(model=model, checkpoint_id=checkpoint_id)
     return checkpoints.go_back(model, checkpoint_id).step
+
+
+@entry
+def listed(model: str | None) -> list[db.Row]:
+    """Rows of llm_checkpoint_list, of `model` or of all."""
+    if model is not None:
+        _require_known(model)
+    return db.query(
+        "SELECT id, model, step, run_id, to_jsonb(created_at) #>> '{}' AS created_at, note, n_params, bytes, file_path"
+        " FROM {schema}.llm_checkpoint WHERE $1 IS NULL OR model = $1 ORDER BY id",
+        ["text"],
+        model,
+    )
 
 
 @entry
@@ -48,10 +65,14 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
     if keep_every is not None:
         require_positive(keep_every=keep_every)
-    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
-    if not known:
-        store.config(model)
+    _require_known(model)
     return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+
+
+def _require_known(model: str) -> None:
+    """Refuse (42704) a name, which may be misspelt, of no model and no checkpoint: that of an attached file may have no model."""
+    if not db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model):
+        store.config(model)
 
 
 @entry

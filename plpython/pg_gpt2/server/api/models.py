@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
-from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ...errors import FeatureNotSupported, InvalidParameter, NullNotAllowed, WrongState, require
 from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
@@ -17,7 +17,15 @@ from ..training import audit
 
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
-    """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    """Before a row is inserted into llm_model_config: make room when the name is a preset's. Before it gets another name: refuse
+    (0A000), since weights, vocabulary and all else would be left behind."""
+    if trigger["event"] == "UPDATE":
+        require_trigger_of(trigger, "BEFORE UPDATE ROW", "llm_model_config")
+        old, new = trigger["old"]["model"], trigger["new"]["model"]
+        raise FeatureNotSupported(
+            f'model "{old}" cannot be renamed: its weights and all else are found by the name',
+            hint=f"llm_copy_model('{old}', '{new}') copies it; then llm_drop_model('{old}').",
+        )
     require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
@@ -159,7 +167,7 @@ def drop_model(model: str) -> None:
                 f'model "{model}" is a preset, and has nothing but its configuration',
                 hint="DELETE its row from llm_model_config if it shall not be listed.",
             )
-        raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+        raise store.unknown(model)
     weights.forget_file(model)  # not of a model that the caller does not see
     if deleted["llm_bpe_vocab"]:
         vocabulary_file.forget()

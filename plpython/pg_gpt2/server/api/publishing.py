@@ -39,8 +39,10 @@ def publish(publication: str, models: list[str] | None) -> None:
     _refuse_other_tables(publication)
     before = _filters(publication)
     db.command("ALTER PUBLICATION {publication} SET TABLE " + tables, publication=name, models=literal)
-    db.command("ALTER PUBLICATION {publication} SET" + KINDS.removeprefix(" WITH"), publication=name)
+    # A subscriber's own model of that name stops it: with the DELETE, the publisher's would take the place of its weights.
+    db.command("ALTER PUBLICATION {publication} SET (publish = 'insert')", publication=name)
     _send_added(before, None if models is None else literal)
+    db.command("ALTER PUBLICATION {publication} SET" + KINDS.removeprefix(" WITH"), publication=name)
 
 
 def _check(models: list[str]) -> None:

@@ -27,6 +27,7 @@ from .. import db
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
+SUFFIXES = (".safetensors", ".npz")
 DIGEST_BYTES = 32
 MOST_BLOCK_BYTES = 1 << 30  # what PostgreSQL can hold in a value
 PIECE_BYTES = 16 << 20  # hashed between two looks for a cancel
@@ -108,7 +109,7 @@ def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
 
 def require_suffix(path: str) -> None:
     """Refuse (22023) the name of a file that does not say which format the file shall have."""
-    if not path.endswith((".safetensors", ".npz")):
+    if not path.endswith(SUFFIXES):
         raise InvalidParameter(
             f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
         )

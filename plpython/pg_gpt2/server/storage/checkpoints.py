@@ -1,7 +1,7 @@
 """Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
-Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
-Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
+What is saved into the database is read by one statement: of one snapshot, whatever is committed beside it, and no weight passes
+through Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
 sql/checkpoints.sql.
 """
 
@@ -158,6 +158,12 @@ def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    begun = db.row(  # first the row: a policy then sees whose checkpoint the parts are of
+        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config)"
+        " VALUES ($1, 0, $2, 0, 0, '{}') RETURNING id",
+        ["text", "text"],
+        *(model, note),
+    )
     row = db.row(
         f"""
         WITH state AS MATERIALIZED (
@@ -165,13 +171,13 @@ def save(model: str, note: str) -> int:
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
             FROM {store.trained(config)} AS p
         ), new AS (
-            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
-            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
+            UPDATE {{schema}}.llm_checkpoint AS saved
+            SET step = t.step, run_id = ({LAST_RUN}), n_params = t.data / 4, bytes = t.data + t.moments, config = {CONFIG}
             FROM {{schema}}.llm_model_config AS c, (
                 SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
             ) AS t
-            WHERE c.model = $1 AND t.step IS NOT NULL
-            RETURNING id
+            WHERE saved.id = $2 AND c.model = $1 AND t.step IS NOT NULL
+            RETURNING saved.id
         ), blobs AS (
             INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
             SELECT DISTINCT ON (digest) digest, data
@@ -188,8 +194,8 @@ def save(model: str, note: str) -> int:
         )
         SELECT id FROM new
         """,
-        ["text", "text"],
-        *(model, note),
+        ["text", "int4"],
+        *(model, (begun or {})["id"]),
     )
     if row is None:
         raise store.no_weights(model)

@@ -18,6 +18,8 @@ BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a subtransaction, and in memory three times
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
+SIMILAR = 0.7  # of difflib: two letters of a word of four may have changed places
+LONGEST_MEANT = 200  # characters of a name that others are compared with
 
 
 def resolved(model: str = "$1") -> str:
@@ -108,10 +110,31 @@ def config(model: str) -> GPT2Config:
 
 def unknown(model: str) -> UndefinedObject:
     """The error for a model that is not there, or that the caller does not see."""
+    similar = _similar(model)
+    if similar is not None:
+        return UndefinedObject(
+            f'model "{model}" does not exist',
+            hint=f'Perhaps you meant "{similar}". SELECT * FROM llm_models lists the models.',
+        )
     return UndefinedObject(
         f'model "{model}" does not exist',
         hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
     )
+
+
+def _similar(model: str) -> str | None:
+    """The name most like `model` among those of models that the caller sees, presets left out; None where none is like it."""
+    if len(model) > LONGEST_MEANT:
+        return None
+    import difflib  # which who makes no mistake does not load
+
+    rows = db.query(
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT preset"
+        " AND length(model) BETWEEN length($1) / 2 AND 2 * length($1) ORDER BY model LIMIT 1000",
+        ["text"],
+        model,
+    )
+    return next(iter(difflib.get_close_matches(model, [row["model"] for row in rows], 1, SIMILAR)), None)
 
 
 def find_config(model: str) -> GPT2Config | None:

@@ -135,23 +135,27 @@ def norm(state: Snapshot, name: str) -> float:
 
 # --- history ----------------------------------------------------------------------------------------------------------------
 
-# What happened to a model, in the order of time: training, saving, loading, and what it has now.
+# What happened to a model, in the order of time: training, saving, loading, and what it has now. PL/Python passes a moment on as
+# text, which not every DateStyle reads as what was written; that of JSON is read everywhere.
 EVENTS = """
-    SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
-           NULL::integer AS checkpoint_id,
-           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
-           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
-    FROM {schema}.llm_run AS r
-    JOIN (
-        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
-    ) AS l USING (run_id)
-    UNION ALL
-    SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
-    UNION ALL
-    SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
-    UNION ALL
-    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
-    ORDER BY at, run_id, checkpoint_id
+    WITH event AS (
+        SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
+               NULL::integer AS checkpoint_id,
+               CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
+               CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
+        FROM {schema}.llm_run AS r
+        JOIN (
+            SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
+        ) AS l USING (run_id)
+        UNION ALL
+        SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
+        UNION ALL
+        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+        UNION ALL
+        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
+    )
+    SELECT to_jsonb(at) #>> '{}' AS at, event, run_id, checkpoint_id, first_step, last_step
+    FROM event ORDER BY event.at, run_id, checkpoint_id
 """
 
 

@@ -7,7 +7,8 @@ evaluations decide: they are in the log.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -54,6 +55,7 @@ class Run:
         self._progress = Progress(plan.n_steps, plan.log_every)
         self.made = range(0)  # steps, by the last call of `go_on`
         self.done = 0
+        self._committed = 0  # of these, in a run that commits
         self._local = LocalSteps(session, plan) if plan.course.is_local else None
         self._log = run_log.Log(0, session.model)
 
@@ -204,6 +206,22 @@ class Run:
             status,
         )
 
+    def commit(self) -> None:
+        """Commit what was begun, gone on with, or written."""
+        db.commit()
+        self._committed = self.done
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Around the steps of a run that commits. What ends them, such as a cancel, leaves what was committed, which is told."""
+        try:
+            yield
+        except Exception:
+            kept = f"run {self.run_id} is kept up to step {self._committed} of {self.plan.n_steps}"
+            none = f"no step of run {self.run_id} is kept"
+            db.notice(f"{kept if self._committed else none}; the same call goes on from these weights")
+            raise
+
     def stop_requested(self) -> bool:
         """Whether llm_train_stop was called."""
         row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
@@ -256,7 +274,12 @@ def train_committing(
     run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
-    db.commit()
+    run.commit()
+    with run.interruptible():
+        _make_steps(run, commit_every, flush_seconds)
+
+
+def _make_steps(run: Run, commit_every: int, flush_seconds: float) -> None:
     committed = looked = time.monotonic()
     while not run.over:
         best = run.go_on()
@@ -265,15 +288,15 @@ def train_committing(
             run.commit_point()
             if best:
                 run.keep()
-            db.commit()
+            run.commit()
             committed = time.monotonic()
         if now - looked >= STOP_EVERY and not run.over:
             looked = now
             if run.stop_requested():
                 run.commit_point("stopped")
-                db.commit()
+                run.commit()
                 ended = f"run {run.run_id} stopped after step {run.done}; the same call goes on with it"
                 db.notice(f"{ended}{told(run.run_id)}")
                 return
     run.end()
-    db.commit()
+    run.commit()
