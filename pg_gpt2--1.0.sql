@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 ed44b314dc89 @extschema@'] = importer['import_package']('pg_gpt2 ed44b314dc89 @extschema@', '@extschema@')
+    GD['pg_gpt2 4eb4d0a69207 @extschema@'] = importer['import_package']('pg_gpt2 4eb4d0a69207 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 ed44b314dc89 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 4eb4d0a69207 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -15670,8 +15670,9 @@ def accumulate_grads(model: str, workers: int) -> int:
     """Add gradients of mapped handles to llm_param.grad; the number of rows."""
     require(model=model)
     require_positive(workers=workers)
+    config = store.config(model)  # a misspelt name would seem to have no gradients
     store.lock(model)
-    total, turn, trained = 0, 1, store.trained(store.find_config(model), "$2")
+    total, turn, trained = 0, 1, store.trained(config, "$2")
     while updated := _accumulate(
         model, trained, turn
     ):  # a row shared as several tensors gets the gradient of each in its turn
@@ -15707,21 +15708,25 @@ def prune(workers: int) -> int:
     require_positive(workers=workers)
     return tape_rows.drop([own_tape()])
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _list, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
 from collections.abc import Iterator
 
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
 from ..entry import entry
-from ..storage import checkpoints, store, tensor_versions
+from ..storage import checkpoint_files, checkpoints, store, tensor_versions
 
 
 @entry
 def save(model: str, note: str, file_path: str | None) -> int:
     """A new checkpoint, in the database or in a file; its id."""
     require(model=model, note=note)
-    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+    if file_path is not None:
+        return checkpoints.save_file(model, note, file_path)
+    if note.endswith(checkpoint_files.SUFFIXES):
+        db.notice(f'it is saved in the database, and "{note}" is its note: with file_path => it is saved in a file')
+    return checkpoints.save(model, note)
 
 
 @entry
@@ -15736,6 +15741,19 @@ def load(model: str, checkpoint_id: int) -> int:
     """Back to a checkpoint of the model; its step."""
     require(model=model, checkpoint_id=checkpoint_id)
     return checkpoints.go_back(model, checkpoint_id).step
+
+
+@entry
+def listed(model: str | None) -> list[db.Row]:
+    """Rows of llm_checkpoint_list, of `model` or of all."""
+    if model is not None:
+        _require_known(model)
+    return db.query(
+        "SELECT id, model, step, run_id, to_jsonb(created_at) #>> '{}' AS created_at, note, n_params, bytes, file_path"
+        " FROM {schema}.llm_checkpoint WHERE $1 IS NULL OR model = $1 ORDER BY id",
+        ["text"],
+        model,
+    )
 
 
 @entry
@@ -15757,10 +15775,14 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
     if keep_every is not None:
         require_positive(keep_every=keep_every)
-    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
-    if not known:
-        store.config(model)
+    _require_known(model)
     return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+
+
+def _require_known(model: str) -> None:
+    """Refuse (42704) a name, which may be misspelt, of no model and no checkpoint: that of an attached file may have no model."""
+    if not db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model):
+        store.config(model)
 
 
 @entry
@@ -16581,7 +16603,7 @@ from typing import Any
 
 from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
-from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ...errors import FeatureNotSupported, InvalidParameter, NullNotAllowed, WrongState, require
 from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
@@ -16592,7 +16614,15 @@ from ..training import audit
 
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
-    """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    """Before a row is inserted into llm_model_config: make room when the name is a preset's. Before it gets another name: refuse
+    (0A000), since weights, vocabulary and all else would be left behind."""
+    if trigger["event"] == "UPDATE":
+        require_trigger_of(trigger, "BEFORE UPDATE ROW", "llm_model_config")
+        old, new = trigger["old"]["model"], trigger["new"]["model"]
+        raise FeatureNotSupported(
+            f'model "{old}" cannot be renamed: its weights and all else are found by the name',
+            hint=f"llm_copy_model('{old}', '{new}') copies it; then llm_drop_model('{old}').",
+        )
     require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
@@ -16734,7 +16764,7 @@ def drop_model(model: str) -> None:
                 f'model "{model}" is a preset, and has nothing but its configuration',
                 hint="DELETE its row from llm_model_config if it shall not be listed.",
             )
-        raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+        raise store.unknown(model)
     weights.forget_file(model)  # not of a model that the caller does not see
     if deleted["llm_bpe_vocab"]:
         vocabulary_file.forget()
@@ -16936,8 +16966,10 @@ def publish(publication: str, models: list[str] | None) -> None:
     _refuse_other_tables(publication)
     before = _filters(publication)
     db.command("ALTER PUBLICATION {publication} SET TABLE " + tables, publication=name, models=literal)
-    db.command("ALTER PUBLICATION {publication} SET" + KINDS.removeprefix(" WITH"), publication=name)
+    # A subscriber's own model of that name stops it: with the DELETE, the publisher's would take the place of its weights.
+    db.command("ALTER PUBLICATION {publication} SET (publish = 'insert')", publication=name)
     _send_added(before, None if models is None else literal)
+    db.command("ALTER PUBLICATION {publication} SET" + KINDS.removeprefix(" WITH"), publication=name)
 
 
 def _check(models: list[str]) -> None:
@@ -20756,7 +20788,8 @@ def _who_gives_the_right(message: str) -> str | None:
     if found is None:
         return None
     refused = db.row(
-        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered,"
+        "SELECT quote_literal(current_user) AS role,"  # what a policy refuses is to write a row
+        " bool_or(row_security_active(o.oid) AND has_table_privilege(o.oid, 'INSERT, UPDATE')) AS filtered,"
         " has_table_privilege('{schema}.llm_param', 'SELECT') AS reads"
         " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
         " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
@@ -20941,6 +20974,7 @@ from .. import db
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
+SUFFIXES = (".safetensors", ".npz")
 DIGEST_BYTES = 32
 MOST_BLOCK_BYTES = 1 << 30  # what PostgreSQL can hold in a value
 PIECE_BYTES = 16 << 20  # hashed between two looks for a cancel
@@ -21022,7 +21056,7 @@ def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
 
 def require_suffix(path: str) -> None:
     """Refuse (22023) the name of a file that does not say which format the file shall have."""
-    if not path.endswith((".safetensors", ".npz")):
+    if not path.endswith(SUFFIXES):
         raise InvalidParameter(
             f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
         )
@@ -21299,8 +21333,8 @@ def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
-Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
-Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
+What is saved into the database is read by one statement: of one snapshot, whatever is committed beside it, and no weight passes
+through Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
 sql/checkpoints.sql.
 """
 
@@ -21457,6 +21491,12 @@ def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    begun = db.row(  # first the row: a policy then sees whose checkpoint the parts are of
+        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config)"
+        " VALUES ($1, 0, $2, 0, 0, '{}') RETURNING id",
+        ["text", "text"],
+        *(model, note),
+    )
     row = db.row(
         f"""
         WITH state AS MATERIALIZED (
@@ -21464,13 +21504,13 @@ def save(model: str, note: str) -> int:
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
             FROM {store.trained(config)} AS p
         ), new AS (
-            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
-            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
+            UPDATE {{schema}}.llm_checkpoint AS saved
+            SET step = t.step, run_id = ({LAST_RUN}), n_params = t.data / 4, bytes = t.data + t.moments, config = {CONFIG}
             FROM {{schema}}.llm_model_config AS c, (
                 SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
             ) AS t
-            WHERE c.model = $1 AND t.step IS NOT NULL
-            RETURNING id
+            WHERE saved.id = $2 AND c.model = $1 AND t.step IS NOT NULL
+            RETURNING saved.id
         ), blobs AS (
             INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
             SELECT DISTINCT ON (digest) digest, data
@@ -21487,8 +21527,8 @@ def save(model: str, note: str) -> int:
         )
         SELECT id FROM new
         """,
-        ["text", "text"],
-        *(model, note),
+        ["text", "int4"],
+        *(model, (begun or {})["id"]),
     )
     if row is None:
         raise store.no_weights(model)
@@ -22650,6 +22690,8 @@ BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a subtransaction, and in memory three times
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
+SIMILAR = 0.7  # of difflib: two letters of a word of four may have changed places
+LONGEST_MEANT = 200  # characters of a name that others are compared with
 
 
 def resolved(model: str = "$1") -> str:
@@ -22740,10 +22782,31 @@ def config(model: str) -> GPT2Config:
 
 def unknown(model: str) -> UndefinedObject:
     """The error for a model that is not there, or that the caller does not see."""
+    similar = _similar(model)
+    if similar is not None:
+        return UndefinedObject(
+            f'model "{model}" does not exist',
+            hint=f'Perhaps you meant "{similar}". SELECT * FROM llm_models lists the models.',
+        )
     return UndefinedObject(
         f'model "{model}" does not exist',
         hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
     )
+
+
+def _similar(model: str) -> str | None:
+    """The name most like `model` among those of models that the caller sees, presets left out; None where none is like it."""
+    if len(model) > LONGEST_MEANT:
+        return None
+    import difflib  # which who makes no mistake does not load
+
+    rows = db.query(
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT preset"
+        " AND length(model) BETWEEN length($1) / 2 AND 2 * length($1) ORDER BY model LIMIT 1000",
+        ["text"],
+        model,
+    )
+    return next(iter(difflib.get_close_matches(model, [row["model"] for row in rows], 1, SIMILAR)), None)
 
 
 def find_config(model: str) -> GPT2Config | None:
@@ -23141,23 +23204,27 @@ def norm(state: Snapshot, name: str) -> float:
 
 # --- history ----------------------------------------------------------------------------------------------------------------
 
-# What happened to a model, in the order of time: training, saving, loading, and what it has now.
+# What happened to a model, in the order of time: training, saving, loading, and what it has now. PL/Python passes a moment on as
+# text, which not every DateStyle reads as what was written; that of JSON is read everywhere.
 EVENTS = """
-    SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
-           NULL::integer AS checkpoint_id,
-           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
-           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
-    FROM {schema}.llm_run AS r
-    JOIN (
-        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
-    ) AS l USING (run_id)
-    UNION ALL
-    SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
-    UNION ALL
-    SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
-    UNION ALL
-    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
-    ORDER BY at, run_id, checkpoint_id
+    WITH event AS (
+        SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
+               NULL::integer AS checkpoint_id,
+               CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
+               CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
+        FROM {schema}.llm_run AS r
+        JOIN (
+            SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
+        ) AS l USING (run_id)
+        UNION ALL
+        SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
+        UNION ALL
+        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+        UNION ALL
+        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
+    )
+    SELECT to_jsonb(at) #>> '{}' AS at, event, run_id, checkpoint_id, first_step, last_step
+    FROM event ORDER BY event.at, run_id, checkpoint_id
 """
 
 
@@ -26572,7 +26639,8 @@ evaluations decide: they are in the log.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26619,6 +26687,7 @@ class Run:
         self._progress = Progress(plan.n_steps, plan.log_every)
         self.made = range(0)  # steps, by the last call of `go_on`
         self.done = 0
+        self._committed = 0  # of these, in a run that commits
         self._local = LocalSteps(session, plan) if plan.course.is_local else None
         self._log = run_log.Log(0, session.model)
 
@@ -26769,6 +26838,22 @@ class Run:
             status,
         )
 
+    def commit(self) -> None:
+        """Commit what was begun, gone on with, or written."""
+        db.commit()
+        self._committed = self.done
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Around the steps of a run that commits. What ends them, such as a cancel, leaves what was committed, which is told."""
+        try:
+            yield
+        except Exception:
+            kept = f"run {self.run_id} is kept up to step {self._committed} of {self.plan.n_steps}"
+            none = f"no step of run {self.run_id} is kept"
+            db.notice(f"{kept if self._committed else none}; the same call goes on from these weights")
+            raise
+
     def stop_requested(self) -> bool:
         """Whether llm_train_stop was called."""
         row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
@@ -26821,7 +26906,12 @@ def train_committing(
     run = Run(session, plan, fleet, commits=True)
     if not run.resume():
         run.begin()
-    db.commit()
+    run.commit()
+    with run.interruptible():
+        _make_steps(run, commit_every, flush_seconds)
+
+
+def _make_steps(run: Run, commit_every: int, flush_seconds: float) -> None:
     committed = looked = time.monotonic()
     while not run.over:
         best = run.go_on()
@@ -26830,18 +26920,18 @@ def train_committing(
             run.commit_point()
             if best:
                 run.keep()
-            db.commit()
+            run.commit()
             committed = time.monotonic()
         if now - looked >= STOP_EVERY and not run.over:
             looked = now
             if run.stop_requested():
                 run.commit_point("stopped")
-                db.commit()
+                run.commit()
                 ended = f"run {run.run_id} stopped after step {run.done}; the same call goes on with it"
                 db.notice(f"{ended}{told(run.run_id)}")
                 return
     run.end()
-    db.commit()
+    run.commit()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
 
@@ -31133,11 +31223,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31150,11 +31240,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31589,11 +31679,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31611,11 +31701,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31671,11 +31761,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31688,11 +31778,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31707,18 +31797,20 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
-    'and a subscription rely on it.';
+    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
+    'and a subscription rely; and the name of a row does not change.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
 ALTER TABLE llm_model_config ENABLE ALWAYS TRIGGER replaces_preset; -- also of a subscription
+CREATE TRIGGER keeps_name BEFORE UPDATE OF model ON llm_model_config
+    FOR EACH ROW WHEN (old.model <> new.model) EXECUTE FUNCTION llm_model_config_replaces_preset();
 
 INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
     ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
@@ -31739,11 +31831,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31756,11 +31848,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31773,11 +31865,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -31832,11 +31924,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -31863,11 +31955,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -31887,11 +31979,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -31917,11 +32009,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -31932,11 +32024,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -31945,11 +32037,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -31964,11 +32056,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -31981,11 +32073,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -31996,11 +32088,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32015,11 +32107,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32033,11 +32125,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32048,11 +32140,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32070,11 +32162,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32085,11 +32177,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32100,11 +32192,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32133,11 +32225,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32178,11 +32270,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32210,11 +32302,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32268,11 +32360,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32297,11 +32389,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32337,11 +32429,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32364,11 +32456,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32386,11 +32478,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -32434,11 +32526,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32458,11 +32550,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32483,11 +32575,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32499,11 +32591,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32520,11 +32612,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32583,11 +32675,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32609,11 +32701,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32636,11 +32728,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32658,11 +32750,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32687,11 +32779,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32727,11 +32819,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32750,11 +32842,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32774,11 +32866,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32795,11 +32887,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -32827,11 +32919,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -32856,11 +32948,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -32889,11 +32981,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -32935,11 +33027,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -32972,11 +33064,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33048,11 +33140,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.train(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33100,11 +33192,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33121,11 +33213,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.options(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33142,11 +33234,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33190,11 +33282,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33207,11 +33299,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33224,11 +33316,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33240,11 +33332,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33362,11 +33454,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33379,11 +33471,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33396,11 +33488,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33420,13 +33512,14 @@ RETURNS TABLE (
     bytes bigint,
     file_path text
 )
-LANGUAGE sql STABLE PARALLEL UNSAFE
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT c.id, c.model, c.step, c.run_id, c.created_at, c.note, c.n_params, c.bytes, c.file_path
-FROM @extschema@.llm_checkpoint AS c
-WHERE llm_checkpoint_list.model IS NULL OR c.model = llm_checkpoint_list.model
-ORDER BY c.id
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33437,11 +33530,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33452,11 +33545,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33474,11 +33567,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33502,11 +33595,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33532,11 +33625,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33556,11 +33649,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33579,11 +33672,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33599,11 +33692,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33680,11 +33773,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33709,11 +33802,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33731,11 +33824,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33744,11 +33837,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33758,11 +33851,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33771,11 +33864,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33785,11 +33878,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33798,11 +33891,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33817,11 +33910,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -33837,11 +33930,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -33851,11 +33944,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -33865,11 +33958,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -33884,11 +33977,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -33906,11 +33999,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -33921,11 +34014,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -33934,11 +34027,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -33947,11 +34040,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -33969,11 +34062,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -33994,11 +34087,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34017,11 +34110,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34045,11 +34138,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34060,11 +34153,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34078,11 +34171,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34098,11 +34191,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34127,11 +34220,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34150,11 +34243,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34167,11 +34260,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34190,11 +34283,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34217,11 +34310,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34230,11 +34323,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34247,11 +34340,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34262,11 +34355,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34304,11 +34397,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34331,11 +34424,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34350,11 +34443,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34368,11 +34461,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34398,11 +34491,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34413,11 +34506,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34428,11 +34521,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34443,11 +34536,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34458,11 +34551,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34475,11 +34568,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34507,11 +34600,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34530,11 +34623,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -34549,11 +34642,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34565,11 +34658,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34581,11 +34674,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34644,11 +34737,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34672,11 +34765,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34702,11 +34795,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34717,11 +34810,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34732,11 +34825,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ed44b314dc89 @extschema@' not in GD:
+if 'pg_gpt2 4eb4d0a69207 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ed44b314dc89 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 4eb4d0a69207 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
