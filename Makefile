@@ -116,7 +116,7 @@ test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(IN_PARALLEL) $(PYTEST_ARGS)
 
 # Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation.
-OTHER_CODE_TESTS = tests/server/docs $(addprefix tests/server/test_, generation.py parity.py weight_file.py)
+OTHER_CODE_TESTS = tests/server/docs tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py)
 
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
