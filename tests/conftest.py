@@ -19,7 +19,6 @@ LONGEST_FIRST = [
     "test_soak.py",
     "test_docs_how_to.py",
     "test_rows.py",
-    "test_live_cron.py",
     "test_docs.py",
     "test_live_writers.py",
     "test_small_group.py",
