@@ -18,6 +18,7 @@ LONGEST_FIRST = [
     "test_docs_how_to.py",
     "test_soak.py",
     "test_docs.py",
+    "test_weight_file.py",
     "test_rows.py",
     "test_faults.py",
     "test_live_writers.py",
