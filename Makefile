@@ -40,7 +40,7 @@ help:
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
-	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and some, with the NumPy of the distribution'
+	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and of training, with the NumPy of the distribution'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make test-image   build the image of docker/Dockerfile without a container engine, and start it; needs root'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'

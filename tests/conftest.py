@@ -26,6 +26,11 @@ LONGEST_FIRST = [
     "test_window.py",
     "test_serve_streams.py",
     "test_bench.py",
+    "test_tokenizer_oracle.py",
+    "test_choosing_oracle.py",
+    "test_twin.py",
+    "test_server_oracle.py",
+    "test_added_tokens_oracle.py",
 ]
 
 
