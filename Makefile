@@ -40,7 +40,7 @@ help:
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
-	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and some, with the NumPy of the distribution'
+	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and of training, with the NumPy of the distribution'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make test-image   build the image of docker/Dockerfile without a container engine, and start it; needs root'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
@@ -115,8 +115,11 @@ load: .venv/test/complete
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(IN_PARALLEL) $(PYTEST_ARGS)
 
-# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation.
-OTHER_CODE_TESTS = tests/server/docs $(addprefix tests/server/test_, generation.py parity.py weight_file.py)
+# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation, but for
+# pages that are of servers and tables.
+OTHER_CODE_TESTS = tests/server/docs $(foreach page,many-servers live-tables,--deselect \
+    'tests/server/docs/test_docs_how_to.py::test_block_prints_what_the_page_says[docs/how-to/$(page).md') \
+    tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py)
 
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
@@ -130,7 +133,7 @@ test-distribution: provision-test provision-distribution build .venv/test/comple
 	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest pytest-xdist hypothesis >&2; }
 	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(IN_PARALLEL) $(PYTEST_ARGS)
 	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) \
-	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(IN_PARALLEL) $(PYTEST_ARGS)
+	    tests/server/test_train_run.py tests/server/test_replay_run.py $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: test-image
 test-image: provision-image build .venv/test/complete

@@ -15,14 +15,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Most seconds first. What comes last is short, so that no worker is at a long file when the others have ended.
 LONGEST_FIRST = [
     "test_interrupts.py",
-    "test_bench.py",
-    "test_soak.py",
     "test_docs_how_to.py",
-    "test_rows.py",
-    "test_live_cron.py",
+    "test_soak.py",
     "test_docs.py",
+    "test_weight_file.py",
+    "test_rows.py",
+    "test_faults.py",
     "test_live_writers.py",
     "test_small_group.py",
+    "test_window.py",
+    "test_serve_streams.py",
+    "test_bench.py",
+    "test_tokenizer_oracle.py",
+    "test_choosing_oracle.py",
+    "test_twin.py",
+    "test_server_oracle.py",
+    "test_added_tokens_oracle.py",
 ]
 
 

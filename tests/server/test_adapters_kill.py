@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psycopg
 
 from tests.server.adapters import LOGITS, STATE
-from tests.server.test_early_stop import start
+from tests.server.early_stop.runs import start
 from tests.server.test_faults import reconnect, wait_for_end
 from tests.server.test_train_run import one, steps
 

@@ -7,7 +7,7 @@ import time
 
 import psycopg
 
-from tests.server.test_early_stop import RUN, call, make_model, outcome, start
+from tests.server.early_stop.runs import RUN, call, make_model, outcome, start
 from tests.server.test_faults import reconnect, wait_for_end
 from tests.server.test_train_run import one, steps
 

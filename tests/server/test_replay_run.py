@@ -96,7 +96,7 @@ def test_a_fork_is_replayed_from_the_checkpoint_it_was_made_of(sql, replay, mode
 
 
 def test_a_resumed_run_is_replayed_whole_and_from_a_checkpoint_on_its_way(sql, conn, connect, replay, model):
-    call = "CALL llm_train_run('m', 400, batch_size => 2, commit_every => 1, flush_seconds => 0, log_every => 0)"
+    call = "CALL llm_train_run('m', 200, batch_size => 2, commit_every => 1, flush_seconds => 0, log_every => 0)"
     worker = connect()
     for patience in (700, 2000, 6000, 20000):  # until a step was committed, on a busy machine too
         worker.execute(f"SET statement_timeout = {patience}")
@@ -110,13 +110,13 @@ def test_a_resumed_run_is_replayed_whole_and_from_a_checkpoint_on_its_way(sql, c
     run = sql("SELECT max(run_id) FROM llm_run WHERE model = 'm'")
     assert sql("SELECT count(*) FROM llm_run WHERE model = 'm'") == 1
     step = sql("SELECT step FROM llm_checkpoint WHERE id = %s", saved)
-    assert 0 < step < 400
-    assert replay(run)[:4] == (1, 400, None, None)
-    assert replay(run, saved)[:4] == (step + 1, 400, None, None)
+    assert 0 < step < 200
+    assert replay(run)[:4] == (1, 200, None, None)
+    assert replay(run, saved)[:4] == (step + 1, 200, None, None)
     assert replay(run, saved, step + 1)[:4] == (step + 1, step + 1, None, None)
     # Without the seed there is only this checkpoint.
     sql("UPDATE llm_model_config SET init_seed = NULL WHERE model = 'm'")
-    assert replay(run)[:4] == (step + 1, 400, None, None)
+    assert replay(run)[:4] == (step + 1, 200, None, None)
 
 
 LOG = {

@@ -27,7 +27,7 @@ LARGE = "n_layer => 3, n_head => 4, d_model => 256, n_positions => 64, vocab => 
 EXPECTED = (errors.QueryCanceled, errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow)
 WRONG = (errors.DeadlockDetected, errors.InternalError_)
 MOST_MEMORY = 600 << 10  # kB of its own that a session may have
-KILL_EVERY = 15.0  # seconds; the server restarts after each
+KILL_EVERY = 7.5  # seconds; the server restarts after each
 
 Work = Callable[[psycopg.Connection], Any]
 
