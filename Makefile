@@ -115,11 +115,8 @@ load: .venv/test/complete
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(IN_PARALLEL) $(PYTEST_ARGS)
 
-# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation, but for
-# pages that are of servers and tables.
-OTHER_CODE_TESTS = tests/server/docs $(foreach page,many-servers live-tables,--deselect \
-    'tests/server/docs/test_docs_how_to.py::test_block_prints_what_the_page_says[docs/how-to/$(page).md') \
-    tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py)
+# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation.
+OTHER_CODE_TESTS = tests/server/docs tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py)
 
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
@@ -133,7 +130,7 @@ test-distribution: provision-test provision-distribution build .venv/test/comple
 	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest pytest-xdist hypothesis >&2; }
 	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(IN_PARALLEL) $(PYTEST_ARGS)
 	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) \
-	    tests/server/test_train_run.py tests/server/test_replay_run.py $(IN_PARALLEL) $(PYTEST_ARGS)
+	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: test-image
 test-image: provision-image build .venv/test/complete
