@@ -139,7 +139,7 @@ def as_long_texts(patch, size, **names):
         patch.setattr(bpe, name, value)
     for name in ("MOST_WORDS", "MOST_BYTES", "WORDS_A_MERGE"):
         patch.setattr(long_texts, name, size)
-    patch.setattr(long_texts, "PLACES_BITS", (4 * size).bit_length())
+    patch.setattr(long_texts, "FEWEST_PLACES", 2)
     patch.setattr(decimals, "AT_ONCE", size)
 
 

@@ -17,9 +17,7 @@ MOST_CHARACTERS = 1 << 18  # at once
 SHORT = 15  # bytes of a word that are its key, with their number; one word in a hundred has more
 MOST_WORDS = 1 << 17  # kept from piece to piece
 MOST_BYTES = 1 << 21  # of those of them that have more than SHORT
-PLACES_BITS = (
-    19  # of the hash table: with MOST_WORDS, and as many new ones as a piece has characters, a quarter stays free
-)
+FEWEST_PLACES = 1 << 15  # of the hash table
 WORDS_A_MERGE = 1 << 14
 MIX, SPREAD = 0xD6E8FEB86659FD93, 0x9E3779B97F4A7C15  # odd numbers without pattern
 FREE = -1
@@ -101,13 +99,37 @@ class _Keys:
     """The number of each word by its key, two numbers: a hash table. A key is at its home, or at the next place that was free."""
 
     def __init__(self) -> None:
-        self._low, self._high = (np.zeros(1 << PLACES_BITS, np.uint64) for _ in range(2))
-        self._number = np.full(1 << PLACES_BITS, FREE, np.int32)
+        self._count = 0
+        self._make(FEWEST_PLACES)
+
+    def _make(self, size: int) -> None:
+        """Empty places, a power of two."""
+        self._low, self._high = (np.zeros(size, np.uint64) for _ in range(2))
+        self._number = np.full(size, FREE, np.int32)
 
     def find(self, low: np.ndarray, high: np.ndarray, next_number: int) -> tuple[np.ndarray, np.ndarray]:
         """The number of each key, and where the new keys are, which get the next numbers in that order. 2 x [n] -> [n], [new]."""
-        home = ((low * np.uint64(MIX)) ^ (high * np.uint64(SPREAD))) * np.uint64(SPREAD) >> np.uint64(64 - PLACES_BITS)
-        place = home.astype(np.int64)
+        self._make_room(len(low))
+        place, claimed = self._places(low, high, FREE - 1 - np.arange(len(low)))
+        new = FREE - 1 - self._number[claimed].astype(np.int64)
+        self._number[claimed] = np.arange(next_number, next_number + len(claimed))
+        self._count += len(claimed)
+        return self._number.take(place), new
+
+    def _make_room(self, more: int) -> None:
+        """So many places that they are at most half full with so many more keys."""
+        size = 1 << (2 * (self._count + more)).bit_length()
+        if size > len(self._number):
+            taken = np.flatnonzero(self._number != FREE)
+            keys, numbers = (self._low[taken], self._high[taken]), self._number[taken]
+            self._make(size)
+            self._places(*keys, numbers)
+
+    def _places(self, low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The place of each key, and of them those that were free, where the keys now are with these numbers: of equal keys with
+        that of one. 3 x [n] -> [n], [new]."""
+        mixed = (low * np.uint64(MIX) ^ high * np.uint64(SPREAD)) * np.uint64(SPREAD)
+        place = (mixed >> np.uint64(65 - len(self._number).bit_length())).astype(np.int64)
         found, waiting = place.copy(), np.arange(len(place))
         claimed = [waiting[:0]]
         while len(waiting):
@@ -115,15 +137,12 @@ class _Keys:
             free = np.flatnonzero(self._number.take(place) == FREE)
             if len(free):
                 some = place[free]  # of several keys for one place the last gets it
-                self._low[some], self._high[some], self._number[some] = low[free], high[free], FREE - 1 - waiting[free]
+                self._low[some], self._high[some], self._number[some] = low[free], high[free], numbers[waiting[free]]
                 claimed.append(some)
             other = np.flatnonzero((self._low.take(place) != low) | (self._high.take(place) != high))
             waiting, low, high = waiting[other], low[other], high[other]
-            found[waiting] = place = (place[other] + 1) & ((1 << PLACES_BITS) - 1)
-        places = np.unique(np.concatenate(claimed))
-        new = FREE - 1 - self._number[places].astype(np.int64)
-        self._number[places] = np.arange(next_number, next_number + len(places))
-        return self._number.take(found), new
+            found[waiting] = place = (place[other] + 1) & (len(self._number) - 1)
+        return found, np.unique(np.concatenate(claimed))
 
 
 def _keys(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,22 +12,22 @@ from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
 
 SPACE, LETTERS, DIGITS, OTHERS = range(4)
 BLANK, APOSTROPHE = map(ord, " '")
-CODES = 0x110000
+ASCII, CODES = 0x80, 0x110000
 
 
 @cache
-def _classes() -> np.ndarray:
-    """The class of each code point. [CODES] uint8."""
-    found = np.full(CODES, OTHERS, np.uint8)
+def _classes(codes: int) -> np.ndarray:
+    """The class of each of so many code points. [codes] uint8."""
+    found = np.full(codes, OTHERS, np.uint8)
     for table, kind in ((LETTER, LETTERS), (NUMBER, DIGITS), (WHITE_SPACE, SPACE)):
-        for first, last in ranges(table, 0, CODES):
+        for first, last in ranges(table, 0, codes):
             found[first : last + 1] = kind
     return found
 
 
 def word_starts(codes: np.ndarray) -> np.ndarray:  # [n] integers, n > 0 -> [words]
-    """The places where words begin in a text of these code points, which ends where a word does."""
-    classes = _classes().take(codes)
+    """The places where words begin in a text of these code points, bytes if it is ASCII, which ends where a word does."""
+    classes = _classes(ASCII if codes.dtype == np.uint8 else CODES).take(codes)
     begins = np.ones(len(codes), bool)
     np.not_equal(classes[1:], classes[:-1], out=begins[1:])
     # Of white space before something else the last character is a word of its own, or with a blank part of the next.
