@@ -3,10 +3,12 @@
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pg_gpt2.core import rng
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
 from pg_gpt2.generation.processors import ADJUSTMENTS, CUTS, History, repetition_penalty, softmax
 from pg_gpt2.generation.sampling import (
@@ -29,6 +31,13 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processors.json").r
 def draws(seed: int, count: int) -> list[float]:
     made = Draws(seed)
     return [made.next() for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 7, 2**32, 2**63 - 1, -(2**63)])
+def test_words_are_those_of_numpy(seed):
+    wanted = np.random.Philox(key=seed % 2**64).random_raw(1001).tolist()
+    assert list(islice(rng.words(seed), 1001)) == wanted
+    assert draws(seed, 50) == [(word >> 11) / 2**53 for word in wanted[:50]]
 
 
 def logits_of(seed: int, size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core import rng
 from ..errors import InvalidParameter
 from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
 from .options import CONSTRAINTS, SamplingOptions
@@ -84,12 +85,8 @@ class Draws:
     """Numbers in [0, 1) that depend on the seed only: the n-th of a Philox stream, for the n-th token."""
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
+        self._words = rng.words(seed)
         self._waiting: deque[float] = deque()  # those that were looked at ahead
-
-    @functools.cached_property
-    def _bits(self) -> "np.random.Philox":
-        return np.random.Philox(key=self._seed & (2**64 - 1))
 
     def next(self) -> float:
         """The next number."""
@@ -102,7 +99,7 @@ class Draws:
         return self._waiting[skipped]
 
     def _draw(self) -> float:
-        return (int(self._bits.random_raw()) >> 11) * _UNIT
+        return (next(self._words) >> 11) * _UNIT
 
 
 def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int:
