@@ -237,10 +237,17 @@ def first_token(bench: Bench) -> None:
 
     warm = bench.row("first warm", "first token of a new session, model in use by another", "s", bound=READ)
     bench.compare(warm, bench.shape.decode_bytes(), [us(work)])
+    text = bench.row("first text", "first text of a new session, whose prompt is a text, too", "s", bound=READ)
+    bench.compare(text, bench.shape.decode_bytes(), [us(partial(_first_text, bench))])
     bench.server.main.value("SELECT llm_cache_clear()")
     cold = bench.row("first cold", "first token of a new session, cold, from the tables", "s", bound=READ)
     bench.compare(cold, bench.shape.decode_bytes(), [us(work)])
     bench.server.main.generate(ids, 1)
+
+
+def _first_text(bench: Bench) -> None:
+    with bench.server.session() as session:
+        session.value("SELECT llm_generate('Once upon a time', 1, model_name => %s)", MODEL)
 
 
 def first_of_many(bench: Bench) -> None:
