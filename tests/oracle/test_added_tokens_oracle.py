@@ -52,7 +52,7 @@ def with_added(tokens):
 
 
 def ours(vocabulary):
-    return Tokenizer({i: token_bytes(token) for token, i in vocabulary.ids.items()}, MERGES, None, vocabulary.added)
+    return Tokenizer.of({i: token_bytes(token) for token, i in vocabulary.ids.items()}, MERGES, None, vocabulary.added)
 
 
 def library(tokens):
@@ -236,7 +236,7 @@ def test_three_tokens_after_those_of_gpt2(tmp_path):
     (tmp_path / "saved").mkdir()
     found.save(tmp_path / "saved", 1024)
     (tmp_path / "saved" / "config.json").write_text('{"model_type": "gpt2"}')
-    mine = Tokenizer({i: token_bytes(token) for token, i in found.ids.items()}, found.merges, None, found.added)
+    mine = Tokenizer.of({i: token_bytes(token) for token, i in found.ids.items()}, found.merges, None, found.added)
     assert mine.decode([50258]) == "<|user|>"
     text = "<|user|>Hello<|bot|>"
     for encoded in (

@@ -150,7 +150,7 @@ def test_english_has_the_ids_of_tiktoken_and_takes_its_time(gpt2):
     text = "\n".join(topics.values())
     ids = gpt2.tiktoken.encode_ordinary(text)
     start = time.process_time()  # whatever else the machine does
-    assert Tokenizer(gpt2.ours.tokens, gpt2.merges).encode(text) == ids
+    assert Tokenizer.of(gpt2.ours.tokens, gpt2.merges).encode(text) == ids
     assert time.process_time() - start < 2 * len(text) / 1e6
 
 
