@@ -57,11 +57,12 @@ def test_the_heap_merges_as_scanning_does(seed):
     assert all(ranks[pair] == ranks.never for pair in pairwise(scanned))
 
 
-def table(merging):
+def table(merging, spread=None):
     """The pairs that are given in the order of rank, as they are looked up."""
     left, right = np.array(merging, np.int32).reshape(-1, 2).T
     keys = pairs.pair_keys(left, right)
-    return pairs.Pairs(np.append(keys, pairs.EMPTY), pairs.hash_table(keys))
+    spread = pairs.spread_of(keys) if spread is None else spread
+    return pairs.Pairs(np.append(keys, pairs.EMPTY), pairs.hash_table(keys, spread), spread)
 
 
 def some_merges(rng):
@@ -87,21 +88,44 @@ def test_many_words_are_merged_together_as_each_alone(seed):
     assert [part.tolist() for part in np.split(symbols, np.cumsum(counts)[:-1])] == many
 
 
-@pytest.mark.parametrize("spread", [pairs.SPREAD, 0, 1])
+@pytest.mark.parametrize("spread", [None, 0, 1])
 @pytest.mark.parametrize("count", [0, 1, 2, 400])
-def test_each_pair_has_its_rank_wherever_the_table_puts_it(monkeypatch, spread, count):
+def test_each_pair_has_its_rank_wherever_the_table_puts_it(spread, count):
     """With a spread of 0 all pairs have one home."""
-    monkeypatch.setattr(pairs, "SPREAD", spread)
     rng = random.Random(count)
     symbols = [pairs.END, 1 - 2**31, 2**31 - 1, *range(-40, 40)]
     merging = [(rng.choice(symbols[1:]), rng.choice(symbols[1:])) for _ in range(count)]
     ranks = dict(zip(merging, range(count)))  # a later one of the same pair counts
     sought = [*merging, *((left, right) for left in symbols for right in symbols)]
     wanted = [ranks.get(pair, count) for pair in sought]
-    assert table(merging).ranks(*np.array(sought, np.int32).T).tolist() == wanted
-    assert [table(merging).rank(*pair) for pair in sought[:60]] == wanted[:60]
-    kept = pairs.Ranks(table(merging))
+    found = table(merging, spread)
+    assert found.ranks(*np.array(sought, np.int32).T).tolist() == wanted
+    assert [found.rank(*pair) for pair in sought[:60]] == wanted[:60]
+    kept = pairs.Ranks(found)
     assert [kept[pair] for pair in sought] == [kept[pair] for pair in sought] == wanted
+
+
+def test_no_vocabulary_can_be_thought_out_whose_pairs_have_one_home(checks):
+    """Pairs that have one home with the number that one vocabulary has have others in a vocabulary of their own."""
+    seen, count = checks[0], 2000
+    spread = pairs.spread_of(np.arange(count))
+    keys = np.arange(1, 8 * count, dtype=np.uint64) * np.uint64(pow(spread, -1, 1 << 64))
+    left, right = (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64((1 << 32) - 1)).astype(np.int64)
+    same = np.flatnonzero((left < 1 << 31) & (right < 1 << 31))[:count]
+    merging = table(list(zip(left[same].tolist(), right[same].tolist())))
+    assert merging.ranks(left[same].astype(np.int32), right[same].astype(np.int32)).tolist() == list(range(count))
+    assert len(seen) < 100, "rounds: with one home there are as many as pairs"
+
+
+def test_no_text_can_be_thought_out_whose_words_have_one_home(checks):
+    """Words that have one home in one table have others in the next."""
+    seen, source = checks[0], np.random.default_rng(1)
+    low, high = source.integers(0, 1 << 63, 1 << 19, np.uint64), np.full(1 << 19, 8 << 56, np.uint64)
+    home = long_texts._Keys()._homes(low, high)
+    low, high = low[home < 64], high[home < 64]
+    numbers, new = long_texts._Keys().find(low, high, 0)
+    assert len(new) == len(set(numbers.tolist())) == len(low) > 900
+    assert len(seen) < 100, "rounds: with one home there are as many as words"
 
 
 @pytest.mark.parametrize("several", [1, 10**9])
@@ -144,12 +168,13 @@ def as_long_texts(patch, size, **names):
 
 
 @no_deadline
-@given(texts, st.sampled_from([0, 1, long_texts.SPREAD]))
-def test_long_texts_have_the_ids_of_their_words_wherever_these_are_kept(text, spread):
-    """With a spread of 0 all words have one home."""
+@given(texts, st.sampled_from([0, 1, 2**63]))
+def test_long_texts_have_the_ids_of_their_words_wherever_these_are_kept(text, drawn):
+    """With a mix of 0 all words of one byte more or less have few homes."""
     with pytest.MonkeyPatch.context() as patch:
         as_long_texts(patch, 400)
-        patch.setattr(long_texts, "SPREAD", spread)
+        patch.setattr(long_texts, "_drawn", lambda: drawn)
+        patch.setattr(long_texts, "MIX", drawn)
         fresh = Tokenizer.of(LEARNED.tokens, MERGES)
         for part in (text, text * 2, text + "x", text):
             words_of_it = pretokenize.pretokens(part)

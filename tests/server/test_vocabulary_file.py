@@ -5,8 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import psycopg.conninfo
 import pytest
 
+MAKE = "SELECT llm_train_bpe('SELECT ''low lower lowest newest newest''', 270, 'large')"
+FILL = (
+    "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'large', id, 'x' || id, ('x' || id)::bytea"
+    " FROM generate_series(270, 5000) AS id"
+)
 ENCODE = "SELECT llm_encode('low lower lowest, newest', 'large')"
 DECODE = "SELECT llm_decode('{5000,75,4999}', 'large')"
 TRACE = "SELECT array_agg(t) FROM llm_bpe_trace('lower', 'large') AS t"
@@ -22,11 +28,8 @@ def one(conn: psycopg.Connection, query: str) -> object:
 @pytest.fixture(scope="module")
 def folder(module_conn: psycopg.Connection) -> Path:
     """The server's folder of temporary files; the module's vocabulary is large enough to be shared."""
-    module_conn.execute("SELECT llm_train_bpe('SELECT ''low lower lowest newest newest''', 270, 'large')")
-    module_conn.execute(
-        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'large', id, 'x' || id, ('x' || id)::bytea"
-        " FROM generate_series(270, 5000) AS id"
-    )
+    module_conn.execute(MAKE)
+    module_conn.execute(FILL)
     return Path(one(module_conn, "SHOW data_directory")) / "base" / "pgsql_tmp"
 
 
@@ -109,6 +112,39 @@ def test_a_role_gets_from_the_file_what_it_may_read(connect, files):
     finally:
         conn.execute("RESET ROLE; DROP POLICY IF EXISTS part ON llm_bpe_vocab")
         conn.execute("ALTER TABLE llm_bpe_vocab DISABLE ROW LEVEL SECURITY; DROP OWNED BY wordless; DROP ROLE wordless")
+
+
+def test_a_role_that_may_read_some_columns_only_gets_none(connect, files):
+    conn = connect()
+    assert one(conn, ENCODE)
+    conn.execute("CREATE ROLE half; SELECT llm_grant_usage('half', 'read'); REVOKE SELECT ON llm_bpe_vocab FROM half")
+    conn.execute("GRANT SELECT (model, token_id) ON llm_bpe_vocab TO half")
+    try:
+        for session in (conn, connect()):
+            session.execute("SET ROLE half")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_bpe_vocab"):
+                session.execute(DECODE)
+        conn.execute("RESET ROLE; GRANT SELECT ON llm_bpe_vocab TO half; REVOKE SELECT ON llm_bpe_merges FROM half")
+        conn.execute("GRANT SELECT (model, rank) ON llm_bpe_merges TO half; SET ROLE half")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_bpe_merges"):
+            conn.execute(ENCODE)
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY half; DROP ROLE half")
+
+
+def test_files_of_dropped_databases_are_removed_by_the_next_builder(connect, files, folder, new_database):
+    gone = new_database()
+    with psycopg.connect(gone, autocommit=True) as other:
+        other.execute(MAKE)
+        other.execute(FILL)
+        assert one(other, ENCODE)
+        oid = one(other, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    assert len(list(folder.glob(f"*-{oid}-*"))) == 1
+    conn = connect()
+    conn.execute(f"DROP DATABASE {psycopg.conninfo.conninfo_to_dict(gone)['dbname']}")
+    assert one(conn, ENCODE)
+    assert not list(folder.glob(f"*-{oid}-*"))
+    assert len(files()) == 1
 
 
 def test_a_dropped_model_leaves_none(connect, files):

@@ -21,6 +21,7 @@ from .storage import store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
+MERGE = 'rank, "left", "right", pair'
 MOST = 8  # tokenizers that a session keeps
 AT_ONCE = 512  # tokens read as one array, which may have 1 GB
 Made = TypeVar("Made")
@@ -122,17 +123,21 @@ def _version(model: str) -> tuple[str, str | None]:
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
     row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
+
+    It names all columns, so that a role which may read some of them only gets nothing of what is kept, either.
     """
     row = db.row(
         "SELECT name, concat_ws(' ', coalesce("
-        "(SELECT 'merges' FROM {schema}.llm_bpe_merges m WHERE m.model = name ORDER BY m.rank LIMIT 1), 'none'),"
+        f"(SELECT 'merges' FROM (SELECT model, {MERGE} FROM {{schema}}.llm_bpe_merges) AS m"
+        " WHERE m.model = name ORDER BY m.rank LIMIT 1), 'none'),"
         " '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s)) AS version,"
         " (row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges'))"
         f" AND {DIFFERS_BY_ROW} AS filtered"
         " FROM (SELECT coalesce((SELECT base FROM {schema}.llm_adapter WHERE model = $1), $1) AS name OFFSET 0) AS owner"
         " CROSS JOIN LATERAL"
-        " (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
+        f" (SELECT FROM (SELECT model, {TOKEN} FROM {{schema}}.llm_bpe_vocab) AS v"
+        " WHERE v.model = name ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
@@ -157,9 +162,8 @@ def touch() -> None:
     """Give the vocabulary a new version, and remove what earlier changes left, except what others are removing now."""
     row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
     level = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if row and level == {
-        "level": "read committed"
-    }:  # in the others a row that somebody has removed meanwhile is an error
+    # In the other levels a row that somebody has removed meanwhile is an error.
+    if row and level == {"level": "read committed"}:
         db.run(
             "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
             " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
@@ -257,8 +261,8 @@ def copy(source: str, target: str) -> None:
         target,
     )
     db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        f"INSERT INTO {{schema}}.llm_bpe_merges (model, {MERGE}) SELECT $2, {MERGE} FROM {{schema}}.llm_bpe_merges"
+        " WHERE model = $1",
         ["text", "text"],
         source,
         target,

@@ -3,6 +3,7 @@
 This is a few dozen array operations for some hundred thousand characters, so that a word costs some 50 ns.
 """
 
+import os
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,7 @@ MOST_WORDS = 1 << 17  # kept from piece to piece
 MOST_BYTES = 1 << 21  # of those of them that have more than SHORT
 FEWEST_PLACES = 1 << 15  # of the hash table
 WORDS_A_MERGE = 1 << 14
-MIX, SPREAD = 0xD6E8FEB86659FD93, 0x9E3779B97F4A7C15  # odd numbers without pattern
+MIX = 0xD6E8FEB86659FD93  # an odd number without pattern
 FREE = -1
 
 
@@ -96,10 +97,14 @@ class LongTexts:
 
 
 class _Keys:
-    """The number of each word by its key, two numbers: a hash table. A key is at its home, or at the next place that was free."""
+    """The number of each word by its key, two numbers: a hash table. A key is at its home, or at the next place that was free.
+
+    Homes depend on a number that is drawn, so that nobody can think out a text whose words have one home, and lookups that walk
+    past all of them.
+    """
 
     def __init__(self) -> None:
-        self._count = 0
+        self._count, self._spread = 0, np.uint64(_drawn() | 1)
         self._make(FEWEST_PLACES)
 
     def _make(self, size: int) -> None:
@@ -128,8 +133,7 @@ class _Keys:
     def _places(self, low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each key, and of them those that were free, where the keys now are with these numbers: of equal keys with
         that of one. 3 x [n] -> [n], [new]."""
-        mixed = (low * np.uint64(MIX) ^ high * np.uint64(SPREAD)) * np.uint64(SPREAD)
-        place = (mixed >> np.uint64(65 - len(self._number).bit_length())).astype(np.int64)
+        place = self._homes(low, high)
         found, waiting = place.copy(), np.arange(len(place))
         claimed = [waiting[:0]]
         while len(waiting):
@@ -143,6 +147,14 @@ class _Keys:
             waiting, low, high = waiting[other], low[other], high[other]
             found[waiting] = place = (place[other] + 1) & (len(self._number) - 1)
         return found, np.unique(np.concatenate(claimed))
+
+    def _homes(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        mixed = (low * np.uint64(MIX) ^ high * self._spread) * self._spread
+        return (mixed >> np.uint64(65 - len(self._number).bit_length())).astype(np.int64)
+
+
+def _drawn() -> int:
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def _keys(data: bytes, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

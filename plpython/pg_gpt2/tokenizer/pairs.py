@@ -1,8 +1,11 @@
 """Which pairs of symbols merge, and in what order: the rank of one pair, or of many at once.
 
 A hash table, at most a quarter full, whose places hold ranks: a pair is at its home, or where that is taken at the next place
-that was free. It is made once and then only read, so that sessions can share it as it lies in memory.
+that was free. It is made once and then only read, so that sessions can share it as it lies in memory. Homes depend on all the
+pairs, so that nobody can think out a vocabulary whose pairs have one home, and lookups that walk past all of them.
 """
+
+import hashlib
 
 import numpy as np
 
@@ -10,7 +13,6 @@ from .. import host
 
 END = -(1 << 31)  # stands after and before each word; below each symbol
 EMPTY = np.iinfo(np.int64).min  # below the key of each pair
-SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number without pattern, 2**64 by the golden ratio
 WORD = (1 << 64) - 1
 KEPT = 1 << 16  # pairs that were asked for one by one; some 13 MB
 
@@ -22,13 +24,18 @@ def pair_keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (left.astype(np.int64) << 32) + right
 
 
-def hash_table(keys: np.ndarray) -> np.ndarray:
+def spread_of(keys: np.ndarray) -> int:
+    """An odd number that tells nothing of the keys it is made of. [n] int64 -> one of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(keys.data, digest_size=8).digest(), "little", signed=True) | 1
+
+
+def hash_table(keys: np.ndarray, spread: int) -> np.ndarray:
     """The places of a table of pairs, given by their keys in the order of rank; of equal ones the last counts. A place that is
     free has the number of pairs. [n] int64 -> [a power of two] int32."""
     count = len(keys)
     table = np.full(1 << max(1, (4 * count).bit_length()), count, np.int32)
     ranks = count - 1 - np.unique(keys[::-1], return_index=True)[1]
-    place = _homes(keys[ranks], table)
+    place = _homes(keys[ranks], spread, table)
     while len(ranks):
         host.check_interrupts()
         free = table[place] == count
@@ -38,8 +45,8 @@ def hash_table(keys: np.ndarray) -> np.ndarray:
     return table
 
 
-def _homes(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return (keys * SPREAD) >> (64 - _bits(table)) & (len(table) - 1)
+def _homes(keys: np.ndarray, spread: int, table: np.ndarray) -> np.ndarray:
+    return (keys * spread) >> (64 - _bits(table)) & (len(table) - 1)
 
 
 def _next(place: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -51,17 +58,17 @@ def _bits(table: np.ndarray) -> int:
 
 
 class Pairs:
-    """The pairs that merge. `keys` has that of each rank, and then EMPTY; `table` is their `hash_table`."""
+    """The pairs that merge. `keys` has that of each rank, and then EMPTY; `table` is their `hash_table` with `spread`."""
 
-    def __init__(self, keys: np.ndarray, table: np.ndarray) -> None:
+    def __init__(self, keys: np.ndarray, table: np.ndarray, spread: int) -> None:
         self.never = len(keys) - 1  # the rank of a pair that does not merge
-        self._keys, self._table = keys, table
+        self._keys, self._table, self._spread = keys, table, spread
         self._key_of, self._rank_at, self._shift = keys.data, table.data, 64 - _bits(table)
 
     def ranks(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:  # 2 x [n] int32 -> [n] int32
         """Rank of each pair of symbols."""
         keys = pair_keys(left, right)
-        place = _homes(keys, self._table)
+        place = _homes(keys, self._spread, self._table)
         ranks = self._table.take(place)
         on = self._taken(ranks, keys)
         keys, place = keys[on], place[on]
@@ -82,7 +89,7 @@ class Pairs:
     def rank(self, left: int, right: int) -> int:
         """Rank of one pair of symbols."""
         key = (left << 32) + right
-        place = (key * SPREAD & WORD) >> self._shift
+        place = (key * self._spread & WORD) >> self._shift
         while (found := self._key_of[rank := self._rank_at[place]]) not in (key, EMPTY):
             place = (place + 1) & (len(self._rank_at) - 1)
         return rank if found == key else self.never

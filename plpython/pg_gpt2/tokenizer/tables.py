@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InconsistentData
 from .added import AddedToken
-from .pairs import EMPTY, hash_table, pair_keys
+from .pairs import EMPTY, hash_table, pair_keys, spread_of
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -39,6 +39,7 @@ class Tables(NamedTuple):
     merged: np.ndarray  # [m] int32: the symbol that each merge makes, best first
     pairs: np.ndarray  # [m + 1] int64: the pair that each merges: see pairs.Pairs
     places: np.ndarray  # [a power of two] int32: their hash table
+    spread: int  # what it is made with
     missing: list[str]  # of the symbols -1, -2 and so on, in printable form
     eos_token_id: int | None
     added: dict[int, AddedToken]
@@ -96,6 +97,7 @@ def made_of(
         added.setdefault(end_of_text, AddedToken(END_OF_TEXT, special=True))
     left, right = zip(*merges) if (merges := [*merges]) else ((), ())
     keys = pair_keys(symbols.of(left, len(left)), symbols.of(right, len(left)))
+    spread = spread_of(keys)
     return Tables(
         ids=np.fromiter(found, np.int32, len(found)),
         ends=np.cumsum(np.fromiter(map(len, found.values()), np.int64, len(found))),
@@ -103,7 +105,8 @@ def made_of(
         byte_symbols=symbols.of(BYTE_CHARACTERS, 256),
         merged=symbols.of(map(add, left, right), len(left)),
         pairs=np.append(keys, EMPTY),
-        places=hash_table(keys),
+        places=hash_table(keys, spread),
+        spread=spread,
         missing=symbols.missing,
         eos_token_id=eos,
         added=added,

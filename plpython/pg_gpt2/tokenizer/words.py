@@ -77,7 +77,7 @@ class Words:
     def __init__(self, tables: Tables, lacking: Callable[[int], PgGpt2Error]) -> None:
         self._lacking = lacking
         self._symbol_of, self._byte_symbols = tables.byte_symbols, tables.byte_symbols.tolist()
-        pairs = Pairs(tables.pairs, tables.places)
+        pairs = Pairs(tables.pairs, tables.places, tables.spread)
         self._ranks, self._merged, self._merges = Ranks(pairs), tables.merged.data, Merges(pairs, tables.merged)
         self.cached = Cache()
 

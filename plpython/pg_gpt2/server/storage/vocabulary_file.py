@@ -43,6 +43,7 @@ def build(file: SharedFile, tables: Tables, is_right: Callable[[], bool]) -> Tab
     """Write the file and attach it; None where it cannot be, or where the tables then turn out not to be right."""
     arrays = tables.arrays
     plain = {name: value for name, value in tables._asdict().items() if name not in arrays}
+    shared_folder.remove_abandoned(shared_folder.directory() or "")
     arrays[PLAIN] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
     written = file.build(kinds_of(arrays), arrays.items(), is_right)
     return None if written is None else _tables(written)
