@@ -158,12 +158,10 @@ def by_role(dsn: str, tenants: None):
         yield client
 
 
-def test_a_request_works_as_the_role_that_its_header_names(by_role, module_conn):
-    """On PostgreSQL 14, whose views are empty where policies are active, no model is listed; each can be asked for."""
+def test_a_request_works_as_the_role_that_its_header_names(by_role):
     for role, own, other in ((NORTH, "poet", f"{SOUTH}/clerk"), (SOUTH, "clerk", f"{NORTH}/poet")):
         headers = {HEADER: role}
-        listed = [f"{role}/{own}"] if module_conn.info.server_version >= 150000 else []
-        assert [m["id"] for m in by_role.get("/v1/models", headers=headers).json()["data"]] == listed
+        assert [m["id"] for m in by_role.get("/v1/models", headers=headers).json()["data"]] == [f"{role}/{own}"]
         asked = COMPLETION | {"model": f"{role}/{own}"}
         assert by_role.post("/v1/completions", json=asked, headers=headers).status_code == 200
         for hidden in (other, MODEL, SLOW):
@@ -201,9 +199,8 @@ def test_the_header_names_one_role_in_utf8(by_role, module_conn):
 def test_a_role_does_not_stay_with_the_session(by_role, module_conn):
     """Whoever comes next has the same sessions, in any order."""
     for role in (NORTH, SOUTH, NORTH, NORTH, SOUTH) * 4:
-        for name in (f"{NORTH}/poet", f"{SOUTH}/clerk"):
-            answer = by_role.post("/v1/completions", json=COMPLETION | {"model": name}, headers={HEADER: role})
-            assert answer.status_code == (200 if name.startswith(role) else 404)
+        (only,) = by_role.get("/v1/models", headers={HEADER: role}).json()["data"]
+        assert only["id"].startswith(role)
     idle = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'serve_gateway' AND state <> 'idle'"
     assert module_conn.execute(idle).fetchone() == (0,)
 
