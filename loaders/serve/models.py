@@ -7,11 +7,13 @@ from typing import Any
 from .database import Connection, Database
 from .errors import NoModel
 
+# Of tables: our views are empty on PostgreSQL 14 where policies are active.
 MODELS = """
     SELECT c.model, c.n_positions, a.base
     FROM {llm_model_config} AS c LEFT JOIN {llm_adapter} AS a USING (model)
     WHERE (%(name)s::text IS NULL OR c.model = %(name)s)
-      AND EXISTS (SELECT FROM {llm_param_resolved} AS p WHERE p.model = c.model)
+      AND (EXISTS (SELECT FROM {llm_param} AS p WHERE p.model = c.model)
+        OR EXISTS (SELECT FROM {llm_param_share} AS s WHERE s.target_model = c.model))
       AND EXISTS (SELECT FROM {llm_bpe_vocab} AS v WHERE v.model = coalesce(a.base, c.model))
     ORDER BY c.model
 """

@@ -41,8 +41,8 @@ SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'nothing is kept after llm
 SELECT is(llm_cache_clear(), 0::bigint, 'which then frees nothing');
 CREATE TEMPORARY TABLE said AS SELECT llm_generate('low', 5, seed => 1) AS text;
 CREATE TEMPORARY TABLE kept AS SELECT * FROM llm_cache_status();
-SELECT results_eq($$SELECT kind, model, bytes >= (SELECT bytes FROM llm_models WHERE model = 't') FROM kept ORDER BY kind$$,
-    $$VALUES ('tokenizer', 't', NULL::boolean), ('weights', 't', true)$$, 'generation keeps weights, in panels that narrow matrices do not fill, and tokenizer');
+SELECT results_eq($$SELECT kind, model, bytes >= CASE kind WHEN 'weights' THEN (SELECT bytes FROM llm_models WHERE model = 't') ELSE 1 END FROM kept ORDER BY kind$$,
+    $$VALUES ('tokenizer', 't', true), ('weights', 't', true)$$, 'generation keeps weights, in panels that narrow matrices do not fill, and tokenizer');
 CREATE ROLE nobody_here;
 SET LOCAL ROLE nobody_here;
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'a role that may see no model is told of none in memory');

@@ -384,8 +384,8 @@ STATEMENTS = [
     " SELECT llm_token_embedding(40, 'bare')",
     "SELECT llm_grant_usage('nosuch')",
     "SELECT llm_publish('')",
-    "SELECT llm_publish('p', '{}')",
-    "SELECT llm_publish('p', '{t,fit}')",
+    hooked("module('server.api.publishing')._has_filters = lambda: True", "SELECT llm_publish('p', '{}')"),
+    hooked("module('server.api.publishing')._has_filters = lambda: True", "SELECT llm_publish('p', '{t,fit}')"),
     "CREATE PUBLICATION theirs FOR TABLE words; SELECT llm_publish('theirs')",
     hooked("module('server.api.publishing')._has_filters = lambda: False", "SELECT llm_publish('p', '{t}')"),
     "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();"

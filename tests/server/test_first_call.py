@@ -9,9 +9,11 @@ TOKENIZERS = "SELECT count(*) FROM llm_cache_status() WHERE kind = 'tokenizer'"
 PROBE = """
 CREATE FUNCTION pg_temp.found() RETURNS text[] LANGUAGE plpython3u AS $$
 import gc, sys
+import numpy
 found = {name.partition('.')[2]: module for name, module in sys.modules.items() if name.startswith('pg_gpt2_')}
 tried = ('fast.panels', '_is_usable'), ('fast.attend_blocks', 'is_usable')
-found |= {'numpy.random': None} if 'numpy.random' in sys.modules else {}
+if 'numpy.random' in sys.modules and not numpy.__version__.startswith('1.'): # NumPy 1 loads it itself
+    found['numpy.random'] = None
 return [*found, *(name for place, name in tried if getattr(found[place], name).cache_info().misses), str(gc.isenabled())]
 $$
 """

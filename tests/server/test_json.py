@@ -194,6 +194,8 @@ def test_a_row_under_the_schema_of_any_table_can_be_inserted(module_conn):
     for seed in range(TABLES):
         rng = random.Random(seed)
         statement, given = table(rng, "any_table")
+        if module_conn.info.server_version < 150000:
+            statement = statement.replace("numeric(3, 5)", "numeric(3, 0)")  # a scale above the precision came with 15
         with module_conn.transaction(force_rollback=True):
             module_conn.execute(statement)
             schema = one(module_conn, "SELECT llm_json_schema('any_table')")

@@ -203,10 +203,11 @@ def test_a_path_in_the_place_of_a_note_is_told_of(connect, model):
 
 
 def test_moments_are_those_of_the_rows_in_every_style(conn, sql, saved):
-    """An Indian clock's IST, as such a style writes it, is read as Israel's."""
+    """Moscow had an hour twice when it changed its MSK: such a style does not write which one, and the later is read."""
     history = "SELECT h.at = c.created_at FROM llm_param_history('m', 'wte') AS h JOIN llm_checkpoint AS c"
     with conn.transaction(force_rollback=True):
-        sql("SET LOCAL timezone = 'Asia/Kolkata'")
+        sql("UPDATE llm_checkpoint SET created_at = '2014-10-26 01:30+04' RETURNING id")
+        sql("SET LOCAL timezone = 'Europe/Moscow'")
         sql("SET LOCAL datestyle = 'Postgres, DMY'")
         assert sql("SELECT created_at::text::timestamptz <> created_at FROM llm_checkpoint")
         assert sql("SELECT l.created_at = c.created_at FROM llm_checkpoint_list('m') AS l, llm_checkpoint AS c")
