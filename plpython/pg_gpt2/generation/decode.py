@@ -7,7 +7,6 @@ a few rows are prepared once: see prepared.py.
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -25,14 +24,11 @@ from ..fast.ops import lookup
 from ..fast.prepared import Attend
 from ..fast.products import as_rows
 from ..tensor import FLOAT32
-from . import waves
 from .passes import Ids as Ids
 from .passes import Piece, packed
 from .trees import NO_TREE, Tree
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
-WAVE_ROWS = 256  # where several passes are computed at the same time
-PASSES_AT_ONCE = 8  # by all cores together
 WHOLE = 128  # the same where rows influence each other: passes end at its multiples, and what whole ones read can be used again
 LOGITS_ROWS = 128  # at a time
 
@@ -103,17 +99,10 @@ class Decoder:
 
     def passes(self, ids: Ids, wanted: Wanted = ALL) -> Iterator[np.ndarray]:
         """Append `ids`, in passes; of each the stream after ln_f at what is wanted of it, until the next pass."""
-        in_waves = threads.threads() > 1 and not threads.in_a_task() and len(ids) >= 2 * WHOLE
         most, before = (PREFILL_ROWS, 0) if self.exact else (WHOLE, self.length % WHOLE)
-        if in_waves and self.exact:
-            count = max(threads.threads(), -(-len(ids) // WAVE_ROWS))
-            most = -(-len(ids) // count)
-        pieces = [ids[max(0, start) : start + most] for start in range(-before, len(ids), most)]
-        for is_small, alike in groupby(pieces, lambda piece: len(piece) <= prepared.MOST_ROWS):
-            texts = list(alike)
-            for some in slices.pieces(len(texts), PASSES_AT_ONCE if in_waves and not is_small else 1):
-                yield from self._read_each(texts[some], wanted)
-                host.check_interrupts()
+        for start in range(-before, len(ids), most):
+            yield self._read(ids[max(0, start) : start + most], wanted)
+            host.check_interrupts()
 
     def feed_all(self, ids: Ids) -> np.ndarray:
         """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
@@ -124,27 +113,6 @@ class Decoder:
         if not len(tree):
             return np.empty((0, self.config.d_model), FLOAT32)
         return _read_pass(self, [Piece(0, self.cache, self.length, tree.tokens, tree)])[0]
-
-    def _read_each(self, texts: Sequence[Ids], wanted: Wanted) -> list[np.ndarray]:
-        """Append texts one after another, a pass each, in waves; of each what `_read` gives."""
-        if len(texts) == 1:
-            return [self._read(texts[0], wanted)]
-        tokens = [np.asarray(ids, np.int64) for ids in texts]
-        starts = accumulate(map(len, tokens[:-1]), initial=self.length)
-        found = waves.run(
-            self.config.n_layer, [partial(self._wave, some, start, wanted) for some, start in zip(tokens, starts)]
-        )
-        for some in tokens:
-            self.append(some)
-        return found
-
-    def _wave(self, tokens: np.ndarray, start: int, wanted: Wanted, gate: waves.Gate) -> np.ndarray:
-        def attend(layer: int, qkv: np.ndarray, out: np.ndarray, factor: float | None) -> None:
-            gate.enter(layer)
-            self.cache.attend(layer, qkv, out, start, factor)
-            gate.leave(layer)
-
-        return _hidden(self.params, self.config, tokens[None], start, attend, wanted).copy()
 
     def _read(self, ids: Ids, wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
         tokens = np.asarray(ids, np.int64)
