@@ -56,6 +56,25 @@ def test_sessions_map_one_file_and_agree(connect, files):
     assert (found[1], len(found[2])) == ("x5000lx4999", 3)
 
 
+def test_ids_that_are_no_tokens_are_known_from_the_file_as_from_the_rows(connect, files):
+    """Nobody needs a tokenizer for that."""
+    conn = connect()
+    ids = "SELECT llm_generate_tokens('{1,2}', 40, temperature => 9, model_name => 'large', seed => 1, eos_token => -1)"
+    tokenizers = "SELECT count(*) FROM llm_cache_status() WHERE kind = 'tokenizer'"
+    with conn.transaction(force_rollback=True):
+        conn.execute("SELECT llm_init_model('large', 1, 1, 8, 64, 20000, seed => 1)")
+        own = one(conn, ids)
+    assert files() == []
+    one(connect(), ENCODE)
+    assert len(files()) == 1
+    conn.execute("SELECT llm_init_model('large', 1, 1, 8, 64, 20000, seed => 1)")
+    fresh = connect()
+    assert one(fresh, ids) == own
+    assert one(fresh, tokenizers) == 0
+    assert max(own) <= 5000
+    conn.execute("DELETE FROM llm_param WHERE model = 'large'; DELETE FROM llm_model_config WHERE model = 'large'")
+
+
 def test_a_small_vocabulary_is_made_of_its_rows(connect, files):
     conn = connect()
     conn.execute("SELECT llm_train_bpe('SELECT ''low lower''', 260, 'small')")

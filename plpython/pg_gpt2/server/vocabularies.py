@@ -231,7 +231,11 @@ def _made(model: str) -> Tables:
     return made_of(tokens, merges, eos, added)
 
 
-def _read_lacking(_: str, model: str, vocab: int) -> tuple[int, ...]:
+def _read_lacking(version: str, model: str, vocab: int) -> tuple[int, ...]:
+    """From the file that sessions share, if it is there, or else of the rows."""
+    file = vocabulary_file.file_of(model, version)
+    if file and (tables := vocabulary_file.attached(file)):
+        return tables.lacking(vocab)
     row = db.row(
         "SELECT CASE WHEN $2 > (SELECT count(*) FROM {schema}.llm_bpe_vocab WHERE model = $1 AND token_id < $2)"
         " THEN ARRAY(SELECT id FROM generate_series(0, $2 - 1) AS id WHERE NOT EXISTS"

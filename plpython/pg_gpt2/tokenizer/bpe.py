@@ -195,7 +195,7 @@ class Tokenizer:
     def lacking(self, vocab: int) -> tuple[int, ...]:
         """The ids below `vocab` that are no tokens: rows of weights that only pad."""
         if ("lacking", vocab) not in self.kept:
-            self.kept["lacking", vocab] = tuple(np.setdiff1d(np.arange(vocab), self.tables.ids, True).tolist())
+            self.kept["lacking", vocab] = self.tables.lacking(vocab)
         return self.kept["lacking", vocab]
 
     def token_bytes(self, token_id: int) -> bytes:

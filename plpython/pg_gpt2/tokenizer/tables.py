@@ -49,6 +49,10 @@ class Tables(NamedTuple):
         """Those of them that are arrays, by name."""
         return {name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
 
+    def lacking(self, vocab: int) -> tuple[int, ...]:
+        """The ids below `vocab` that are no tokens."""
+        return tuple(np.setdiff1d(np.arange(vocab), self.ids, assume_unique=True).tolist())
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
