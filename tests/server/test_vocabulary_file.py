@@ -1,7 +1,9 @@
 """The file of a large vocabulary that sessions share: what holds for that of a model's weights."""
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -101,6 +103,33 @@ def test_a_change_is_seen_at_once_and_replaces_the_file(connect, files):
     assert files() != old
     assert one(other, ENCODE) == before
     other.execute("COMMIT")
+
+
+def test_who_changes_another_vocabulary_all_the_time_keeps_nobody_from_reading_this_one(connect, files):
+    """Statements of one call see what is committed between them; the version is that of all vocabularies."""
+    conn, busy = connect(), connect()
+    conn.execute("SELECT llm_init_model('large', 1, 1, 8, 64, 5001, seed => 1)")
+    conn.execute("SELECT llm_train_bpe('SELECT ''low lower''', 260, 'busy')")
+    query = "SELECT llm_generate('low lower', 3, temperature => 0, model_name => 'large', seed => 1)"
+    text = one(connect(), query)
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            busy.execute("UPDATE llm_bpe_vocab SET special = special WHERE model = 'busy' AND token_id = 0")
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        try:
+            for _ in range(8):
+                reader = connect()
+                reader.execute("SET statement_timeout = '5s'")
+                assert one(reader, query) == text
+        finally:
+            ended.set()
+        changing.result()
+    conn.execute("DELETE FROM llm_param WHERE model = 'large'; DELETE FROM llm_model_config WHERE model = 'large'")
+    conn.execute("SELECT llm_drop_model('busy')")
 
 
 def test_a_role_gets_from_the_file_what_it_may_read(connect, files):

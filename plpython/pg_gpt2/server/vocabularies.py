@@ -70,10 +70,9 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     name, version = _version(model)
     key = (name, *more)
     found = cache.get(key)
-    while version is not None and (found is None or found[0] != version):
+    if version is not None and (found is None or found[0] != version):
         with collecting_nothing():
-            found = (version, read(version, *key))
-        name, version = _version(model)  # another one where a change was committed between the statements that read
+            found = _read_whole(name, version, read, more)
     if version is None or found is None:
         return None
     cache[key] = found
@@ -81,6 +80,26 @@ def _kept(cache: _Cache[Made], model: str, read: Callable[..., Made], *more: int
     while len(cache) > MOST:
         cache.popitem(last=False)
     return found[1]
+
+
+def _read_whole(name: str, version: str, read: Callable[..., Made], more: tuple[int, ...]) -> tuple[str, Made] | None:
+    """What `read` makes of the vocabulary of `name`, and a version that it is of; None when there is none any more. Each of the
+    statements that read may see changes that were committed after those before it: then it is read again.
+
+    Others may change their vocabularies all the time, and with each the version. Whether it was this one, its rows tell.
+    """
+    while True:
+        made = read(version, name, *more)
+        _, now = _version(name)
+        if now == version:
+            return version, made
+        rows = _digest(name)
+        _, now = _version(name)
+        if now is None:
+            return None
+        version, made = now, read(now, name, *more)
+        if _digest(name) == rows:
+            return version, made
 
 
 def cached() -> list[tuple[str, str, int, bool]]:
