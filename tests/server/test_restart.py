@@ -169,9 +169,13 @@ def connected(dsn: str) -> psycopg.Connection:
 
 
 def crash(dsn: str) -> None:
-    """Kill a session with -9, which ends all, and wait until that is seen."""
-    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True) as conn:
-        os.kill(conn.info.backend_pid, signal.SIGKILL)
+    """Kill a session with -9, which ends all, and wait until that is seen: until another has been ended by the server."""
+    with (
+        contextlib.suppress(psycopg.OperationalError),
+        psycopg.connect(dsn, autocommit=True) as conn,
+        psycopg.connect(dsn) as killed,
+    ):
+        os.kill(killed.info.backend_pid, signal.SIGKILL)
         while True:
             conn.execute("SELECT pg_sleep(0.1)")
     while True:
