@@ -84,11 +84,7 @@ KINDS: dict[str, type[ApiError]] = {
     "57": Unavailable,
 }
 
-ABSENT = {
-    "42P01",
-    "42883",
-    "3F000",
-}  # no such table, function or schema, where a request can only name what pg_gpt2 has
+ABSENT = ("42P01", "42883", "3F000")  # no such table, function or schema: our statements name only what pg_gpt2 has
 OURS = "pg_gpt2: "  # before our messages; of a row after the first of a set PL/Python makes that the detail of its own
 API_NAMES = {"topp": "top_p", "topk": "top_k"}  # of what SQL calls otherwise
 

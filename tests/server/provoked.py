@@ -388,7 +388,7 @@ STATEMENTS = [
     hooked("module('server.api.publishing')._has_filters = lambda: True", "SELECT llm_publish('p', '{t,fit}')"),
     "CREATE PUBLICATION theirs FOR TABLE words; SELECT llm_publish('theirs')",
     hooked("module('server.api.publishing')._has_filters = lambda: False", "SELECT llm_publish('p', '{t}')"),
-    "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();"
+    "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();"
     " INSERT INTO words VALUES ('lowly', 2)",
     "SELECT llm_grant_usage('public', 'all')",
     # Settings

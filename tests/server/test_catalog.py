@@ -73,7 +73,7 @@ def test_every_function_has_a_comment(functions):
 
 def test_every_function_is_tested_by_pgtap(functions):
     tests = "".join(path.read_text() for path in (Path(__file__).parents[1] / "pgtap").rglob("*.sql"))
-    internal = ("llm_boot", "llm_bpe_changed", "llm_model_config_replaces_preset")
+    internal = ("llm_boot", "llm_bpe_changed", "llm_model_config_changed")
     names = {f["name"].split("(")[0].split(".")[-1] for f in functions} - set(internal)
     assert sorted(name for name in names if not re.search(rf"\b{name}\b", tests)) == []
 

@@ -22,7 +22,7 @@ NO_MODEL = set(
     llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
     llm_grant_usage llm_publish llm_prune_autograd_state llm_generation_options_declared llm_training_options_declared
     llm_texts_sent llm_bytes_sent llm_cosine llm_cosine_sent llm_json_schema
-    llm_bpe_changed llm_model_config_replaces_preset llm_autograd_mode_update llm_block_forward
+    llm_bpe_changed llm_model_config_changed llm_autograd_mode_update llm_block_forward
     pg_llm_autograd_enabled pg_llm_autograd_track_tensor pg_llm_adamw_step pg_llm_add pg_llm_attention pg_llm_attention_backward
     pg_llm_cross_entropy pg_llm_cross_entropy_backward pg_llm_dropout pg_llm_dropout_backward pg_llm_gelu pg_llm_gelu_backward
     pg_llm_grad_clip pg_llm_layernorm pg_llm_layernorm_backward pg_llm_lr_schedule pg_llm_matmul pg_llm_mlp_backward

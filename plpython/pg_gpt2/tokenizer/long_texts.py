@@ -15,7 +15,7 @@ from .words import Words, encoded
 
 LONG = 1 << 13  # characters from which this is faster than looking up one word after the other
 MOST_CHARACTERS = 1 << 18  # at once
-SHORT = 15  # bytes of a word that are its key, with their number; one word in a hundred has more
+SHORT = 15  # bytes of a word that are its key, with their number; one English word in a hundred has more
 MOST_WORDS = 1 << 17  # kept from piece to piece
 MOST_BYTES = 1 << 21  # of those of them that have more than SHORT
 FEWEST_PLACES = 1 << 15  # of the hash table

@@ -125,9 +125,9 @@ def test_only_known_names_are_put_into_the_text_of_statements():
 
 
 TRIGGERS = [
-    ("llm_model_config_replaces_preset", "BEFORE INSERT ON mine FOR EACH ROW"),
-    ("llm_model_config_replaces_preset", "AFTER DELETE ON mine FOR EACH ROW"),
-    ("llm_model_config_replaces_preset", "AFTER DELETE ON llm_model_config FOR EACH STATEMENT"),
+    ("llm_model_config_changed", "BEFORE INSERT ON mine FOR EACH ROW"),
+    ("llm_model_config_changed", "AFTER DELETE ON mine FOR EACH ROW"),
+    ("llm_model_config_changed", "AFTER DELETE ON llm_model_config FOR EACH STATEMENT"),
     ("llm_bpe_changed", "AFTER INSERT ON mine FOR EACH STATEMENT"),
     ("llm_bpe_changed", "BEFORE INSERT ON llm_bpe_vocab FOR EACH ROW"),
     ("llm_autograd_mode_update", "BEFORE UPDATE ON mine FOR EACH ROW"),

@@ -16,7 +16,7 @@ from ..training import audit
 
 
 @entry
-def replace_preset(trigger: dict[str, Any]) -> None:
+def config_changed(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's. Before it gets another name: refuse
     (0A000), since weights, vocabulary and all else would be left behind."""
     if trigger["event"] == "UPDATE":
