@@ -9,15 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import httpx
 import psycopg
 import pytest
 from playwright.sync_api import Page, expect
-
-from tests.server.serve.serving import serving
 
 WINDOWS = int(os.environ.get("PG_GPT2_WINDOWS", "6"))
 STREAMS = int(os.environ.get("PG_GPT2_WINDOW_STREAMS", "2"))
@@ -93,18 +91,18 @@ def shown(page: Page) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def test_many_windows_keep_up_with_a_run_beside_streams(open_page, dsn, model, conn, learner):
+def test_many_windows_keep_up_with_a_run_beside_streams(open_page, serve, model, conn, learner):
+    address = serve()  # which stands until all pages are closed: one that asks a server that is gone has an error
     steps, sessions = [], 0
-    with serving(dsn) as client, ExitStack() as stack:
-        first = open_page(f"{client.base_url}#runs")
-        pages = [first]
-        for _ in range(WINDOWS - 1):
-            pages.append(first.context.new_page())
-            pages[-1].goto(first.url, wait_until="commit")
-        for page in pages:
-            expect(page.locator("#run-status")).to_contain_text("running, step")
-        streams = Streams(str(client.base_url), model)
-        stack.enter_context(streams.running())
+    first = open_page(f"{address}#runs")
+    pages = [first]
+    for _ in range(WINDOWS - 1):
+        pages.append(first.context.new_page())
+        pages[-1].goto(first.url, wait_until="commit")
+    for page in pages:
+        expect(page.locator("#run-status")).to_contain_text("running, step")
+    streams = Streams(address, model)
+    with streams.running():
         began = time.monotonic()
         seen: list[list[tuple[float, int]]] = [[] for _ in pages]
         while time.monotonic() - began < SECONDS or any(len({step for _, step in each}) < 2 for each in seen):
