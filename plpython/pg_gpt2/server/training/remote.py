@@ -150,11 +150,10 @@ def no_answer(server: str) -> PgGpt2Error:
 
 
 def _refused(server: str, error: Any) -> PgGpt2Error:
-    """The error of another server, or of the way to it, as one of ours that names the server."""
+    """The error of another server, or of the way to it, as one of ours that names the server; libpq's lines become one."""
     _, detail, hint, *_ = error.spidata or (None, None, None)
-    made = ConnectionFailed(
-        f'server "{server}": {str(error).removeprefix("pg_gpt2: ")}', hint=hint or REACH, detail=detail
-    )
+    message = " ".join(str(error).removeprefix("pg_gpt2: ").split())
+    made = ConnectionFailed(f'server "{server}": {message}', hint=hint or REACH, detail=detail)
     if not (error.sqlstate or "08").startswith("08"):
         made.sqlstate = error.sqlstate
     return made
