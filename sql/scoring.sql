@@ -35,9 +35,8 @@ COMMENT ON FUNCTION llm_text_embedding IS
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
 
--- In SQL, since PL/Python must not run in a parallel plan; so the error about lengths is one that the server raises with this
--- SQLSTATE, and with a text of ours in it. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
--- A parallel worker can run no statement in PL/Python, so this one does not load the package.
+-- The cosine is SQL, so that it may run in a parallel plan. Only its error is PL/Python: it runs no statement, so it is safe in a
+-- worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
 CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer)
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE

@@ -47,7 +47,7 @@ COMMENT ON COLUMN llm_model_config.layer_norm_epsilon IS 'What layernorm adds to
 COMMENT ON COLUMN llm_model_config.scale_attn_weights IS
     'Whether the scores of attention are divided by the root of the width of a head.';
 COMMENT ON COLUMN llm_model_config.scale_attn_by_inverse_layer_idx IS
-    'Whether the scores of attention of the i-th block are divided by i as well.';
+    'Whether the scores of attention of layer i, counted from 0, are divided by i + 1 as well.';
 COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
     'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
 COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS

@@ -1,6 +1,6 @@
 """Ops on bytes, the functions `pg_llm_*` of SQL: pure, with no table, no setting, nothing recorded.
 
-A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `lookup(name)`, and gives bytes
 back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
 `sampling`.
 """

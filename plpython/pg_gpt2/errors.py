@@ -1,6 +1,6 @@
 """Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
+`server.sql_errors` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
 operating system refuses (`of_system`).
 """
 
@@ -62,6 +62,12 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint=f"Example: {name} => 8.")
+
+
+class Diverged(PgGpt2Error):
+    """The loss or a gradient is no longer a finite number."""
+
+    sqlstate = "22003"
 
 
 class UndefinedObject(PgGpt2Error):

@@ -1,6 +1,6 @@
 """What the engine asks of its host, with defaults that serve outside a server.
 
-`db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
+`server.boot` replaces the hooks when the package is loaded into PostgreSQL. Long loops call
 `host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 

@@ -12,7 +12,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 def raised() -> list[tuple[str, ast.Call]]:
     """Every place in the package that makes an error for users."""
-    names = {kind.__name__ for kind in KINDS} | {"Diverged"}
+    names = {kind.__name__ for kind in KINDS}
     return [
         (f"{path.relative_to(PACKAGE)}:{node.lineno}", node)
         for path in sorted(PACKAGE.rglob("*.py"))

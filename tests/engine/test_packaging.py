@@ -10,6 +10,7 @@ from pathlib import Path
 import pg_gpt2
 import pytest
 
+import build
 import loaders
 from loaders.__main__ import COMMANDS
 
@@ -90,3 +91,8 @@ def test_a_release_has_what_pgxn_wants():
     for extension in metadata["provides"].values():
         assert (ROOT / extension["file"]).exists()
         assert (ROOT / extension["docfile"]).exists()
+
+
+def test_the_instructions_name_all_that_is_generated():
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("Generated, and committed:")[1].split("\n\n")[0]
+    assert [name for name in build.outputs() if f"{Path(name).name}`" not in section] == []

@@ -8,10 +8,10 @@ import pytest
 from pg_gpt2 import host
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import GPT2Config
-from pg_gpt2.errors import InvalidParameter
+from pg_gpt2.errors import Diverged, InvalidParameter
 from pg_gpt2.fast import threads
 from pg_gpt2.training.batches import BatchOrder
-from pg_gpt2.training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate
+from pg_gpt2.training.trainer import Batch, Trainer, estimate_step_bytes, evaluate
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)

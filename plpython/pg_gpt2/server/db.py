@@ -1,4 +1,5 @@
-"""Statements, settings, notices, commits and cancels: what goes to the server goes through here.
+"""Statements, settings, notices, commits and cancels: what goes to the server goes through here, but for queries of callers
+(`caller_query`) and what loads this package (`importer`).
 
 In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
 names go through `command`. Everything else is in pg_catalog, because every function pins its

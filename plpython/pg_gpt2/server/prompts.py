@@ -4,7 +4,7 @@ A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, require
+from ..errors import InvalidParameter, WrongState, require
 from ..generation.decode import check_ids
 from ..tokenizer.bpe import Tokenizer
 from . import db
@@ -20,18 +20,18 @@ def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[
     """Ids of the prompt, however many; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        return [end_of_text(model, tokenizer, "an empty prompt")]
+        return [end_of_text(model.name, model.config, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
     return ids
 
 
-def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
-    """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
-    eos = eos_of(model.config, tokenizer)
+def end_of_text(model: str, config: GPT2Config | None, tokenizer: Tokenizer, what: str) -> int:
+    """The token between texts; a model without one is refused (55000), saying that `what` needs it."""
+    eos = eos_of(config, tokenizer)
     if eos is None:
-        raise InvalidParameter(
-            f'{what} needs an end-of-text token, and model "{model.name}" has none',
-            hint="Set eos_token_id in llm_model_config.",
+        raise WrongState(
+            f'{what} needs an end-of-text token, and model "{model}" has none',
+            hint="Set eos_token_id in llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
         )
     return eos
 

@@ -18,7 +18,7 @@ from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
-from ..errors import InvalidParameter, PgGpt2Error
+from ..errors import Diverged, InvalidParameter
 from ..fast import activations, buffers, losses
 from ..fast.attention import mask_shape
 from ..fast.layout import plain
@@ -45,12 +45,6 @@ class Batch(NamedTuple):
         if self.weight is None:
             return self.counted()
         return float((np.not_equal(self.targets, IGNORED).sum(axis=1) * self.weight).sum())
-
-
-class Diverged(PgGpt2Error):
-    """The loss or a gradient is no longer a finite number."""
-
-    sqlstate = "22003"
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _encoder(model: weights.Model) -> Callable[[Texts], Choices]:
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
-        return end_of_text(model, tokenizer, what)
+        return end_of_text(model.name, model.config, tokenizer, what)
 
     return lambda texts: Choices(texts, tokenizer, model.config, model.name, start)
 

@@ -90,7 +90,7 @@ def perplexity_rows(
     require(source=source, from_start=from_start, source_path=source_path)
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
-    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    start = [end_of_text(model.name, model.config, tokenizer, "from_start")] if from_start else []
     resources.require_memory(scoring.bytes_of_passes(model.config), "scoring several texts at once")
     return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
 

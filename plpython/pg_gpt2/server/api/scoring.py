@@ -18,7 +18,7 @@ def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tup
     """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
-    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    start = [end_of_text(model.name, model.config, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
     resources.require_memory(scoring.bytes_of_passes(model.config, len(ids)), f"reading {len(ids):,} tokens")

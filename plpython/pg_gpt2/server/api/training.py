@@ -1,4 +1,4 @@
-"""llm_dataset_load, llm_dataset_load_pairs, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+"""Data, steps and runs of training: arguments from SQL, checked.
 
 `given` has the parameters of a function beyond its first, under the names that they have in SQL.
 """

@@ -18,7 +18,7 @@ from ...errors import InconsistentData, InvalidParameter, UndefinedObject, Wrong
 from ...tokenizer.bpe import Tokenizer
 from ...training.trainer import Batch
 from .. import db
-from ..prompts import eos_of
+from ..prompts import end_of_text
 from ..storage.store import find_config
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
@@ -79,7 +79,8 @@ class Places:
 
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
-    parts = list(_encoded(texts, tokenizer, end_of_text(tokenizer, model))) or [np.empty(0, np.int32)]
+    eos = end_of_text(model, find_config(model), tokenizer, "training data")
+    parts = list(_encoded(texts, tokenizer, eos)) or [np.empty(0, np.int32)]
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
@@ -100,17 +101,6 @@ def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
             _make_room(model, split, cut.replace)
             _insert(ids, model, split, here)
     return n_rows
-
-
-def end_of_text(tokenizer: Tokenizer, model: str) -> int:
-    """Its id: the model's, else that of its vocabulary; 55000 where neither has one."""
-    eos = eos_of(find_config(model), tokenizer)
-    if eos is None:
-        raise WrongState(
-            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Name it in eos_token_id of llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
-        )
-    return eos
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,9 @@ from ...limits import MOST_WEIGHT
 from ...tokenizer.bpe import Tokenizer
 from .. import db
 from ..caller_query import Weighted
-from .datasets import MANY_TOKENS, Cut, Places, end_of_text, store
+from ..prompts import end_of_text
+from ..storage.store import find_config
+from .datasets import MANY_TOKENS, Cut, Places, store
 
 
 @dataclass
@@ -91,7 +93,8 @@ def _common(some: list[int], others: list[int]) -> int:
 
 def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut, special: bool) -> int:
     """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. With `special` as in encode."""
-    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size, special)
+    eos = end_of_text(model, find_config(model), tokenizer, "training data")
+    found = _Encoded(tokenizer, eos, cut.block_size, special)
     room = MANY_TOKENS
     progress = host.Progress("tokenizing the source", "pairs")
     for n, pair in enumerate(pairs):

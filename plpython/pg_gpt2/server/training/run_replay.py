@@ -12,10 +12,10 @@ from math import isclose
 from typing import Any
 
 from ... import host
-from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...errors import Diverged, InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from ...training.batches import BatchOrder
-from ...training.trainer import Diverged, StepResult
+from ...training.trainer import StepResult
 from .. import db, resources
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS, Part
@@ -126,12 +126,7 @@ class _Replay:
                 return
         try:
             made = self._learn(steps, ids, by)
-        except (
-            UndefinedObject,
-            InvalidParameter,
-            InconsistentData,
-            Diverged,
-        ) as error:  # as a row of the data that is gone
+        except (UndefinedObject, InvalidParameter, InconsistentData, Diverged) as error:  # such as a row that is gone
             yield Difference(steps[-1], error.message)
             return
         for one in made:

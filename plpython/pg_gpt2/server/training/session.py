@@ -12,11 +12,11 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
-from ...errors import FeatureNotSupported, InconsistentData
+from ...errors import Diverged, FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.shards import Shard, Sharded, cut, numbered
-from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
+from ...training.trainer import Batch, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
