@@ -26,8 +26,6 @@ MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and th
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_WEIGHT = 10**9  # of a row of data, or a target of a loss: sums of them stay numbers
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
-MOST_SCHEMA_LEVELS = (
-    32  # of a JSON schema, one within the other: it is read by calls within calls, and so is what it makes
-)
+MOST_SCHEMA_LEVELS = 32  # of a JSON schema, one within the other: calls within calls read it, and what is made of it
 MOST_SUBSCHEMAS = 10_000  # of a JSON schema, one beside or within the other: each costs memory, and time at every token
 MOST_BOUND_DIGITS = 50  # of a bound of a number in a JSON schema: its grammar has as many levels

@@ -28,9 +28,8 @@ def choose(bench: Bench) -> None:
             _each(each, texts[:1])
         _together(session, WARM)
         few = texts[: max(1, count // ONE_BY_ONE)]
-        parties: list[tuple[str, Any]] = [
-            us(partial(_together, session, count))
-        ]  # each has read the common tokens before
+        # Each has read the common tokens before.
+        parties: list[tuple[str, Any]] = [us(partial(_together, session, count))]
         if bench.torch:
             bench.torch.read(common)
             ids = [bench.server.main.value("SELECT llm_encode(%s, %s)", choice, MODEL)[0] for choice in CHOICES]

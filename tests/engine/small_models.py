@@ -23,9 +23,8 @@ VARIANT = replace(  # another architecture in every way
     tie_word_embeddings=False,
 )
 CONFIGS += [VARIANT, replace(VARIANT, activation_function="silu", scale_attn_weights=True, adapter=CONFIGS[2].adapter)]
-KEEPS_BITS = layout.in_panels(
-    CONFIGS[0]
-)  # whether panels keep the bits of a row whatever its company, with this CPU and BLAS
+# Whether panels keep the bits of a row whatever its company, with this CPU and BLAS.
+KEEPS_BITS = layout.in_panels(CONFIGS[0])
 # With weights in rows, and in panels where these are used.
 ARRANGED = [
     (config, panels) for config in CONFIGS for panels in (True, False) if layout.in_panels(config) or not panels

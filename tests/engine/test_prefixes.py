@@ -205,9 +205,8 @@ def test_scores_of_a_common_beginning_are_computed_once(params, read, kind):
         np.testing.assert_allclose(found, without, rtol=1e-5)
     else:
         np.testing.assert_array_equal(found, without)
-    assert sum(read) == (
-        201 + 4 * 2 if kind == "panels" else 0
-    )  # the token before the first that differs is read again
+    # The token before the first that differs is read again.
+    assert sum(read) == (201 + 4 * 2 if kind == "panels" else 0)
 
 
 def test_a_decoder_resumes_by_itself(params, read, kind):

@@ -267,9 +267,8 @@ def strided_perplexity(model: transformers.GPT2LMHeadModel, ids: list[int], widt
         targets[:, : -(stop - scored)] = -100
         with torch.no_grad():
             mean = model(window, labels=targets).loss
-        valid = int((targets != -100).sum()) - int(
-            targets[0, 0] != -100
-        )  # the model shifts: the first predicts nothing
+        # The model shifts: the first predicts nothing.
+        valid = int((targets != -100).sum()) - int(targets[0, 0] != -100)
         total, count, scored = total + float(mean) * valid, count + valid, stop
         if stop == len(ids):
             break

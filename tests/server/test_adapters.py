@@ -194,9 +194,8 @@ def test_a_merged_adapter_is_an_ordinary_model(sql, models):
     train(sql, "a")
     sql("SELECT llm_adapter_merge('a', 'merged')")
     values = "SELECT pg_llm_values(llm_logits(ARRAY[1, 2, 3], %s))"
-    assert sql(values, "merged") == pytest.approx(
-        sql(values, "a"), abs=1e-5
-    )  # rounding of one product in place of three
+    # The tolerance is the rounding of one product in place of three.
+    assert sql(values, "merged") == pytest.approx(sql(values, "a"), abs=1e-5)
     assert sql(values, "merged") != pytest.approx(sql(values, "base"), abs=1e-3)
     assert sql("SELECT (base, tokenizer_tokens)::text FROM llm_models WHERE model = 'merged'") == "(,262)"
     assert sql("SELECT count(*) FROM llm_param_share WHERE target_model = 'merged'") == 0

@@ -290,9 +290,8 @@ def outcome(conn: psycopg.Connection, statement: str, place: dict) -> tuple:
         cursor = conn.execute(statement.format(**place))
         told: tuple = ("rows", str(cursor.fetchall() if cursor.description else []))
     except psycopg.Error as error:
-        message = re.sub(
-            r"tape \d+ has no ops", "tape <new> has no ops", error.diag.message_primary or ""
-        )  # the role's own
+        # The tape is the role's own.
+        message = re.sub(r"tape \d+ has no ops", "tape <new> has no ops", error.diag.message_primary or "")
         told = (error.sqlstate, message, error.diag.message_hint, error.diag.message_detail)
     finally:
         if begin:

@@ -82,9 +82,8 @@ def test_fifty_steps_of_adamw_follow_torch(sql, golden):
             ).fetchone()
             assert loss == pytest.approx(expected, rel=1e-4), f"step {step + 1}"
         norms = [n for (n,) in sql.execute("SELECT grad_norm FROM llm_train_log WHERE model = 'tiny' ORDER BY step")]
-    np.testing.assert_allclose(
-        norms, golden["norms"], rtol=1e-2
-    )  # rounding grows from step to step; the loss feels less of it
+    # Rounding grows from step to step; the loss feels less of it.
+    np.testing.assert_allclose(norms, golden["norms"], rtol=1e-2)
 
 
 def test_a_step_moves_every_weight_as_torch_moves_it(sql, golden):

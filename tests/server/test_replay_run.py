@@ -396,9 +396,8 @@ def test_a_run_that_is_resumed_elsewhere_records_both_environments(sql, conn, co
     call = "CALL llm_train_run('m', 300, batch_size => 2, commit_every => 1, flush_seconds => 0, log_every => 0)"
     worker = connect()
     worker.execute("SET pg_gpt2.attention_chunk = 2")
-    worker.execute(
-        "SELECT * FROM llm_evaluate('m', 'train', 1)"
-    )  # loads the package: on a busy machine longer than the timeout
+    # Loading the package may take longer than the timeout on a busy machine.
+    worker.execute("SELECT * FROM llm_evaluate('m', 'train', 1)")
     worker.execute("SET statement_timeout = '700ms'")
     with pytest.raises(errors.QueryCanceled):
         worker.execute(call)

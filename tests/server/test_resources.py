@@ -62,9 +62,8 @@ def test_the_buffers_of_long_prompts_are_kept_until_llm_cache_clear(conn):
 import sys
 return next(module for name, module in sys.modules.items() if name.endswith('.fast.buffers')).kept().n_bytes()
         $$""")
-    assert (
-        conn.execute("SELECT pg_temp.kept()").fetchone()[0] >= 2 << 20
-    )  # without panels long prompts are read in blocks
+    # Without panels long prompts are read in blocks.
+    assert conn.execute("SELECT pg_temp.kept()").fetchone()[0] >= 2 << 20
     conn.execute("SELECT llm_cache_clear()")
     assert conn.execute("SELECT pg_temp.kept()").fetchone()[0] == 0
 

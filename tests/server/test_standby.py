@@ -51,9 +51,8 @@ reading = pytest.mark.parametrize("statement", [text.format(p=PROMPT) for text i
 def model(module_conn: psycopg.Connection) -> psycopg.Connection:
     """The primary, with a model "m" and its vocabulary and data."""
     query = f"SELECT '{TEXT * 10}'"
-    module_conn.execute(
-        "SET synchronous_commit = on"
-    )  # else what is committed need not be in the log when catch_up looks
+    # Else what is committed need not be in the log when catch_up looks.
+    module_conn.execute("SET synchronous_commit = on")
     module_conn.execute("SELECT llm_train_bpe(%s, 290, 'm'), llm_init_model('m', 2, 2, 32, 48, 290, 5)", [query])
     module_conn.execute("SELECT llm_dataset_load(%s, 'm', 32)", [query])
     module_conn.execute("SELECT llm_train('m', 5, dropout_p => 0, lr_max => 1e-2, log_every => 0)")

@@ -23,9 +23,7 @@ from .panels import Panels, Table
 from .products import product, product_tasks
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = (
-    256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
-)
+MOST_PREPARED = 256  # rows of all plans of a model and its adapters: no budget counts their buffers; a plan costs 2 ms
 
 # (layer, qkv [m, 3D], out [m, D], factor of scores)
 Attend = Callable[[int, np.ndarray, np.ndarray, float | None], None]

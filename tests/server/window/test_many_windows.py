@@ -20,9 +20,8 @@ from playwright.sync_api import Page, expect
 WINDOWS = int(os.environ.get("PG_GPT2_WINDOWS", "6"))
 STREAMS = int(os.environ.get("PG_GPT2_WINDOW_STREAMS", "2"))
 SECONDS = 3.0  # that they are watched
-LATE = (
-    20.0  # seconds that a page may be behind, and that a first token may take, on a machine that does other things, too
-)
+# Seconds that a page may be behind, and that a first token may take, on a machine that does other things, too.
+LATE = 20.0
 OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_gpt2 serve' AND datname = current_database()"
 MOST_SESSIONS = 8 + 4  # of the two pools
 

@@ -271,9 +271,8 @@ def accumulate_grads(model: str, workers: int) -> int:
     config = store.config(model)  # a misspelt name would seem to have no gradients
     store.lock(model)
     total, turn, trained = 0, 1, store.trained(config, "$2")
-    while updated := _accumulate(
-        model, trained, turn
-    ):  # a row shared as several tensors gets the gradient of each in its turn
+    # A row shared as several tensors gets the gradient of each in its turn.
+    while updated := _accumulate(model, trained, turn):
         total, turn = total + updated, turn + 1
     return total
 

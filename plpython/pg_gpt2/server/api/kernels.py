@@ -13,9 +13,8 @@ from ..prompts import draw_seed
 
 # Bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work.
 SMALL = 1 << 18
-MADE = (
-    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
-)
+# Bytes for each that was given: the arguments' own, and a result as an array and as bytes, which the server copies.
+MADE = 3
 
 
 def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:

@@ -21,9 +21,7 @@ from ..prompts import end_of_text
 from ..storage import weights
 from ..texts import TextsJob
 
-MOST_TOGETHER = (
-    256  # rows that are read before the first of them is given, where passes of all their tokens are not full
-)
+MOST_TOGETHER = 256  # rows that are read before the first of them is given, where all their tokens do not fill a pass
 PASSES = 4  # of which the rows are read before the first of them is given: some for each core
 FIRST_TEXTS = 16  # that go on together until as many have ended; then more
 MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them

@@ -346,9 +346,8 @@ def _batches(
         host.check_interrupts()
         if data is None:
             continue
-        if (
-            batch and held + len(data) > store.FLUSH_BYTES
-        ):  # a large block is a statement of its own: a value ends at 1 GiB
+        # A large block is a statement of its own: a value ends at 1 GiB.
+        if batch and held + len(data) > store.FLUSH_BYTES:
             yield batch
             batch, held = [], 0
         batch.append((part, data))

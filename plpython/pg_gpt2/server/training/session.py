@@ -26,9 +26,8 @@ KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of
 
 # Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
 SLOTS = 8
-Block = tuple[
-    str, str, int, int, bytes, bytes, bytes, bytes | None
-]  # model, name, token_id, step of a row; data, m, v, grad
+# Of a row: model, name, token_id, step; data, m, v, grad.
+Block = tuple[str, str, int, int, bytes, bytes, bytes, bytes | None]
 UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (4 * SLOTS)]
 
 
