@@ -73,7 +73,7 @@ class Guard:
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header, without port; None of none that is one."""
+    """The name in a Host header, without port; None where it is no valid host."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:

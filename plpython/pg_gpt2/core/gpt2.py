@@ -237,7 +237,8 @@ def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn
 
 
 def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's.
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's as
+    `init_adapter` has them.
 
     Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
     functions that make them, in any order.

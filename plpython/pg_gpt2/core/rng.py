@@ -23,7 +23,7 @@ def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 
 
 
 def words(seed: int) -> Iterator[int]:
-    """The words of 64 bits of `numpy.random.Philox(key=seed)`, for who needs a few of them: four take 6 us."""
+    """The words of 64 bits of `numpy.random.Philox(key=seed)`, for callers that need only a few: four take 6 us."""
     counter = 0
     while True:
         counter += 1

@@ -1,6 +1,6 @@
-"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
+"""Two operations that BLAS does in one pass and NumPy in several: out += a @ b by sgemm, y = a x + b y by saxpby.
 
-Where that BLAS has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
+Where the BLAS that NumPy loaded has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
 """
 
 import ctypes

@@ -220,7 +220,7 @@ class SamplingOptions(Declared):
 
 @dataclass(frozen=True)
 class Call(Declared):
-    """What every generating call has."""
+    """The options of every call that generates."""
 
     max_tokens: int = option(
         64,
@@ -248,7 +248,7 @@ class Call(Declared):
 
 @dataclass(frozen=True)
 class Generation(Call):
-    """What generation by drawing tokens has beside it."""
+    """The options that drawing tokens adds to those of `Call`."""
 
     seed: int | None = option(
         None,
@@ -267,7 +267,7 @@ class Generation(Call):
 
 @dataclass(frozen=True)
 class TextGeneration(Generation):
-    """What generation of text has beside it."""
+    """The option that generation of text adds to those of `Generation`."""
 
     echo: bool = option(
         True, FLAG, hint="false leaves the prompt out.", meaning="Whether the prompt comes before the completion."
@@ -276,7 +276,7 @@ class TextGeneration(Generation):
 
 @dataclass(frozen=True)
 class Drafting(Declared):
-    """What generation of one text at a time has beside it."""
+    """The option of calls that generate one text at a time."""
 
     draft_model: str | None = option(
         None,
@@ -289,7 +289,7 @@ class Drafting(Declared):
 
 @dataclass(frozen=True)
 class OnePrompt(Declared):
-    """What generation of texts for one prompt has beside it."""
+    """The option of calls that take one prompt, and of llm_generate_batch."""
 
     prompt_ids: Sequence[int] | None = option(
         None,
@@ -302,7 +302,7 @@ class OnePrompt(Declared):
 
 @dataclass(frozen=True)
 class ManyTexts(TextGeneration):
-    """What generation of texts for several prompts has beside it."""
+    """The option that several prompts add to those of `TextGeneration`."""
 
     n: int = option(
         1,
@@ -315,7 +315,7 @@ class ManyTexts(TextGeneration):
 
 @dataclass(frozen=True)
 class BatchTexts(ManyTexts):
-    """What llm_generate_batch has beside it."""
+    """The option that llm_generate_batch adds to those of `ManyTexts`."""
 
     logprobs: bool = option(
         False,
@@ -327,7 +327,7 @@ class BatchTexts(ManyTexts):
 
 @dataclass(frozen=True)
 class BeamSearch(Call):
-    """What beam search has."""
+    """The options that beam search adds to those of `Call`."""
 
     beam_width: int = option(
         4,

@@ -82,7 +82,7 @@ class Adjustment(NamedTuple):
 ADJUSTMENTS: dict[str, Adjustment] = {}  # by option, in order
 CUTS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {}
 
-Adjust = Callable[[np.ndarray, Any, History], np.ndarray]  # scores [V] -> scores [V], in place never
+Adjust = Callable[[np.ndarray, Any, History], np.ndarray]  # scores [V] -> scores [V], never in place
 Cut = Callable[[np.ndarray, Any], np.ndarray]  # scores [n], n > 0 -> the places that are kept, ascending, at least one
 
 

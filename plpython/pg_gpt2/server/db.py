@@ -20,7 +20,7 @@ Row = dict[str, Any]
 OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
 
 _schema = ""
-_callers_path = OUR_PATH  # that of who called a committing procedure
+_callers_path = OUR_PATH  # that of whoever called a committing procedure
 sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0

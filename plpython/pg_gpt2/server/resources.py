@@ -58,14 +58,14 @@ def _known_settings() -> db.Row:
     return _settings
 
 
-def apply_settings(workers: int = 1) -> None:
-    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
-    cores."""
+def apply_settings(n_threads: int = 1) -> None:
+    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `n_threads` if above 1, else pg_gpt2.threads, else
+    all cores."""
     global _prefix_cache
     known = _known_settings()
     _prefix_cache = prefix_cache()
     n_cores = cores()
-    wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
+    wanted = n_threads if n_threads > 1 else _checked("threads", known["threads"], n_cores)
     threads.set_threads(min(wanted, n_cores))
     if known["fast"] is not None:
         op.use_fast(wants_fast())
@@ -82,8 +82,8 @@ def wanted_threads() -> int:
 
 
 def wants_fast() -> bool:
-    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for who
-    does not own the extension."""
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for
+    anyone who does not own the extension."""
     is_wanted = db.as_flag("fast", _known_settings()["fast"] or "on")
     if not is_wanted and not db.is_owner():
         raise InsufficientPrivilege(

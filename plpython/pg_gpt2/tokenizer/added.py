@@ -1,7 +1,7 @@
 """Tokens added to a vocabulary: found in a text as they stand, before the rest is split into words and merged.
 
 Follows AddedVocabulary of Hugging Face `tokenizers`: at each place the longest token, from left to right, and those that are
-`normalized` only in what the others leave. A normalizer there is none.
+`normalized` only in what the others leave. There is no normalizer.
 """
 
 import re

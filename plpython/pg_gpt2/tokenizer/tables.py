@@ -92,7 +92,7 @@ def made_of(
     if not tokens:
         raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
     found, added = dict(sorted(tokens.items())), dict(added or {})
-    order = sorted(found, key=added.__contains__)  # merges make one that was not added, where there is
+    order = sorted(found, key=added.__contains__)  # of two tokens with one text, merges make the one that was not added
     texts = token_texts([found[token_id] for token_id in order])
     symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
     eos = symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id

@@ -118,7 +118,7 @@ class Hyperparameters(Declared):
 
 @dataclass(frozen=True)
 class RunOptions(Declared):
-    """What a run has beside them."""
+    """The options that a run adds to them."""
 
     batch_size: int = option(
         8,
@@ -282,7 +282,7 @@ class Course(Declared):
 
 
 @dataclass(frozen=True)
-class Workers(Declared):
+class Threads(Declared):
     """Threads, which change no result."""
 
     grad_workers: int = option(
@@ -343,7 +343,7 @@ class Servers(Declared):
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
     yield from (
-        Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options() | Servers.options()
+        Hyperparameters.options() | RunOptions.options() | Course.options() | Threads.options() | Servers.options()
     ).values()
 
 

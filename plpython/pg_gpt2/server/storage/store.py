@@ -126,7 +126,7 @@ def _similar(model: str) -> str | None:
     """The name most like `model` among those of models that the caller sees, presets left out; None where none is like it."""
     if len(model) > LONGEST_MEANT:
         return None
-    import difflib  # which who makes no mistake does not load
+    import difflib  # imported here: only a misspelt name needs it
 
     rows = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT preset"

@@ -75,5 +75,5 @@ def settings_of(config: dict) -> Settings:
 
 
 def course_of(config: dict) -> Course:
-    """The same for its course; what a run of before these options does not say is as it was then."""
+    """The same for its course; a run from before an option existed has that option's default."""
     return Course(**{name: config[name] for name in Course.options() if name in config})

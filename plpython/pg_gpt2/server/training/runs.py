@@ -83,7 +83,7 @@ class Run:
             ["text", "jsonb", "jsonb", "text[]"],
             self.session.model,
             json.dumps(self._config()),
-            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
+            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run from before these options had
             [] if self.plan.course.evaluates else ["eval_every"],  # which then decides nothing
         )
         if row is None:
