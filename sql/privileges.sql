@@ -45,7 +45,7 @@ REVOKE EXECUTE ON PROCEDURE
 FROM PUBLIC;
 
 -- A view reads with its owner's rights, and so past the row-level security that is meant for whoever asks. Since PostgreSQL 15 it
--- can be told to read with those of its caller; on 14 it shows nothing to whom a policy may hide rows of our tables.
+-- can be told to read with those of its caller; on 14 it shows nothing to a role from which a policy may hide rows of ours.
 DO LANGUAGE plpython3u $$
 members = plpy.execute("""
     SELECT c.oid::regclass::text AS name, c.relkind AS kind, pg_get_viewdef(c.oid) AS definition

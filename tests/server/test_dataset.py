@@ -111,3 +111,21 @@ def test_a_row_that_is_too_long_ends_a_run_before_its_first_step(conn):
             conn.execute(call)
     assert conn.execute("SELECT count(*) FROM llm_run WHERE status <> 'finished'").fetchone()[0] == 0
     assert conn.execute("SELECT count(*) FROM llm_train_log WHERE step > 3").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT llm_generate('', model_name => 'm')",
+        "SELECT llm_perplexity('low', 'm', from_start => true)",
+        "SELECT llm_dataset_load('VALUES (''low'')', 'm', 4)",
+        "SELECT llm_dataset_load_pairs('VALUES (''low'', '' lower'')', 'm')",
+    ],
+)
+def test_what_needs_an_end_of_text_token_refuses_a_model_without_one_alike(conn, statement):
+    refused = pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="needs an end-of-text token")
+    with conn.transaction(force_rollback=True):
+        conn.execute("UPDATE llm_model_config SET eos_token_id = NULL WHERE model = 'm'")
+        conn.execute("DELETE FROM llm_bpe_vocab WHERE model = 'm' AND token = '<|endoftext|>'")
+        with refused, conn.transaction():
+            conn.execute(statement)

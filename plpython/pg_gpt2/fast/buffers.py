@@ -119,7 +119,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 @contextmanager
 def lending(memory: np.ndarray | None) -> Iterator[None]:
-    """Within this block `passing` serves from contiguous `memory`, which its owner has not come to use."""
+    """Within this block `passing` serves from contiguous `memory`, which its owner does not use yet."""
     global _lent
     outer, _lent = _lent, memory
     try:

@@ -201,7 +201,7 @@ class Arena:
         keys, values = self.keys[layer], self.values[layer]
         first, end = int(slots[0]), int(slots[-1]) + 1
         queries, places = q, starts
-        if end - first > len(slots):  # a slot between that has no row computes what nobody reads
+        if end - first > len(slots):  # a slot in between without a row computes what nobody reads
             queries, places = np.zeros((end - first, *q.shape[1:]), FLOAT32), np.zeros(end - first, np.int64)
             queries[slots - first], places[slots - first] = q, starts
         mixed = np.empty(queries.shape, FLOAT32)

@@ -102,7 +102,7 @@ class ThreadPool:
 class Batch:
     """A stack of tasks that several threads pop until it is empty; one caller at a time may refill it.
 
-    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
+    A helper that did some calls `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
     a task any more: what it worked on may be free.
     """
 

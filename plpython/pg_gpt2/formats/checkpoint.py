@@ -39,7 +39,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
-    """Are those that are missing all the biases there would be, as nanoGPT writes a model with bias = False?"""
+    """Whether what is missing is all of the biases, as nanoGPT writes a model with bias = False."""
     return (
         bool(missing)
         and all(name.endswith(".bias") for name in missing)
@@ -48,7 +48,7 @@ def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
 
 
 def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
-    """Is it the weight of a linear layer, transposed?"""
+    """Whether it is the weight of a linear layer, transposed."""
     return name.startswith("h.") and len(expected) == 2 and tuple(found) == tuple(expected)[::-1] != tuple(expected)
 
 

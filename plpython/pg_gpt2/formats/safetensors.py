@@ -142,7 +142,7 @@ def _entry(name: str, described: object, base: int) -> Entry:
 
 
 def _sizes(values: object) -> bool:
-    """Is it a list of a few non-negative integers below 2**63 (bool is an int to Python)?"""
+    """Whether it is a list of a few non-negative integers below 2**63 (bool is an int to Python)."""
     return (
         isinstance(values, list)
         and len(values) <= 32

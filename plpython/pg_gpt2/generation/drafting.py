@@ -27,7 +27,7 @@ A_ROW = 0.05  # of the time of a pass, for a further token in it
 WIDTHS = (0.0, 0.3)  # of the numbers that a token of a draft is drawn with
 MEMORY = 0.97  # what counts of how these fare after the next token
 PATIENCE, MOST_PATIENCE = 16, 256  # tokens until a draft is tried again that promised no gain
-SLOWER = 1.02  # a time that was measured counts so much more at each later one, because the machine may be busier now
+SLOWER = 1.02  # by which a measured time grows with each later one, because the machine may be busier now
 
 
 class DraftModel(NamedTuple):

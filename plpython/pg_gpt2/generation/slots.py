@@ -114,9 +114,9 @@ class Slots:
         return True
 
     def _slot_for(self, ids: np.ndarray, best: int, usable: list[int]) -> _Slot | None:
-        """A free slot, which has then read the first `best` of ids, as some slot has. None: there is none.
+        """A free slot, which has then read the first `best` of ids, as some slot has; None where none is free.
 
-        It is one that has read them, and no beginning of more that was of use; else a new one, or the least recently used.
+        One that has read these, and of which no more was of use; else a new one, or the least recently used.
         """
         own = zip(self._slots, usable) if best >= LEAST_COPIED else ()
         fitting = (slot for slot, length in own if slot.is_free and length == best >= slot.shared)

@@ -38,7 +38,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of answers that were chosen; None of none."""
+        """The share of answers that were chosen; None where there are none."""
         return self._right / self.n if self.n else None
 
     @property

@@ -187,7 +187,7 @@ def is_owner() -> bool:
 
 
 def has_written() -> bool:
-    """Whether this transaction has, so that it may see rows that are nobody else's business yet."""
+    """Whether this transaction has written, so that it may see rows that nobody else sees yet."""
     return row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
 
 

@@ -18,7 +18,7 @@ def draft_of(model: weights.Model, drafting: Drafting, room: int) -> DraftModel 
         return None
     draft = weights.load(drafting.draft_model)
     _require_same_vocabulary(model, draft)
-    if not model.shared and weights.cache.get(model.name, model.version) is None:  # it had to go for the other
+    if not model.shared and weights.cache.get(model.name, model.version) is None:  # it had to make room for the draft
         raise OutOfMemory(
             f'pg_gpt2.max_memory does not allow for "{model.name}" and its draft model "{draft.name}" together',
             hint="Leave draft_model out, or raise pg_gpt2.max_memory.",

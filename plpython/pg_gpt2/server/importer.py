@@ -61,7 +61,7 @@ def root_of(key):
 
 
 def this_python():
-    """What another Python than this one differs in, if it cannot run the code that this one makes."""
+    """A mark of this Python: one with another mark cannot run the code that it makes."""
     return f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()} {sys.flags.optimize}"
 
 

@@ -16,7 +16,7 @@ from .storage import weights
 
 
 def resolved(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
-    """What generation is asked for, with end-of-text, texts and seed resolved. There is no need of a tokenizer where no text is
+    """What generation is asked for, with end-of-text, texts and seed resolved. No tokenizer is needed where no text is
     decoded, and the end-of-text token is not the vocabulary's."""
     seed = draw_seed() if asked.seed is None else asked.seed
     lacking = lacking_of(model, tokenizer)
@@ -45,7 +45,7 @@ def constraint_of(
 def ends_of(
     asked: Call, config: GPT2Config, tokenizer: Tokenizer | None, lacking: tuple[int, ...]
 ) -> tuple[int | None, tuple[int, ...]]:
-    """The token that ends a text, if any, and others that do, too; without those that the vocabulary is `lacking`, which never
+    """The token that ends a text, if any, and others that do, too; without those `lacking` in the vocabulary, which never
     come.
 
     22023 for one that the model does not have.
@@ -64,7 +64,7 @@ def ends_of(
 
 
 def in_ids(sampling: Sampling, model: weights.Model, lacking: tuple[int, ...]) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary is `lacking`, whose rows of weights only pad. 55000
+    """`sampling` with its texts as ids, and without those `lacking` in the vocabulary, whose rows of weights only pad. 55000
     when there are texts and the model has no vocabulary."""
     found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
     return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found

@@ -31,7 +31,7 @@ _FORMATS = {
     "timestamp without time zone": "date-time",
     "timestamp with time zone": "date-time",
 }
-_ROWS = "rpfvmc"  # kinds of relations that have a row type which people write to, or pass
+_ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
 _CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
 _exact = Context(prec=3000)
 
@@ -53,7 +53,7 @@ class _Base:
 
 
 class _Size:
-    """How large a schema is while it is made: `with` it each schema within the schema is."""
+    """The size of a schema while it is made; each schema within it is made in a `with` of this."""
 
     def __init__(self, relation: str) -> None:
         self.relation = relation

@@ -86,7 +86,7 @@ def _read_whole(name: str, version: str, read: Callable[..., Made], more: tuple[
     """What `read` makes of the vocabulary of `name`, and a version that it is of; None when there is none any more. Each of the
     statements that read may see changes that were committed after those before it: then it is read again.
 
-    Others may change their vocabularies all the time, and with each the version. Whether it was this one, its rows tell.
+    Others may change their vocabularies, and so the version, all the time: the rows tell whether it was this one.
     """
     while True:
         made = read(version, name, *more)
@@ -141,7 +141,7 @@ def _version(model: str) -> tuple[str, str | None]:
     sees merges, and what tells the changes of all vocabularies apart; or one word, the digest of rows.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
-    row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
+    row-level security it does so where the key is compared with an expression, which OFFSET 0 makes a value first.
 
     It names all columns, so that a role which may read some of them only gets nothing of what is kept, either.
     """
@@ -266,7 +266,7 @@ def _read_lacking(version: str, model: str, vocab: int) -> tuple[int, ...]:
 
 
 def _empty(table: str, model: str) -> None:
-    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    """Delete what there is: whoever only adds vocabularies needs no right to delete."""
     key = "token_id" if table == "llm_bpe_vocab" else "rank"
     if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)

@@ -208,7 +208,7 @@ class Tokenizer:
         try:
             if len(ids) * self._longest > MANY_BYTES:
                 _require_room(sum(map(len, map(self._bytes.__getitem__, ids))))
-            return b"".join(map(self._bytes.__getitem__, ids))  # a null has none, either
+            return b"".join(map(self._bytes.__getitem__, ids))  # nor has a null any
         except KeyError:
             raise self._unknown(ids) from None
 

@@ -98,8 +98,8 @@ class Trainer:
         return self._sinks.get(self.tied.get(name, name))
 
     def _beside(self, table: str) -> np.ndarray | None:
-        """The larger part of the arena beside the gradients of a table, which are the first of a step: logits lie where the
-        later ones will. None where it learns nothing."""
+        """The larger part of the arena beside the gradients of a table. These come first in a step, so logits can lie where
+        the others will. None where the table learns nothing."""
         sink = self._sink(table)
         if sink is None:
             return None

@@ -137,7 +137,7 @@ class Constraint:
         return self._last[1]
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
-        """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        """Ids that may come, ascending, and the most bytes that are then missing to the nearest end."""
         state = without_far_bounds(state, self._far)
         found = self._masks.get(state)
         if found is None:
@@ -158,10 +158,10 @@ class Constraint:
         return self._vocabulary.walk(self._automaton, self._automaton.number(state))[:2]
 
     def fits(self, state: Node, left: int) -> bool:
-        """Whether `left` tokens are sure to complete the text. If they are, then so are one less after some token.
+        """Whether `left` tokens are sure to complete the text. If they are, so are one less after some token.
 
-        They are where no more bytes lack, since there is a token for each; where the longest tokens on the nearest way are no
-        more; or where a search finds so few, which is made when few are left.
+        They are where no more bytes are missing, since there is a token for each; where the nearest way, taken in the
+        longest tokens, has no more of them; or where a search, which is made when few are left, finds so few.
         """
         if state.shortest <= left or state.shortest > left * self._vocabulary.longest:
             return state.shortest <= left

@@ -66,15 +66,15 @@ def _digits(value: Decimal) -> tuple[str, str]:
 
 
 def _places(bounds: list[Decimal]) -> int:
-    """How many digits a number between `bounds` may have behind the point: as many as they have, and as many more as are kept
-    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too."""
+    """How many digits a number between `bounds` may have behind the point: as many as they have, or if
+    more, as many as a reader of doubles keeps, for which what is below an open bound then is below it, too."""
     found = [_digits(bound) for bound in bounds]
     before = max((len(before) for before, _ in found), default=0)
     return max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
 
 
 def _beyond(bound: Decimal) -> Decimal:
-    """The least power of ten that no number reaches which has a bound on the other side only."""
+    """What stands for the bound that is not given: the least power of ten that no number reaches."""
     digits = len(_digits(bound)[0]) if bound > 0 else 0
     return Decimal((0, (1,), max(WHOLE, digits + 1)))
 

@@ -53,19 +53,19 @@ lr_schedule = kernel(bytea_ops.lr_schedule)
 
 @kernel
 def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
-    """A tensor of the numbers of an array; null of null."""
+    """A tensor of the numbers of an array; null for null."""
     return None if elements is None else bytea_ops.tensor(sent, elements)
 
 
 @kernel
 def softmax(a: bytes | None, n: int | None) -> bytes | None:
-    """softmax of rows; null of null."""
+    """softmax of rows; null for null."""
     return None if a is None else bytea_ops.softmax(a, n)
 
 
 @kernel
 def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
-    """dx of rows; null of null."""
+    """dx of rows; null for null."""
     return None if y is None or dy is None else bytea_ops.softmax_backward(y, dy, n)
 
 

@@ -47,7 +47,7 @@ def publish(publication: str, models: list[str] | None) -> None:
 
 def _check(models: list[str]) -> None:
     """Refuse a list that cannot be published: on PostgreSQL 14 (0A000), an empty one, or one that lacks what its models are
-    made of (22023), with a null (22004), of a model that there is not (42704)."""
+    made of (22023), with a null (22004), with a model that does not exist (42704)."""
     if not _has_filters():
         raise FeatureNotSupported(
             "models cannot be named: PostgreSQL 14 publishes whole tables",

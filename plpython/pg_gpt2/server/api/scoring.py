@@ -46,7 +46,7 @@ def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iter
 
 @entry
 def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
-    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
+    """exp of the mean negative log-probability; None for a text without a token that is predicted."""
     if text is None:
         return None
     require(from_start=from_start)
@@ -59,7 +59,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
 
 @entry
 def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
-    """Hidden state [D]; None of a text without tokens."""
+    """Hidden state [D]; None for a text without tokens."""
     if text is None:
         return None
     require(pooling=pooling)

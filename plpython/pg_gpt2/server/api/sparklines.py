@@ -10,7 +10,7 @@ from ..entry import entry
 @entry
 @received(numbers="double precision")
 def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
-    """Numbers as at most `width` bars; null of null."""
+    """Numbers as at most `width` bars; null for null."""
     require_positive(width=width)
     return None if numbers is None else sparkline(means(numbers, width))
 

@@ -357,7 +357,7 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
 
 
 def drop(checkpoint_ids: Sequence[int]) -> int:
-    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
+    """Remove checkpoints, and the blocks that no other needs; how many there were."""
     dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
     if dropped:
         sweep()

@@ -1,6 +1,6 @@
 """Tensors out of rows: the version of what is visible of a model, and its blocks put together.
 
-The rows of an adapter's base are read as the adapter sees them, so that who uses it needs no right to anything else.
+The rows of an adapter's base are read as the adapter sees them, so that whoever uses it needs no right to anything else.
 """
 
 import hashlib

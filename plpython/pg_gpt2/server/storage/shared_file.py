@@ -230,7 +230,7 @@ def _write(file: int, array: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    """A file of the server's user. OSError for anything else: O_NONBLOCK, since opening a FIFO would block until somebody writes."""
+    """A file of the server's user. OSError for anything else. O_NONBLOCK: opening a FIFO would block until somebody writes."""
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         found = os.fstat(file)

@@ -39,7 +39,7 @@ class Row(NamedTuple):
         return self.weight == 1 and self.targets.min() != IGNORED
 
 
-# Rows that a model learns from: its own, and those of nobody whose ids it has.
+# Rows that a model learns from: its own, and those of no model with ids that it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
     " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens ||"
@@ -248,7 +248,7 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
 def batches(found: Sequence[Row]) -> list[Batch]:
     """Rows as one batch, padded to the longest; or, where all targets count alike, as one for each length.
 
-    The second is what they always were, so that what was recorded of such rows is found again, bit for bit.
+    The second is as it always was, so that what was recorded of such rows is found again, bit for bit.
     """
     if not all(row.is_plain for row in found):
         return [_padded(found)]

@@ -14,7 +14,7 @@ ROWS = 64  # at a time
 
 
 def row_ids(learner: Learner, course: Course) -> np.ndarray:
-    """Ids of the rows of the split val; where there are none, what needs them is to blame (22023)."""
+    """Ids of the rows of the split val; where there are none, the error (22023) names the option that needs them."""
     try:
         return datasets.row_ids(learner.model, learner.config, "val")
     except WrongState as error:

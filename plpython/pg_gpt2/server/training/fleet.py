@@ -239,7 +239,7 @@ class Fleet(Sharded):
     def _quotas(self, count: int) -> dict[str | None, int]:
         """Who is to compute how many of `count` shards, so that all end at the same time; this server has one at least.
 
-        Of a worker that gets none less is expected each time, until it is tried again: it may have been slow by chance.
+        A worker that gets none is expected to be faster each time, until it is tried again: it may have been slow by chance.
         """
         there = [worker for worker in self.workers if worker.is_there]
         paces: dict[str | None, float | None] = {None: self.pace, **{worker.name: worker.pace for worker in there}}

@@ -1,6 +1,6 @@
 """A session on another server, through dblink: statements are sent and answered without waiting.
 
-The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
+CREATE SERVER and CREATE USER MAPPING say where the server is, and who to be there. dblink waits without looking for a cancel, so
 that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
 """
 

@@ -20,7 +20,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
     row = db.row(
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
         " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
+        # Where an older snapshot does not show the manual run, this gives 40001 and not a duplicate key.
         " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
         *(

@@ -106,8 +106,7 @@ class Work:
         self._frozen = layout.lay_out(dict(_shaped(flat, self._base)), replace(self.config, adapter=None))
 
     def _trainer(self) -> Trainer:
-        """What computes, once all weights are there; 55000 before. A replica has arrays of its own, which a next one begins
-        without."""
+        """What computes, once all weights are there; 55000 before. Each replica has arrays of its own."""
         if self._next < self.n_own or self._next_base < self.n_own + self.n_base:
             raise _missing("all of its weights")
         if self._made is None:
@@ -231,7 +230,7 @@ def _read_shard(said: Any, config: GPT2Config) -> tuple[Shard, dict[str, Any]]:
 
 
 def _read_update(said: Any, n_tensors: int) -> dict[str, Any]:
-    """How AdamW is to be called, from JSON, where its values are not checked by that itself."""
+    """How AdamW is to be called, from JSON; checks what AdamW itself does not."""
     try:
         update = dict(said["update"])
         numbers, counts = {name: float(update[name]) for name in ADAMW}, update["counts"]

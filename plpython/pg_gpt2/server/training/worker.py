@@ -116,7 +116,7 @@ class Worker:
         self.share.transfer += time.monotonic() - began
 
     def compute(self, part: Part, chunk: int, how: dict[str, Any], values: np.ndarray) -> Wait:
-        """What it finds for a part, with the weights that it has; `values` takes the numbers that this is beside the loss."""
+        """What it finds for a part, with the weights that it has; `values` takes the numbers, all but the loss."""
         began = time.monotonic()
         answers = []
         for shard, said in part.calls(how):
