@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 d45e8485a7a2 @extschema@'] = importer['import_package']('pg_gpt2 d45e8485a7a2 @extschema@', '@extschema@')
+    GD['pg_gpt2 17a34a5ee27a @extschema@'] = importer['import_package']('pg_gpt2 17a34a5ee27a @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 d45e8485a7a2 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 17a34a5ee27a @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -720,7 +720,7 @@ def _short(value: object) -> str:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bytea_ops', $pg_gpt2_source$"""Ops on bytes, the functions `pg_llm_*` of SQL: pure, with no table, no setting, nothing recorded.
 
-A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `lookup(name)`, and gives bytes
 back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
 `sampling`.
 """
@@ -1855,7 +1855,8 @@ def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn
 
 
 def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's.
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero; an adapter's as
+    `init_adapter` has them.
 
     Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
     functions that make them, in any order.
@@ -2659,7 +2660,7 @@ def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 
 
 
 def words(seed: int) -> Iterator[int]:
-    """The words of 64 bits of `numpy.random.Philox(key=seed)`, for who needs a few of them: four take 6 us."""
+    """The words of 64 bits of `numpy.random.Philox(key=seed)`, for callers that need only a few: four take 6 us."""
     counter = 0
     while True:
         counter += 1
@@ -2809,7 +2810,7 @@ before_each_op: Callable[[], None] = _nothing  # where a server looks for a canc
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
+`server.sql_errors` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
 operating system refuses (`of_system`).
 """
 
@@ -2871,6 +2872,12 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint=f"Example: {name} => 8.")
+
+
+class Diverged(PgGpt2Error):
+    """The loss or a gradient is no longer a finite number."""
+
+    sqlstate = "22003"
 
 
 class UndefinedObject(PgGpt2Error):
@@ -3977,9 +3984,9 @@ def attention_backward(
 
 replace("attention", attention, attention_backward, saves=True)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.blas', $pg_gpt2_source$"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.blas', $pg_gpt2_source$"""Two operations that BLAS does in one pass and NumPy in several: out += a @ b by sgemm, y = a x + b y by saxpby.
 
-Where that BLAS has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
+Where the BLAS that NumPy loaded has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
 """
 
 import ctypes
@@ -4307,7 +4314,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 @contextmanager
 def lending(memory: np.ndarray | None) -> Iterator[None]:
-    """Within this block `passing` serves from contiguous `memory`, which its owner has not come to use."""
+    """Within this block `passing` serves from contiguous `memory`, which its owner does not use yet."""
     global _lent
     outer, _lent = _lent, memory
     try:
@@ -4545,7 +4552,7 @@ class Arena:
         keys, values = self.keys[layer], self.values[layer]
         first, end = int(slots[0]), int(slots[-1]) + 1
         queries, places = q, starts
-        if end - first > len(slots):  # a slot between that has no row computes what nobody reads
+        if end - first > len(slots):  # a slot in between without a row computes what nobody reads
             queries, places = np.zeros((end - first, *q.shape[1:]), FLOAT32), np.zeros(end - first, np.int64)
             queries[slots - first], places[slots - first] = q, starts
         mixed = np.empty(queries.shape, FLOAT32)
@@ -6093,9 +6100,7 @@ from .panels import Panels, Table
 from .products import product, product_tasks
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = (
-    256  # rows of all plans of one model and its adapters: their buffers are counted nowhere, and a new plan costs 2 ms
-)
+MOST_PREPARED = 256  # rows of all plans of a model and its adapters: no budget counts their buffers; a plan costs 2 ms
 
 # (layer, qkv [m, 3D], out [m, D], factor of scores)
 Attend = Callable[[int, np.ndarray, np.ndarray, float | None], None]
@@ -6788,9 +6793,9 @@ class ThreadPool:
 
 
 class Batch:
-    """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
+    """A stack of tasks that several threads pop until it is empty; one caller at a time may refill it.
 
-    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
+    A helper that did some calls `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
     a task any more: what it worked on may be free.
     """
 
@@ -7062,7 +7067,7 @@ def canonical_name(name: str) -> str | None:
 
 
 def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
-    """Are those that are missing all the biases there would be, as nanoGPT writes a model with bias = False?"""
+    """Whether what is missing is all of the biases, as nanoGPT writes a model with bias = False."""
     return (
         bool(missing)
         and all(name.endswith(".bias") for name in missing)
@@ -7071,7 +7076,7 @@ def is_bias_free(missing: Sequence[str], names: Iterable[str]) -> bool:
 
 
 def is_turned(name: str, found: Sequence[int], expected: Sequence[int]) -> bool:
-    """Is it the weight of a linear layer, transposed?"""
+    """Whether it is the weight of a linear layer, transposed."""
     return name.startswith("h.") and len(expected) == 2 and tuple(found) == tuple(expected)[::-1] != tuple(expected)
 
 
@@ -8007,7 +8012,7 @@ def _entry(name: str, described: object, base: int) -> Entry:
 
 
 def _sizes(values: object) -> bool:
-    """Is it a list of a few non-negative integers below 2**63 (bool is an int to Python)?"""
+    """Whether it is a list of a few non-negative integers below 2**63 (bool is an int to Python)."""
     return (
         isinstance(values, list)
         and len(values) <= 32
@@ -9412,7 +9417,7 @@ class Constraint:
         return self._last[1]
 
     def _mask(self, state: Node) -> tuple[np.ndarray, int]:
-        """Ids that may come, ascending, and how many bytes are the most that then lack to the nearest end."""
+        """Ids that may come, ascending, and the most bytes that are then missing to the nearest end."""
         state = without_far_bounds(state, self._far)
         found = self._masks.get(state)
         if found is None:
@@ -9433,10 +9438,10 @@ class Constraint:
         return self._vocabulary.walk(self._automaton, self._automaton.number(state))[:2]
 
     def fits(self, state: Node, left: int) -> bool:
-        """Whether `left` tokens are sure to complete the text. If they are, then so are one less after some token.
+        """Whether `left` tokens are sure to complete the text. If they are, so are one less after some token.
 
-        They are where no more bytes lack, since there is a token for each; where the longest tokens on the nearest way are no
-        more; or where a search finds so few, which is made when few are left.
+        They are where no more bytes are missing, since there is a token for each; where the nearest way, taken in the
+        longest tokens, has no more of them; or where a search, which is made when few are left, finds so few.
         """
         if state.shortest <= left or state.shortest > left * self._vocabulary.longest:
             return state.shortest <= left
@@ -9983,15 +9988,15 @@ def _digits(value: Decimal) -> tuple[str, str]:
 
 
 def _places(bounds: list[Decimal]) -> int:
-    """How many digits a number between `bounds` may have behind the point: as many as they have, and as many more as are kept
-    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too."""
+    """How many digits a number between `bounds` may have behind the point: as many as they have, or if
+    more, as many as a reader of doubles keeps, for which what is below an open bound then is below it, too."""
     found = [_digits(bound) for bound in bounds]
     before = max((len(before) for before, _ in found), default=0)
     return max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
 
 
 def _beyond(bound: Decimal) -> Decimal:
-    """The least power of ten that no number reaches which has a bound on the other side only."""
+    """What stands for the bound that is not given: the least power of ten that no number reaches."""
     digits = len(_digits(bound)[0]) if bound > 0 else 0
     return Decimal((0, (1,), max(WHOLE, digits + 1)))
 
@@ -11569,7 +11574,7 @@ A_ROW = 0.05  # of the time of a pass, for a further token in it
 WIDTHS = (0.0, 0.3)  # of the numbers that a token of a draft is drawn with
 MEMORY = 0.97  # what counts of how these fare after the next token
 PATIENCE, MOST_PATIENCE = 16, 256  # tokens until a draft is tried again that promised no gain
-SLOWER = 1.02  # a time that was measured counts so much more at each later one, because the machine may be busier now
+SLOWER = 1.02  # by which a measured time grows with each later one, because the machine may be busier now
 
 
 class DraftModel(NamedTuple):
@@ -12234,7 +12239,7 @@ class SamplingOptions(Declared):
 
 @dataclass(frozen=True)
 class Call(Declared):
-    """What every generating call has."""
+    """The options of every call that generates."""
 
     max_tokens: int = option(
         64,
@@ -12262,7 +12267,7 @@ class Call(Declared):
 
 @dataclass(frozen=True)
 class Generation(Call):
-    """What generation by drawing tokens has beside it."""
+    """The options that drawing tokens adds to those of `Call`."""
 
     seed: int | None = option(
         None,
@@ -12281,7 +12286,7 @@ class Generation(Call):
 
 @dataclass(frozen=True)
 class TextGeneration(Generation):
-    """What generation of text has beside it."""
+    """The option that generation of text adds to those of `Generation`."""
 
     echo: bool = option(
         True, FLAG, hint="false leaves the prompt out.", meaning="Whether the prompt comes before the completion."
@@ -12290,7 +12295,7 @@ class TextGeneration(Generation):
 
 @dataclass(frozen=True)
 class Drafting(Declared):
-    """What generation of one text at a time has beside it."""
+    """The option of calls that generate one text at a time."""
 
     draft_model: str | None = option(
         None,
@@ -12303,7 +12308,7 @@ class Drafting(Declared):
 
 @dataclass(frozen=True)
 class OnePrompt(Declared):
-    """What generation of texts for one prompt has beside it."""
+    """The option of calls that take one prompt, and of llm_generate_batch."""
 
     prompt_ids: Sequence[int] | None = option(
         None,
@@ -12316,7 +12321,7 @@ class OnePrompt(Declared):
 
 @dataclass(frozen=True)
 class ManyTexts(TextGeneration):
-    """What generation of texts for several prompts has beside it."""
+    """The option that several prompts add to those of `TextGeneration`."""
 
     n: int = option(
         1,
@@ -12329,7 +12334,7 @@ class ManyTexts(TextGeneration):
 
 @dataclass(frozen=True)
 class BatchTexts(ManyTexts):
-    """What llm_generate_batch has beside it."""
+    """The option that llm_generate_batch adds to those of `ManyTexts`."""
 
     logprobs: bool = option(
         False,
@@ -12341,7 +12346,7 @@ class BatchTexts(ManyTexts):
 
 @dataclass(frozen=True)
 class BeamSearch(Call):
-    """What beam search has."""
+    """The options that beam search adds to those of `Call`."""
 
     beam_width: int = option(
         4,
@@ -13022,7 +13027,7 @@ class Adjustment(NamedTuple):
 ADJUSTMENTS: dict[str, Adjustment] = {}  # by option, in order
 CUTS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {}
 
-Adjust = Callable[[np.ndarray, Any, History], np.ndarray]  # scores [V] -> scores [V], in place never
+Adjust = Callable[[np.ndarray, Any, History], np.ndarray]  # scores [V] -> scores [V], never in place
 Cut = Callable[[np.ndarray, Any], np.ndarray]  # scores [n], n > 0 -> the places that are kept, ascending, at least one
 
 
@@ -14023,9 +14028,9 @@ class Slots:
         return True
 
     def _slot_for(self, ids: np.ndarray, best: int, usable: list[int]) -> _Slot | None:
-        """A free slot, which has then read the first `best` of ids, as some slot has. None: there is none.
+        """A free slot, which has then read the first `best` of ids, as some slot has; None where none is free.
 
-        It is one that has read them, and no beginning of more that was of use; else a new one, or the least recently used.
+        One that has read these, and of which no more was of use; else a new one, or the least recently used.
         """
         own = zip(self._slots, usable) if best >= LEAST_COPIED else ()
         fitting = (slot for slot, length in own if slot.is_free and length == best >= slot.shared)
@@ -14260,7 +14265,7 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of answers that were chosen; None of none."""
+        """The share of answers that were chosen; None where there are none."""
         return self._right / self.n if self.n else None
 
     @property
@@ -14538,7 +14543,7 @@ def common(a: list[int], b: list[int]) -> int:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
-`db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
+`server.boot` replaces the hooks when the package is loaded into PostgreSQL. Long loops call
 `host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 
@@ -14614,9 +14619,7 @@ MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and th
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_WEIGHT = 10**9  # of a row of data, or a target of a loss: sums of them stay numbers
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
-MOST_SCHEMA_LEVELS = (
-    32  # of a JSON schema, one within the other: it is read by calls within calls, and so is what it makes
-)
+MOST_SCHEMA_LEVELS = 32  # of a JSON schema, one within the other: calls within calls read it, and what is made of it
 MOST_SUBSCHEMAS = 10_000  # of a JSON schema, one beside or within the other: each costs memory, and time at every token
 MOST_BOUND_DIGITS = 50  # of a bound of a number in a JSON schema: its grammar has as many levels
 $pg_gpt2_source$);
@@ -15695,9 +15698,8 @@ def accumulate_grads(model: str, workers: int) -> int:
     config = store.config(model)  # a misspelt name would seem to have no gradients
     store.lock(model)
     total, turn, trained = 0, 1, store.trained(config, "$2")
-    while updated := _accumulate(
-        model, trained, turn
-    ):  # a row shared as several tensors gets the gradient of each in its turn
+    # A row shared as several tensors gets the gradient of each in its turn.
+    while updated := _accumulate(model, trained, turn):
         total, turn = total + updated, turn + 1
     return total
 
@@ -16026,7 +16028,7 @@ def _encoder(model: weights.Model) -> Callable[[Texts], Choices]:
     tokenizer = vocabularies.tokenizer_of(model.name)
 
     def start(what: str) -> int:
-        return end_of_text(model, tokenizer, what)
+        return end_of_text(model.name, model.config, tokenizer, what)
 
     return lambda texts: Choices(texts, tokenizer, model.config, model.name, start)
 
@@ -16530,9 +16532,8 @@ from ..prompts import draw_seed
 
 # Bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work.
 SMALL = 1 << 18
-MADE = (
-    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
-)
+# Bytes for each that was given: the arguments' own, and a result as an array and as bytes, which the server copies.
+MADE = 3
 
 
 def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
@@ -16571,19 +16572,19 @@ lr_schedule = kernel(bytea_ops.lr_schedule)
 
 @kernel
 def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
-    """A tensor of the numbers of an array; null of null."""
+    """A tensor of the numbers of an array; null for null."""
     return None if elements is None else bytea_ops.tensor(sent, elements)
 
 
 @kernel
 def softmax(a: bytes | None, n: int | None) -> bytes | None:
-    """softmax of rows; null of null."""
+    """softmax of rows; null for null."""
     return None if a is None else bytea_ops.softmax(a, n)
 
 
 @kernel
 def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
-    """dx of rows; null of null."""
+    """dx of rows; null for null."""
     return None if y is None or dy is None else bytea_ops.softmax_backward(y, dy, n)
 
 
@@ -16996,7 +16997,7 @@ def publish(publication: str, models: list[str] | None) -> None:
 
 def _check(models: list[str]) -> None:
     """Refuse a list that cannot be published: on PostgreSQL 14 (0A000), an empty one, or one that lacks what its models are
-    made of (22023), with a null (22004), of a model that there is not (42704)."""
+    made of (22023), with a null (22004), with a model that does not exist (42704)."""
     if not _has_filters():
         raise FeatureNotSupported(
             "models cannot be named: PostgreSQL 14 publishes whole tables",
@@ -17162,9 +17163,7 @@ from ..prompts import end_of_text
 from ..storage import weights
 from ..texts import TextsJob
 
-MOST_TOGETHER = (
-    256  # rows that are read before the first of them is given, where passes of all their tokens are not full
-)
+MOST_TOGETHER = 256  # rows that are read before the first of them is given, where all their tokens do not fill a pass
 PASSES = 4  # of which the rows are read before the first of them is given: some for each core
 FIRST_TEXTS = 16  # that go on together until as many have ended; then more
 MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them
@@ -17231,7 +17230,7 @@ def perplexity_rows(
     require(source=source, from_start=from_start, source_path=source_path)
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
-    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    start = [end_of_text(model.name, model.config, tokenizer, "from_start")] if from_start else []
     resources.require_memory(scoring.bytes_of_passes(model.config), "scoring several texts at once")
     return _perplexities(model, _in_passes(keyed_texts(source, source_path), model, tokenizer), start)
 
@@ -17412,7 +17411,7 @@ def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tup
     """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
     tokenizer = vocabularies.tokenizer_of(model.name)
-    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    start = [end_of_text(model.name, model.config, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
     resources.require_memory(scoring.bytes_of_passes(model.config, len(ids)), f"reading {len(ids):,} tokens")
@@ -17440,7 +17439,7 @@ def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iter
 
 @entry
 def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
-    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
+    """exp of the mean negative log-probability; None for a text without a token that is predicted."""
     if text is None:
         return None
     require(from_start=from_start)
@@ -17453,7 +17452,7 @@ def perplexity(text: str | None, model_name: str | None, from_start: bool) -> fl
 
 @entry
 def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
-    """Hidden state [D]; None of a text without tokens."""
+    """Hidden state [D]; None for a text without tokens."""
     if text is None:
         return None
     require(pooling=pooling)
@@ -17500,7 +17499,7 @@ from ..entry import entry
 @entry
 @received(numbers="double precision")
 def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
-    """Numbers as at most `width` bars; null of null."""
+    """Numbers as at most `width` bars; null for null."""
     require_positive(width=width)
     return None if numbers is None else sparkline(means(numbers, width))
 
@@ -17590,7 +17589,7 @@ def trace(word: str | None, model: str | None) -> Iterator[Any]:
     """Rows (step, token_id, merged, pieces)."""
     return iter(()) if word is None else _tokenizer(model).trace(word)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_dataset_load_pairs, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""Data, steps and runs of training: arguments from SQL, checked.
 
 `given` has the parameters of a function beyond its first, under the names that they have in SQL.
 """
@@ -17611,7 +17610,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import Course, RunOptions, Servers, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Servers, Threads, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -17745,7 +17744,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
     batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    settings, workers = gather(given, session.Settings, Workers)
+    settings, threads = gather(given, session.Settings, Threads)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -17764,7 +17763,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     audit.check_level(level)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, workers.grad_workers)
+    trained = session.Session(model, threads.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -17775,10 +17774,10 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan, workers, servers = _plan(model, n_steps, given)
+    plan, threads, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, workers.grad_workers)
+    trained = session.Session(model, threads.grad_workers)
     with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
     resources.release_memory()
@@ -17789,7 +17788,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan, workers, servers = _plan(model, n_steps, given)
+    plan, threads, servers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -17800,17 +17799,17 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        trained = session.Session(model, workers.grad_workers)
+        trained = session.Session(model, threads.grad_workers)
         with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Workers, Servers]:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Threads, Servers]:
     """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, course, workers, servers = gather(given, session.Settings, RunOptions, Course, Workers, Servers)
+    settings, run, course, threads, servers = gather(given, session.Settings, RunOptions, Course, Threads, Servers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
@@ -17818,7 +17817,7 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, 
         )
     course.require_sense(settings, run)
     servers.require_sense(course)
-    return RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
+    return RunPlan(settings, n_steps, **asdict(run), course=course), threads, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:
@@ -19081,7 +19080,8 @@ def _as_real(value: Decimal) -> Decimal:
         raise _NotUnderstoodError
     return Decimal(found.pop())
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""Statements, settings, notices, commits and cancels: what goes to the server goes through here.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""Statements, settings, notices, commits and cancels: what goes to the server goes through here, but for queries of callers
+(`caller_query`) and what loads this package (`importer`).
 
 In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
 names go through `command`. Everything else is in pg_catalog, because every function pins its
@@ -19102,7 +19102,7 @@ Row = dict[str, Any]
 OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
 
 _schema = ""
-_callers_path = OUR_PATH  # that of who called a committing procedure
+_callers_path = OUR_PATH  # that of whoever called a committing procedure
 sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
@@ -19269,7 +19269,7 @@ def is_owner() -> bool:
 
 
 def has_written() -> bool:
-    """Whether this transaction has, so that it may see rows that are nobody else's business yet."""
+    """Whether this transaction has written, so that it may see rows that nobody else sees yet."""
     return row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
 
 
@@ -19591,7 +19591,7 @@ def draft_of(model: weights.Model, drafting: Drafting, room: int) -> DraftModel 
         return None
     draft = weights.load(drafting.draft_model)
     _require_same_vocabulary(model, draft)
-    if not model.shared and weights.cache.get(model.name, model.version) is None:  # it had to go for the other
+    if not model.shared and weights.cache.get(model.name, model.version) is None:  # it had to make room for the draft
         raise OutOfMemory(
             f'pg_gpt2.max_memory does not allow for "{model.name}" and its draft model "{draft.name}" together',
             hint="Leave draft_model out, or raise pg_gpt2.max_memory.",
@@ -19810,7 +19810,7 @@ def root_of(key):
 
 
 def this_python():
-    """What another Python than this one differs in, if it cannot run the code that this one makes."""
+    """A mark of this Python: one with another mark cannot run the code that it makes."""
     return f"{sys.implementation.cache_tag} {importlib.util.MAGIC_NUMBER.hex()} {sys.flags.optimize}"
 
 
@@ -19915,7 +19915,7 @@ A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, require
+from ..errors import InvalidParameter, WrongState, require
 from ..generation.decode import check_ids
 from ..tokenizer.bpe import Tokenizer
 from . import db
@@ -19931,18 +19931,18 @@ def prompt_ids(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[
     """Ids of the prompt, however many; the end-of-text token for an empty prompt."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        return [end_of_text(model, tokenizer, "an empty prompt")]
+        return [end_of_text(model.name, model.config, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
     return ids
 
 
-def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
-    """The token that texts begin after; a model without one is refused (22023), saying that `what` needs it."""
-    eos = eos_of(model.config, tokenizer)
+def end_of_text(model: str, config: GPT2Config | None, tokenizer: Tokenizer, what: str) -> int:
+    """The token between texts; a model without one is refused (55000), saying that `what` needs it."""
+    eos = eos_of(config, tokenizer)
     if eos is None:
-        raise InvalidParameter(
-            f'{what} needs an end-of-text token, and model "{model.name}" has none',
-            hint="Set eos_token_id in llm_model_config.",
+        raise WrongState(
+            f'{what} needs an end-of-text token, and model "{model}" has none',
+            hint="Set eos_token_id in llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
         )
     return eos
 
@@ -19993,7 +19993,7 @@ from .storage import weights
 
 
 def resolved(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
-    """What generation is asked for, with end-of-text, texts and seed resolved. There is no need of a tokenizer where no text is
+    """What generation is asked for, with end-of-text, texts and seed resolved. No tokenizer is needed where no text is
     decoded, and the end-of-text token is not the vocabulary's."""
     seed = draw_seed() if asked.seed is None else asked.seed
     lacking = lacking_of(model, tokenizer)
@@ -20022,7 +20022,7 @@ def constraint_of(
 def ends_of(
     asked: Call, config: GPT2Config, tokenizer: Tokenizer | None, lacking: tuple[int, ...]
 ) -> tuple[int | None, tuple[int, ...]]:
-    """The token that ends a text, if any, and others that do, too; without those that the vocabulary is `lacking`, which never
+    """The token that ends a text, if any, and others that do, too; without those `lacking` in the vocabulary, which never
     come.
 
     22023 for one that the model does not have.
@@ -20041,7 +20041,7 @@ def ends_of(
 
 
 def in_ids(sampling: Sampling, model: weights.Model, lacking: tuple[int, ...]) -> Sampling:
-    """`sampling` with its texts as ids, and without ids that the vocabulary is `lacking`, whose rows of weights only pad. 55000
+    """`sampling` with its texts as ids, and without those `lacking` in the vocabulary, whose rows of weights only pad. 55000
     when there are texts and the model has no vocabulary."""
     found = sampling.in_ids(model.config.vocab, lambda text: vocabularies.tokenizer_of(model.name).encode(text))
     return replace(found, suppress_tokens=(*found.suppress_tokens, *lacking)) if lacking else found
@@ -20119,14 +20119,14 @@ def _known_settings() -> db.Row:
     return _settings
 
 
-def apply_settings(workers: int = 1) -> None:
-    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
-    cores."""
+def apply_settings(n_threads: int = 1) -> None:
+    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `n_threads` if above 1, else pg_gpt2.threads, else
+    all cores."""
     global _prefix_cache
     known = _known_settings()
     _prefix_cache = prefix_cache()
     n_cores = cores()
-    wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
+    wanted = n_threads if n_threads > 1 else _checked("threads", known["threads"], n_cores)
     threads.set_threads(min(wanted, n_cores))
     if known["fast"] is not None:
         op.use_fast(wants_fast())
@@ -20143,8 +20143,8 @@ def wanted_threads() -> int:
 
 
 def wants_fast() -> bool:
-    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for who
-    does not own the extension."""
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`, which ask for no memory: 42501 for
+    anyone who does not own the extension."""
     is_wanted = db.as_flag("fast", _known_settings()["fast"] or "on")
     if not is_wanted and not db.is_owner():
         raise InsufficientPrivilege(
@@ -20324,7 +20324,7 @@ _FORMATS = {
     "timestamp without time zone": "date-time",
     "timestamp with time zone": "date-time",
 }
-_ROWS = "rpfvmc"  # kinds of relations that have a row type which people write to, or pass
+_ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
 _CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
 _exact = Context(prec=3000)
 
@@ -20346,7 +20346,7 @@ class _Base:
 
 
 class _Size:
-    """How large a schema is while it is made: `with` it each schema within the schema is."""
+    """The size of a schema while it is made; each schema within it is made in a `with` of this."""
 
     def __init__(self, relation: str) -> None:
         self.relation = relation
@@ -21330,9 +21330,8 @@ def _batches(
         host.check_interrupts()
         if data is None:
             continue
-        if (
-            batch and held + len(data) > store.FLUSH_BYTES
-        ):  # a large block is a statement of its own: a value ends at 1 GiB
+        # A large block is a statement of its own: a value ends at 1 GiB.
+        if batch and held + len(data) > store.FLUSH_BYTES:
             yield batch
             batch, held = [], 0
         batch.append((part, data))
@@ -21727,7 +21726,7 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
 
 
 def drop(checkpoint_ids: Sequence[int]) -> int:
-    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
+    """Remove checkpoints, and the blocks that no other needs; how many there were."""
     dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
     if dropped:
         sweep()
@@ -21863,7 +21862,7 @@ def _maps(pid: int) -> bytes:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.reading', $pg_gpt2_source$"""Tensors out of rows: the version of what is visible of a model, and its blocks put together.
 
-The rows of an adapter's base are read as the adapter sees them, so that who uses it needs no right to anything else.
+The rows of an adapter's base are read as the adapter sees them, so that whoever uses it needs no right to anything else.
 """
 
 import hashlib
@@ -22443,7 +22442,7 @@ def _write(file: int, array: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    """A file of the server's user. OSError for anything else, at once: without O_NONBLOCK a FIFO would wait for who writes."""
+    """A file of the server's user. OSError for anything else. O_NONBLOCK: opening a FIFO would block until somebody writes."""
     file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         found = os.fstat(file)
@@ -22835,7 +22834,7 @@ def _similar(model: str) -> str | None:
     """The name most like `model` among those of models that the caller sees, presets left out; None where none is like it."""
     if len(model) > LONGEST_MEANT:
         return None
-    import difflib  # which who makes no mistake does not load
+    import difflib  # imported here: only a misspelt name needs it
 
     rows = db.query(
         "SELECT model FROM {schema}.llm_model_config WHERE NOT preset"
@@ -24696,7 +24695,7 @@ from ...errors import InconsistentData, InvalidParameter, UndefinedObject, Wrong
 from ...tokenizer.bpe import Tokenizer
 from ...training.trainer import Batch
 from .. import db
-from ..prompts import eos_of
+from ..prompts import end_of_text
 from ..storage.store import find_config
 
 MANY_TOKENS = 1 << 24  # from where room is asked for
@@ -24717,7 +24716,7 @@ class Row(NamedTuple):
         return self.weight == 1 and self.targets.min() != IGNORED
 
 
-# Rows that a model learns from: its own, and those of nobody whose ids it has.
+# Rows that a model learns from: its own, and those of no model with ids that it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
     " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens ||"
@@ -24757,7 +24756,8 @@ class Places:
 
 def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
-    parts = list(_encoded(texts, tokenizer, end_of_text(tokenizer, model))) or [np.empty(0, np.int32)]
+    eos = end_of_text(model, find_config(model), tokenizer, "training data")
+    parts = list(_encoded(texts, tokenizer, eos)) or [np.empty(0, np.int32)]
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
@@ -24778,17 +24778,6 @@ def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
             _make_room(model, split, cut.replace)
             _insert(ids, model, split, here)
     return n_rows
-
-
-def end_of_text(tokenizer: Tokenizer, model: str) -> int:
-    """Its id: the model's, else that of its vocabulary; 55000 where neither has one."""
-    eos = eos_of(find_config(model), tokenizer)
-    if eos is None:
-        raise WrongState(
-            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Name it in eos_token_id of llm_model_config, or add a token <|endoftext|> to llm_bpe_vocab.",
-        )
-    return eos
 
 
 def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24936,7 +24925,7 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
 def batches(found: Sequence[Row]) -> list[Batch]:
     """Rows as one batch, padded to the longest; or, where all targets count alike, as one for each length.
 
-    The second is what they always were, so that what was recorded of such rows is found again, bit for bit.
+    The second is as it always was, so that what was recorded of such rows is found again, bit for bit.
     """
     if not all(row.is_plain for row in found):
         return [_padded(found)]
@@ -25044,7 +25033,7 @@ ROWS = 64  # at a time
 
 
 def row_ids(learner: Learner, course: Course) -> np.ndarray:
-    """Ids of the rows of the split val; where there are none, what needs them is to blame (22023)."""
+    """Ids of the rows of the split val; where there are none, the error (22023) names the option that needs them."""
     try:
         return datasets.row_ids(learner.model, learner.config, "val")
     except WrongState as error:
@@ -25304,7 +25293,7 @@ class Fleet(Sharded):
     def _quotas(self, count: int) -> dict[str | None, int]:
         """Who is to compute how many of `count` shards, so that all end at the same time; this server has one at least.
 
-        Of a worker that gets none less is expected each time, until it is tried again: it may have been slow by chance.
+        A worker that gets none is expected to be faster each time, until it is tried again: it may have been slow by chance.
         """
         there = [worker for worker in self.workers if worker.is_there]
         paces: dict[str | None, float | None] = {None: self.pace, **{worker.name: worker.pace for worker in there}}
@@ -25604,7 +25593,9 @@ from ...limits import MOST_WEIGHT
 from ...tokenizer.bpe import Tokenizer
 from .. import db
 from ..caller_query import Weighted
-from .datasets import MANY_TOKENS, Cut, Places, end_of_text, store
+from ..prompts import end_of_text
+from ..storage.store import find_config
+from .datasets import MANY_TOKENS, Cut, Places, store
 
 
 @dataclass
@@ -25680,7 +25671,8 @@ def _common(some: list[int], others: list[int]) -> int:
 
 def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: Cut, special: bool) -> int:
     """Tokenize `pairs` into rows of at most `cut.block_size` tokens, one a pair; their number. With `special` as in encode."""
-    found = _Encoded(tokenizer, end_of_text(tokenizer, model), cut.block_size, special)
+    eos = end_of_text(model, find_config(model), tokenizer, "training data")
+    found = _Encoded(tokenizer, eos, cut.block_size, special)
     room = MANY_TOKENS
     progress = host.Progress("tokenizing the source", "pairs")
     for n, pair in enumerate(pairs):
@@ -25777,7 +25769,7 @@ def settings_of(config: dict) -> Settings:
 
 
 def course_of(config: dict) -> Course:
-    """The same for its course; what a run of before these options does not say is as it was then."""
+    """The same for its course; a run from before an option existed has that option's default."""
     return Course(**{name: config[name] for name in Course.options() if name in config})
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.progress', $pg_gpt2_source$"""What a run tells its caller while it is running."""
@@ -25821,7 +25813,7 @@ def passes(steps: range, every: int) -> bool:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.remote', $pg_gpt2_source$"""A session on another server, through dblink: statements are sent and answered without waiting.
 
-The server and whom to be there is what CREATE SERVER and CREATE USER MAPPING say. dblink waits without looking for a cancel, so
+CREATE SERVER and CREATE USER MAPPING say where the server is, and who to be there. dblink waits without looking for a cancel, so
 that an answer is taken only once it is all there; what is sent at a time fits into what a connection that still works takes.
 """
 
@@ -25971,11 +25963,10 @@ def no_answer(server: str) -> PgGpt2Error:
 
 
 def _refused(server: str, error: Any) -> PgGpt2Error:
-    """The error of another server, or of the way to it, as one of ours that names the server."""
+    """The error of another server, or of the way to it, as one of ours that names the server; libpq's lines become one."""
     _, detail, hint, *_ = error.spidata or (None, None, None)
-    made = ConnectionFailed(
-        f'server "{server}": {str(error).removeprefix("pg_gpt2: ")}', hint=hint or REACH, detail=detail
-    )
+    message = " ".join(str(error).removeprefix("pg_gpt2: ").split())
+    made = ConnectionFailed(f'server "{server}": {message}', hint=hint or REACH, detail=detail)
     if not (error.sqlstate or "08").startswith("08"):
         made.sqlstate = error.sqlstate
     return made
@@ -26311,7 +26302,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
     row = db.row(
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
         " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
+        # Where an older snapshot does not show the manual run, this gives 40001 and not a duplicate key.
         " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
         *(
@@ -26404,10 +26395,10 @@ from math import isclose
 from typing import Any
 
 from ... import host
-from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...errors import Diverged, InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from ...training.batches import BatchOrder
-from ...training.trainer import Diverged, StepResult
+from ...training.trainer import StepResult
 from .. import db, resources
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS, Part
@@ -26518,12 +26509,7 @@ class _Replay:
                 return
         try:
             made = self._learn(steps, ids, by)
-        except (
-            UndefinedObject,
-            InvalidParameter,
-            InconsistentData,
-            Diverged,
-        ) as error:  # as a row of the data that is gone
+        except (UndefinedObject, InvalidParameter, InconsistentData, Diverged) as error:  # such as a row that is gone
             yield Difference(steps[-1], error.message)
             return
         for one in made:
@@ -26753,7 +26739,7 @@ class Run:
             ["text", "jsonb", "jsonb", "text[]"],
             self.session.model,
             json.dumps(self._config()),
-            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run of before these options does not say
+            json.dumps(asdict(Course()) | {"eval_every": None}),  # what a run from before these options had
             [] if self.plan.course.evaluates else ["eval_every"],  # which then decides nothing
         )
         if row is None:
@@ -26985,11 +26971,11 @@ import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
-from ...errors import FeatureNotSupported, InconsistentData
+from ...errors import Diverged, FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.shards import Shard, Sharded, cut, numbered
-from ...training.trainer import Batch, Diverged, Trainer, estimate_step_bytes, evaluate, nothing_counts
+from ...training.trainer import Batch, Trainer, estimate_step_bytes, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
@@ -26999,9 +26985,8 @@ KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of
 
 # Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
 SLOTS = 8
-Block = tuple[
-    str, str, int, int, bytes, bytes, bytes, bytes | None
-]  # model, name, token_id, step of a row; data, m, v, grad
+# Of a row: model, name, token_id, step; data, m, v, grad.
+Block = tuple[str, str, int, int, bytes, bytes, bytes, bytes | None]
 UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (4 * SLOTS)]
 
 
@@ -27217,9 +27202,9 @@ def with_base(base: weights.Model | None, own: Mapping[str, Any]) -> Mapping[str
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
-    def __init__(self, model: str, workers: int) -> None:
+    def __init__(self, model: str, n_threads: int) -> None:
         config = store.config(model)
-        resources.apply_settings(workers)
+        resources.apply_settings(n_threads)
         versions, base = reading.versions_of(model, config), None
         state = weights.cache.take_state(model, versions.whole)
         held = 0 if state is None else state.nbytes
@@ -27469,8 +27454,7 @@ class Work:
         self._frozen = layout.lay_out(dict(_shaped(flat, self._base)), replace(self.config, adapter=None))
 
     def _trainer(self) -> Trainer:
-        """What computes, once all weights are there; 55000 before. A replica has arrays of its own, which a next one begins
-        without."""
+        """What computes, once all weights are there; 55000 before. Each replica has arrays of its own."""
         if self._next < self.n_own or self._next_base < self.n_own + self.n_base:
             raise _missing("all of its weights")
         if self._made is None:
@@ -27594,7 +27578,7 @@ def _read_shard(said: Any, config: GPT2Config) -> tuple[Shard, dict[str, Any]]:
 
 
 def _read_update(said: Any, n_tensors: int) -> dict[str, Any]:
-    """How AdamW is to be called, from JSON, where its values are not checked by that itself."""
+    """How AdamW is to be called, from JSON; checks what AdamW itself does not."""
     try:
         update = dict(said["update"])
         numbers, counts = {name: float(update[name]) for name in ADAMW}, update["counts"]
@@ -27821,7 +27805,7 @@ class Worker:
         self.share.transfer += time.monotonic() - began
 
     def compute(self, part: Part, chunk: int, how: dict[str, Any], values: np.ndarray) -> Wait:
-        """What it finds for a part, with the weights that it has; `values` takes the numbers that this is beside the loss."""
+        """What it finds for a part, with the weights that it has; `values` takes the numbers, all but the loss."""
         began = time.monotonic()
         answers = []
         for shard, said in part.calls(how):
@@ -27969,7 +27953,7 @@ def _read_whole(name: str, version: str, read: Callable[..., Made], more: tuple[
     """What `read` makes of the vocabulary of `name`, and a version that it is of; None when there is none any more. Each of the
     statements that read may see changes that were committed after those before it: then it is read again.
 
-    Others may change their vocabularies all the time, and with each the version. Whether it was this one, its rows tell.
+    Others may change their vocabularies, and so the version, all the time: the rows tell whether it was this one.
     """
     while True:
         made = read(version, name, *more)
@@ -28024,7 +28008,7 @@ def _version(model: str) -> tuple[str, str | None]:
     sees merges, and what tells the changes of all vocabularies apart; or one word, the digest of rows.
 
     The first row is asked for by the key: for EXISTS, or LIMIT alone, the planner may scan a table that many models share. Under
-    row-level security it does where the key is compared with an expression, which OFFSET 0 makes a value before.
+    row-level security it does so where the key is compared with an expression, which OFFSET 0 makes a value first.
 
     It names all columns, so that a role which may read some of them only gets nothing of what is kept, either.
     """
@@ -28149,7 +28133,7 @@ def _read_lacking(version: str, model: str, vocab: int) -> tuple[int, ...]:
 
 
 def _empty(table: str, model: str) -> None:
-    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    """Delete what there is: whoever only adds vocabularies needs no right to delete."""
     key = "token_id" if table == "llm_bpe_vocab" else "rank"
     if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
@@ -28366,7 +28350,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.added', $pg_gpt2_source$"""Tokens added to a vocabulary: found in a text as they stand, before the rest is split into words and merged.
 
 Follows AddedVocabulary of Hugging Face `tokenizers`: at each place the longest token, from left to right, and those that are
-`normalized` only in what the others leave. A normalizer there is none.
+`normalized` only in what the others leave. There is no normalizer.
 """
 
 import re
@@ -28726,7 +28710,7 @@ class Tokenizer:
         try:
             if len(ids) * self._longest > MANY_BYTES:
                 _require_room(sum(map(len, map(self._bytes.__getitem__, ids))))
-            return b"".join(map(self._bytes.__getitem__, ids))  # a null has none, either
+            return b"".join(map(self._bytes.__getitem__, ids))  # nor has a null any
         except KeyError:
             raise self._unknown(ids) from None
 
@@ -29755,7 +29739,7 @@ def made_of(
     if not tokens:
         raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
     found, added = dict(sorted(tokens.items())), dict(added or {})
-    order = sorted(found, key=added.__contains__)  # merges make one that was not added, where there is
+    order = sorted(found, key=added.__contains__)  # of two tokens with one text, merges make the one that was not added
     texts = token_texts([found[token_id] for token_id in order])
     symbols = _Symbols(zip(reversed(texts), reversed(order)))  # of several with one text, the first
     eos = symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
@@ -30461,7 +30445,7 @@ class Hyperparameters(Declared):
 
 @dataclass(frozen=True)
 class RunOptions(Declared):
-    """What a run has beside them."""
+    """The options that a run adds to them."""
 
     batch_size: int = option(
         8,
@@ -30625,7 +30609,7 @@ class Course(Declared):
 
 
 @dataclass(frozen=True)
-class Workers(Declared):
+class Threads(Declared):
     """Threads, which change no result."""
 
     grad_workers: int = option(
@@ -30686,7 +30670,7 @@ class Servers(Declared):
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
     yield from (
-        Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options() | Servers.options()
+        Hyperparameters.options() | RunOptions.options() | Course.options() | Threads.options() | Servers.options()
     ).values()
 
 
@@ -31003,7 +30987,7 @@ from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK, IGNORED
 from ..core.tape import Eager
 from ..core.tape import Tape as PlainTape
-from ..errors import InvalidParameter, PgGpt2Error
+from ..errors import Diverged, InvalidParameter
 from ..fast import activations, buffers, losses
 from ..fast.attention import mask_shape
 from ..fast.layout import plain
@@ -31030,12 +31014,6 @@ class Batch(NamedTuple):
         if self.weight is None:
             return self.counted()
         return float((np.not_equal(self.targets, IGNORED).sum(axis=1) * self.weight).sum())
-
-
-class Diverged(PgGpt2Error):
-    """The loss or a gradient is no longer a finite number."""
-
-    sqlstate = "22003"
 
 
 @dataclass(frozen=True)
@@ -31089,8 +31067,8 @@ class Trainer:
         return self._sinks.get(self.tied.get(name, name))
 
     def _beside(self, table: str) -> np.ndarray | None:
-        """The larger part of the arena beside the gradients of a table, which are the first of a step: logits lie where the
-        later ones will. None where it learns nothing."""
+        """The larger part of the arena beside the gradients of a table. These come first in a step, so logits can lie where
+        the others will. None where the table learns nothing."""
         sink = self._sink(table)
         if sink is None:
             return None
@@ -31333,11 +31311,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31350,11 +31328,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31414,7 +31392,7 @@ COMMENT ON COLUMN llm_model_config.layer_norm_epsilon IS 'What layernorm adds to
 COMMENT ON COLUMN llm_model_config.scale_attn_weights IS
     'Whether the scores of attention are divided by the root of the width of a head.';
 COMMENT ON COLUMN llm_model_config.scale_attn_by_inverse_layer_idx IS
-    'Whether the scores of attention of the i-th block are divided by i as well.';
+    'Whether the scores of attention of layer i, counted from 0, are divided by i + 1 as well.';
 COMMENT ON COLUMN llm_model_config.reorder_and_upcast_attn IS
     'How attention is computed in half precision. Here it changes nothing, and is kept for files.';
 COMMENT ON COLUMN llm_model_config.tie_word_embeddings IS
@@ -31789,11 +31767,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31811,11 +31789,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31871,11 +31849,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31888,11 +31866,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31907,11 +31885,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -31941,11 +31919,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31958,11 +31936,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31975,11 +31953,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32034,11 +32012,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32065,11 +32043,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32089,11 +32067,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32119,11 +32097,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32134,11 +32112,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32147,11 +32125,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32166,11 +32144,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32183,11 +32161,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32198,11 +32176,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32217,11 +32195,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32235,11 +32213,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32250,11 +32228,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32272,11 +32250,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32287,11 +32265,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32302,11 +32280,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32335,11 +32313,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32380,11 +32358,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32412,11 +32390,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32470,11 +32448,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32499,11 +32477,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32539,11 +32517,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32566,11 +32544,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32588,11 +32566,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -32636,11 +32614,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32660,11 +32638,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32685,11 +32663,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32701,11 +32679,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32722,20 +32700,19 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
 
--- In SQL, since PL/Python must not run in a parallel plan; so the error about lengths is one that the server raises with this
--- SQLSTATE, and with a text of ours in it. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
--- A parallel worker can run no statement in PL/Python, so this one does not load the package.
+-- The cosine is SQL, so that it may run in a parallel plan. Only its error is PL/Python: it runs no statement, so it is safe in a
+-- worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
 CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer)
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
@@ -32785,11 +32762,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32811,11 +32788,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32838,11 +32815,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32860,11 +32837,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32889,11 +32866,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32929,11 +32906,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32952,11 +32929,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32976,11 +32953,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32997,11 +32974,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33029,11 +33006,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33058,11 +33035,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33091,11 +33068,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33137,11 +33114,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33174,11 +33151,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33250,11 +33227,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.train(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33302,11 +33279,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33323,11 +33300,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.options(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33344,11 +33321,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33392,11 +33369,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33409,11 +33386,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33426,11 +33403,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33442,11 +33419,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33564,11 +33541,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33581,11 +33558,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33598,11 +33575,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33625,11 +33602,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33640,11 +33617,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33655,11 +33632,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33677,11 +33654,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33705,11 +33682,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33735,11 +33712,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33759,11 +33736,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33782,11 +33759,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33802,11 +33779,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33883,11 +33860,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33912,11 +33889,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33934,11 +33911,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33947,11 +33924,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33961,11 +33938,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33974,11 +33951,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33988,11 +33965,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34001,11 +33978,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34020,11 +33997,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34040,11 +34017,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34054,11 +34031,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34068,11 +34045,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34087,11 +34064,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34109,11 +34086,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34124,11 +34101,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34137,11 +34114,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34150,11 +34127,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34172,11 +34149,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34197,11 +34174,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34220,11 +34197,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34248,11 +34225,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34263,11 +34240,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34281,11 +34258,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34301,11 +34278,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34330,11 +34307,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34353,11 +34330,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34370,11 +34347,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34393,11 +34370,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34420,11 +34397,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34433,11 +34410,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34450,11 +34427,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34465,11 +34442,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34507,11 +34484,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34534,11 +34511,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34553,11 +34530,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34571,11 +34548,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34601,11 +34578,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34616,11 +34593,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34631,11 +34608,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34646,11 +34623,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34661,11 +34638,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34678,11 +34655,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34710,11 +34687,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34733,11 +34710,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -34752,11 +34729,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34768,11 +34745,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34784,11 +34761,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34847,11 +34824,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34875,11 +34852,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34905,11 +34882,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34920,11 +34897,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34935,11 +34912,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 d45e8485a7a2 @extschema@' not in GD:
+if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 d45e8485a7a2 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
@@ -34994,7 +34971,7 @@ REVOKE EXECUTE ON PROCEDURE
 FROM PUBLIC;
 
 -- A view reads with its owner's rights, and so past the row-level security that is meant for whoever asks. Since PostgreSQL 15 it
--- can be told to read with those of its caller; on 14 it shows nothing to whom a policy may hide rows of our tables.
+-- can be told to read with those of its caller; on 14 it shows nothing to a role from which a policy may hide rows of ours.
 DO LANGUAGE plpython3u $$
 members = plpy.execute("""
     SELECT c.oid::regclass::text AS name, c.relkind AS kind, pg_get_viewdef(c.oid) AS definition
