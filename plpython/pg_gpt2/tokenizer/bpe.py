@@ -102,13 +102,6 @@ class Tokenizer:
         """From plain data: see tables.made_of."""
         return cls(made_of(tokens, merges, eos_token_id, added))
 
-    @classmethod
-    def from_strings(
-        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
-    ) -> "Tokenizer":
-        """From what vocab.json and merges.txt hold."""
-        return cls.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
-
     def __len__(self) -> int:
         return len(self.tables.ids)
 
@@ -298,11 +291,6 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def pending(self) -> bytes:
-        """The bytes held back."""
-        return self._decoder.getstate()[0]
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, often all of it, at times ''."""

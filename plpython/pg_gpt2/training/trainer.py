@@ -150,7 +150,6 @@ class Trainer:
         dropout_p: float = 0.1,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         gradients: Callable[..., tuple[float, int]] | None = None,
     ) -> StepResult:
@@ -161,7 +160,7 @@ class Trainer:
         """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
         fill = gradients or self.gradients
-        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, audit=audit)
         norm = self.grad_norm()
         if not (isfinite(loss) and isfinite(norm)):
             raise Diverged(
@@ -185,7 +184,6 @@ class Trainer:
         dropout_p: float = 0.0,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         first_part: int = 0,
         total: float | None = None,
@@ -219,10 +217,10 @@ class Trainer:
                     self._shape = np.shape(tokens)
                 share = batch.total() / total
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                if not (is_fast() or keep or audit):
+                if not (is_fast() or audit):
                     loss += share * self._plain_gradients(params, batch, drop, share)
                     continue
-                tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
+                tape = Tape(keep=False, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
                 with buffers.lending(self._unused if part == first_part else None):
                     attrs = gpt2.loss_attributes(targets, weight)
