@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..limits import MOST_IDS, MOST_TRACED
+from ..limits import MOST_BYTES, MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
 from .decimals import Decimals, few
 from .long_texts import LONG, MOST_CHARACTERS, LongTexts
@@ -27,7 +27,6 @@ from .words import Words, gathered
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 FEW_TOKENS = 1 << 10  # fewer are written one by one
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
-MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
 
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
@@ -275,9 +274,9 @@ class Tokenizer:
 
 def _require_room(size: int) -> None:
     """Refuse more decoded bytes than a value takes (54000), or than there is memory for (53200)."""
-    if size > MOST_DECODED:
+    if size > MOST_BYTES:
         raise LimitExceeded(
-            f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
+            f"the tokens have {size} bytes, and a value takes {MOST_BYTES}", hint="Decode them in parts."
         )
     host.require_memory(3 * size, f"{size} bytes of tokens")  # joined, as text, and as a value of the server
 

@@ -3,10 +3,10 @@
 from math import prod
 from typing import Any
 
+from ... import host
 from ...autograd import attributes, room
 from ...autograd.graph import Graph
 from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
-from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
     NullNotAllowed,
@@ -18,7 +18,7 @@ from ...errors import (
     require_positive,
 )
 from ...fast.ops import lookup
-from ...limits import MOST_INPUTS
+from ...limits import MOST_BYTES, MOST_INPUTS
 from ...tensor import check_shape, from_bytes, to_bytes
 from .. import db, resources
 from ..arrays import received
@@ -108,14 +108,13 @@ def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None
     """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
     result and for writing that."""
     result = room.result_bytes(name, shapes, attrs)
-    if result > MAX_BYTES:
+    if result > MOST_BYTES:
         raise OutOfMemory(
             f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
             hint="Work on fewer rows at a time.",
         )
     wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"op {name}")
+    host.require_room(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -193,8 +192,7 @@ def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Applica
     handles = {handle for application in needed for handle in (*application.inputs, application.output)}
     sizes = [4 * prod(tensors[handle].shape) for handle in handles]
     wanted = sum(sizes) + 3 * max(sizes, default=0)
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
+    host.require_room(wanted, f"gradients of {len(sizes)} values")
 
 
 def _require_use(model: str, needed: list[Application]) -> None:
