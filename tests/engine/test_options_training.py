@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pg_gpt2.errors import FeatureNotSupported, InvalidParameter, NullNotAllowed
 from pg_gpt2.options import Option, manual
-from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Servers, Workers, all_options, gather
+from pg_gpt2.training.options import Course, Hyperparameters, RunOptions, Servers, Threads, all_options, gather
 
 SQL = (Path(__file__).resolve().parents[2] / "sql" / "training.sql").read_text(encoding="utf-8")
 SAID = {"NULL": None, "false": False, "true": True}
@@ -41,26 +41,26 @@ def test_sql_has_the_types_and_defaults_that_are_declared(name: str) -> None:
 
 def test_sql_has_the_types_and_defaults_of_a_step_by_hand_too_but_for_the_warm_up() -> None:
     of_sql = parameters("llm_train_step")
-    declared = (*Hyperparameters.options().values(), *Workers.options().values(), RunOptions.options()["audit"])
+    declared = (*Hyperparameters.options().values(), *Threads.options().values(), RunOptions.options()["audit"])
     expected = {one.name: one.default for one in declared} | {"warmup": 0}
     assert {name: of_sql[name][1] for name in expected} == expected
 
 
-def asked(options: object, **given: object) -> tuple[Hyperparameters, RunOptions, Course, Workers]:
+def asked(options: object, **given: object) -> tuple[Hyperparameters, RunOptions, Course, Threads]:
     defaults = {one.name: one.default for one in all_options()}
     settings, run, course, workers, _ = gather(
         {**defaults, "n_layer": None, **given, "options": None if options is None else json.dumps(options)},
         Hyperparameters,
         RunOptions,
         Course,
-        Workers,
+        Threads,
         Servers,
     )
     return settings, run, course, workers
 
 
 def test_defaults_are_good_values() -> None:
-    assert asked(None) == asked({}) == (Hyperparameters(), RunOptions(), Course(), Workers())
+    assert asked(None) == asked({}) == (Hyperparameters(), RunOptions(), Course(), Threads())
     for one in all_options():
         assert one.check(one.default) == one.default
 

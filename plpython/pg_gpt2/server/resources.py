@@ -58,14 +58,14 @@ def _known_settings() -> db.Row:
     return _settings
 
 
-def apply_settings(workers: int = 1) -> None:
-    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `workers` if above 1, else pg_gpt2.threads, else all
+def apply_settings(n_threads: int = 1) -> None:
+    """Apply pg_gpt2.fast, pg_gpt2.prefix_cache, and the number of threads: `n_threads` if above 1, else pg_gpt2.threads, else all
     cores."""
     global _prefix_cache
     known = _known_settings()
     _prefix_cache = prefix_cache()
     n_cores = cores()
-    wanted = workers if workers > 1 else _checked("threads", known["threads"], n_cores)
+    wanted = n_threads if n_threads > 1 else _checked("threads", known["threads"], n_cores)
     threads.set_threads(min(wanted, n_cores))
     if known["fast"] is not None:
         op.use_fast(wants_fast())

@@ -282,8 +282,8 @@ class Course(Declared):
 
 
 @dataclass(frozen=True)
-class Workers(Declared):
-    """Threads, which change no result."""
+class Threads(Declared):
+    """How many compute, which changes no result."""
 
     grad_workers: int = option(
         1,
@@ -343,7 +343,7 @@ class Servers(Declared):
 def all_options() -> Iterator[Option]:
     """Every declaration, once."""
     yield from (
-        Hyperparameters.options() | RunOptions.options() | Course.options() | Workers.options() | Servers.options()
+        Hyperparameters.options() | RunOptions.options() | Course.options() | Threads.options() | Servers.options()
     ).values()
 
 

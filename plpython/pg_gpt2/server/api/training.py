@@ -19,7 +19,7 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from ...options import manual
-from ...training.options import Course, RunOptions, Servers, Workers, all_options, gather
+from ...training.options import Course, RunOptions, Servers, Threads, all_options, gather
 from ...training.trainer import nothing_counts
 from .. import db, resources, vocabularies
 from ..arrays import received
@@ -153,7 +153,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     """One AdamW step; the loss before it."""
     batch, total_steps, level = (given[name] for name in ("batch", "total_steps", "audit"))
     require(model=model, audit=level)
-    settings, workers = gather(given, session.Settings, Workers)
+    settings, threads = gather(given, session.Settings, Threads)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
             "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
@@ -172,7 +172,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
     audit.check_level(level)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, workers.grad_workers)
+    trained = session.Session(model, threads.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
     del trained
@@ -183,10 +183,10 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
 @entry
 def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    plan, workers, servers = _plan(model, n_steps, given)
+    plan, threads, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
     store.lock(model)
-    trained = session.Session(model, workers.grad_workers)
+    trained = session.Session(model, threads.grad_workers)
     with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
     resources.release_memory()
@@ -197,7 +197,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
 @db.committing("llm_train_run")
 def train_run(model: str, n_steps: int, **given: Any) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    plan, workers, servers = _plan(model, n_steps, given)
+    plan, threads, servers = _plan(model, n_steps, given)
     commit_every, flush_seconds, wait = (given[name] for name in ("commit_every", "flush_seconds", "wait"))
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -208,17 +208,17 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
         )
     _check_shape(store.config(model), given)
     with store.session_lock(model, wait):
-        trained = session.Session(model, workers.grad_workers)
+        trained = session.Session(model, threads.grad_workers)
         with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
     resources.release_memory()
 
 
-def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Workers, Servers]:
+def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, Threads, Servers]:
     """The plan of a run that a call's parameters and options describe, checked, its threads, and its other servers."""
     require(model=model)
     require_positive(n_steps=n_steps)
-    settings, run, course, workers, servers = gather(given, session.Settings, RunOptions, Course, Workers, Servers)
+    settings, run, course, threads, servers = gather(given, session.Settings, RunOptions, Course, Threads, Servers)
     if run.batch_size * run.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
             f"a step of batch_size {run.batch_size} x grad_accum {run.grad_accum} rows is more than {MOST_STEP_ROWS}",
@@ -226,7 +226,7 @@ def _plan(model: str, n_steps: int, given: Mapping[str, Any]) -> tuple[RunPlan, 
         )
     course.require_sense(settings, run)
     servers.require_sense(course)
-    return RunPlan(settings, n_steps, **asdict(run), course=course), workers, servers
+    return RunPlan(settings, n_steps, **asdict(run), course=course), threads, servers
 
 
 def _check_shape(config: GPT2Config, given: Mapping[str, Any]) -> None:

@@ -244,9 +244,9 @@ def with_base(base: weights.Model | None, own: Mapping[str, Any]) -> Mapping[str
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
-    def __init__(self, model: str, workers: int) -> None:
+    def __init__(self, model: str, n_threads: int) -> None:
         config = store.config(model)
-        resources.apply_settings(workers)
+        resources.apply_settings(n_threads)
         versions, base = reading.versions_of(model, config), None
         state = weights.cache.take_state(model, versions.whole)
         held = 0 if state is None else state.nbytes
