@@ -15,7 +15,7 @@ from ...limits import MOST_WEIGHT
 from ...tokenizer.bpe import Tokenizer
 from .. import db
 from ..caller_query import Weighted
-from .datasets import MANY_TOKENS, Cut, Places, end_of_text, store
+from .datasets import MANY_TOKENS, Cut, Places, add_rows, end_of_text
 
 
 @dataclass
@@ -109,4 +109,4 @@ def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: 
     ids, sizes = np.concatenate(found.parts), np.asarray(found.sizes)
     found.parts.clear()
     places = Places(np.cumsum(sizes) - sizes, sizes - 1, np.asarray(found.ignored), np.asarray(found.weights))
-    return store(ids, places, model, cut)
+    return add_rows(ids, places, model, cut)
