@@ -255,7 +255,7 @@ class Session(Learner):
         resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             if config.adapter is not None:
-                base, versions = weights.base_of(model, config, versions)
+                base, versions = weights.load_base(model, config, versions)
             state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
@@ -334,7 +334,7 @@ class Session(Learner):
         state = self._state
         if state.base is None or versions.base_version == state.base.version:
             return
-        now, _ = weights.base_of(self.model, self.config, versions)
+        now, _ = weights.load_base(self.model, self.config, versions)
         if now.digest != state.base.digest:
             raise InconsistentData(
                 f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',
