@@ -4,7 +4,7 @@ Holds the arrays of a model and its optimizer; reads no table and knows no sched
 activations in a pool, both allocated once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import NamedTuple
@@ -330,3 +330,18 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
             kept += n * rank if name.endswith("lora_A") else 0
             masks += n * width if name.endswith("lora_A") and config.adapter.dropout_p else 0
     return 4 * (state + kept + passing + head) + masks
+
+
+class StepMemory:
+    """The memory of a model's steps beside its state. It is asked for again only for a larger batch: the steps keep it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        self._config, self._granted = config, 0
+
+    def require(self, batches: Iterable[Batch], dropout_p: float) -> None:
+        """Refuse (53200) batches for which there is no memory."""
+        for rows, length in {batch.tokens.shape for batch in batches}:
+            wanted = estimate_step_bytes(self._config, rows, length, dropout_p) - 16 * self._config.n_trained()
+            if wanted > self._granted:
+                host.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+                self._granted = wanted
