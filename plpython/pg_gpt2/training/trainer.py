@@ -211,25 +211,30 @@ class Trainer:
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches, first_part):
                 host.check_interrupts()
-                tokens, targets, weight = batch
-                if np.shape(tokens) != self._shape:
-                    self._pool.clear()  # else every length that the data have would keep buffers of its own
-                    self._shape = np.shape(tokens)
-                share = batch.total() / total
-                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                if not (is_fast() or audit):
+                share, drop = batch.total() / total, gpt2.Dropout(dropout_p, seed, step_no, part)
+                if is_fast() or audit:
+                    with buffers.lending(self._unused if part == first_part else None):
+                        loss += share * self._fast_gradients(leaves, batch, drop, share, audit)
+                else:
                     loss += share * self._plain_gradients(params, batch, drop, share)
-                    continue
-                tape = Tape(keep=False, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
-                with buffers.lending(self._unused if part == first_part else None):
-                    attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
-                loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
+    def _fast_gradients(
+        self, leaves: Mapping[str, Value], batch: Batch, drop: gpt2.Dropout, share: float, audit: Audit | None
+    ) -> float:
+        """The loss of a micro-batch; its gradients times `share` are added to the sinks."""
+        tokens, targets, weight = batch
+        if np.shape(tokens) != self._shape:
+            self._pool.clear()  # else every length that the data have would keep buffers of its own
+            self._shape = np.shape(tokens)
+        tape = Tape(keep=False, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
+        x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
+        attrs = gpt2.loss_attributes(targets, weight)
+        value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
+        return float(value.data)  # type: ignore[arg-type]
+
     def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
-        """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
+        """The same by the tape of `core`."""
         tape = PlainTape()
         handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
