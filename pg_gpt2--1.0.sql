@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 17a34a5ee27a @extschema@'] = importer['import_package']('pg_gpt2 17a34a5ee27a @extschema@', '@extschema@')
+    GD['pg_gpt2 0fb7e4b4c8cd @extschema@'] = importer['import_package']('pg_gpt2 0fb7e4b4c8cd @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 17a34a5ee27a @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 0fb7e4b4c8cd @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -100,13 +100,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, shown
 from ..fast.ops import lookup
 from ..limits import MOST_DIMENSIONS
 
 NUMBERS = {"eps", "factor", "p"}
 LARGEST = float_info.max
-SHOWN = 60  # characters of a value in a message
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 
@@ -115,7 +114,7 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
     extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
         raise InvalidParameter(
-            f"{op}: extra must be a JSON object, not {_shown(extra)}", hint="Example: '{\"axis\": 0}'."
+            f"{op}: extra must be a JSON object, not {shown(extra)}", hint="Example: '{\"axis\": 0}'."
         )
     known = inspect.signature(lookup(op).forward).parameters
     takes = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
@@ -161,7 +160,7 @@ def _check(op: str, name: str, value: Any) -> None:
         good, kind = value >= 0, "0 or more"
     if not good:
         raise InvalidParameter(
-            f'{op}: extra."{name}" must be {kind}, not {_shown(value)}',
+            f'{op}: extra."{name}" must be {kind}, not {shown(value)}',
             hint="\\df+ llm_op lists what each op takes.",
         )
 
@@ -172,12 +171,6 @@ def _is_deep(value: Any) -> bool:
     for _ in range(MOST_DIMENSIONS):
         level = [inner for outer in level if isinstance(outer, (list, dict)) for inner in outer]
     return any(isinstance(inner, (list, dict)) for inner in level)
-
-
-def _shown(value: Any) -> str:
-    """A value for a message."""
-    text = "a deeply nested value" if _is_deep(value) else json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _is_number(value: Any) -> bool:
@@ -745,8 +738,6 @@ from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
-MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
-ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
 SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
 FLOAT8 = 701  # the type's number in there
 
@@ -780,12 +771,6 @@ def _same_length(**tensors: np.ndarray) -> None:
                 f"{name} has {array.size} values, and {first} has {wanted.size}",
                 hint=f"{name} and {first} must have the same length.",
             )
-
-
-def require_room(n_bytes: int, purpose: str) -> None:
-    """Ask for the memory of arguments, results and what is between, unless it is little: 53200 where it is not there."""
-    if n_bytes >= ASKED:
-        host.require_memory(n_bytes, purpose)
 
 
 def tensor(sent: bytes | None, count: int) -> bytes:
@@ -846,10 +831,10 @@ def values(data: bytes) -> list[float]:
 def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
     """a @ b."""
     require_dims(m=m, k=k, n=n)
-    if 4 * m * n > MAX_BYTES:
+    if 4 * m * n > limits.MOST_BYTES:
         raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
     left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
-    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    host.require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
     return to_bytes(lookup("matmul")(left, right))
 
 
@@ -952,7 +937,7 @@ def attention(
 ) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
     """Causal self-attention with its two projections."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
-    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
+    host.require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
     return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
 
 
@@ -971,7 +956,7 @@ def attention_backward(
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
     dy = from_bytes(grad_output, (t, d), name="grad_output")
-    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
+    host.require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
     return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
 
 
@@ -1003,7 +988,9 @@ def mlp_backward(
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
     d_result = from_bytes(dy, (t, d), name="dy")
-    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    host.require_room(
+        4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward"
+    )  # hidden units; each matrix and its gradient
     return _bytes(_backward("mlp", d_result, None, *arrays))
 
 
@@ -1033,7 +1020,7 @@ def adamw_step(
     _same_length(**given)
     size = given["weight"].size
     # Each result as an array, as bytes and as the server's.
-    require_room(4 * size * (len(given) + 9), "pg_llm_adamw_step")
+    host.require_room(4 * size * (len(given) + 9), "pg_llm_adamw_step")
     state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
 
     optim.adamw(state["weight"], given["grad"], state["m"], state["v"], **hyper)
@@ -2018,16 +2005,6 @@ class Op:
             attrs["wanted"] = wanted or [True] * len(arrays)
         return self.backward(dy, y, *arrays, **attrs)
 
-    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
-        """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
-        y, saved = self.run(*arrays, **attrs)
-        if dy.shape != y.shape:
-            raise InvalidParameter(
-                f"{self.name}: shapes do not fit: dy {list(dy.shape)}, y {list(y.shape)}",
-                hint="Rule: the gradient has the shape of the result.",
-            )
-        return self.gradients(dy, y, *arrays, saved=saved, **attrs)
-
 
 def _is_from_inside(error: TypeError) -> bool:
     """Whether a TypeError comes from inside an op, and not from calling it with wrong attributes."""
@@ -2815,6 +2792,9 @@ operating system refuses (`of_system`).
 """
 
 import errno
+import json
+
+MOST_SHOWN = 60  # characters of a value in a message
 
 
 class PgGpt2Error(Exception):
@@ -2857,6 +2837,15 @@ class InconsistentData(PgGpt2Error):
     """Stored rows or imported tensors that do not fit the model's configuration."""
 
     sqlstate = "22000"
+
+
+def shown(value: object) -> str:
+    """A value for a message, as JSON has it but for NaN and infinity; not too much of it."""
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    except (RecursionError, TypeError):
+        text = "a list in lists"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def require(**values: object) -> None:
@@ -4231,10 +4220,6 @@ class BufferPool:
         """Forget all buffers; those in use live on with whoever uses them."""
         self._buffers.clear()
 
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(size * len(buffers) for size, buffers in self._buffers.items())
-
 
 class LooseBufferPool:
     """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. For one thread.
@@ -4260,10 +4245,6 @@ class LooseBufferPool:
     def clear(self) -> None:
         """Forget all buffers; those in use live on with whoever uses them."""
         self._buffers.clear()
-
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(buffer.size for buffer in self._buffers)
 
 
 def _count_of_unused() -> int:
@@ -4981,7 +4962,7 @@ def stored_shapes(config: GPT2Config) -> Shapes:
 
 def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
     """What `stored_shapes` would be with matrices in panels, and what without: which of the two is not tried out here."""
-    shapes = base_of(config).param_shapes()
+    shapes = base_config(config).param_shapes()
     laid = shapes.copy()
     for name, shape in shapes.items():
         if kind := _kind(name, shape, config.output_table):
@@ -4989,7 +4970,7 @@ def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
     return laid, shapes
 
 
-def base_of(config: GPT2Config) -> GPT2Config:
+def base_config(config: GPT2Config) -> GPT2Config:
     """The configuration of an adapter's base; of another model, its own."""
     return replace(config, adapter=None)
 
@@ -5098,7 +5079,7 @@ def plain(params: Mapping[str, Any]) -> Params:
 
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
-    shapes = base_of(config).param_shapes()
+    shapes = base_config(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
         kind = _kind(name, shapes[name], config.output_table)
@@ -8639,6 +8620,7 @@ from .constraints.constraint import Constraint
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
+from .softmax import log_softmax
 
 MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
@@ -8730,7 +8712,7 @@ def _continuations(
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
     for rows in slices.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
-        logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
+        logarithms = _adjusted(prompt, running[rows], log_softmax(logits[rows]), asked)
         totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
         some = some[totals[some] > -np.inf]
@@ -8755,11 +8737,6 @@ def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, 
             logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
             host.check_interrupts()
     return logarithms
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
@@ -8790,6 +8767,7 @@ from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
 from .decode import check_ids
 from .slots import Question, Slots
+from .softmax import softmax
 from .trees import CHECKED, Trie
 
 NORMALIZATIONS = ("none", "tokens", "bytes", "prior")
@@ -8820,8 +8798,7 @@ class Scores(NamedTuple):
 
     def probabilities(self) -> np.ndarray:
         """The softmax of the normalized scores."""
-        exponentials = np.exp(self.normalized - self.normalized.max())
-        return exponentials / exponentials.sum()
+        return softmax(self.normalized)
 
 
 class _Encoded(NamedTuple):
@@ -9153,6 +9130,7 @@ for a class, and for its opposite only what is in it nowhere.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...tokenizer import pretokenize
 from ...tokenizer.unicode_classes import NUMBER, WHITE_SPACE
 from .utf8 import LAST, Range, complement, normalised
 
@@ -9195,15 +9173,16 @@ def _ascii(characters: str, *maybe: Range) -> Class:
     return Class(normalised(ranges), normalised([*ranges, *maybe]))
 
 
-def _table(hexadecimal: str) -> list[Range]:
-    """Ranges of a table of unicode_classes."""
-    ends = [part.partition("-") for part in hexadecimal.split()]
-    return [(int(low, 16), int(high or low, 16)) for low, _, high in ends]
+_SPACES = [
+    (0x1C, 0x1F),
+    (0x180E, 0x180E),
+    (0x200B, 0x200D),
+    (0x2060, 0x2060),
+    (0xFEFF, 0xFEFF),
+    *pretokenize.ranges(WHITE_SPACE),
+]
 
-
-_SPACES = [(0x1C, 0x1F), (0x180E, 0x180E), (0x200B, 0x200D), (0x2060, 0x2060), (0xFEFF, 0xFEFF), *_table(WHITE_SPACE)]
-
-DIGIT = _ascii("0-9", *_table(NUMBER))
+DIGIT = _ascii("0-9", *pretokenize.ranges(NUMBER))
 SPACE = _ascii(" \t-\r", *_SPACES)
 WORD = _ascii("0-9A-Za-z_", _NOT_ASCII)
 ANY = of([(1, ord("\n") - 1), (ord("\n") + 1, LAST)])  # what `.` is: Python's has no new line
@@ -9337,15 +9316,6 @@ class Constraint:
                 hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
         return Walk(self, max_tokens)
-
-    def allowed(self, state: Node) -> tuple[np.ndarray, list[Node]]:
-        """Ids that may come in a state, ascending, and the state after each; the end-of-text token is not among them."""
-        ids, after = self._walk(state)
-        return ids, [self._automaton.nodes[number] for number in after.tolist()]
-
-    def may_end(self, state: Node) -> bool:
-        """Whether the text may end in a state."""
-        return state.nullable
 
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""
@@ -10090,7 +10060,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ... import host
-from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded
+from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, shown
 from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ...options import Written, read_object
 from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
@@ -10177,7 +10147,7 @@ class _Reader:
         if schema is False:
             return NOTHING
         if not isinstance(schema, Mapping):
-            raise _wrong(where, f"a schema must be an object, not {_shown(schema)}", 'Example: {"type": "string"}.')
+            raise _wrong(where, f"a schema must be an object, not {shown(schema)}", 'Example: {"type": "string"}.')
         said = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in DEFINITIONS}
         if level and "$id" in schema:
             raise _unsupported(where, '"$id" below the top', "It changes what a $ref means; leave it out.")
@@ -10201,7 +10171,7 @@ class _Reader:
         """What `$ref` stands for: a place in the same schema."""
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
             raise _unsupported(
-                where, f"$ref {_shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
+                where, f"$ref {shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
             )
         if pointer in self.references:
             if (found := self.references[pointer]) is not None:
@@ -10218,7 +10188,7 @@ class _Reader:
             elif isinstance(target, list) and name.isdecimal() and len(name) < 9 and int(name) < len(target):
                 target = target[int(name)]
             else:
-                raise _wrong(where, f"$ref {_shown(pointer)} leads nowhere", 'Example: "#/$defs/name".')
+                raise _wrong(where, f"$ref {shown(pointer)} leads nowhere", 'Example: "#/$defs/name".')
         node = self.references[pointer] = self.node(target, pointer[:200], level + 1)
         return node
 
@@ -10252,13 +10222,13 @@ class _Reader:
         """{"name": value, "name": value}"""
         properties = said.get("properties", {})
         if not isinstance(properties, Mapping):
-            raise _wrong(where, f"properties must be an object, not {_shown(properties)}", _PROPERTIES)
+            raise _wrong(where, f"properties must be an object, not {shown(properties)}", _PROPERTIES)
         if said.get("additionalProperties", False) is not False:
             hint = "An object has the properties that are listed, and no others: say false, or leave it out."
             raise _unsupported(where, '"additionalProperties" other than false', hint)
         required = _list(said.get("required", []), where, "required", least=0)
         if missing := [name for name in required if not isinstance(name, str) or name not in properties]:
-            raise _wrong(where, f"required lists {_shown(missing[0])}, which is not in properties", _PROPERTIES)
+            raise _wrong(where, f"required lists {shown(missing[0])}, which is not in properties", _PROPERTIES)
         found = {}
         for name, schema in properties.items():
             value = self.node(schema, f"{where}/properties/{name[:60]}", level + 1)
@@ -10350,11 +10320,11 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
             raise _unsupported(where, '"format" together with "pattern"', "Say one of the two.")
         found = of_format(name) if isinstance(name, str) else None
         if found is None:
-            raise _unsupported(where, f"format {_shown(name)}", f"Supported: {', '.join(FORMATS)}.")
+            raise _unsupported(where, f"format {shown(name)}", f"Supported: {', '.join(FORMATS)}.")
         node = found
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
-            raise _wrong(where, f"pattern must be a text, not {_shown(said['pattern'])}", 'Example: "^[a-z]+$".')
+            raise _wrong(where, f"pattern must be a text, not {shown(said['pattern'])}", 'Example: "^[a-z]+$".')
         node = of_pattern(said["pattern"])
     return quoted(spelled(of_length(node, least, most)))
 
@@ -10372,10 +10342,10 @@ def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> 
         return None
     value = said[keyword]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(where, f"{keyword} must be a number, not {_shown(value)}", f'Example: "{keyword}": 10.')
+        raise _wrong(where, f"{keyword} must be a number, not {shown(value)}", f'Example: "{keyword}": 10.')
     found = _exact(value)
     if not found.is_finite():
-        raise _wrong(where, f"{keyword} must be finite, not {_shown(value)}", "Leave it out for none.")
+        raise _wrong(where, f"{keyword} must be finite, not {shown(value)}", "Leave it out for none.")
     return Bound(found, is_open)
 
 
@@ -10385,7 +10355,7 @@ def _exact(value: float) -> Decimal:
         return Decimal(value.text if isinstance(value, Written) else repr(value))
     except InvalidOperation:
         raise LimitExceeded(
-            f"{_shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
+            f"{shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
         ) from None
 
 
@@ -10402,7 +10372,7 @@ def _types(said: Mapping[str, Any], where: str) -> list[str]:
     found = said["type"] if isinstance(said["type"], list) else [said["type"]]
     for kind in found:
         if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise _wrong(where, f"type has no value {_shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
+            raise _wrong(where, f"type has no value {shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
     return _list(found, where, "type")
 
 
@@ -10411,13 +10381,13 @@ def _counts(said: Mapping[str, Any], where: str, lowest: str, highest: str) -> t
     for keyword in (lowest, highest):
         value = said.get(keyword, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
-            raise _wrong(where, f"{keyword} must be 0 or more, not {_shown(value)}", f'Example: "{keyword}": 10.')
+            raise _wrong(where, f"{keyword} must be 0 or more, not {shown(value)}", f'Example: "{keyword}": 10.')
     return int(said.get(lowest, 0)), int(said[highest]) if highest in said else None
 
 
 def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise _wrong(where, f"{keyword} must be a list, not {_shown(value)}", 'Example: "enum": ["low", "high"].')
+        raise _wrong(where, f"{keyword} must be a list, not {shown(value)}", 'Example: "enum": ["low", "high"].')
     return value
 
 
@@ -10437,17 +10407,8 @@ def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:
     return _unsupported(
-        where, f"$ref {_shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
+        where, f"$ref {shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
     )
-
-
-def _shown(value: Any) -> str:
-    """A value for an error; not too much of it."""
-    try:
-        found = json.dumps(value, ensure_ascii=False)
-    except (RecursionError, TypeError):
-        found = "a list in lists"
-    return found if len(found) <= 60 else f"{found[:60]}..."
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.json_strings', $pg_gpt2_source$"""Strings of JSON as grammars: any string, those of a length, of a pattern, of a format.
 
@@ -11268,7 +11229,7 @@ class Decoder:
         self.length = 0
         self.ids = array("q")
         self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
-        self.exact = is_exact(params)
+        self.exact = params.exact
         self._whole = 0  # positions that were read in passes of WHOLE rows
         self.cache: Cache = cache or kind_of_cache(params)(config, self.room)
 
@@ -11464,23 +11425,18 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
 def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
-    kept = block_caches(config, rooms) if is_exact(params) else [None] * len(rooms)
+    kept = block_caches(config, rooms) if params.exact else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
 def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
-    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], is_exact(params))
-
-
-def is_exact(params: DecoderWeights) -> bool:
-    """Whether a row's results have the same bits whatever rows share its pass."""
-    return params.exact
+    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], params.exact)
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
     """How a Decoder of these weights keeps keys and values now."""
-    return BlockCache if is_exact(params) else RowCache if is_fast() else KeyValues
+    return BlockCache if params.exact else RowCache if is_fast() else KeyValues
 
 
 def _hidden(
@@ -11745,7 +11701,8 @@ from .decode import Decoder, checked
 from .drafting import DraftModel, Guesses, Speaker
 from .lookup import Drafts
 from .processors import History
-from .sampling import Draws, Sampling, choose, log_softmax
+from .sampling import Draws, Sampling, choose
+from .softmax import log_probability
 from .stops import Stops
 
 
@@ -11774,7 +11731,7 @@ class Options:
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
-        return log_softmax(logits, token) if self.logprobs else None
+        return log_probability(logits, token) if self.logprobs else None
 
 
 @dataclass(frozen=True)
@@ -12959,6 +12916,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .constraints.constraint import Walk
+from .softmax import log_softmax, softmax
 
 Stretch = Callable[[Any], float]
 
@@ -13213,7 +13171,7 @@ def min_p(scores: np.ndarray, part: float) -> np.ndarray:
 @cuts
 def typical_p(scores: np.ndarray, mass: float) -> np.ndarray:
     """Those whose surprise is nearest to the expected one, the first that reach `mass` together (Meister et al. 2022)."""
-    surprise = -_log_softmax(scores)
+    surprise = -log_softmax(scores)
     strange = np.abs(surprise - _entropy(scores))
     order = np.argsort(strange, kind="stable")
     cumulative = np.cumsum(softmax(scores)[order], dtype=np.float64).astype(np.float32)
@@ -13236,24 +13194,9 @@ def eta_cutoff(scores: np.ndarray, eta: float) -> np.ndarray:
     return epsilon_cutoff(scores, min(least, np.sqrt(least) * np.exp(-_entropy(scores))))
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of `scores`, float32. A score of +inf takes all."""
-    top = scores.max()
-    if not np.isfinite(top):
-        hits = (scores == top).astype(np.float32)
-        return hits / hits.sum()
-    exponentials = np.exp(scores - top)
-    return exponentials / exponentials.sum()
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    shifted = scores - scores.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
 def _entropy(scores: np.ndarray) -> np.float32:
     """-sum p log p; what is excluded adds nothing."""
-    logs = _log_softmax(scores[scores > -np.inf])
+    logs = log_softmax(scores[scores > -np.inf])
     return -(np.exp(logs) * logs).sum()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.rooms', $pg_gpt2_source$"""Decoders for the texts of a batch, which have them one after the other: as many as MOST_CACHED and the memory there is allow.
@@ -13388,7 +13331,8 @@ from ..core import rng
 from ..errors import InvalidParameter
 from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
 from .options import CONSTRAINTS, SamplingOptions
-from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
+from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain
+from .softmax import softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -13648,12 +13592,6 @@ _BOUNDED: dict[str, Callable[[_Bounds, Any], None]] = {
 
 def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
     return np.concatenate([[0.0], np.cumsum(values)])
-
-
-def log_softmax(logits: np.ndarray, token: int) -> float:
-    """Log-probability of `token` under `logits`, before any processor."""
-    top = float(logits.max())
-    return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.scoring', $pg_gpt2_source$"""What a model thinks of given texts: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
@@ -13678,7 +13616,7 @@ from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from ..tensor import FLOAT32
 from . import packing, prefixes
-from .decode import bytes_of_several, checked, is_exact
+from .decode import bytes_of_several, checked
 
 ROWS = 128  # of logits at a time at least: 26 MB of GPT-2's
 LOGITS = 1 << 20  # at a time, where these are more rows
@@ -13727,7 +13665,7 @@ def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int],
     """
     tokens, scores = np.asarray(ids, np.int64), np.zeros((2, len(ids) - 1))
     parts = _parts_of(0, len(ids), config)
-    if parts and is_exact(params):  # elsewhere passes that end at fixed boundaries are slower than one pass
+    if parts and params.exact:  # elsewhere passes that end at fixed boundaries are slower than one pass
         first = parts.pop(0)
         _score_with_cache(params, config, tokens[: first.stop], scores[:, : first.stop - 1])
     _score_parts(params, config, [tokens], parts, [(scores[0], scores[1])], ranked)
@@ -13933,6 +13871,7 @@ from ..fast import slices
 from ..fast.layout import DecoderWeights
 from . import prefixes
 from .decode import LOGITS_ROWS, PREFILL_ROWS, Decoder, bytes_of_several, checked, logits_of, read_with_trees
+from .softmax import log_probabilities
 from .trees import NO_TREE, Trie
 
 MOST_SLOTS, MOST_POSITIONS = 32, 6144  # of which all slots together have room for so many
@@ -14131,6 +14070,38 @@ def _logprobs(
             host.check_interrupts()
         first += len(block)
     return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.softmax', $pg_gpt2_source$"""Probabilities of scores, and their logarithms.
+
+Options go by `softmax` and `log_softmax`, in the type of the scores, as transformers computes them; what is told as a
+log-probability adds up in float64.
+"""
+
+import math
+
+import numpy as np
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:  # [n] -> [n]
+    """Probabilities of `scores`. A score of +inf takes all."""
+    top = scores.max()
+    if not np.isfinite(top):
+        hits = (scores == top).astype(np.float32)
+        return hits / hits.sum()
+    exponentials = np.exp(scores - top)
+    return exponentials / exponentials.sum()
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:  # [..., V] -> [..., V]
+    """Their logarithms, of each row."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:  # [V]
+    """Log-probability of `token` under `logits`, before any processor."""
+    top = float(logits.max())
+    return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
 
 
 def log_probabilities(
@@ -14575,6 +14546,14 @@ notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
 prefix_room: Callable[[], int] = _none  # bytes of keys and values that may be kept for later calls
 
+ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
+
+
+def require_room(wanted: int, purpose: str) -> None:
+    """`require_memory` for arguments, results and what is between, unless it is little."""
+    if wanted >= ASKED:
+        require_memory(wanted, purpose)
+
 
 class Progress:
     """Sends a notice every few seconds about how far a long call has come; a short call sends none."""
@@ -14591,12 +14570,13 @@ class Progress:
             of = "" if self.total is None else f" of {self.total:,}"
             notice(f"{self.what}: {done:,}{of} {self.unit} done")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.limits', $pg_gpt2_source$"""How large an argument may be, checked before any work is done. docs/limits.md lists these limits.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.limits', $pg_gpt2_source$"""How large an argument or a result may be, checked before any work is done. docs/limits.md lists these limits.
 
 Most of them bound the time of a step that cannot be interrupted, or the memory that an argument would cost. What is bounded by
 memory alone is not here: that is asked for when it is needed.
 """
 
+MOST_BYTES = (1 << 30) - (1 << 16)  # of a result: what a value of SQL takes, with what belongs to it
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
@@ -14916,12 +14896,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from .errors import InvalidParameter, NullNotAllowed
+from .errors import InvalidParameter, NullNotAllowed, shown
 from .limits import MOST_OPTION_CHARACTERS
 
 INT8 = 2**63 - 1
 MOST_DIGITS = 400  # of an integer: more than a float has
-MOST_SHOWN = 60  # characters of a value in an error
 
 
 class Written(float):
@@ -15047,22 +15026,13 @@ class Option:
         found = self.kind.read(value)
         if found is None:
             raise InvalidParameter(
-                f"{name} must be a value of type {self.kind.name}, not {_shown(value)}", hint=self.hint
+                f"{name} must be a value of type {self.kind.name}, not {shown(value)}", hint=self.hint
             )
         if self.kind is NUMBER and not math.isfinite(found):
-            raise InvalidParameter(f"{name} must be finite, not {_shown(value)}", hint=self.hint)
+            raise InvalidParameter(f"{name} must be finite, not {shown(value)}", hint=self.hint)
         if not self.domain.holds(found):
-            raise InvalidParameter(f"{name} must be {self.domain.text}, not {_shown(value)}", hint=self.hint)
+            raise InvalidParameter(f"{name} must be {self.domain.text}, not {shown(value)}", hint=self.hint)
         return found
-
-
-def _shown(value: Any) -> str:
-    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
-    try:
-        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        text = "a list in lists"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def option(
@@ -15132,13 +15102,13 @@ def checked(said: Mapping[str, Any], known: Mapping[str, Option], view: str) -> 
     for key, value in said.items():
         if key not in known:
             there = ", ".join(dict.fromkeys(one.keys[0] for one in known.values()))
-            raise InvalidParameter(f"options have no key {_shown(key)}", hint=f"{view} tells of {there}.")
+            raise InvalidParameter(f"options have no key {shown(key)}", hint=f"{view} tells of {there}.")
         one = known[key]
         value = one.check(value, key)
         _, before, other = found.setdefault(one.name, (one, key, value))
         if other != value:
             raise InvalidParameter(
-                f"{before} and {key} are the same option, and options say {_shown(other)} and {_shown(value)}",
+                f"{before} and {key} are the same option, and options say {shown(other)} and {shown(value)}",
                 hint="Give one of the two.",
             )
     return found
@@ -15154,7 +15124,7 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
         parameter = values.get(name)
         if parameter is not None and parameter != declared.default and parameter != value:
             raise InvalidParameter(
-                f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
+                f"{name} is {shown(parameter)}, and options say {key} {shown(value)}", hint="Give one of the two."
             )
         values[name] = value
     return [
@@ -15195,7 +15165,7 @@ def read_object(text: str | None, example: str, what: str = "options") -> dict[s
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InvalidParameter(f"{what} cannot be read: {reason}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InvalidParameter(f"{what} must be an object, not {_shown(found)}", hint=hint)
+        raise InvalidParameter(f"{what} must be an object, not {shown(found)}", hint=hint)
     return found
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server', $pg_gpt2_source$"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""
@@ -15425,15 +15395,15 @@ def data(size: int) -> bool:
     resources.require_memory(size, f"an argument of {size} bytes")
     return True
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated."""
 
 from math import prod
 from typing import Any
 
+from ... import host
 from ...autograd import attributes, room
 from ...autograd.graph import Graph
 from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
-from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
     NullNotAllowed,
@@ -15442,27 +15412,19 @@ from ...errors import (
     UndefinedObject,
     WrongState,
     require,
-    require_positive,
 )
 from ...fast.ops import lookup
-from ...limits import MOST_INPUTS
-from ...tensor import check_shape, from_bytes, to_bytes
+from ...limits import MOST_BYTES, MOST_INPUTS
+from ...tensor import from_bytes, to_bytes
 from .. import db, resources
 from ..arrays import received
 from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
-from ..storage import store, weights
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape, tape_owner
 
 # --- the mode -------------------------------------------------------------------------------------------------------
-
-
-@entry
-def enabled() -> bool:
-    """Whether recording is on."""
-    return recording.enabled()
 
 
 @entry
@@ -15535,14 +15497,13 @@ def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None
     """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
     result and for writing that."""
     result = room.result_bytes(name, shapes, attrs)
-    if result > MAX_BYTES:
+    if result > MOST_BYTES:
         raise OutOfMemory(
             f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
             hint="Work on fewer rows at a time.",
         )
     wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"op {name}")
+    host.require_room(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -15620,8 +15581,7 @@ def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Applica
     handles = {handle for application in needed for handle in (*application.inputs, application.output)}
     sizes = [4 * prod(tensors[handle].shape) for handle in handles]
     wanted = sum(sizes) + 3 * max(sizes, default=0)
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
+    host.require_room(wanted, f"gradients of {len(sizes)} values")
 
 
 def _require_use(model: str, needed: list[Application]) -> None:
@@ -15636,101 +15596,6 @@ def _require_use(model: str, needed: list[Application]) -> None:
             f'the value to start from does not depend on a parameter of model "{model}"',
             hint="Record llm_loss of that model, or leave the model out.",
         )
-
-
-# --- parameters -----------------------------------------------------------------------------------------------------
-
-
-@entry
-@received(shape="integer")
-def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
-    """A handle for one row of llm_param."""
-    require(model=model, name=name, token_id=token_id, tensor=tensor)
-    row = db.row(
-        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
-        ["text", "text", "int4"],
-        *(model, name, token_id),
-    )
-    if row is None:
-        raise UndefinedObject(
-            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
-            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
-        )
-    array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    check_shape(row["shape"], name=f'parameter "{name}"')
-    if array.size != prod(row["shape"]):
-        raise InvalidParameter(
-            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
-            hint="Leave shape out to take the parameter's.",
-        )
-    recorder = Recorder(room=1)
-    handle = recorder.leaf(array, _is_trained(model, name)).id
-    recorder.flush()
-    db.run(
-        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
-        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
-        ["int8", "text", "text", "int4", "int8"],
-        *(own_tape(), model, name, token_id, handle),
-    )
-    return handle
-
-
-def _is_trained(model: str, name: str) -> bool:
-    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
-    config = store.find_config(model)
-    return config is None or config.adapter is None or name in config.adapter_shapes()
-
-
-@entry
-def materialize_params(model: str) -> int:
-    """New handles for all parameters, in place of those mapped before; their number."""
-    require(model=model)
-    loaded = weights.load(model)
-    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
-    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
-
-
-@entry
-def accumulate_grads(model: str, workers: int) -> int:
-    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
-    require(model=model)
-    require_positive(workers=workers)
-    config = store.config(model)  # a misspelt name would seem to have no gradients
-    store.lock(model)
-    total, turn, trained = 0, 1, store.trained(config, "$2")
-    # A row shared as several tensors gets the gradient of each in its turn.
-    while updated := _accumulate(model, trained, turn):
-        total, turn = total + updated, turn + 1
-    return total
-
-
-def _accumulate(model: str, trained: str, turn: int) -> int:
-    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
-    rows."""
-    return db.run(
-        "UPDATE {schema}.llm_param AS p SET grad ="
-        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
-        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
-        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
-        "                                                   FOR octet_length(q.data)) AS part"
-        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
-        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
-        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
-        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
-        " AND new.turn = $3",
-        ["int8", "text", "int8"],
-        *(own_tape(), model, turn),
-    )
-
-
-@entry
-def prune(workers: int) -> int:
-    """Drop the caller's tape; the number of its values."""
-    require_positive(workers=workers)
-    return tape_rows.drop([own_tape()])
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _list, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
@@ -15848,8 +15713,8 @@ from ..arrays import not_one_dimension
 from ..caller_query import Keyed, Labelled, keyed_texts, labelled, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
+from ..report import Report
 from ..storage import weights
-from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
 TOO_LONG = (  # a NOTICE about one prompt, and about several
@@ -16063,6 +15928,118 @@ def _collected(texts: Iterator[str]) -> Texts:
         host.check_interrupts()
     return found
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.compatibility', $pg_gpt2_source$"""Names of an earlier attempt: parameters as handles, and their gradients brought back to the rows."""
+
+from math import prod
+
+from ...errors import InvalidParameter, UndefinedObject, require, require_positive
+from ...tensor import check_shape, from_bytes
+from .. import db
+from ..arrays import received
+from ..entry import entry
+from ..storage import store, weights
+from ..tape import recording, tape_rows
+from ..tape.recording import Recorder
+from ..tape.tape_rows import own_tape
+
+
+@entry
+def enabled() -> bool:
+    """Whether recording is on."""
+    return recording.enabled()
+
+
+@entry
+@received(shape="integer")
+def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
+    """A handle for one row of llm_param."""
+    require(model=model, name=name, token_id=token_id, tensor=tensor)
+    row = db.row(
+        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
+            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
+        )
+    array = from_bytes(tensor, shape or row["shape"], name="tensor")
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
+        raise InvalidParameter(
+            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
+            hint="Leave shape out to take the parameter's.",
+        )
+    recorder = Recorder(room=1)
+    handle = recorder.leaf(array, _is_trained(model, name)).id
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text", "int4", "int8"],
+        *(own_tape(), model, name, token_id, handle),
+    )
+    return handle
+
+
+def _is_trained(model: str, name: str) -> bool:
+    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
+    config = store.find_config(model)
+    return config is None or config.adapter is None or name in config.adapter_shapes()
+
+
+@entry
+def materialize_params(model: str) -> int:
+    """New handles for all parameters, in place of those mapped before; their number."""
+    require(model=model)
+    loaded = weights.load(model)
+    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
+    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
+
+
+@entry
+def accumulate_grads(model: str, workers: int) -> int:
+    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
+    require(model=model)
+    require_positive(workers=workers)
+    config = store.config(model)  # a misspelt name would seem to have no gradients
+    store.lock(model)
+    total, turn, trained = 0, 1, store.trained(config, "$2")
+    # A row shared as several tensors gets the gradient of each in its turn.
+    while updated := _accumulate(model, trained, turn):
+        total, turn = total + updated, turn + 1
+    return total
+
+
+def _accumulate(model: str, trained: str, turn: int) -> int:
+    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
+    rows."""
+    return db.run(
+        "UPDATE {schema}.llm_param AS p SET grad ="
+        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
+        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
+        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        "                                                   FOR octet_length(q.data)) AS part"
+        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
+        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
+        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
+        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
+        " AND new.turn = $3",
+        ["int8", "text", "int8"],
+        *(own_tape(), model, turn),
+    )
+
+
+@entry
+def prune(workers: int) -> int:
+    """Drop the caller's tape; the number of its values."""
+    require_positive(workers=workers)
+    return tape_rows.drop([own_tape()])
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from array import array
@@ -16087,8 +16064,8 @@ from ...generation.options import (
     all_options,
     gather,
 )
-from ...generation.processors import softmax
 from ...generation.sampling import Sampling
+from ...generation.softmax import softmax
 from ...generation.stops import Stops
 from ...options import manual
 from ...tokenizer.bpe import Tokenizer
@@ -16523,7 +16500,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ... import bytea_ops
+from ... import bytea_ops, host
 from ...errors import require
 from ...generation.sampling import Sampling
 from .. import resources
@@ -16545,7 +16522,7 @@ def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]
         given = sum(len(value) for value in args if type(value) is bytes)
         if given >= SMALL:
             resources.apply_settings()
-            bytea_ops.require_room(made * given, f"pg_llm_{function.__name__}")
+            host.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
     return entry(run)
@@ -16792,6 +16769,67 @@ def drop_model(model: str) -> None:
     if deleted["llm_bpe_vocab"]:
         vocabulary_file.forget()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.monitoring', $pg_gpt2_source$"""llm_sparkline, llm_run_sparkline: curves in psql; llm_log_prune: the log thinned out by age."""
+
+from ...errors import InvalidParameter, UndefinedObject, require, require_positive
+from ...sparkline import means, sparkline
+from .. import db
+from ..arrays import received
+from ..entry import entry
+from ..storage import store
+
+
+@entry
+@received(numbers="double precision")
+def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
+    """Numbers as at most `width` bars; null for null."""
+    require_positive(width=width)
+    return None if numbers is None else sparkline(means(numbers, width))
+
+
+@entry
+def of_run(run_id: int, width: int) -> str:
+    """The losses of a run; the server averages them, so that a long log stays there."""
+    require(run_id=run_id)
+    require_positive(width=width)
+    rows = db.query(
+        "SELECT avg(loss) FILTER (WHERE abs(loss) < 'Infinity') AS loss FROM ("
+        " SELECT loss, ((row_number() OVER (ORDER BY step) - 1) * least($2, count(*) OVER ())) / count(*) OVER () AS place"
+        " FROM {schema}.llm_train_log WHERE run_id = $1"
+        ") AS step GROUP BY place ORDER BY place",
+        ["int8", "int8"],
+        *(run_id, width),
+    )
+    if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
+        raise UndefinedObject(
+            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
+        )
+    return sparkline([row["loss"] for row in rows])
+
+
+@entry
+def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int:
+    """Remove rows of llm_train_log; how many."""
+    require(older_than=older_than)
+    if keep_every is not None:
+        require_positive(keep_every=keep_every)
+    if (db.row("SELECT $1::interval < interval '0' AS future", ["text"], older_than) or {})["future"]:
+        raise InvalidParameter(f"older_than must not be negative: {older_than}", hint="interval '0' prunes all ages.")
+    if model is not None:
+        store.config(model)
+    return db.run(
+        "DELETE FROM {schema}.llm_train_log AS l USING ("
+        " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
+        ") AS ends"
+        " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
+        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
+        " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
+        " AND NOT EXISTS ("
+        "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
+        ["text", "text", "int8"],
+        *(model, older_than, keep_every),
+    )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits: the model in pieces, each recorded while recording is on."""
 
 from math import prod
@@ -16799,7 +16837,8 @@ from typing import Any
 
 import numpy as np
 
-from ...bytea_ops import attention_bytes, require_room
+from ... import host
+from ...bytea_ops import attention_bytes
 from ...core import gpt2
 from ...core.config import block_shapes
 from ...core.gpt2 import Dropout, Pass
@@ -16808,6 +16847,7 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...fast import layout
 from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
+from ...limits import MOST_BYTES
 from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
@@ -16818,7 +16858,6 @@ from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
 
-MAX_BYTEA = (1 << 30) - (1 << 16)
 BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
     "ln1_g": "ln_1.weight",
     "ln1_b": "ln_1.bias",
@@ -16869,7 +16908,7 @@ def block_forward(**given: Any) -> bytes:
     arrays = {name: from_bytes(tensors[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
-    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    host.require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
     options: dict[str, Any] = {"n_head": n_head, "eps": eps, "how": Pass(chunk=chunk, drop=drop)}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
@@ -16936,11 +16975,11 @@ def logits(
             hint="Give fewer tokens; llm_generate slides its window instead.",
         )
     check_ids(token_ids, model.config, model.name)
-    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+    if 4 * len(token_ids) * model.config.vocab > MOST_BYTES:
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
-    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    host.require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 
@@ -17109,37 +17148,6 @@ def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> lis
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
-
-from ...errors import InvalidParameter, require, require_positive
-from .. import db
-from ..entry import entry
-from ..storage import store
-
-
-@entry
-def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int:
-    """Remove rows of llm_train_log; how many."""
-    require(older_than=older_than)
-    if keep_every is not None:
-        require_positive(keep_every=keep_every)
-    if (db.row("SELECT $1::interval < interval '0' AS future", ["text"], older_than) or {})["future"]:
-        raise InvalidParameter(f"older_than must not be negative: {older_than}", hint="interval '0' prunes all ages.")
-    if model is not None:
-        store.config(model)
-    return db.run(
-        "DELETE FROM {schema}.llm_train_log AS l USING ("
-        " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
-        ") AS ends"
-        " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
-        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
-        " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
-        " AND NOT EXISTS ("
-        "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
-        ["text", "text", "int8"],
-        *(model, older_than, keep_every),
-    )
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.rows', $pg_gpt2_source$"""llm_generate_rows, llm_perplexity_rows, llm_embedding_rows: texts of a query, with keys, in shared passes.
 
 Rows come back in the query's order, a pass or a few after they were read, so that a million take the memory of some hundreds.
@@ -17150,16 +17158,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, NullNotAllowed, require
+from ...errors import InvalidParameter, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...generation.options import ManyTexts, gather
 from ...generation.sampling import Sampling
 from ...tokenizer.bpe import Tokenizer
-from .. import db, resources, vocabularies
+from .. import resources, vocabularies
 from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
+from ..report import Report
 from ..storage import weights
 from ..texts import TextsJob
 
@@ -17168,10 +17177,6 @@ PASSES = 4  # of which the rows are read before the first of them is given: some
 FIRST_TEXTS = 16  # that go on together until as many have ended; then more
 MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
-LONGER = (  # a NOTICE about one prompt, and about several
-    "1 prompt is longer than the {window}-token window; only its end was used",
-    "{count:,} prompts are longer than the {window}-token window; only their ends were used",
-)
 
 
 class Row(NamedTuple):
@@ -17180,32 +17185,6 @@ class Row(NamedTuple):
     key: str | None
     text: str | None
     ids: list[int] | None
-
-
-class Report:
-    """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
-    words `about_cut` for one and for several. `called`: what rows go by; `so`: what follows for those without a result."""
-
-    def __init__(
-        self, about_cut: tuple[str, str] = LONGER, called: str = "key", so: tuple[str, str] = ("", "")
-    ) -> None:
-        self.cut = 0
-        self._about_cut, self._called, self._so = about_cut, called, so
-        self._failed, self._first = 0, ""
-
-    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
-        """The row with this key has no result because of `error`."""
-        self._failed += 1
-        self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
-
-    def tell(self, window: int) -> None:
-        """NOTICEs, where there is something to tell."""
-        if self._failed == 1:
-            db.notice(f"1 row has no result{self._so[0]} ({self._first})")
-        elif self._failed:
-            db.notice(f"{self._failed:,} rows have no result{self._so[1]}; first: {self._first}")
-        if self.cut:
-            db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
 
 def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:
@@ -17486,42 +17465,6 @@ def unshare(target_model: str, target_name: str, target_token_id: int | None, co
     """Put copies in the place of shared blocks."""
     require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
     return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sparklines', $pg_gpt2_source$"""llm_sparkline, llm_run_sparkline: curves in psql."""
-
-from ...errors import UndefinedObject, require, require_positive
-from ...sparkline import means, sparkline
-from .. import db
-from ..arrays import received
-from ..entry import entry
-
-
-@entry
-@received(numbers="double precision")
-def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
-    """Numbers as at most `width` bars; null for null."""
-    require_positive(width=width)
-    return None if numbers is None else sparkline(means(numbers, width))
-
-
-@entry
-def of_run(run_id: int, width: int) -> str:
-    """The losses of a run; the server averages them, so that a long log stays there."""
-    require(run_id=run_id)
-    require_positive(width=width)
-    rows = db.query(
-        "SELECT avg(loss) FILTER (WHERE abs(loss) < 'Infinity') AS loss FROM ("
-        " SELECT loss, ((row_number() OVER (ORDER BY step) - 1) * least($2, count(*) OVER ())) / count(*) OVER () AS place"
-        " FROM {schema}.llm_train_log WHERE run_id = $1"
-        ") AS step GROUP BY place ORDER BY place",
-        ["int8", "int8"],
-        *(run_id, width),
-    )
-    if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
-        raise UndefinedObject(
-            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
-        )
-    return sparkline([row["loss"] for row in rows])
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family."""
 
@@ -18328,7 +18271,7 @@ Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and
 Labelled = tuple[str | None, str | None, list[str | None] | None]  # prompt, answer and choices of a row
 Kinds = dict[str, str | None]  # what columns are called, and the category of their types; None: any
 TEXT = "pg_catalog.text"
-KINDS = {"S": "a text", "N": "a number", "A": "an array of texts"}
+CATEGORIES = {"S": "a text", "N": "a number", "A": "an array of texts"}
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -18543,7 +18486,7 @@ def _require_columns(columns: list[tuple[str, int]], kinds: Kinds, example: str,
         category, of_type = _type_of(column)
         if kind is not None and kind != category:
             raise InvalidParameter(
-                f"column {column[0]} of source must be {KINDS[kind]}, not of type {of_type}",
+                f"column {column[0]} of source must be {CATEGORIES[kind]}, not of type {of_type}",
                 hint=f"The columns are {', '.join(first)} and perhaps {last}. Example: '{example}'.",
             )
 
@@ -19574,7 +19517,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.drafts', $pg_gpt2_source$"""The model that an option names as the one that makes drafts: the caller must see it, and it must have the same vocabulary."""
 
 from ..errors import InvalidParameter, OutOfMemory
-from ..generation.decode import bytes_of_several, is_exact
+from ..generation.decode import bytes_of_several
 from ..generation.drafting import DraftModel
 from ..generation.options import Drafting
 from . import resources, vocabularies
@@ -19596,7 +19539,7 @@ def draft_of(model: weights.Model, drafting: Drafting, room: int) -> DraftModel 
             f'pg_gpt2.max_memory does not allow for "{model.name}" and its draft model "{draft.name}" together',
             hint="Leave draft_model out, or raise pg_gpt2.max_memory.",
         )
-    if not is_exact(model.decoder_weights):
+    if not model.decoder_weights.exact:
         return None
     wanted = bytes_of_several(draft.decoder_weights, draft.config, [room]) + 4 * draft.config.vocab
     resources.require_memory(wanted, "logits, keys and values of the draft model")
@@ -19974,6 +19917,42 @@ def draw_seed() -> int:
     """A seed from the server's random(), which setseed() fixes."""
     row = db.row("SELECT random() AS value")
     return int((row or {})["value"] * 2**53)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.report', $pg_gpt2_source$"""What a call over many rows tells at its end."""
+
+from ..errors import InvalidParameter, NullNotAllowed
+from . import db
+
+LONGER = (  # a NOTICE about one prompt, and about several
+    "1 prompt is longer than the {window}-token window; only its end was used",
+    "{count:,} prompts are longer than the {window}-token window; only their ends were used",
+)
+
+
+class Report:
+    """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
+    words `about_cut` for one and for several. `called`: what rows go by; `so`: what follows for those without a result."""
+
+    def __init__(
+        self, about_cut: tuple[str, str] = LONGER, called: str = "key", so: tuple[str, str] = ("", "")
+    ) -> None:
+        self.cut = 0
+        self._about_cut, self._called, self._so = about_cut, called, so
+        self._failed, self._first = 0, ""
+
+    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
+        """The row with this key has no result because of `error`."""
+        self._failed += 1
+        self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
+
+    def tell(self, window: int) -> None:
+        """NOTICEs, where there is something to tell."""
+        if self._failed == 1:
+            db.notice(f"1 row has no result{self._so[0]} ({self._first})")
+        elif self._failed:
+            db.notice(f"{self._failed:,} rows have no result{self._so[1]}; first: {self._first}")
+        if self.cut:
+            db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resolving', $pg_gpt2_source$"""From the options of a call to what generation takes: ids in the place of texts, the tokens that end, a seed, and room."""
 
@@ -23538,16 +23517,16 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+def load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
     """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
     while True:
-        base = _load_base(adapter, config, versions)
+        base = _find_base(adapter, config, versions)
         if base.version == versions.base_version:
             return base, versions
         versions = reading.versions_of(adapter, config)
 
 
-def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
+def _find_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
     """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
     caller needs to see nothing else of it."""
     base, wanted = versions.base, replace(config, adapter=None)
@@ -23566,7 +23545,7 @@ def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> 
 def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
     """Base and own tensors of an adapter, of one snapshot."""
     while True:
-        base, versions = base_of(name, wanted, versions)
+        base, versions = load_base(name, wanted, versions)
         own = 4 * wanted.n_trained()
         cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
         version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())
@@ -23908,7 +23887,6 @@ from .. import db, resources
 from ..storage.store import joined
 
 FLUSH_BYTES = 16 << 20  # of tensors a statement: each is a subtransaction, and in memory a few times
-ASKED = 12 << 20  # bytes: for a smaller value nobody is asked, which would cost a good part of the time of the work
 COPIES = 5  # of a value that is written: as bytes, as an argument, cut out of it, in its row, and where it came from
 BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
@@ -24027,7 +24005,7 @@ class Writer:
 
 def content(values: np.ndarray) -> bytes:
     """Bytes of a value that is to be written. 53200 when there is no room for that."""
-    if values.nbytes >= ASKED:
+    if values.nbytes >= host.ASKED:
         resources.require_memory(COPIES * values.nbytes, f"a value of {values.size} numbers on the tape")
     return to_bytes(values)
 
@@ -24143,7 +24121,7 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
     """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
     what, place = "FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2", (own_tape(), handle)
     row = db.row(
-        f"SELECT shape, requires_grad, size, CASE WHEN size < {ASKED} THEN data END AS data"
+        f"SELECT shape, requires_grad, size, CASE WHEN size < {host.ASKED} THEN data END AS data"
         f" FROM (SELECT shape, requires_grad, data, octet_length(data) AS size {what} OFFSET 0) AS t",
         ["int8", "int8"],
         *place,
@@ -24761,7 +24739,7 @@ def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) 
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not store(ids, Places(starts, lengths), model, cut):
+    if not add_rows(ids, Places(starts, lengths), model, cut):
         whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
         raise InvalidParameter(
             f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
@@ -24769,7 +24747,7 @@ def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) 
     return starts.size
 
 
-def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
+def add_rows(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
     """Rows of the stream `ids` into the splits; their number."""
     n_rows = places.starts.size
     first_val = n_rows - round(n_rows * (cut.val_fraction if cut.split == "train" else 0))
@@ -25595,7 +25573,7 @@ from .. import db
 from ..caller_query import Weighted
 from ..prompts import end_of_text
 from ..storage.store import find_config
-from .datasets import MANY_TOKENS, Cut, Places, store
+from .datasets import MANY_TOKENS, Cut, Places, add_rows
 
 
 @dataclass
@@ -25690,7 +25668,7 @@ def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: 
     ids, sizes = np.concatenate(found.parts), np.asarray(found.sizes)
     found.parts.clear()
     places = Places(np.cumsum(sizes) - sizes, sizes - 1, np.asarray(found.ignored), np.asarray(found.weights))
-    return store(ids, places, model, cut)
+    return add_rows(ids, places, model, cut)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.plan', $pg_gpt2_source$"""What a run is to do, as llm_run.config records it, and what of that each of its steps goes by."""
 
@@ -25703,7 +25681,7 @@ from ...training.options import Course
 from .session import Settings
 
 
-class Schedule(Protocol):
+class Plan(Protocol):
     """What steps have in common, in a run or by hand."""
 
     @property
@@ -26167,7 +26145,7 @@ def base_now(record: Record) -> weights.Model | Difference | None:
     config = store.config(record.model)
     found = None
     if config.adapter is not None:
-        found, _ = weights.base_of(record.model, config, reading.versions_of(record.model, config))
+        found, _ = weights.load_base(record.model, config, reading.versions_of(record.model, config))
         if record.base == {"model": found.name, "digest": found.digest}:
             return found
     what = f'weights of its base "{record.base["model"]}"'
@@ -26502,7 +26480,7 @@ class _Replay:
         for step in steps:
             self.unlogged += logged[step] is None
             ids[step] = self._ids(step, logged[step])
-            by = plan or self._plan_by_hand(step, logged[step], ids[step])
+            by = plan or self._plan_by_hand(step, logged[step])
             wanted = by.batch_size if isinstance(by, StepPlan) else by.batch_size * by.grad_accum
             if len(ids[step]) != wanted or not wanted or not all(type(row_id) is int for row_id in ids[step]):
                 yield Difference(step, "batch", ids[step])
@@ -26547,7 +26525,7 @@ class _Replay:
             )
         return logged["batch"]
 
-    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
+    def _plan_by_hand(self, step: int, logged: db.Row | None) -> StepPlan:
         """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
         try:
             config = json.loads((logged or {})["config"])
@@ -26682,7 +26660,7 @@ from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
 from .fleet import Fleet
 from .local_steps import LocalSteps, Made, read_momentum
-from .plan import RunPlan, Schedule
+from .plan import Plan, RunPlan
 from .progress import Progress, passes
 from .session import Learner, Session, mean_loss
 
@@ -26893,7 +26871,7 @@ def made_of(session: Session) -> dict[str, object]:
 
 
 def learn(
-    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
+    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
 ) -> tuple[float, StepResult, list[int]]:
     """One step, on the rows `ids`: learning rate, result, digests of the rows."""
     lr = plan.lr(step)
@@ -26975,7 +26953,7 @@ from ...errors import Diverged, FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.shards import Shard, Sharded, cut, numbered
-from ...training.trainer import Batch, Trainer, estimate_step_bytes, evaluate, nothing_counts
+from ...training.trainer import Batch, StepMemory, Trainer, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
@@ -27020,7 +26998,7 @@ class Learner:
         self.model = model
         self.config = config
         self.trainer = trainer
-        self._granted = 0  # bytes beside the state that steps may use
+        self._memory = StepMemory(config)
         self._sharded: Sharded | None = None
         self.workers: dict[str, Any] = {}  # other servers that compute shards, and what they compute with
 
@@ -27067,16 +27045,8 @@ class Learner:
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
             host.check_interrupts()
-        for count, length in {batch.tokens.shape for batch in found}:
-            self._require_memory(count, length, dropout_p)
+        self._memory.require(found, dropout_p)
         return found
-
-    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
 
     def digest(self) -> str:
         """SHA-256 of all weights that are trained, tensors in the order of the configuration."""
@@ -27213,7 +27183,7 @@ class Session(Learner):
         resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             if config.adapter is not None:
-                base, versions = weights.base_of(model, config, versions)
+                base, versions = weights.load_base(model, config, versions)
             state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
@@ -27292,7 +27262,7 @@ class Session(Learner):
         state = self._state
         if state.base is None or versions.base_version == state.base.version:
             return
-        now, _ = weights.base_of(self.model, self.config, versions)
+        now, _ = weights.load_base(self.model, self.config, versions)
         if now.digest != state.base.digest:
             raise InconsistentData(
                 f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',
@@ -27371,7 +27341,7 @@ from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.rounds import local_step, state_of
 from ...training.shards import Shard
-from ...training.trainer import Batch, Trainer, estimate_step_bytes
+from ...training.trainer import Batch, StepMemory, Trainer
 from .. import db, resources
 from . import environment, wire
 
@@ -27419,7 +27389,7 @@ class Work:
         # A base is laid out tensor by tensor: the largest is there twice meanwhile. So is a replica, as it was sent and as it is.
         largest, own = max(map(prod, self._base.values()), default=0), 7 * n_own if learns else 2 * n_own
         resources.require_memory(4 * (own + self.n_base + largest), "a model of another server's run")
-        self._granted = 0
+        self._memory = StepMemory(config)
         self._flat = np.empty(self.n_own, FLOAT32)
         self._flat_base: np.ndarray | None = np.empty(self.n_base, FLOAT32)
         self._next = 0  # place that is awaited of what is sent again and again, and of the base
@@ -27473,8 +27443,7 @@ class Work:
         trainer = self._trainer()
         trainer.chunk = how.pop("chunk")
         resources.apply_settings()
-        for rows, length in {batch.tokens.shape for batch in shard.batches}:
-            self._require_memory(rows, length, how["dropout_p"])
+        self._memory.require(shard.batches, how["dropout_p"])
         if not shard.counts():
             raise unexpected("a shard without loss")
         if self.learns:
@@ -27493,12 +27462,6 @@ class Work:
         made = local_step(trainer, shard, how)
         self._found = self._replica = replica
         return list(made)
-
-    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
 
     def gradients(self, first: int, count: int) -> str:
         """`count` of them from place `first` on, as text; of a replica, weights and moments."""
@@ -27884,7 +27847,7 @@ from ..tokenizer.bpe import Tokenizer, token_bytes
 from ..tokenizer.tables import Tables, made_of
 from . import db, resources
 from .importer import collecting_nothing
-from .storage import store, vocabulary_file
+from .storage import adapters, store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -27912,7 +27875,7 @@ def tokenizer_of(model: str) -> Tokenizer:
     found = find(model)
     if found is None:
         store.config(model)
-        owner = _base_of(model) or model
+        owner = adapters.base_of(model) or model
         raise WrongState(
             f'model "{owner}" has no vocabulary',
             hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
@@ -28182,14 +28145,9 @@ def _with_chat_template(model: str) -> db.Row | None:
     )
 
 
-def _base_of(model: str) -> str | None:
-    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
-    return row["base"] if row else None
-
-
 def _refuse_adapter(model: str) -> None:
     """Refuse (55000) to give an adapter a vocabulary."""
-    base = _base_of(model)
+    base = adapters.base_of(model)
     if base is not None:
         raise WrongState(
             f'"{model}" is an adapter, which uses the vocabulary of its base "{base}"',
@@ -28361,6 +28319,7 @@ from typing import NamedTuple
 from .. import host
 from ..errors import LimitExceeded
 from ..limits import MOST_ADDED, MOST_ADDED_TOKEN
+from .pretokenize import char_class, ranges
 from .unicode_classes import LETTER, WHITE_SPACE, WORD
 
 SEARCHED = 1 << 22  # characters, for one character of a token, between two looks for a cancel request
@@ -28475,26 +28434,19 @@ class _Finder:
                 place = match.end()
 
 
-def _members(table: str) -> str:
-    """The inside of a `re` character class."""
-    pairs = (word.partition("-")[::2] for word in table.split())
-    return "".join(f"\\U{int(a, 16):08x}-\\U{int(b or a, 16):08x}" for a, b in pairs)
-
-
 @cache
 def _spaces() -> str:
-    pairs = (word.partition("-")[::2] for word in WHITE_SPACE.split())
-    return "".join(chr(i) for a, b in pairs for i in range(int(a, 16), int(b or a, 16) + 1))
+    return "".join(chr(i) for a, b in ranges(WHITE_SPACE) for i in range(a, b + 1))
 
 
 @cache
 def _white() -> re.Pattern[str]:
-    return re.compile(f"[{_members(WHITE_SPACE)}]*")
+    return re.compile(f"[{char_class(WHITE_SPACE)}]*")
 
 
 @cache
 def _word() -> re.Pattern[str]:
-    return re.compile(f"[{_members(LETTER)}{_members(WORD)}]")
+    return re.compile(f"[{char_class(LETTER)}{char_class(WORD)}]")
 
 
 def _in_word(character: str) -> bool:
@@ -28518,7 +28470,7 @@ import numpy as np
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..limits import MOST_IDS, MOST_TRACED
+from ..limits import MOST_BYTES, MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
 from .decimals import Decimals, few
 from .long_texts import LONG, MOST_CHARACTERS, LongTexts
@@ -28529,7 +28481,6 @@ from .words import Words, gathered
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 FEW_TOKENS = 1 << 10  # fewer are written one by one
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
-MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
 
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
@@ -28603,13 +28554,6 @@ class Tokenizer:
     ) -> "Tokenizer":
         """From plain data: see tables.made_of."""
         return cls(made_of(tokens, merges, eos_token_id, added))
-
-    @classmethod
-    def from_strings(
-        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
-    ) -> "Tokenizer":
-        """From what vocab.json and merges.txt hold."""
-        return cls.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
 
     def __len__(self) -> int:
         return len(self.tables.ids)
@@ -28784,9 +28728,9 @@ class Tokenizer:
 
 def _require_room(size: int) -> None:
     """Refuse more decoded bytes than a value takes (54000), or than there is memory for (53200)."""
-    if size > MOST_DECODED:
+    if size > MOST_BYTES:
         raise LimitExceeded(
-            f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
+            f"the tokens have {size} bytes, and a value takes {MOST_BYTES}", hint="Decode them in parts."
         )
     host.require_memory(3 * size, f"{size} bytes of tokens")  # joined, as text, and as a value of the server
 
@@ -28800,11 +28744,6 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def pending(self) -> bytes:
-        """The bytes held back."""
-        return self._decoder.getstate()[0]
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, often all of it, at times ''."""
@@ -29483,6 +29422,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
+from sys import maxunicode
 
 from .. import host
 from ..errors import InvalidParameter
@@ -29589,16 +29529,16 @@ def _words(piece: str) -> list[str]:
     return words
 
 
-def ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
+def ranges(table: str, first: int = 0, last: int = maxunicode) -> list[tuple[int, int]]:
     """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
     pairs = (word.partition("-")[::2] for word in table.split())
     found = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
     return [(a, b) for a, b in found if first <= a <= last]
 
 
-def _char_class(table: str, last: int) -> str:
+def char_class(table: str, last: int = maxunicode) -> str:
     """The inside of a `re` character class: the members of a table up to `last`."""
-    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in ranges(table, 0, last))
+    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in ranges(table, last=last))
 
 
 def _splitter(last: int) -> re.Pattern[str]:
@@ -29607,7 +29547,7 @@ def _splitter(last: int) -> re.Pattern[str]:
     Contractions come after letters, which excludes nothing: no match of either can start like one of the other. And letters
     come in two cases, because `re` is quicker to see that a match cannot begin with a space than to try one that may.
     """
-    letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
+    letter, number, space = (char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
     return re.compile(
         f" [{letter}]+|[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
         f"|[{space}]+(?![^{space}])|[{space}]+"
@@ -29623,8 +29563,8 @@ def _bmp() -> re.Pattern[str]:
 @cache
 def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
     """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
-    found = [(a, b, "a") for a, b in ranges(LETTER, 0x10000, 0x10FFFF)]
-    found += [(a, b, "1") for a, b in ranges(NUMBER, 0x10000, 0x10FFFF)]
+    found = [(a, b, "a") for a, b in ranges(LETTER, first=0x10000)]
+    found += [(a, b, "1") for a, b in ranges(NUMBER, first=0x10000)]
     found.sort()
     return [a for a, _, _ in found], [(b, like) for _, b, like in found]
 
@@ -29643,7 +29583,7 @@ def _stand_ins(run: re.Match[str]) -> str:
 
 _ASCII = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
-_CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
+_CUT = re.compile("[^{0}][{0}]".format(char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.tables', $pg_gpt2_source$"""What a tokenizer looks up, made of a vocabulary once: arrays, which sessions can share as they lie in memory.
 
@@ -29918,7 +29858,7 @@ def _classes(codes: int) -> np.ndarray:
     """The class of each of so many code points. [codes] uint8."""
     found = np.full(codes, OTHERS, np.uint8)
     for table, kind in ((LETTER, LETTERS), (NUMBER, DIGITS), (WHITE_SPACE, SPACE)):
-        for first, last in ranges(table, 0, codes):
+        for first, last in ranges(table, last=codes):
             found[first : last + 1] = kind
     return found
 
@@ -30973,7 +30913,7 @@ Holds the arrays of a model and its optimizer; reads no table and knows no sched
 activations in a pool, both allocated once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import NamedTuple
@@ -31113,7 +31053,6 @@ class Trainer:
         dropout_p: float = 0.1,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         gradients: Callable[..., tuple[float, int]] | None = None,
     ) -> StepResult:
@@ -31124,7 +31063,7 @@ class Trainer:
         """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
         fill = gradients or self.gradients
-        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, audit=audit)
         norm = self.grad_norm()
         if not (isfinite(loss) and isfinite(norm)):
             raise Diverged(
@@ -31148,7 +31087,6 @@ class Trainer:
         dropout_p: float = 0.0,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         first_part: int = 0,
         total: float | None = None,
@@ -31176,25 +31114,30 @@ class Trainer:
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches, first_part):
                 host.check_interrupts()
-                tokens, targets, weight = batch
-                if np.shape(tokens) != self._shape:
-                    self._pool.clear()  # else every length that the data have would keep buffers of its own
-                    self._shape = np.shape(tokens)
-                share = batch.total() / total
-                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                if not (is_fast() or keep or audit):
+                share, drop = batch.total() / total, gpt2.Dropout(dropout_p, seed, step_no, part)
+                if is_fast() or audit:
+                    with buffers.lending(self._unused if part == first_part else None):
+                        loss += share * self._fast_gradients(leaves, batch, drop, share, audit)
+                else:
                     loss += share * self._plain_gradients(params, batch, drop, share)
-                    continue
-                tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
-                with buffers.lending(self._unused if part == first_part else None):
-                    attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
-                loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
+    def _fast_gradients(
+        self, leaves: Mapping[str, Value], batch: Batch, drop: gpt2.Dropout, share: float, audit: Audit | None
+    ) -> float:
+        """The loss of a micro-batch; its gradients times `share` are added to the sinks."""
+        tokens, targets, weight = batch
+        if np.shape(tokens) != self._shape:
+            self._pool.clear()  # else every length that the data have would keep buffers of its own
+            self._shape = np.shape(tokens)
+        tape = Tape(keep=False, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
+        x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
+        attrs = gpt2.loss_attributes(targets, weight)
+        value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
+        return float(value.data)  # type: ignore[arg-type]
+
     def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
-        """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
+        """The same by the tape of `core`."""
         tape = PlainTape()
         handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
@@ -31295,6 +31238,21 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
             kept += n * rank if name.endswith("lora_A") else 0
             masks += n * width if name.endswith("lora_A") and config.adapter.dropout_p else 0
     return 4 * (state + kept + passing + head) + masks
+
+
+class StepMemory:
+    """The memory of a model's steps beside its state. It is asked for again only for a larger batch: the steps keep it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        self._config, self._granted = config, 0
+
+    def require(self, batches: Iterable[Batch], dropout_p: float) -> None:
+        """Refuse (53200) batches for which there is no memory."""
+        for rows, length in {batch.tokens.shape for batch in batches}:
+            wanted = estimate_step_bytes(self._config, rows, length, dropout_p) - 16 * self._config.n_trained()
+            if wanted > self._granted:
+                host.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+                self._granted = wanted
 $pg_gpt2_source$);
 
 SELECT llm_boot();
@@ -31311,11 +31269,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31328,11 +31286,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31599,6 +31557,7 @@ CREATE TABLE llm_train_log (
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX llm_train_log_model ON llm_train_log (model, run_id, step);
+CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 COMMENT ON TABLE llm_train_log IS 'One row per training step.';
 COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
@@ -31767,11 +31726,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31789,11 +31748,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31849,11 +31808,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31866,11 +31825,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -31885,11 +31844,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -31919,11 +31878,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -31936,11 +31895,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -31953,11 +31912,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32000,9 +31959,9 @@ COMMENT ON VIEW llm_models IS
     'bytes stored, not counting weights that they share; of an adapter its base, whose weights and vocabulary count as '
     'its own. architecture is gpt2, and what of llm_model_config is not as in GPT-2.';
 
--- sql/tokenizer.sql
+-- sql/vocabularies.sql
 
--- Tokenizer: GPT-2's byte-level byte-pair encoding.
+-- Vocabularies: learned, or loaded from files; their triggers tell sessions of changes.
 
 -- The one function with its owner's rights: whoever may change a vocabulary need not, and must not, be able to write the table of
 -- versions otherwise. Only the owner may make a trigger of it. It adds a row and takes no lock that another change would wait for.
@@ -32012,11 +31971,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32037,17 +31996,73 @@ CREATE TRIGGER replicated AFTER INSERT OR UPDATE OR DELETE ON llm_bpe_merges
 ALTER TABLE llm_bpe_vocab ENABLE REPLICA TRIGGER replicated;
 ALTER TABLE llm_bpe_merges ENABLE REPLICA TRIGGER replicated;
 
+CREATE FUNCTION llm_train_bpe(
+    source text,
+    vocab_size integer,
+    model text,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].vocabularies.train(globals())
+$$;
+COMMENT ON FUNCTION llm_train_bpe IS
+    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
+    'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
+    'runs with the caller''s rights and search_path (source_path). It replaces nothing: for a model that has a '
+    'vocabulary it is an error.';
+
+CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].vocabularies.load_vocab(globals())
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
+    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
+    'the number of tokens. For members of pg_read_server_files.';
+
+CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].vocabularies.load_merges(globals())
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
+    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
+    'number. For members of pg_read_server_files.';
+
+-- sql/tokenizer.sql
+
+-- Tokenizer: GPT-2's byte-level byte-pair encoding.
+
 -- PL/Python makes an array of a list by the text of each element, in four times the time in which the server reads the text of all.
 CREATE FUNCTION llm_encode_sent(text_in text, model text, special boolean)
 RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32067,11 +32082,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32097,11 +32112,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32112,11 +32127,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32125,66 +32140,14 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
-
-CREATE FUNCTION llm_train_bpe(
-    source text,
-    vocab_size integer,
-    model text,
-    source_path text DEFAULT current_setting('search_path')
-)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.train(globals())
-$$;
-COMMENT ON FUNCTION llm_train_bpe IS
-    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
-    'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
-    'runs with the caller''s rights and search_path (source_path). It replaces nothing: for a model that has a '
-    'vocabulary it is an error.';
-
-CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.load_vocab(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
-    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
-    'the number of tokens. For members of pg_read_server_files.';
-
-CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].vocabularies.load_merges(globals())
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
-    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
-    'number. For members of pg_read_server_files.';
 
 -- sql/transfer.sql
 
@@ -32195,11 +32158,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32213,11 +32176,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32228,11 +32191,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32250,11 +32213,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32265,11 +32228,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32280,11 +32243,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32313,11 +32276,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32358,11 +32321,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32390,11 +32353,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32448,11 +32411,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32477,11 +32440,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32517,11 +32480,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.options(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32544,53 +32507,15 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
     'over the whole vocabulary.';
-
-CREATE FUNCTION llm_logits_sent(
-    sent bytea,
-    model_name text,
-    n_layer integer,
-    n_head integer,
-    d_model integer,
-    vocab_size integer
-)
-RETURNS bytea
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.logits(globals())
-$$;
-COMMENT ON FUNCTION llm_logits_sent IS
-    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
-
-CREATE FUNCTION llm_logits(
-    token_ids integer[],
-    model_name text DEFAULT NULL,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d_model integer DEFAULT NULL,
-    vocab_size integer DEFAULT NULL
-)
-RETURNS bytea
-LANGUAGE sql VOLATILE PARALLEL UNSAFE
-RETURN @extschema@.llm_logits_sent(
-    CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
-    model_name, n_layer, n_head, d_model, vocab_size);
-COMMENT ON FUNCTION llm_logits IS
-    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
-    '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
 
 -- sql/json.sql
 
@@ -32614,11 +32539,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32638,11 +32563,11 @@ SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32663,11 +32588,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32679,11 +32604,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32700,11 +32625,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32762,11 +32687,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32788,11 +32713,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32815,11 +32740,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32837,11 +32762,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32866,11 +32791,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -32906,11 +32831,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -32929,11 +32854,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -32953,11 +32878,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -32974,11 +32899,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33006,11 +32931,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33035,11 +32960,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33068,11 +32993,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.loss(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33114,11 +33039,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33151,11 +33076,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33227,11 +33152,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33279,11 +33204,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33300,11 +33225,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.options(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33321,11 +33246,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33369,11 +33294,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33386,11 +33311,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33403,11 +33328,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33419,11 +33344,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33541,11 +33466,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33558,11 +33483,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33575,11 +33500,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33602,11 +33527,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33617,11 +33542,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33632,11 +33557,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33654,11 +33579,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33682,11 +33607,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33712,11 +33637,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33727,7 +33652,7 @@ COMMENT ON FUNCTION llm_replay IS
     'where CPU, NumPy, BLAS or the version of pg_gpt2 are not those of the run, losses and norms are compared within '
     '1e-3, and note says so.';
 
--- sql/retention.sql
+-- sql/monitoring.sql
 
 -- Keeping an eye on it: curves in a terminal, a log that does not grow for ever, and metrics for monitoring.
 
@@ -33736,11 +33661,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33759,11 +33684,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33779,19 +33704,17 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
     'keep_every-th (null = none), the first and the last of each run, those with a validation loss, and those with a '
     'digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. A replay '
     'cannot compare steps that are gone.';
-
-CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 
 CREATE VIEW llm_metrics AS
 WITH latest AS (
@@ -33860,11 +33783,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -33889,11 +33812,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -33911,11 +33834,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -33924,11 +33847,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -33938,11 +33861,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -33951,11 +33874,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -33965,11 +33888,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -33978,11 +33901,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -33997,11 +33920,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34017,11 +33940,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34031,11 +33954,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34045,11 +33968,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34064,11 +33987,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34086,11 +34009,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34101,11 +34024,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34114,11 +34037,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34127,11 +34050,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34149,11 +34072,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34174,11 +34097,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34197,11 +34120,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34225,11 +34148,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34240,11 +34163,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34258,11 +34181,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34278,11 +34201,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34307,11 +34230,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34330,11 +34253,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34347,11 +34270,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34370,11 +34293,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34397,11 +34320,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34410,11 +34333,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34427,13 +34350,15 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
+
+-- sql/pieces.sql
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
@@ -34442,11 +34367,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34484,11 +34409,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34511,15 +34436,53 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
     'checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
+
+CREATE FUNCTION llm_logits_sent(
+    sent bytea,
+    model_name text,
+    n_layer integer,
+    n_head integer,
+    d_model integer,
+    vocab_size integer
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].pieces.logits(globals())
+$$;
+COMMENT ON FUNCTION llm_logits_sent IS
+    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
+
+CREATE FUNCTION llm_logits(
+    token_ids integer[],
+    model_name text DEFAULT NULL,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d_model integer DEFAULT NULL,
+    vocab_size integer DEFAULT NULL
+)
+RETURNS bytea
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_logits_sent(
+    CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
+    model_name, n_layer, n_head, d_model, vocab_size);
+COMMENT ON FUNCTION llm_logits IS
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
+    '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
 
 -- sql/inspect.sql
 
@@ -34530,11 +34493,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34548,11 +34511,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34578,11 +34541,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34593,11 +34556,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34608,11 +34571,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34623,11 +34586,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34638,11 +34601,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34655,11 +34618,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34687,11 +34650,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34710,11 +34673,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -34729,11 +34692,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34745,11 +34708,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34761,11 +34724,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34824,11 +34787,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -34852,11 +34815,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -34882,11 +34845,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -34897,11 +34860,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -34912,11 +34875,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 17a34a5ee27a @extschema@' not in GD:
+if 'pg_gpt2 0fb7e4b4c8cd @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 17a34a5ee27a @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 0fb7e4b4c8cd @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -13,7 +13,7 @@ CREATE FUNCTION pg_llm_autograd_enabled()
 RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @autograd.enabled@;
+AS @compatibility.enabled@;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
 
@@ -35,7 +35,7 @@ CREATE FUNCTION pg_llm_autograd_map_param_sent(
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @autograd.map_param@;
+AS @compatibility.map_param@;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
     'long.';
@@ -59,7 +59,7 @@ CREATE FUNCTION llm_materialize_params(model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @autograd.materialize_params@;
+AS @compatibility.materialize_params@;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
     'their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -68,7 +68,7 @@ CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @autograd.accumulate_grads@;
+AS @compatibility.accumulate_grads@;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
     'rows. The result does not depend on workers.';
@@ -77,7 +77,7 @@ CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @autograd.prune@;
+AS @compatibility.prune@;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
     'The result does not depend on workers.';

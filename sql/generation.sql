@@ -217,35 +217,3 @@ AS @generation.next_token@;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
     'over the whole vocabulary.';
-
-CREATE FUNCTION llm_logits_sent(
-    sent bytea,
-    model_name text,
-    n_layer integer,
-    n_head integer,
-    d_model integer,
-    vocab_size integer
-)
-RETURNS bytea
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS @pieces.logits@;
-COMMENT ON FUNCTION llm_logits_sent IS
-    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
-
-CREATE FUNCTION llm_logits(
-    token_ids integer[],
-    model_name text DEFAULT NULL,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d_model integer DEFAULT NULL,
-    vocab_size integer DEFAULT NULL
-)
-RETURNS bytea
-LANGUAGE sql VOLATILE PARALLEL UNSAFE
-RETURN @extschema@.llm_logits_sent(
-    CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
-    model_name, n_layer, n_head, d_model, vocab_size);
-COMMENT ON FUNCTION llm_logits IS
-    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on '
-    '(llm_autograd_mode). The shape parameters are checks: null, or what the model has.';

@@ -254,6 +254,7 @@ CREATE TABLE llm_train_log (
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX llm_train_log_model ON llm_train_log (model, run_id, step);
+CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 COMMENT ON TABLE llm_train_log IS 'One row per training step.';
 COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';

@@ -29,10 +29,6 @@ SELECT rank, text FROM llm_beam_search('When in', beam_width => 2, max_tokens =>
 -- llm_next_token
 SELECT token FROM llm_next_token('Practice makes', n => 3, temperature => 1);
 
--- llm_logits
-SELECT octet_length(llm_logits(llm_encode('Too many'))) / 4 / 300 AS positions, cardinality(llm_encode('Too many')) AS tokens;
---> 4|4
-
 -- llm_generation_options
 SELECT llm_generate('Too many', 5, 0, options => '{"no_repeat_ngram_size": 2, "bad_words": [" cooks"]}') <> 'Too many cooks' AS avoided;
 SELECT llm_generate('Too many', options => '{"max_new_tokens": 2, "temperature": 0}') = llm_generate('Too many', 2, 0) AS same;

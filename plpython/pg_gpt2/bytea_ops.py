@@ -25,8 +25,6 @@ from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
-MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
-ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
 SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
 FLOAT8 = 701  # the type's number in there
 
@@ -60,12 +58,6 @@ def _same_length(**tensors: np.ndarray) -> None:
                 f"{name} has {array.size} values, and {first} has {wanted.size}",
                 hint=f"{name} and {first} must have the same length.",
             )
-
-
-def require_room(n_bytes: int, purpose: str) -> None:
-    """Ask for the memory of arguments, results and what is between, unless it is little: 53200 where it is not there."""
-    if n_bytes >= ASKED:
-        host.require_memory(n_bytes, purpose)
 
 
 def tensor(sent: bytes | None, count: int) -> bytes:
@@ -126,10 +118,10 @@ def values(data: bytes) -> list[float]:
 def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
     """a @ b."""
     require_dims(m=m, k=k, n=n)
-    if 4 * m * n > MAX_BYTES:
+    if 4 * m * n > limits.MOST_BYTES:
         raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
     left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
-    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    host.require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
     return to_bytes(lookup("matmul")(left, right))
 
 
@@ -232,7 +224,7 @@ def attention(
 ) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
     """Causal self-attention with its two projections."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
-    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
+    host.require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
     return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
 
 
@@ -251,7 +243,7 @@ def attention_backward(
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
     dy = from_bytes(grad_output, (t, d), name="grad_output")
-    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
+    host.require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
     return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
 
 
@@ -283,7 +275,9 @@ def mlp_backward(
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
     d_result = from_bytes(dy, (t, d), name="dy")
-    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    host.require_room(
+        4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward"
+    )  # hidden units; each matrix and its gradient
     return _bytes(_backward("mlp", d_result, None, *arrays))
 
 
@@ -313,7 +307,7 @@ def adamw_step(
     _same_length(**given)
     size = given["weight"].size
     # Each result as an array, as bytes and as the server's.
-    require_room(4 * size * (len(given) + 9), "pg_llm_adamw_step")
+    host.require_room(4 * size * (len(given) + 9), "pg_llm_adamw_step")
     state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
 
     optim.adamw(state["weight"], given["grad"], state["m"], state["v"], **hyper)

@@ -5,6 +5,9 @@ operating system refuses (`of_system`).
 """
 
 import errno
+import json
+
+MOST_SHOWN = 60  # characters of a value in a message
 
 
 class PgGpt2Error(Exception):
@@ -47,6 +50,15 @@ class InconsistentData(PgGpt2Error):
     """Stored rows or imported tensors that do not fit the model's configuration."""
 
     sqlstate = "22000"
+
+
+def shown(value: object) -> str:
+    """A value for a message, as JSON has it but for NaN and infinity; not too much of it."""
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    except (RecursionError, TypeError):
+        text = "a list in lists"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def require(**values: object) -> None:

@@ -32,6 +32,14 @@ notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
 prefix_room: Callable[[], int] = _none  # bytes of keys and values that may be kept for later calls
 
+ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
+
+
+def require_room(wanted: int, purpose: str) -> None:
+    """`require_memory` for arguments, results and what is between, unless it is little."""
+    if wanted >= ASKED:
+        require_memory(wanted, purpose)
+
 
 class Progress:
     """Sends a notice every few seconds about how far a long call has come; a short call sends none."""

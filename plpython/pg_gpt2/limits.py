@@ -1,9 +1,10 @@
-"""How large an argument may be, checked before any work is done. docs/limits.md lists these limits.
+"""How large an argument or a result may be, checked before any work is done. docs/limits.md lists these limits.
 
 Most of them bound the time of a step that cannot be interrupted, or the memory that an argument would cost. What is bounded by
 memory alone is not here: that is asked for when it is needed.
 """
 
+MOST_BYTES = (1 << 30) - (1 << 16)  # of a result: what a value of SQL takes, with what belongs to it
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own

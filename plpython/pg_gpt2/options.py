@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from .errors import InvalidParameter, NullNotAllowed
+from .errors import InvalidParameter, NullNotAllowed, shown
 from .limits import MOST_OPTION_CHARACTERS
 
 INT8 = 2**63 - 1
 MOST_DIGITS = 400  # of an integer: more than a float has
-MOST_SHOWN = 60  # characters of a value in an error
 
 
 class Written(float):
@@ -144,22 +143,13 @@ class Option:
         found = self.kind.read(value)
         if found is None:
             raise InvalidParameter(
-                f"{name} must be a value of type {self.kind.name}, not {_shown(value)}", hint=self.hint
+                f"{name} must be a value of type {self.kind.name}, not {shown(value)}", hint=self.hint
             )
         if self.kind is NUMBER and not math.isfinite(found):
-            raise InvalidParameter(f"{name} must be finite, not {_shown(value)}", hint=self.hint)
+            raise InvalidParameter(f"{name} must be finite, not {shown(value)}", hint=self.hint)
         if not self.domain.holds(found):
-            raise InvalidParameter(f"{name} must be {self.domain.text}, not {_shown(value)}", hint=self.hint)
+            raise InvalidParameter(f"{name} must be {self.domain.text}, not {shown(value)}", hint=self.hint)
         return found
-
-
-def _shown(value: Any) -> str:
-    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
-    try:
-        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        text = "a list in lists"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def option(
@@ -229,13 +219,13 @@ def checked(said: Mapping[str, Any], known: Mapping[str, Option], view: str) -> 
     for key, value in said.items():
         if key not in known:
             there = ", ".join(dict.fromkeys(one.keys[0] for one in known.values()))
-            raise InvalidParameter(f"options have no key {_shown(key)}", hint=f"{view} tells of {there}.")
+            raise InvalidParameter(f"options have no key {shown(key)}", hint=f"{view} tells of {there}.")
         one = known[key]
         value = one.check(value, key)
         _, before, other = found.setdefault(one.name, (one, key, value))
         if other != value:
             raise InvalidParameter(
-                f"{before} and {key} are the same option, and options say {_shown(other)} and {_shown(value)}",
+                f"{before} and {key} are the same option, and options say {shown(other)} and {shown(value)}",
                 hint="Give one of the two.",
             )
     return found
@@ -251,7 +241,7 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
         parameter = values.get(name)
         if parameter is not None and parameter != declared.default and parameter != value:
             raise InvalidParameter(
-                f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
+                f"{name} is {shown(parameter)}, and options say {key} {shown(value)}", hint="Give one of the two."
             )
         values[name] = value
     return [
@@ -292,5 +282,5 @@ def read_object(text: str | None, example: str, what: str = "options") -> dict[s
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InvalidParameter(f"{what} cannot be read: {reason}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InvalidParameter(f"{what} must be an object, not {_shown(found)}", hint=hint)
+        raise InvalidParameter(f"{what} must be an object, not {shown(found)}", hint=hint)
     return found

@@ -10,6 +10,8 @@ from pg_gpt2.generation.constraints.vocabulary import Vocabulary
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.tokenizer.bpe_train import train
 
+from tests.engine.tokenizers import from_strings
+
 LEARNED = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
 EOS = 700
 
@@ -22,7 +24,7 @@ def tokenizer() -> Tokenizer:
         [corpus, "abcabcabc aabb 123123 2026-01-02 xxxx xxxxxxxx", '{"name": "abc", "age": 12}' * 9], EOS
     )
     assert len(vocab) <= EOS
-    return Tokenizer.from_strings({**{word: i for word, i in vocab.items() if i != EOS}, "<|end|>": EOS}, merges, EOS)
+    return from_strings({**{word: i for word, i in vocab.items() if i != EOS}, "<|end|>": EOS}, merges, EOS)
 
 
 @cache
@@ -35,6 +37,12 @@ def constraint(of: str | list[str] | grammar.Node, eos: int | None = EOS) -> Con
     """That of a pattern, of choices, or of a grammar."""
     node = regex.parse(of) if isinstance(of, str) else grammar.choices(of) if isinstance(of, list) else of
     return Constraint(node, vocabulary(), tokenizer().encode, eos)
+
+
+def allowed(made: Constraint, state: grammar.Node) -> tuple[np.ndarray, list[grammar.Node]]:
+    """Ids that may come in a state, ascending, and the state after each; the end-of-text token is not among them."""
+    ids, after = made._walk(state)
+    return ids, [made._automaton.nodes[number] for number in after.tolist()]
 
 
 def drawn(made: Constraint, max_tokens: int, seed: int) -> list[int]:

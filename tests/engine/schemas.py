@@ -269,9 +269,9 @@ def encode(said: str) -> list[int]:
 def walked(walk: Walk, rng: np.random.Generator) -> str:
     """A text of tokens taken at random; it ends where nothing can follow, where chance says so, or when no token is left."""
     found = b""
-    while walk.left and not walk.over and not (walk.constraint.may_end(walk.state) and rng.random() < 0.2):
+    while walk.left and not walk.over and not (walk.state.nullable and rng.random() < 0.2):
         token = int(rng.choice(walk.allowed))
         found += TOKENS[token]
         walk.take(token)
-    assert walk.constraint.may_end(walk.state)
+    assert walk.state.nullable
     return found.decode()

@@ -15,6 +15,7 @@ from pg_gpt2.fast.panels import Panels, Table
 from pg_gpt2.training import trainer as training
 from pg_gpt2.training.trainer import Batch, Trainer, estimate_step_bytes, evaluate
 
+from tests.engine.arithmetic import bytes_of, keep_values
 from tests.engine.small_models import random_adapter
 from tests.engine.test_ops_gradients import numeric_gradient
 
@@ -168,7 +169,8 @@ def test_the_backward_pass_computes_no_gradient_of_the_base(panels: bool, monkey
 
     monkeypatch.setattr(op.Op, "gradients", watched)
     ran: list[str] = []
-    t.gradients([batches()[1]], keep=True, audit=lambda phase, node: ran.append(node.name))
+    keep_values(monkeypatch)
+    t.gradients([batches()[1]], audit=lambda phase, node: ran.append(node.name))
     layer_1 = ["add", "addmm", "linear", "matmul", "gelu", "linear", "layernorm", "add", "linear", "causal_attention"]
     layer_1 += ["linear", "layernorm"]
     # In layer 0 the way ends at the matrix that learns: nothing asks for the gradient of what goes to it.
@@ -208,7 +210,9 @@ def test_what_is_kept_and_looked_at_changes_no_bit_of_an_adapter(
     plain, kept, audited, recomputed = (trainer(form, panels) for _ in range(4))
     for step in (1, 2):
         plain.step(batches(), **options, step_no=step)
-        kept.step(batches(), **options, step_no=step, keep=True)
+        with monkeypatch.context() as patched:
+            keep_values(patched)
+            kept.step(batches(), **options, step_no=step)
         audited.step(batches(), **options, step_no=step, audit=lambda phase, node: None)
     monkeypatch.setattr(training, "MOST_KEPT", 0)
     before, count = threads.threads(), 1
@@ -222,11 +226,12 @@ def test_what_is_kept_and_looked_at_changes_no_bit_of_an_adapter(
         assert_same_state(plain, other)
 
 
-def test_a_recorded_adapter_shows_its_products() -> None:
+def test_a_recorded_adapter_shows_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     form = FORMS["with dropout"]
     t = trainer(form)
     nodes: list[Any] = []
-    t.gradients([batches()[1]], dropout_p=0.1, seed=9, step_no=2, keep=True, audit=lambda _, node: nodes.append(node))
+    keep_values(monkeypatch)
+    t.gradients([batches()[1]], dropout_p=0.1, seed=9, step_no=2, audit=lambda _, node: nodes.append(node))
     nodes = list(dict.fromkeys(nodes))
     second = [node for node in nodes if node.name == "addmm"]
     assert len(second) == 2 * len(form.targets)
@@ -324,7 +329,7 @@ def test_the_estimate_covers_the_memory_of_a_step_of_an_adapter(
     t = Trainer(config, {**base_of(True, config), **random_adapter(config)})
     tokens = np.zeros((batch, length), np.int64)
     t.gradients([(tokens, tokens)], dropout_p=dropout_p)
-    held = 16 * config.n_trained() + t._pool.n_bytes()
+    held = 16 * config.n_trained() + bytes_of(t._pool)
     assert held <= estimate_step_bytes(config, batch, length, dropout_p) < 1.25 * held
 
 

@@ -10,6 +10,8 @@ from pg_gpt2 import bytea_ops, host, limits
 from pg_gpt2.fast.ops import lookup
 from pg_gpt2.generation.sampling import Sampling
 
+from tests.engine.arithmetic import gradients_of
+
 LONGEST = 0.5  # seconds of processor time, of both threads: a cancel takes effect within as much
 ENOUGH = 3.0  # seconds, after which an interrupt comes
 M = 1 << 20
@@ -46,7 +48,7 @@ def mlp_backward(t: int, d: int) -> object:
 def op(name: str, *shapes: tuple[int, ...], **attrs: object) -> object:
     arrays = [np.zeros(shape, np.float32) for shape in shapes]
     y = lookup(name)(*arrays, **attrs)
-    return lookup(name).grads(np.broadcast_to(np.float32(1), y.shape), *arrays, **attrs)
+    return gradients_of(lookup(name), np.broadcast_to(np.float32(1), y.shape), *arrays, **attrs)
 
 
 # Small numbers of large things, large numbers of small things, and what is long in one dimension only.

@@ -19,7 +19,7 @@ from pg_gpt2.generation.constraints.grammar import EMPTY, NOTHING, Node, either
 from pg_gpt2.generation.constraints.vocabulary import Vocabulary
 from pg_gpt2.tokenizer.bpe import Tokenizer
 
-from tests.engine.constrained import EOS, constraint, drawn, said, tokenizer, vocabulary
+from tests.engine.constrained import EOS, allowed, constraint, drawn, said, tokenizer, vocabulary
 
 slow = settings(deadline=None, max_examples=150)  # machines differ
 
@@ -55,9 +55,9 @@ def test_what_is_allowed_is_what_can_go_on(pattern: str) -> None:
     made, data = constraint(pattern), vocabulary().tokens
     state, before = made.start, b""
     for token in [*drawn(made, 40, 0)[:6], None]:
-        ids, after = made.allowed(state)
+        ids, after = allowed(made, state)
         assert ids.tolist() == sorted(i for i in data if fits_begun(pattern, before + data[i]))
-        assert made.may_end(state) == matches(pattern, before)
+        assert state.nullable == matches(pattern, before)
         assert all(made.after(state, i) is one for i, one in zip(ids.tolist(), after))
         if token is not None:
             state, before = made.after(state, token), before + data[token]
@@ -73,8 +73,8 @@ def matches(pattern: str, data: bytes) -> bool:
 def least(made: constraints.Constraint) -> int:
     """The fewest tokens of a text, from all that can be said, breadth first."""
     states, tokens = {made.start}, 0
-    while not any(map(made.may_end, states)):
-        states = {after for state in states for after in made.allowed(state)[1]}
+    while not any(state.nullable for state in states):
+        states = {after for state in states for after in allowed(made, state)[1]}
         tokens += 1
     return tokens
 
@@ -153,7 +153,7 @@ def test_text_that_must_come_is_cut_as_the_tokenizer_does(pattern: str, forced: 
     tokens, _ = made.begin(60).ahead()
     assert tokens == tokenizer().encode(forced)[: len(tokens)]
     rest = forced[len(said(tokens)) :]
-    following, _ = made.allowed(made.begin(60).state if not tokens else _after(made, tokens))
+    following, _ = allowed(made, made.begin(60).state if not tokens else _after(made, tokens))
     assert not rest or any(len(vocabulary().tokens[i]) > len(rest.encode()) for i in following.tolist())
 
 
@@ -238,7 +238,7 @@ def test_states_of_a_long_repetition_are_alike(pattern: str) -> None:
     for seed in range(3):
         state = made.start
         for token in drawn(made, 12, seed):
-            ids, after = made.allowed(state)
+            ids, after = allowed(made, state)
             near, farthest = made._mask(state)
             assert near.tolist() == ids.tolist()
             assert farthest == max(one.shortest for one in after)
@@ -256,7 +256,7 @@ def test_a_vocabulary_without_a_byte_is_refused() -> None:
 def test_tokens_with_the_same_bytes_are_both_allowed() -> None:
     tokens = {i: bytes([i]) for i in range(256)} | {300: b"ab", 301: b"ab", 302: b"abc", 303: b"a"}
     made = constraints.Constraint(regex.parse("abc"), Vocabulary(tokens), lambda text: list(text.encode()), None)
-    assert made.allowed(made.start)[0].tolist() == [97, 300, 301, 302, 303]
+    assert allowed(made, made.start)[0].tolist() == [97, 300, 301, 302, 303]
 
 
 def test_states_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:

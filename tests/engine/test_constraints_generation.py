@@ -18,7 +18,7 @@ from pg_gpt2.generation.processors import History, constrain
 from pg_gpt2.generation.sampling import Sampling, choose
 
 from tests.engine import batches
-from tests.engine.constrained import EOS, constraint, said, tokenizer
+from tests.engine.constrained import EOS, allowed, constraint, said, tokenizer
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
 
 CONFIG = CONFIGS[0]
@@ -184,5 +184,5 @@ def test_the_constraint_excludes_what_it_does_not_allow() -> None:
     made: Constraint = constraint("[ab]c")
     history = History([1], EOS, walk=made.begin(5))
     scores = constrain(np.zeros(EOS + 1, np.float32), history)
-    assert np.flatnonzero(scores == 0).tolist() == made.allowed(made.start)[0].tolist()
-    assert choose(np.arange(EOS + 1, dtype=np.float32), GREEDY, 0.5, history) == made.allowed(made.start)[0][-1]
+    assert np.flatnonzero(scores == 0).tolist() == allowed(made, made.start)[0].tolist()
+    assert choose(np.arange(EOS + 1, dtype=np.float32), GREEDY, 0.5, history) == allowed(made, made.start)[0][-1]

@@ -27,6 +27,7 @@ from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
 from tests.engine import batches
+from tests.engine.arithmetic import bytes_of
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
 
 
@@ -181,18 +182,18 @@ def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: p
     params = layout.lay_out(random_params(config), config)
     ids = list(range(150))
     expected = Decoder(params, config, 160).feed(ids).copy()
-    held = pool.n_bytes()
+    held = bytes_of(pool)
     rows = len(ids) if by_panels else decode.WHOLE  # of a pass
     assert held >= 4 * rows * (3 + 4 + 4) * config.d_model  # q k v, and the hidden layer before and after gelu
     for length in (149, 100, 150):
         logits = Decoder(params, config, 160).feed(ids[:length])
-        assert pool.n_bytes() == held
+        assert bytes_of(pool) == held
     np.testing.assert_array_equal(logits, expected)
     pool.clear()
     monkeypatch.setattr(decode, "PREFILL_ROWS", 100)
     streams = [Decoder(params, config, 1) for _ in range(101)]
     step_together(streams, [1] * 101)
-    assert pool.n_bytes() == 0, "what many streams need is not kept"
+    assert bytes_of(pool) == 0, "what many streams need is not kept"
 
 
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:

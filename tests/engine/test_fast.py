@@ -14,6 +14,7 @@ from pg_gpt2.fast import adamw as fast_adamw
 from pg_gpt2.generation.decode import Decoder, several, step_together
 from pg_gpt2.training.trainer import Trainer
 
+from tests.engine.arithmetic import gradients_of
 from tests.engine.small_models import CONFIGS, random_params
 
 # Both forms round each sum of n products differently, by about 1e-7 of its terms, of which there are a few hundred.
@@ -93,8 +94,8 @@ def test_a_fast_form_gives_what_the_plain_op_gives(name: str, seed: int) -> None
     y = op.plain[name](*arrays, **attrs)
     np.testing.assert_allclose(op.fast[name](*arrays, **attrs), y, **TOLERANCE)
     dy = draw.standard_normal(y.shape, np.float32)
-    expected = op.plain[name].grads(dy, *arrays, **attrs)
-    for got, wanted in zip(op.fast[name].grads(dy, *arrays, **attrs), expected, strict=True):
+    expected = gradients_of(op.plain[name], dy, *arrays, **attrs)
+    for got, wanted in zip(gradients_of(op.fast[name], dy, *arrays, **attrs), expected, strict=True):
         assert got is not None
         assert got.dtype == np.float32
         scale = max(1.0, float(np.abs(wanted).max()))

@@ -11,6 +11,8 @@ from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.fast.ops import registry, use_fast
 from pg_gpt2.training.trainer import Batch, Trainer, evaluate
 
+from tests.engine.arithmetic import gradients_of
+
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "grad_clip": 1.0}
 LENGTHS = (3, 11, 1, 7)
@@ -74,7 +76,7 @@ def test_what_carries_no_loss_has_a_gradient_of_zeros_whatever_it_holds() -> Non
     op, dy = registry["cross_entropy"], np.float32(1.0)
     with np.errstate(invalid="ignore", over="ignore"):
         assert op(logits, target=[3, -100, 8, -100]) == op(logits[[0, 2]], target=[3, 8])
-        (d,) = op.grads(np.asarray(dy), logits, target=[3, -100, 8, -100])
+        (d,) = gradients_of(op, np.asarray(dy), logits, target=[3, -100, 8, -100])
     assert not d[[1, 3]].any()
     assert np.isfinite(d).all()
     assert d[[0, 2]].any(axis=1).all()
@@ -92,7 +94,7 @@ def test_ignored_rows_change_nothing_of_the_others(weight: list[float] | None) -
     if weight is not None:
         some["weight"], of_some["weight"] = np.array(weight), np.repeat(weight, 5).reshape(4, 5)[here]
     np.testing.assert_allclose(op(x, wte, **some), op(x[here], wte, **of_some), **ROUNDED)
-    (dx, dwte), (dx_some, _) = op.grads(dy, x, wte, **some), op.grads(dy, x[here], wte, **of_some)
+    (dx, dwte), (dx_some, _) = gradients_of(op, dy, x, wte, **some), gradients_of(op, dy, x[here], wte, **of_some)
     np.testing.assert_allclose(dx[here], dx_some, **ROUNDED)
     assert not dx[~here].any()
     assert np.isfinite(dwte).all()
@@ -102,7 +104,7 @@ def test_a_loss_of_nothing_is_zero_and_has_no_gradient() -> None:
     for name, shapes in (("cross_entropy", [(3, 5)]), ("lm_head_loss", [(3, 4), (5, 4)])):
         arrays = [np.ones(shape, np.float32) for shape in shapes]
         assert registry[name](*arrays, target=[-100] * 3) == 0
-        for grad in registry[name].grads(np.asarray(np.float32(1)), *arrays, target=[-100] * 3):
+        for grad in gradients_of(registry[name], np.asarray(np.float32(1)), *arrays, target=[-100] * 3):
             assert grad is not None
             assert not grad.any()
 
@@ -160,5 +162,5 @@ def test_every_audit_level_gives_the_same_bits_with_weights_and_ignored_targets(
     batch = padded(rows(), weight=[1, 2, 3, 4])
     for step in (1, 2):
         a.step([batch, *rows(1)], **OPTIONS, step_no=step)
-        b.step([batch, *rows(1)], **OPTIONS, step_no=step, keep=True, audit=lambda phase, node: None)
+        b.step([batch, *rows(1)], **OPTIONS, step_no=step, audit=lambda phase, node: None)
     assert_same_bits(a, b)

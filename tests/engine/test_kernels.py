@@ -13,6 +13,8 @@ from pg_gpt2.fast.ops import registry
 from pg_gpt2.tensor import from_bytes, to_bytes
 from pg_gpt2.training import optim
 
+from tests.engine.arithmetic import gradients_of
+
 
 def tensor(*shape: int, seed: int = 0) -> np.ndarray:
     """Normal float32 values."""
@@ -89,7 +91,7 @@ BACKWARD: dict[str, tuple[Callable[..., Any], tuple, tuple, dict, np.ndarray]] =
 @pytest.mark.parametrize("name", BACKWARD)
 def test_backward_is_the_registry_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, given, arrays, attrs, dy = BACKWARD[name]
-    expected = [to_bytes(grad) for grad in registry[name].grads(dy, *arrays, **attrs) if grad is not None]
+    expected = [to_bytes(grad) for grad in gradients_of(registry[name], dy, *arrays, **attrs) if grad is not None]
     op, called = registry[name], []
 
     def spy(*args: Any, **options: Any) -> Any:
@@ -113,7 +115,7 @@ def test_adamw_step_is_the_trainers() -> None:
 def test_dropout_backward_reads_the_mask_off_the_output() -> None:
     x = tensor(4096)
     y = registry["dropout"](x, p=0.3, seed=4)
-    expected = registry["dropout"].grads(np.ones_like(x), x, p=0.3, seed=4)[0]
+    expected = gradients_of(registry["dropout"], np.ones_like(x), x, p=0.3, seed=4)[0]
     result = bytea_ops.dropout_backward(*map(to_bytes, (x, y, np.ones_like(x))), 0.3, True)
     np.testing.assert_allclose(from_bytes(result), expected, rtol=1e-6)
 

@@ -13,6 +13,8 @@ from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.ops import lookup, registry
 from pg_gpt2.fast.products import product
 
+from tests.engine.arithmetic import bytes_of, gradients_of
+
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
@@ -53,7 +55,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
         threads.set_threads(count)
         y = op(*arrays, **attrs)
         dy = np.asarray(normal(*y.shape, seed=9), np.float32)
-        results.append([y, *op.grads(dy, *arrays, **attrs)])
+        results.append([y, *gradients_of(op, dy, *arrays, **attrs)])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -71,11 +73,11 @@ def test_attention_in_small_products(p: float, t: int, chunk: int, monkeypatch: 
     results = []
     for count in (1, 2):
         threads.set_threads(count)
-        results.append((op(qkv, **attrs), *op.grads(dy, qkv, **attrs)))
+        results.append((op(qkv, **attrs), *gradients_of(op, dy, qkv, **attrs)))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
     monkeypatch.undo()
-    exact = (op(qkv.astype(float), **attrs), *op.grads(dy.astype(float), qkv.astype(float), **attrs))
+    exact = (op(qkv.astype(float), **attrs), *gradients_of(op, dy.astype(float), qkv.astype(float), **attrs))
     for a, b in zip(results[0], exact, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -135,7 +137,7 @@ def test_an_embedding_of_no_ids_has_no_rows_and_a_gradient_of_zeros() -> None:
     found, table = lookup("embedding"), normal(5, 4)
     y = found(table, ids=[])
     assert y.shape == (0, 4)
-    (gradient,) = found.grads(np.ones_like(y), table, ids=[])
+    (gradient,) = gradients_of(found, np.ones_like(y), table, ids=[])
     assert not gradient.any()
 
 
@@ -186,8 +188,8 @@ def test_loss_head_of_logits_whose_exponentials_overflow_or_vanish() -> None:
     op, dy = registry["lm_head_loss"], np.float32(1.0)
     logits = x @ wte.T
     np.testing.assert_allclose(op(x, wte, target=target), registry["cross_entropy"](logits, target=target), rtol=1e-5)
-    (d_logits,) = registry["cross_entropy"].grads(dy, logits, target=target)
-    dx, dwte = op.grads(dy, x, wte, target=target)
+    (d_logits,) = gradients_of(registry["cross_entropy"], dy, logits, target=target)
+    dx, dwte = gradients_of(op, dy, x, wte, target=target)
     np.testing.assert_allclose(dx, d_logits @ wte, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(dwte, d_logits.T @ x, rtol=1e-4, atol=1e-4)
 
@@ -197,7 +199,7 @@ def test_attention_does_not_depend_on_the_chunk_beyond_rounding(chunk: int) -> N
     qkv, dy = normal(2, 150, 96), normal(2, 150, 32)
     op, attrs = registry["causal_attention"], {"n_head": 2, "p": 0.2, "seed": 4}
     np.testing.assert_allclose(op(qkv, chunk=chunk, **attrs), op(qkv, **attrs), rtol=1e-4, atol=1e-5)
-    (d,), (expected,) = op.grads(dy, qkv, chunk=chunk, **attrs), op.grads(dy, qkv, **attrs)
+    (d,), (expected,) = gradients_of(op, dy, qkv, chunk=chunk, **attrs), gradients_of(op, dy, qkv, **attrs)
     np.testing.assert_allclose(d, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -305,7 +307,7 @@ def test_a_pool_never_hands_out_what_is_in_use() -> None:
         del view
         third = buffers.empty((100, 400), np.float32)
         assert not np.shares_memory(second, third)
-    assert pool.n_bytes() == 2 * 200 * 200 * 4
+    assert bytes_of(pool) == 2 * 200 * 200 * 4
 
 
 def test_a_loose_pool_never_hands_out_what_is_in_use_nor_holds_more_than_was_in_use_at_once() -> None:
@@ -321,11 +323,11 @@ def test_a_loose_pool_never_hands_out_what_is_in_use_nor_holds_more_than_was_in_
         most = max(most, len(held))
         del new
         assert all((one == one[0, 0]).all() for one in held)
-        assert pool.n_bytes() <= most * 8 * 1000 * 4
+        assert bytes_of(pool) <= most * 8 * 1000 * 4
     held.clear()
-    before = pool.n_bytes()
+    before = bytes_of(pool)
     held = [pool.empty((size, 1000), np.dtype(np.float32)) for size in (3, 2, 1, 1)]
-    assert pool.n_bytes() == before, "what is unused serves whatever is smaller"
+    assert bytes_of(pool) == before, "what is unused serves whatever is smaller"
 
 
 class TestDropout:

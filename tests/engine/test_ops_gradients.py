@@ -7,6 +7,8 @@ import pytest
 from pg_gpt2.core.op import Sink
 from pg_gpt2.fast.ops import registry, use_fast
 
+from tests.engine.arithmetic import gradients_of
+
 STEP = 1e-6  # of a central difference: its error is about 1e-10 relative for values of unit size
 
 
@@ -47,7 +49,7 @@ def check_grads(name: str, **attrs: object) -> Callable[..., None]:
             np.testing.assert_allclose(grad, expected, rtol=1e-6, atol=1e-8)
         for array, copy in zip(arrays, before, strict=True):
             np.testing.assert_array_equal(array, copy)
-        for grad, again in zip(grads, op.grads(dy, *arrays, **attrs), strict=True):
+        for grad, again in zip(grads, gradients_of(op, dy, *arrays, **attrs), strict=True):
             np.testing.assert_array_equal(grad, again)  # from the inputs alone, the same bits
 
     return check
@@ -158,8 +160,8 @@ def test_gradients_collect_in_a_sink(name: str, shapes: list[tuple[int, ...]], a
 def test_what_sees_one_key_has_exactly_no_gradient_in_its_scores(attrs: dict) -> None:
     op = registry["causal_attention"]
     qkv = values(3, 40, 36).astype(np.float32)
-    first, rest = qkv[:, :1], op.grads(values(3, 40, 12, seed=1).astype(np.float32), qkv, n_head=2, **attrs)[0]
-    alone = op.grads(values(3, 1, 12, seed=1).astype(np.float32), first, n_head=2, **attrs)[0]
+    first, rest = qkv[:, :1], gradients_of(op, values(3, 40, 12, seed=1).astype(np.float32), qkv, n_head=2, **attrs)[0]
+    alone = gradients_of(op, values(3, 1, 12, seed=1).astype(np.float32), first, n_head=2, **attrs)[0]
     assert not alone[..., :24].any()
     assert alone[..., 24:].any()
     assert not rest[:, 0, :12].any()  # the query; the key is seen by others
@@ -177,7 +179,7 @@ def test_what_sees_one_key_has_exactly_no_gradient_in_its_scores(attrs: dict) ->
 def test_what_can_have_one_value_only_has_exactly_no_gradient(name: str, shapes: list, attrs: dict) -> None:
     arrays = [values(*shape, seed=i).astype(np.float32) * 3 for i, shape in enumerate(shapes)]
     dy = np.full_like(registry[name](*arrays, **attrs), 0.7)
-    assert not registry[name].grads(dy, *arrays, **attrs)[0].any()
+    assert not gradients_of(registry[name], dy, *arrays, **attrs)[0].any()
 
 
 def test_loss_and_gradients_in_one_pass_are_the_same_bits() -> None:
@@ -187,5 +189,5 @@ def test_loss_and_gradients_in_one_pass_are_the_same_bits() -> None:
     assert op.fused is not None
     loss, grads = op.fused(np.float32(0.5), x, wte, target=target)
     assert loss == op(x, wte, target=target)
-    for grad, expected in zip(grads, op.grads(np.asarray(0.5, np.float32), x, wte, target=target), strict=True):
+    for grad, expected in zip(grads, gradients_of(op, np.asarray(0.5, np.float32), x, wte, target=target), strict=True):
         np.testing.assert_array_equal(grad, expected)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from pg_gpt2.fast.ops import registry
 
+from tests.engine.arithmetic import gradients_of
+
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "kernels.json").read_text())
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # stated by the file
 
@@ -36,7 +38,7 @@ def test_one_input(name: str) -> None:
     given, expected = case(name)
     op = registry[name.split()[0]]
     np.testing.assert_allclose(op(given["x"]), expected["y"], **TOLERANCE)
-    np.testing.assert_allclose(op.grads(given["dy"], given["x"])[0], expected["dx"], **TOLERANCE)
+    np.testing.assert_allclose(gradients_of(op, given["dy"], given["x"])[0], expected["dx"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["layernorm", "layernorm (6d)"])
@@ -44,7 +46,7 @@ def test_layernorm(name: str) -> None:
     given, expected = case(name)
     inputs = given["x"], given["gamma"], given["beta"]
     np.testing.assert_allclose(registry["layernorm"](*inputs, eps=given["eps"]), expected["y"], **TOLERANCE)
-    grads = registry["layernorm"].grads(given["dy"], *inputs, eps=given["eps"])
+    grads = gradients_of(registry["layernorm"], given["dy"], *inputs, eps=given["eps"])
     for grad, key in zip(grads, ("dx", "dgamma", "dbeta"), strict=True):
         np.testing.assert_allclose(grad, expected[key], **TOLERANCE)
 
@@ -53,7 +55,7 @@ def test_cross_entropy() -> None:
     given, expected = case("cross_entropy target=2")
     op, one = registry["cross_entropy"], np.ones((), np.float32)
     np.testing.assert_allclose(op(given["logits"], target=2), expected["loss"][0], **TOLERANCE)
-    np.testing.assert_allclose(op.grads(one, given["logits"], target=2)[0], expected["dlogits"], **TOLERANCE)
+    np.testing.assert_allclose(gradients_of(op, one, given["logits"], target=2)[0], expected["dlogits"], **TOLERANCE)
 
 
 def test_mlp_backward() -> None:
@@ -61,7 +63,7 @@ def test_mlp_backward() -> None:
     x, dy = given["x"].reshape(2, 4), given["dy"].reshape(2, 4)
     inputs = x, given["w_fc"].reshape(4, 16), given["b_fc"], given["w_proj"].reshape(16, 4), given["b_proj"]
     for grad, key in zip(
-        registry["mlp"].grads(dy, *inputs), ("dx", "dw_fc", "db_fc", "dw_proj", "db_proj"), strict=True
+        gradients_of(registry["mlp"], dy, *inputs), ("dx", "dw_fc", "db_fc", "dw_proj", "db_proj"), strict=True
     ):
         np.testing.assert_allclose(grad.ravel(), expected[key], **TOLERANCE)
 
@@ -76,6 +78,6 @@ def test_attention(name: str) -> None:
         y = registry["attention"](*inputs, n_head=heads)
         np.testing.assert_allclose(y.ravel(), expected["y"], **TOLERANCE)
     else:
-        grads = registry["attention"].grads(given["dy"].reshape(t, d), *inputs, n_head=heads)
+        grads = gradients_of(registry["attention"], given["dy"].reshape(t, d), *inputs, n_head=heads)
         for grad, key in zip(grads, ("dx", "dw_qkv", "db_qkv", "dw_o", "db_o"), strict=True):
             np.testing.assert_allclose(grad.ravel(), expected[key], **TOLERANCE)

@@ -82,6 +82,16 @@ def test_build_products_are_current():
     subprocess.run(["/usr/bin/python3", ROOT / "build.py", "--check"], check=True)
 
 
+def test_a_file_of_sql_calls_the_module_of_its_name():
+    """And of server/api there is no other module; examples and pgTAP's files have the names of sql/ as well."""
+    called = {path.stem: set(re.findall(r"@(\w+)\.\w+@", path.read_text())) for path in (ROOT / "sql").glob("*.sql")}
+    assert {topic: modules for topic, modules in called.items() if modules - {topic}} == {}
+    modules = {path.stem for path in (ROOT / "plpython" / "pg_gpt2" / "server" / "api").glob("*.py")} - {"__init__"}
+    assert modules == {topic for topic, modules in called.items() if modules}
+    for place in ("docs/examples", "tests/pgtap"):
+        assert {path.stem for path in (ROOT / place).glob("*.sql")} <= set(called)
+
+
 def test_a_release_has_what_pgxn_wants():
     """The fields that its specification requires, and files that exist."""
     metadata = json.loads((ROOT / "META.json").read_text())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pg_gpt2.core import rng
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
-from pg_gpt2.generation.processors import ADJUSTMENTS, CUTS, History, repetition_penalty, softmax
+from pg_gpt2.generation.processors import ADJUSTMENTS, CUTS, History, repetition_penalty
 from pg_gpt2.generation.sampling import (
     ROUNDING,
     Draws,
@@ -19,8 +19,8 @@ from pg_gpt2.generation.sampling import (
     choose_surely,
     distribution,
     is_mostly_decisive,
-    log_softmax,
 )
+from pg_gpt2.generation.softmax import log_probability, softmax
 
 PLAIN = Sampling(1.0, 0, 1.0)
 GREEDY = Sampling(0.0)
@@ -196,10 +196,10 @@ def test_softmax_shares_between_infinities() -> None:
     assert softmax(np.array([math.inf, 1, math.inf], np.float32)).tolist() == [0.5, 0, 0.5]
 
 
-def test_log_softmax_is_the_plain_log_probability() -> None:
+def test_log_probability_is_the_plain_log_probability() -> None:
     logits = logits_of(2, 500)
     exact = logits.astype(np.float64)
-    assert log_softmax(logits, 17) == pytest.approx(exact[17] - np.log(np.exp(exact).sum()), rel=1e-6)
+    assert log_probability(logits, 17) == pytest.approx(exact[17] - np.log(np.exp(exact).sum()), rel=1e-6)
 
 
 # ---- what rounding could change

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.tokenizer.bpe_train import train
 from pg_gpt2.tokenizer.pretokenize import pretokens
 from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS, END_OF_TEXT
+
+from tests.engine.tokenizers import from_strings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
 CORPUS = (GOLDEN / "corpus.txt").read_text(encoding="utf-8")
@@ -53,7 +54,7 @@ def test_learns_what_hugging_face_learns():
 
 
 def test_a_learned_vocabulary_encodes_as_hugging_face_does():
-    tokenizer = Tokenizer.from_strings(*train([CORPUS], 600))
+    tokenizer = from_strings(*train([CORPUS], 600))
     for text, ids in json.loads((GOLDEN / "cases.json").read_bytes())["plain"]:
         assert tokenizer.encode(text) == ids
 
@@ -64,7 +65,7 @@ def test_learns_what_counting_afresh_learns(texts, n_merges):
     vocab, merges = train(texts, 257 + n_merges)
     assert merges == train_naively(texts, n_merges)
     assert list(vocab.values()) == list(range(len(vocab)))
-    tokenizer = Tokenizer.from_strings(vocab, merges)
+    tokenizer = from_strings(vocab, merges)
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
 
 

@@ -13,7 +13,7 @@ from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.tokenizer.tables import BYTE_CHARACTERS
 from pg_gpt2.tokenizer.word_starts import word_starts
 
-from tests.engine.tokenizers import CASES, LEARNED, MERGES, counted_checks, no_deadline, texts  # noqa: F401
+from tests.engine.tokenizers import CASES, LEARNED, MERGES, counted_checks, from_strings, no_deadline, texts  # noqa: F401
 
 
 @pytest.mark.parametrize("size", [5, 4096, 3 * pretokenize.WINDOW])
@@ -232,7 +232,7 @@ def test_a_token_that_is_lacking_is_an_error_each_time_together_and_one_by_one(m
     monkeypatch.setattr(words, "MANY", several)
     monkeypatch.setattr(words, "FEW", 0)
     vocab = {c: i for i, c in enumerate(BYTE_CHARACTERS)} | {"abc": 256}
-    short = Tokenizer.from_strings(vocab, [("a", "b"), ("ab", "c"), ("x", "y")])
+    short = from_strings(vocab, [("a", "b"), ("ab", "c"), ("x", "y")])
     for _ in range(2):
         assert call(short, "abc") == call(short, "abc")
         with pytest.raises(InconsistentData, match="lacks the token 'xy'"):

@@ -13,6 +13,8 @@ from pg_gpt2.fast import threads
 from pg_gpt2.training.batches import BatchOrder
 from pg_gpt2.training.trainer import Batch, Trainer, estimate_step_bytes, evaluate
 
+from tests.engine.arithmetic import bytes_of
+
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)
 BATCHES = [(tokens[:, :-1], tokens[:, 1:]) for tokens in GOLDEN["tokens"]]
@@ -76,7 +78,7 @@ def test_every_audit_level_gives_the_same_bits() -> None:
     rows: list[str] = []
     for step in (1, 2):
         a.step(BATCHES[:2], **OPTIONS, step_no=step)
-        b.step(BATCHES[:2], **OPTIONS, step_no=step, keep=True, audit=lambda phase, node: rows.append(node.name))
+        b.step(BATCHES[:2], **OPTIONS, step_no=step, audit=lambda phase, node: rows.append(node.name))
     assert rows
     assert_same_state(a, b)
 
@@ -176,7 +178,7 @@ def test_buffers_are_reused_from_step_to_step() -> None:
     held = []
     for _ in range(3):
         t.gradients([(tokens[:, :-1], tokens[:, 1:])], dropout_p=0.1)
-        held.append(t._pool.n_bytes())
+        held.append(bytes_of(t._pool))
     assert held[0] == held[2]
 
 
@@ -187,7 +189,7 @@ def test_rows_of_many_lengths_take_the_memory_of_the_longest() -> None:
     longest.gradients([(tokens[:, :-1], tokens[:, 1:])])
     for length in range(100, 129):
         mixed.gradients([(tokens[:, :length], tokens[:, 1 : length + 1])])
-        assert mixed._pool.n_bytes() <= longest._pool.n_bytes()
+        assert bytes_of(mixed._pool) <= bytes_of(longest._pool)
     for name, grad in longest.grads.items():
         np.testing.assert_array_equal(mixed.grads[name], grad, err_msg=name)
 
@@ -204,7 +206,7 @@ def test_estimate_covers_the_memory_of_a_step(
     t = Trainer(config, gpt2.init_params(config))
     tokens = np.zeros((batch, length), np.int64)
     t.gradients([(tokens, tokens)], dropout_p=dropout_p)
-    held = 16 * config.n_params() + t._pool.n_bytes()
+    held = 16 * config.n_params() + bytes_of(t._pool)
     assert held <= estimate_step_bytes(config, batch, length, dropout_p) < 1.15 * held
 
 
@@ -227,7 +229,7 @@ def test_estimate_covers_the_memory_of_a_step_of_a_relative(
     t = Trainer(config, gpt2.init_params(config))
     tokens = np.zeros((3, 256), np.int64)
     t.gradients([(tokens, tokens)])
-    held = 16 * config.n_params() + t._pool.n_bytes()
+    held = 16 * config.n_params() + bytes_of(t._pool)
     assert held <= estimate_step_bytes(config, 3, 256) < 1.2 * held
 
 

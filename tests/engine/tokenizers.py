@@ -1,6 +1,7 @@
 """The learned vocabulary of the golden files, texts that are awkward to split, and a count of the looks for a cancel request."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from pg_gpt2 import host
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
-from pg_gpt2.tokenizer.bpe import Tokenizer
+from pg_gpt2.tokenizer.bpe import Tokenizer, token_bytes
+
+
+def from_strings(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos: int | None = None) -> Tokenizer:
+    """The tokenizer of what vocab.json and merges.txt hold."""
+    return Tokenizer.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos)
+
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 VOCAB = parse_vocab((GOLDEN / "learned" / "vocab.json").read_bytes())
 MERGES = parse_merges((GOLDEN / "learned" / "merges.txt").read_bytes())
-LEARNED = Tokenizer.from_strings(VOCAB, MERGES)
+LEARNED = from_strings(VOCAB, MERGES)
 CASES = json.loads((GOLDEN / "learned" / "cases.json").read_bytes())
 
 no_deadline = settings(deadline=None)  # machines differ

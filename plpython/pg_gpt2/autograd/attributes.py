@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, shown
 from ..fast.ops import lookup
 from ..limits import MOST_DIMENSIONS
 
 NUMBERS = {"eps", "factor", "p"}
 LARGEST = float_info.max
-SHOWN = 60  # characters of a value in a message
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 
@@ -26,7 +25,7 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
     extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
         raise InvalidParameter(
-            f"{op}: extra must be a JSON object, not {_shown(extra)}", hint="Example: '{\"axis\": 0}'."
+            f"{op}: extra must be a JSON object, not {shown(extra)}", hint="Example: '{\"axis\": 0}'."
         )
     known = inspect.signature(lookup(op).forward).parameters
     takes = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
@@ -72,7 +71,7 @@ def _check(op: str, name: str, value: Any) -> None:
         good, kind = value >= 0, "0 or more"
     if not good:
         raise InvalidParameter(
-            f'{op}: extra."{name}" must be {kind}, not {_shown(value)}',
+            f'{op}: extra."{name}" must be {kind}, not {shown(value)}',
             hint="\\df+ llm_op lists what each op takes.",
         )
 
@@ -83,12 +82,6 @@ def _is_deep(value: Any) -> bool:
     for _ in range(MOST_DIMENSIONS):
         level = [inner for outer in level if isinstance(outer, (list, dict)) for inner in outer]
     return any(isinstance(inner, (list, dict)) for inner in level)
-
-
-def _shown(value: Any) -> str:
-    """A value for a message."""
-    text = "a deeply nested value" if _is_deep(value) else json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _is_number(value: Any) -> bool:

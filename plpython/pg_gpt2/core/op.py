@@ -107,16 +107,6 @@ class Op:
             attrs["wanted"] = wanted or [True] * len(arrays)
         return self.backward(dy, y, *arrays, **attrs)
 
-    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
-        """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
-        y, saved = self.run(*arrays, **attrs)
-        if dy.shape != y.shape:
-            raise InvalidParameter(
-                f"{self.name}: shapes do not fit: dy {list(dy.shape)}, y {list(y.shape)}",
-                hint="Rule: the gradient has the shape of the result.",
-            )
-        return self.gradients(dy, y, *arrays, saved=saved, **attrs)
-
 
 def _is_from_inside(error: TypeError) -> bool:
     """Whether a TypeError comes from inside an op, and not from calling it with wrong attributes."""

@@ -36,10 +36,6 @@ class BufferPool:
         """Forget all buffers; those in use live on with whoever uses them."""
         self._buffers.clear()
 
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(size * len(buffers) for size, buffers in self._buffers.items())
-
 
 class LooseBufferPool:
     """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. For one thread.
@@ -65,10 +61,6 @@ class LooseBufferPool:
     def clear(self) -> None:
         """Forget all buffers; those in use live on with whoever uses them."""
         self._buffers.clear()
-
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(buffer.size for buffer in self._buffers)
 
 
 def _count_of_unused() -> int:

@@ -37,7 +37,7 @@ def stored_shapes(config: GPT2Config) -> Shapes:
 
 def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
     """What `stored_shapes` would be with matrices in panels, and what without: which of the two is not tried out here."""
-    shapes = base_of(config).param_shapes()
+    shapes = base_config(config).param_shapes()
     laid = shapes.copy()
     for name, shape in shapes.items():
         if kind := _kind(name, shape, config.output_table):
@@ -45,7 +45,7 @@ def both_shapes(config: GPT2Config) -> tuple[Shapes, Shapes]:
     return laid, shapes
 
 
-def base_of(config: GPT2Config) -> GPT2Config:
+def base_config(config: GPT2Config) -> GPT2Config:
     """The configuration of an adapter's base; of another model, its own."""
     return replace(config, adapter=None)
 
@@ -154,7 +154,7 @@ def plain(params: Mapping[str, Any]) -> Params:
 
 def decoder_weights(stored: Params, config: GPT2Config) -> DecoderWeights:
     """The parameters for a `Decoder`, from what is kept for them; of an adapter, its base's."""
-    shapes = base_of(config).param_shapes()
+    shapes = base_config(config).param_shapes()
     found: dict[str, Any] = dict(stored)
     for name, array in stored.items():
         kind = _kind(name, shapes[name], config.output_table)

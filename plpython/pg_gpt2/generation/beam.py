@@ -18,6 +18,7 @@ from .constraints.constraint import Constraint
 from .decode import Decoder, step_together
 from .processors import History
 from .sampling import Sampling, require_choice
+from .softmax import log_softmax
 
 MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
@@ -109,7 +110,7 @@ def _continuations(
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
     for rows in slices.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
-        logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
+        logarithms = _adjusted(prompt, running[rows], log_softmax(logits[rows]), asked)
         totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
         some = some[totals[some] > -np.inf]
@@ -134,11 +135,6 @@ def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, 
             logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
             host.check_interrupts()
     return logarithms
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:

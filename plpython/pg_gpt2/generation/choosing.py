@@ -17,6 +17,7 @@ from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
 from .decode import check_ids
 from .slots import Question, Slots
+from .softmax import softmax
 from .trees import CHECKED, Trie
 
 NORMALIZATIONS = ("none", "tokens", "bytes", "prior")
@@ -47,8 +48,7 @@ class Scores(NamedTuple):
 
     def probabilities(self) -> np.ndarray:
         """The softmax of the normalized scores."""
-        exponentials = np.exp(self.normalized - self.normalized.max())
-        return exponentials / exponentials.sum()
+        return softmax(self.normalized)
 
 
 class _Encoded(NamedTuple):

@@ -52,7 +52,7 @@ class Decoder:
         self.length = 0
         self.ids = array("q")
         self.scores = NO_SCORES  # [2, s] log-probability and rank of ids[1 : s + 1], where `scoring` found them
-        self.exact = is_exact(params)
+        self.exact = params.exact
         self._whole = 0  # positions that were read in passes of WHOLE rows
         self.cache: Cache = cache or kind_of_cache(params)(config, self.room)
 
@@ -248,23 +248,18 @@ def _rows(numbers: list[int]) -> np.ndarray | slice:
 def several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
     """Decoders of streams that go on together."""
     rooms = [min(room, config.n_positions) for room in rooms]
-    kept = block_caches(config, rooms) if is_exact(params) else [None] * len(rooms)
+    kept = block_caches(config, rooms) if params.exact else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
 
 
 def bytes_of_several(params: DecoderWeights, config: GPT2Config, rooms: Sequence[int]) -> int:
     """Memory that the decoders of `several` take."""
-    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], is_exact(params))
-
-
-def is_exact(params: DecoderWeights) -> bool:
-    """Whether a row's results have the same bits whatever rows share its pass."""
-    return params.exact
+    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], params.exact)
 
 
 def kind_of_cache(params: DecoderWeights) -> type[BlockCache] | type[RowCache] | type[KeyValues]:
     """How a Decoder of these weights keeps keys and values now."""
-    return BlockCache if is_exact(params) else RowCache if is_fast() else KeyValues
+    return BlockCache if params.exact else RowCache if is_fast() else KeyValues
 
 
 def _hidden(

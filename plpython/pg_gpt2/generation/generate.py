@@ -18,7 +18,8 @@ from .decode import Decoder, checked
 from .drafting import DraftModel, Guesses, Speaker
 from .lookup import Drafts
 from .processors import History
-from .sampling import Draws, Sampling, choose, log_softmax
+from .sampling import Draws, Sampling, choose
+from .softmax import log_probability
 from .stops import Stops
 
 
@@ -47,7 +48,7 @@ class Options:
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
-        return log_softmax(logits, token) if self.logprobs else None
+        return log_probability(logits, token) if self.logprobs else None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .constraints.constraint import Walk
+from .softmax import log_softmax, softmax
 
 Stretch = Callable[[Any], float]
 
@@ -268,7 +269,7 @@ def min_p(scores: np.ndarray, part: float) -> np.ndarray:
 @cuts
 def typical_p(scores: np.ndarray, mass: float) -> np.ndarray:
     """Those whose surprise is nearest to the expected one, the first that reach `mass` together (Meister et al. 2022)."""
-    surprise = -_log_softmax(scores)
+    surprise = -log_softmax(scores)
     strange = np.abs(surprise - _entropy(scores))
     order = np.argsort(strange, kind="stable")
     cumulative = np.cumsum(softmax(scores)[order], dtype=np.float64).astype(np.float32)
@@ -291,22 +292,7 @@ def eta_cutoff(scores: np.ndarray, eta: float) -> np.ndarray:
     return epsilon_cutoff(scores, min(least, np.sqrt(least) * np.exp(-_entropy(scores))))
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of `scores`, float32. A score of +inf takes all."""
-    top = scores.max()
-    if not np.isfinite(top):
-        hits = (scores == top).astype(np.float32)
-        return hits / hits.sum()
-    exponentials = np.exp(scores - top)
-    return exponentials / exponentials.sum()
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    shifted = scores - scores.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
 def _entropy(scores: np.ndarray) -> np.float32:
     """-sum p log p; what is excluded adds nothing."""
-    logs = _log_softmax(scores[scores > -np.inf])
+    logs = log_softmax(scores[scores > -np.inf])
     return -(np.exp(logs) * logs).sum()

@@ -18,7 +18,8 @@ from ..core import rng
 from ..errors import InvalidParameter
 from ..options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS
 from .options import CONSTRAINTS, SamplingOptions
-from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain, softmax
+from .processors import ADJUSTMENTS, CUTS, Cut, History, constrain
+from .softmax import softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -278,9 +279,3 @@ _BOUNDED: dict[str, Callable[[_Bounds, Any], None]] = {
 
 def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
     return np.concatenate([[0.0], np.cumsum(values)])
-
-
-def log_softmax(logits: np.ndarray, token: int) -> float:
-    """Log-probability of `token` under `logits`, before any processor."""
-    top = float(logits.max())
-    return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))

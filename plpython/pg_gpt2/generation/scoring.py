@@ -21,7 +21,7 @@ from ..fast.layout import DecoderWeights
 from ..fast.linear import lm_head
 from ..tensor import FLOAT32
 from . import packing, prefixes
-from .decode import bytes_of_several, checked, is_exact
+from .decode import bytes_of_several, checked
 
 ROWS = 128  # of logits at a time at least: 26 MB of GPT-2's
 LOGITS = 1 << 20  # at a time, where these are more rows
@@ -70,7 +70,7 @@ def token_scores(params: DecoderWeights, config: GPT2Config, ids: Sequence[int],
     """
     tokens, scores = np.asarray(ids, np.int64), np.zeros((2, len(ids) - 1))
     parts = _parts_of(0, len(ids), config)
-    if parts and is_exact(params):  # elsewhere passes that end at fixed boundaries are slower than one pass
+    if parts and params.exact:  # elsewhere passes that end at fixed boundaries are slower than one pass
         first = parts.pop(0)
         _score_with_cache(params, config, tokens[: first.stop], scores[:, : first.stop - 1])
     _score_parts(params, config, [tokens], parts, [(scores[0], scores[1])], ranked)

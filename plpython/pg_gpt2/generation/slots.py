@@ -19,6 +19,7 @@ from ..fast import slices
 from ..fast.layout import DecoderWeights
 from . import prefixes
 from .decode import LOGITS_ROWS, PREFILL_ROWS, Decoder, bytes_of_several, checked, logits_of, read_with_trees
+from .softmax import log_probabilities
 from .trees import NO_TREE, Trie
 
 MOST_SLOTS, MOST_POSITIONS = 32, 6144  # of which all slots together have room for so many
@@ -217,14 +218,3 @@ def _logprobs(
             host.check_interrupts()
         first += len(block)
     return found
-
-
-def log_probabilities(
-    logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray
-) -> np.ndarray:  # [m, V], [k], [k] -> [k]
-    """Log-probability of each token by the row beside it; the logits are used up."""
-    chosen = logits[rows, tokens]
-    top = logits.max(axis=1)
-    logits -= top[:, None]
-    np.exp(logits, out=logits)
-    return (chosen - top[rows]) - np.log(logits.sum(axis=1, dtype=np.float64))[rows]

@@ -24,7 +24,7 @@ Weighted = tuple[str | None, str | None, float | None]  # prompt, completion and
 Labelled = tuple[str | None, str | None, list[str | None] | None]  # prompt, answer and choices of a row
 Kinds = dict[str, str | None]  # what columns are called, and the category of their types; None: any
 TEXT = "pg_catalog.text"
-KINDS = {"S": "a text", "N": "a number", "A": "an array of texts"}
+CATEGORIES = {"S": "a text", "N": "a number", "A": "an array of texts"}
 
 _left: set[str] = set()  # cursors of the server whose readers stopped before their end
 
@@ -239,7 +239,7 @@ def _require_columns(columns: list[tuple[str, int]], kinds: Kinds, example: str,
         category, of_type = _type_of(column)
         if kind is not None and kind != category:
             raise InvalidParameter(
-                f"column {column[0]} of source must be {KINDS[kind]}, not of type {of_type}",
+                f"column {column[0]} of source must be {CATEGORIES[kind]}, not of type {of_type}",
                 hint=f"The columns are {', '.join(first)} and perhaps {last}. Example: '{example}'.",
             )
 

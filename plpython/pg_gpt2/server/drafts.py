@@ -1,7 +1,7 @@
 """The model that an option names as the one that makes drafts: the caller must see it, and it must have the same vocabulary."""
 
 from ..errors import InvalidParameter, OutOfMemory
-from ..generation.decode import bytes_of_several, is_exact
+from ..generation.decode import bytes_of_several
 from ..generation.drafting import DraftModel
 from ..generation.options import Drafting
 from . import resources, vocabularies
@@ -23,7 +23,7 @@ def draft_of(model: weights.Model, drafting: Drafting, room: int) -> DraftModel 
             f'pg_gpt2.max_memory does not allow for "{model.name}" and its draft model "{draft.name}" together',
             hint="Leave draft_model out, or raise pg_gpt2.max_memory.",
         )
-    if not is_exact(model.decoder_weights):
+    if not model.decoder_weights.exact:
         return None
     wanted = bytes_of_several(draft.decoder_weights, draft.config, [room]) + 4 * draft.config.vocab
     resources.require_memory(wanted, "logits, keys and values of the draft model")

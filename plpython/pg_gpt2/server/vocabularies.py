@@ -17,7 +17,7 @@ from ..tokenizer.bpe import Tokenizer, token_bytes
 from ..tokenizer.tables import Tables, made_of
 from . import db, resources
 from .importer import collecting_nothing
-from .storage import store, vocabulary_file
+from .storage import adapters, store, vocabulary_file
 
 BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 TOKEN = "token_id, token, score, bytes, added, special, lstrip, rstrip, single_word, normalized, roles"
@@ -45,7 +45,7 @@ def tokenizer_of(model: str) -> Tokenizer:
     found = find(model)
     if found is None:
         store.config(model)
-        owner = _base_of(model) or model
+        owner = adapters.base_of(model) or model
         raise WrongState(
             f'model "{owner}" has no vocabulary',
             hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
@@ -315,14 +315,9 @@ def _with_chat_template(model: str) -> db.Row | None:
     )
 
 
-def _base_of(model: str) -> str | None:
-    row = db.row("SELECT base FROM {schema}.llm_adapter WHERE model = $1", ["text"], model)
-    return row["base"] if row else None
-
-
 def _refuse_adapter(model: str) -> None:
     """Refuse (55000) to give an adapter a vocabulary."""
-    base = _base_of(model)
+    base = adapters.base_of(model)
     if base is not None:
         raise WrongState(
             f'"{model}" is an adapter, which uses the vocabulary of its base "{base}"',

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .. import host
 from ..errors import LimitExceeded
 from ..limits import MOST_ADDED, MOST_ADDED_TOKEN
+from .pretokenize import char_class, ranges
 from .unicode_classes import LETTER, WHITE_SPACE, WORD
 
 SEARCHED = 1 << 22  # characters, for one character of a token, between two looks for a cancel request
@@ -126,26 +127,19 @@ class _Finder:
                 place = match.end()
 
 
-def _members(table: str) -> str:
-    """The inside of a `re` character class."""
-    pairs = (word.partition("-")[::2] for word in table.split())
-    return "".join(f"\\U{int(a, 16):08x}-\\U{int(b or a, 16):08x}" for a, b in pairs)
-
-
 @cache
 def _spaces() -> str:
-    pairs = (word.partition("-")[::2] for word in WHITE_SPACE.split())
-    return "".join(chr(i) for a, b in pairs for i in range(int(a, 16), int(b or a, 16) + 1))
+    return "".join(chr(i) for a, b in ranges(WHITE_SPACE) for i in range(a, b + 1))
 
 
 @cache
 def _white() -> re.Pattern[str]:
-    return re.compile(f"[{_members(WHITE_SPACE)}]*")
+    return re.compile(f"[{char_class(WHITE_SPACE)}]*")
 
 
 @cache
 def _word() -> re.Pattern[str]:
-    return re.compile(f"[{_members(LETTER)}{_members(WORD)}]")
+    return re.compile(f"[{char_class(LETTER)}{char_class(WORD)}]")
 
 
 def _in_word(character: str) -> bool:

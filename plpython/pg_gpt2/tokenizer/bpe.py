@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
-from ..limits import MOST_IDS, MOST_TRACED
+from ..limits import MOST_BYTES, MOST_IDS, MOST_TRACED
 from .added import AddedToken, AddedTokens
 from .decimals import Decimals, few
 from .long_texts import LONG, MOST_CHARACTERS, LongTexts
@@ -27,7 +27,6 @@ from .words import Words, gathered
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 FEW_TOKENS = 1 << 10  # fewer are written one by one
 MANY_BYTES = 1 << 24  # decoded, from where room is asked for
-MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
 
 
 _CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
@@ -101,13 +100,6 @@ class Tokenizer:
     ) -> "Tokenizer":
         """From plain data: see tables.made_of."""
         return cls(made_of(tokens, merges, eos_token_id, added))
-
-    @classmethod
-    def from_strings(
-        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
-    ) -> "Tokenizer":
-        """From what vocab.json and merges.txt hold."""
-        return cls.of({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
 
     def __len__(self) -> int:
         return len(self.tables.ids)
@@ -282,9 +274,9 @@ class Tokenizer:
 
 def _require_room(size: int) -> None:
     """Refuse more decoded bytes than a value takes (54000), or than there is memory for (53200)."""
-    if size > MOST_DECODED:
+    if size > MOST_BYTES:
         raise LimitExceeded(
-            f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
+            f"the tokens have {size} bytes, and a value takes {MOST_BYTES}", hint="Decode them in parts."
         )
     host.require_memory(3 * size, f"{size} bytes of tokens")  # joined, as text, and as a value of the server
 
@@ -298,11 +290,6 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def pending(self) -> bytes:
-        """The bytes held back."""
-        return self._decoder.getstate()[0]
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, often all of it, at times ''."""

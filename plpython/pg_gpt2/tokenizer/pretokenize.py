@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
+from sys import maxunicode
 
 from .. import host
 from ..errors import InvalidParameter
@@ -114,16 +115,16 @@ def _words(piece: str) -> list[str]:
     return words
 
 
-def ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
+def ranges(table: str, first: int = 0, last: int = maxunicode) -> list[tuple[int, int]]:
     """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
     pairs = (word.partition("-")[::2] for word in table.split())
     found = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
     return [(a, b) for a, b in found if first <= a <= last]
 
 
-def _char_class(table: str, last: int) -> str:
+def char_class(table: str, last: int = maxunicode) -> str:
     """The inside of a `re` character class: the members of a table up to `last`."""
-    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in ranges(table, 0, last))
+    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in ranges(table, last=last))
 
 
 def _splitter(last: int) -> re.Pattern[str]:
@@ -132,7 +133,7 @@ def _splitter(last: int) -> re.Pattern[str]:
     Contractions come after letters, which excludes nothing: no match of either can start like one of the other. And letters
     come in two cases, because `re` is quicker to see that a match cannot begin with a space than to try one that may.
     """
-    letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
+    letter, number, space = (char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
     return re.compile(
         f" [{letter}]+|[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
         f"|[{space}]+(?![^{space}])|[{space}]+"
@@ -148,8 +149,8 @@ def _bmp() -> re.Pattern[str]:
 @cache
 def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
     """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
-    found = [(a, b, "a") for a, b in ranges(LETTER, 0x10000, 0x10FFFF)]
-    found += [(a, b, "1") for a, b in ranges(NUMBER, 0x10000, 0x10FFFF)]
+    found = [(a, b, "a") for a, b in ranges(LETTER, first=0x10000)]
+    found += [(a, b, "1") for a, b in ranges(NUMBER, first=0x10000)]
     found.sort()
     return [a for a, _, _ in found], [(b, like) for _, b, like in found]
 
@@ -168,4 +169,4 @@ def _stand_ins(run: re.Match[str]) -> str:
 
 _ASCII = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
-_CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
+_CUT = re.compile("[^{0}][{0}]".format(char_class(WHITE_SPACE, 0xFFFF)))

@@ -20,7 +20,7 @@ def _classes(codes: int) -> np.ndarray:
     """The class of each of so many code points. [codes] uint8."""
     found = np.full(codes, OTHERS, np.uint8)
     for table, kind in ((LETTER, LETTERS), (NUMBER, DIGITS), (WHITE_SPACE, SPACE)):
-        for first, last in ranges(table, 0, codes):
+        for first, last in ranges(table, last=codes):
             found[first : last + 1] = kind
     return found
 

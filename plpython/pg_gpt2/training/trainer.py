@@ -4,7 +4,7 @@ Holds the arrays of a model and its optimizer; reads no table and knows no sched
 activations in a pool, both allocated once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import NamedTuple
@@ -144,7 +144,6 @@ class Trainer:
         dropout_p: float = 0.1,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         gradients: Callable[..., tuple[float, int]] | None = None,
     ) -> StepResult:
@@ -155,7 +154,7 @@ class Trainer:
         """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
         fill = gradients or self.gradients
-        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        loss, tokens = fill(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, audit=audit)
         norm = self.grad_norm()
         if not (isfinite(loss) and isfinite(norm)):
             raise Diverged(
@@ -179,7 +178,6 @@ class Trainer:
         dropout_p: float = 0.0,
         seed: int = 0,
         step_no: int = 1,
-        keep: bool = False,
         audit: Audit | None = None,
         first_part: int = 0,
         total: float | None = None,
@@ -207,25 +205,30 @@ class Trainer:
         with buffers.reusing(self._pool):
             for part, batch in enumerate(batches, first_part):
                 host.check_interrupts()
-                tokens, targets, weight = batch
-                if np.shape(tokens) != self._shape:
-                    self._pool.clear()  # else every length that the data have would keep buffers of its own
-                    self._shape = np.shape(tokens)
-                share = batch.total() / total
-                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                if not (is_fast() or keep or audit):
+                share, drop = batch.total() / total, gpt2.Dropout(dropout_p, seed, step_no, part)
+                if is_fast() or audit:
+                    with buffers.lending(self._unused if part == first_part else None):
+                        loss += share * self._fast_gradients(leaves, batch, drop, share, audit)
+                else:
                     loss += share * self._plain_gradients(params, batch, drop, share)
-                    continue
-                tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
-                x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
-                with buffers.lending(self._unused if part == first_part else None):
-                    attrs = gpt2.loss_attributes(targets, weight)
-                    value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
-                loss += share * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
+    def _fast_gradients(
+        self, leaves: Mapping[str, Value], batch: Batch, drop: gpt2.Dropout, share: float, audit: Audit | None
+    ) -> float:
+        """The loss of a micro-batch; its gradients times `share` are added to the sinks."""
+        tokens, targets, weight = batch
+        if np.shape(tokens) != self._shape:
+            self._pool.clear()  # else every length that the data have would keep buffers of its own
+            self._shape = np.shape(tokens)
+        tape = Tape(keep=False, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
+        x = gpt2.hidden(tape, leaves, tokens, self.config, drop=drop, chunk=self.chunk)
+        attrs = gpt2.loss_attributes(targets, weight)
+        value = tape.finish("lm_head_loss", x, gpt2.output_table(leaves), seed=share, **attrs)
+        return float(value.data)  # type: ignore[arg-type]
+
     def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
-        """The loss; its gradients times `share` are added to the sinks, by the tape of `core`."""
+        """The same by the tape of `core`."""
         tape = PlainTape()
         handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
         tokens, targets, weight = batch
@@ -326,3 +329,18 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
             kept += n * rank if name.endswith("lora_A") else 0
             masks += n * width if name.endswith("lora_A") and config.adapter.dropout_p else 0
     return 4 * (state + kept + passing + head) + masks
+
+
+class StepMemory:
+    """The memory of a model's steps beside its state. It is asked for again only for a larger batch: the steps keep it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        self._config, self._granted = config, 0
+
+    def require(self, batches: Iterable[Batch], dropout_p: float) -> None:
+        """Refuse (53200) batches for which there is no memory."""
+        for rows, length in {batch.tokens.shape for batch in batches}:
+            wanted = estimate_step_bytes(self._config, rows, length, dropout_p) - 16 * self._config.n_trained()
+            if wanted > self._granted:
+                host.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+                self._granted = wanted

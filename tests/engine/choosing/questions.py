@@ -9,12 +9,12 @@ from pg_gpt2.core.config import Adapter, GPT2Config
 from pg_gpt2.fast import layout
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 from pg_gpt2.generation.choosing import Choices
-from pg_gpt2.tokenizer.bpe import Tokenizer
 
 from tests.engine.small_models import name_of
+from tests.engine.tokenizers import from_strings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tokenizer" / "learned"
-TOKENIZER = Tokenizer.from_strings(
+TOKENIZER = from_strings(
     parse_vocab((GOLDEN / "vocab.json").read_bytes()), parse_merges((GOLDEN / "merges.txt").read_bytes())
 )
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=48, vocab=max(TOKENIZER.tokens) + 1)

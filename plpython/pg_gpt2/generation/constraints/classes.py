@@ -7,6 +7,7 @@ for a class, and for its opposite only what is in it nowhere.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...tokenizer import pretokenize
 from ...tokenizer.unicode_classes import NUMBER, WHITE_SPACE
 from .utf8 import LAST, Range, complement, normalised
 
@@ -49,15 +50,16 @@ def _ascii(characters: str, *maybe: Range) -> Class:
     return Class(normalised(ranges), normalised([*ranges, *maybe]))
 
 
-def _table(hexadecimal: str) -> list[Range]:
-    """Ranges of a table of unicode_classes."""
-    ends = [part.partition("-") for part in hexadecimal.split()]
-    return [(int(low, 16), int(high or low, 16)) for low, _, high in ends]
+_SPACES = [
+    (0x1C, 0x1F),
+    (0x180E, 0x180E),
+    (0x200B, 0x200D),
+    (0x2060, 0x2060),
+    (0xFEFF, 0xFEFF),
+    *pretokenize.ranges(WHITE_SPACE),
+]
 
-
-_SPACES = [(0x1C, 0x1F), (0x180E, 0x180E), (0x200B, 0x200D), (0x2060, 0x2060), (0xFEFF, 0xFEFF), *_table(WHITE_SPACE)]
-
-DIGIT = _ascii("0-9", *_table(NUMBER))
+DIGIT = _ascii("0-9", *pretokenize.ranges(NUMBER))
 SPACE = _ascii(" \t-\r", *_SPACES)
 WORD = _ascii("0-9A-Za-z_", _NOT_ASCII)
 ANY = of([(1, ord("\n") - 1), (ord("\n") + 1, LAST)])  # what `.` is: Python's has no new line

@@ -58,15 +58,6 @@ class Constraint:
             )
         return Walk(self, max_tokens)
 
-    def allowed(self, state: Node) -> tuple[np.ndarray, list[Node]]:
-        """Ids that may come in a state, ascending, and the state after each; the end-of-text token is not among them."""
-        ids, after = self._walk(state)
-        return ids, [self._automaton.nodes[number] for number in after.tolist()]
-
-    def may_end(self, state: Node) -> bool:
-        """Whether the text may end in a state."""
-        return state.nullable
-
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""
         self._automaton.renew()

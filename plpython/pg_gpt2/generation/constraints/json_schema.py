@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ... import host
-from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded
+from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, shown
 from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ...options import Written, read_object
 from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
@@ -99,7 +99,7 @@ class _Reader:
         if schema is False:
             return NOTHING
         if not isinstance(schema, Mapping):
-            raise _wrong(where, f"a schema must be an object, not {_shown(schema)}", 'Example: {"type": "string"}.')
+            raise _wrong(where, f"a schema must be an object, not {shown(schema)}", 'Example: {"type": "string"}.')
         said = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in DEFINITIONS}
         if level and "$id" in schema:
             raise _unsupported(where, '"$id" below the top', "It changes what a $ref means; leave it out.")
@@ -123,7 +123,7 @@ class _Reader:
         """What `$ref` stands for: a place in the same schema."""
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
             raise _unsupported(
-                where, f"$ref {_shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
+                where, f"$ref {shown(pointer)}", 'Only references within the schema work, such as "#/$defs/name".'
             )
         if pointer in self.references:
             if (found := self.references[pointer]) is not None:
@@ -140,7 +140,7 @@ class _Reader:
             elif isinstance(target, list) and name.isdecimal() and len(name) < 9 and int(name) < len(target):
                 target = target[int(name)]
             else:
-                raise _wrong(where, f"$ref {_shown(pointer)} leads nowhere", 'Example: "#/$defs/name".')
+                raise _wrong(where, f"$ref {shown(pointer)} leads nowhere", 'Example: "#/$defs/name".')
         node = self.references[pointer] = self.node(target, pointer[:200], level + 1)
         return node
 
@@ -174,13 +174,13 @@ class _Reader:
         """{"name": value, "name": value}"""
         properties = said.get("properties", {})
         if not isinstance(properties, Mapping):
-            raise _wrong(where, f"properties must be an object, not {_shown(properties)}", _PROPERTIES)
+            raise _wrong(where, f"properties must be an object, not {shown(properties)}", _PROPERTIES)
         if said.get("additionalProperties", False) is not False:
             hint = "An object has the properties that are listed, and no others: say false, or leave it out."
             raise _unsupported(where, '"additionalProperties" other than false', hint)
         required = _list(said.get("required", []), where, "required", least=0)
         if missing := [name for name in required if not isinstance(name, str) or name not in properties]:
-            raise _wrong(where, f"required lists {_shown(missing[0])}, which is not in properties", _PROPERTIES)
+            raise _wrong(where, f"required lists {shown(missing[0])}, which is not in properties", _PROPERTIES)
         found = {}
         for name, schema in properties.items():
             value = self.node(schema, f"{where}/properties/{name[:60]}", level + 1)
@@ -272,11 +272,11 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
             raise _unsupported(where, '"format" together with "pattern"', "Say one of the two.")
         found = of_format(name) if isinstance(name, str) else None
         if found is None:
-            raise _unsupported(where, f"format {_shown(name)}", f"Supported: {', '.join(FORMATS)}.")
+            raise _unsupported(where, f"format {shown(name)}", f"Supported: {', '.join(FORMATS)}.")
         node = found
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
-            raise _wrong(where, f"pattern must be a text, not {_shown(said['pattern'])}", 'Example: "^[a-z]+$".')
+            raise _wrong(where, f"pattern must be a text, not {shown(said['pattern'])}", 'Example: "^[a-z]+$".')
         node = of_pattern(said["pattern"])
     return quoted(spelled(of_length(node, least, most)))
 
@@ -294,10 +294,10 @@ def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> 
         return None
     value = said[keyword]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(where, f"{keyword} must be a number, not {_shown(value)}", f'Example: "{keyword}": 10.')
+        raise _wrong(where, f"{keyword} must be a number, not {shown(value)}", f'Example: "{keyword}": 10.')
     found = _exact(value)
     if not found.is_finite():
-        raise _wrong(where, f"{keyword} must be finite, not {_shown(value)}", "Leave it out for none.")
+        raise _wrong(where, f"{keyword} must be finite, not {shown(value)}", "Leave it out for none.")
     return Bound(found, is_open)
 
 
@@ -307,7 +307,7 @@ def _exact(value: float) -> Decimal:
         return Decimal(value.text if isinstance(value, Written) else repr(value))
     except InvalidOperation:
         raise LimitExceeded(
-            f"{_shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
+            f"{shown(value)} is too large or too small a number", hint="Use a number with fewer digits."
         ) from None
 
 
@@ -324,7 +324,7 @@ def _types(said: Mapping[str, Any], where: str) -> list[str]:
     found = said["type"] if isinstance(said["type"], list) else [said["type"]]
     for kind in found:
         if not isinstance(kind, str) or kind not in KEYWORDS:
-            raise _wrong(where, f"type has no value {_shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
+            raise _wrong(where, f"type has no value {shown(kind)}", f"Supported: {', '.join(KEYWORDS)}.")
     return _list(found, where, "type")
 
 
@@ -333,13 +333,13 @@ def _counts(said: Mapping[str, Any], where: str, lowest: str, highest: str) -> t
     for keyword in (lowest, highest):
         value = said.get(keyword, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
-            raise _wrong(where, f"{keyword} must be 0 or more, not {_shown(value)}", f'Example: "{keyword}": 10.')
+            raise _wrong(where, f"{keyword} must be 0 or more, not {shown(value)}", f'Example: "{keyword}": 10.')
     return int(said.get(lowest, 0)), int(said[highest]) if highest in said else None
 
 
 def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise _wrong(where, f"{keyword} must be a list, not {_shown(value)}", 'Example: "enum": ["low", "high"].')
+        raise _wrong(where, f"{keyword} must be a list, not {shown(value)}", 'Example: "enum": ["low", "high"].')
     return value
 
 
@@ -359,14 +359,5 @@ def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:
     return _unsupported(
-        where, f"$ref {_shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
+        where, f"$ref {shown(pointer)}, which leads to itself,", "Write out as many levels as are wanted."
     )
-
-
-def _shown(value: Any) -> str:
-    """A value for an error; not too much of it."""
-    try:
-        found = json.dumps(value, ensure_ascii=False)
-    except (RecursionError, TypeError):
-        found = "a list in lists"
-    return found if len(found) <= 60 else f"{found[:60]}..."

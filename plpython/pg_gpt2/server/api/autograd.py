@@ -1,12 +1,12 @@
-"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
+"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated."""
 
 from math import prod
 from typing import Any
 
+from ... import host
 from ...autograd import attributes, room
 from ...autograd.graph import Graph
 from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
-from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
     NullNotAllowed,
@@ -15,27 +15,19 @@ from ...errors import (
     UndefinedObject,
     WrongState,
     require,
-    require_positive,
 )
 from ...fast.ops import lookup
-from ...limits import MOST_INPUTS
-from ...tensor import check_shape, from_bytes, to_bytes
+from ...limits import MOST_BYTES, MOST_INPUTS
+from ...tensor import from_bytes, to_bytes
 from .. import db, resources
 from ..arrays import received
 from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
-from ..storage import store, weights
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape, tape_owner
 
 # --- the mode -------------------------------------------------------------------------------------------------------
-
-
-@entry
-def enabled() -> bool:
-    """Whether recording is on."""
-    return recording.enabled()
 
 
 @entry
@@ -108,14 +100,13 @@ def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None
     """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
     result and for writing that."""
     result = room.result_bytes(name, shapes, attrs)
-    if result > MAX_BYTES:
+    if result > MOST_BYTES:
         raise OutOfMemory(
             f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
             hint="Work on fewer rows at a time.",
         )
     wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"op {name}")
+    host.require_room(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -193,8 +184,7 @@ def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Applica
     handles = {handle for application in needed for handle in (*application.inputs, application.output)}
     sizes = [4 * prod(tensors[handle].shape) for handle in handles]
     wanted = sum(sizes) + 3 * max(sizes, default=0)
-    if wanted >= tape_rows.ASKED:
-        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
+    host.require_room(wanted, f"gradients of {len(sizes)} values")
 
 
 def _require_use(model: str, needed: list[Application]) -> None:
@@ -209,98 +199,3 @@ def _require_use(model: str, needed: list[Application]) -> None:
             f'the value to start from does not depend on a parameter of model "{model}"',
             hint="Record llm_loss of that model, or leave the model out.",
         )
-
-
-# --- parameters -----------------------------------------------------------------------------------------------------
-
-
-@entry
-@received(shape="integer")
-def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
-    """A handle for one row of llm_param."""
-    require(model=model, name=name, token_id=token_id, tensor=tensor)
-    row = db.row(
-        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
-        ["text", "text", "int4"],
-        *(model, name, token_id),
-    )
-    if row is None:
-        raise UndefinedObject(
-            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
-            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
-        )
-    array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    check_shape(row["shape"], name=f'parameter "{name}"')
-    if array.size != prod(row["shape"]):
-        raise InvalidParameter(
-            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
-            hint="Leave shape out to take the parameter's.",
-        )
-    recorder = Recorder(room=1)
-    handle = recorder.leaf(array, _is_trained(model, name)).id
-    recorder.flush()
-    db.run(
-        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
-        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
-        ["int8", "text", "text", "int4", "int8"],
-        *(own_tape(), model, name, token_id, handle),
-    )
-    return handle
-
-
-def _is_trained(model: str, name: str) -> bool:
-    """Whether training changes a parameter: not where it belongs to the base of an adapter."""
-    config = store.find_config(model)
-    return config is None or config.adapter is None or name in config.adapter_shapes()
-
-
-@entry
-def materialize_params(model: str) -> int:
-    """New handles for all parameters, in place of those mapped before; their number."""
-    require(model=model)
-    loaded = weights.load(model)
-    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
-    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
-
-
-@entry
-def accumulate_grads(model: str, workers: int) -> int:
-    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
-    require(model=model)
-    require_positive(workers=workers)
-    config = store.config(model)  # a misspelt name would seem to have no gradients
-    store.lock(model)
-    total, turn, trained = 0, 1, store.trained(config, "$2")
-    # A row shared as several tensors gets the gradient of each in its turn.
-    while updated := _accumulate(model, trained, turn):
-        total, turn = total + updated, turn + 1
-    return total
-
-
-def _accumulate(model: str, trained: str, turn: int) -> int:
-    """Add to each row of `trained`, a table expression, the gradient of the `turn`-th tensor that it stands for; the number of
-    rows."""
-    return db.run(
-        "UPDATE {schema}.llm_param AS p SET grad ="
-        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
-        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
-        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
-        "                                                   FOR octet_length(q.data)) AS part"
-        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
-        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
-        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {trained} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
-        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
-        " AND new.turn = $3",
-        ["int8", "text", "int8"],
-        *(own_tape(), model, turn),
-    )
-
-
-@entry
-def prune(workers: int) -> int:
-    """Drop the caller's tape; the number of its values."""
-    require_positive(workers=workers)
-    return tape_rows.drop([own_tape()])

@@ -13,8 +13,8 @@ from ..arrays import not_one_dimension
 from ..caller_query import Keyed, Labelled, keyed_texts, labelled, source_texts
 from ..entry import entry
 from ..prompts import end_of_text
+from ..report import Report
 from ..storage import weights
-from .rows import Report
 
 BYTES_A_TEXT, BYTES_A_CHARACTER = 100, 4  # of memory, at most, for a text of a query
 TOO_LONG = (  # a NOTICE about one prompt, and about several

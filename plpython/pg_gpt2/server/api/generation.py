@@ -22,8 +22,8 @@ from ...generation.options import (
     all_options,
     gather,
 )
-from ...generation.processors import softmax
 from ...generation.sampling import Sampling
+from ...generation.softmax import softmax
 from ...generation.stops import Stops
 from ...options import manual
 from ...tokenizer.bpe import Tokenizer

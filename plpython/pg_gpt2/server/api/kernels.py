@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ... import bytea_ops
+from ... import bytea_ops, host
 from ...errors import require
 from ...generation.sampling import Sampling
 from .. import resources
@@ -26,7 +26,7 @@ def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]
         given = sum(len(value) for value in args if type(value) is bytes)
         if given >= SMALL:
             resources.apply_settings()
-            bytea_ops.require_room(made * given, f"pg_llm_{function.__name__}")
+            host.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
     return entry(run)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...bytea_ops import attention_bytes, require_room
+from ... import host
+from ...bytea_ops import attention_bytes
 from ...core import gpt2
 from ...core.config import block_shapes
 from ...core.gpt2 import Dropout, Pass
@@ -14,6 +15,7 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...fast import layout
 from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
+from ...limits import MOST_BYTES
 from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
@@ -24,7 +26,6 @@ from ..storage import store, weights
 from ..tape import recording
 from ..tape.recording import Recorder
 
-MAX_BYTEA = (1 << 30) - (1 << 16)
 BLOCK_TENSORS = {  # parameter of llm_block_forward -> name of the tensor in a block
     "ln1_g": "ln_1.weight",
     "ln1_b": "ln_1.bias",
@@ -75,7 +76,7 @@ def block_forward(**given: Any) -> bytes:
     arrays = {name: from_bytes(tensors[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
-    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    host.require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
     options: dict[str, Any] = {"n_head": n_head, "eps": eps, "how": Pass(chunk=chunk, drop=drop)}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
@@ -142,11 +143,11 @@ def logits(
             hint="Give fewer tokens; llm_generate slides its window instead.",
         )
     check_ids(token_ids, model.config, model.name)
-    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+    if 4 * len(token_ids) * model.config.vocab > MOST_BYTES:
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
-    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    host.require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, NullNotAllowed, require
+from ...errors import InvalidParameter, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...generation.options import ManyTexts, gather
 from ...generation.sampling import Sampling
 from ...tokenizer.bpe import Tokenizer
-from .. import db, resources, vocabularies
+from .. import resources, vocabularies
 from ..caller_query import Keyed, keyed_texts
 from ..entry import entry
 from ..prompts import end_of_text
+from ..report import Report
 from ..storage import weights
 from ..texts import TextsJob
 
@@ -26,10 +27,6 @@ PASSES = 4  # of which the rows are read before the first of them is given: some
 FIRST_TEXTS = 16  # that go on together until as many have ended; then more
 MOST_TEXTS = 512  # of rows that were read and not given: texts that have ended wait for one before them
 MOST_CHARACTERS = 1 << 22  # of prompts that are read before the first of their texts is given
-LONGER = (  # a NOTICE about one prompt, and about several
-    "1 prompt is longer than the {window}-token window; only its end was used",
-    "{count:,} prompts are longer than the {window}-token window; only their ends were used",
-)
 
 
 class Row(NamedTuple):
@@ -38,32 +35,6 @@ class Row(NamedTuple):
     key: str | None
     text: str | None
     ids: list[int] | None
-
-
-class Report:
-    """What NOTICEs tell at the end: which rows have no result, for reasons of their own, and how many prompts were cut, in the
-    words `about_cut` for one and for several. `called`: what rows go by; `so`: what follows for those without a result."""
-
-    def __init__(
-        self, about_cut: tuple[str, str] = LONGER, called: str = "key", so: tuple[str, str] = ("", "")
-    ) -> None:
-        self.cut = 0
-        self._about_cut, self._called, self._so = about_cut, called, so
-        self._failed, self._first = 0, ""
-
-    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
-        """The row with this key has no result because of `error`."""
-        self._failed += 1
-        self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
-
-    def tell(self, window: int) -> None:
-        """NOTICEs, where there is something to tell."""
-        if self._failed == 1:
-            db.notice(f"1 row has no result{self._so[0]} ({self._first})")
-        elif self._failed:
-            db.notice(f"{self._failed:,} rows have no result{self._so[1]}; first: {self._first}")
-        if self.cut:
-            db.notice(self._about_cut[self.cut > 1].format(count=self.cut, window=window))
 
 
 def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report: Report) -> Iterator[Row]:

@@ -173,16 +173,16 @@ def load(model: str | None) -> Model:
     return replace(found, decoder_weights=layout.DecoderWeights(found.plain(), found.decoder_weights.identity))
 
 
-def base_of(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
+def load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> tuple[Model, reading.Versions]:
     """The base of an adapter, and the versions that its rows have with it: those that are given, unless they change meanwhile."""
     while True:
-        base = _load_base(adapter, config, versions)
+        base = _find_base(adapter, config, versions)
         if base.version == versions.base_version:
             return base, versions
         versions = reading.versions_of(adapter, config)
 
 
-def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
+def _find_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> Model:
     """The base of an adapter, as this session or the file holds it for itself. It is read through the adapter's rows, so that a
     caller needs to see nothing else of it."""
     base, wanted = versions.base, replace(config, adapter=None)
@@ -201,7 +201,7 @@ def _load_base(adapter: str, config: GPT2Config, versions: reading.Versions) -> 
 def _load_adapter(name: str, wanted: GPT2Config, versions: reading.Versions) -> Model:
     """Base and own tensors of an adapter, of one snapshot."""
     while True:
-        base, versions = base_of(name, wanted, versions)
+        base, versions = load_base(name, wanted, versions)
         own = 4 * wanted.n_trained()
         cache.make_room(name, own + reading.reading_bytes(own), resources.memory_limit())
         version, params = reading.read_params(reading.Rows(name, reading.OWN), name, wanted.trained_shapes())

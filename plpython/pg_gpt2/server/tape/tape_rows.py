@@ -22,7 +22,6 @@ from .. import db, resources
 from ..storage.store import joined
 
 FLUSH_BYTES = 16 << 20  # of tensors a statement: each is a subtransaction, and in memory a few times
-ASKED = 12 << 20  # bytes: for a smaller value nobody is asked, which would cost a good part of the time of the work
 COPIES = 5  # of a value that is written: as bytes, as an argument, cut out of it, in its row, and where it came from
 BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
@@ -141,7 +140,7 @@ class Writer:
 
 def content(values: np.ndarray) -> bytes:
     """Bytes of a value that is to be written. 53200 when there is no room for that."""
-    if values.nbytes >= ASKED:
+    if values.nbytes >= host.ASKED:
         resources.require_memory(COPIES * values.nbytes, f"a value of {values.size} numbers on the tape")
     return to_bytes(values)
 
@@ -257,7 +256,7 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
     """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
     what, place = "FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2", (own_tape(), handle)
     row = db.row(
-        f"SELECT shape, requires_grad, size, CASE WHEN size < {ASKED} THEN data END AS data"
+        f"SELECT shape, requires_grad, size, CASE WHEN size < {host.ASKED} THEN data END AS data"
         f" FROM (SELECT shape, requires_grad, data, octet_length(data) AS size {what} OFFSET 0) AS t",
         ["int8", "int8"],
         *place,

@@ -84,7 +84,7 @@ def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) 
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
     del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not store(ids, Places(starts, lengths), model, cut):
+    if not add_rows(ids, Places(starts, lengths), model, cut):
         whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
         raise InvalidParameter(
             f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
@@ -92,7 +92,7 @@ def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) 
     return starts.size
 
 
-def store(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
+def add_rows(ids: np.ndarray, places: Places, model: str, cut: Cut) -> int:
     """Rows of the stream `ids` into the splits; their number."""
     n_rows = places.starts.size
     first_val = n_rows - round(n_rows * (cut.val_fraction if cut.split == "train" else 0))

@@ -17,7 +17,7 @@ from .. import db
 from ..caller_query import Weighted
 from ..prompts import end_of_text
 from ..storage.store import find_config
-from .datasets import MANY_TOKENS, Cut, Places, store
+from .datasets import MANY_TOKENS, Cut, Places, add_rows
 
 
 @dataclass
@@ -112,4 +112,4 @@ def add_pairs(pairs: Iterable[Weighted], tokenizer: Tokenizer, model: str, cut: 
     ids, sizes = np.concatenate(found.parts), np.asarray(found.sizes)
     found.parts.clear()
     places = Places(np.cumsum(sizes) - sizes, sizes - 1, np.asarray(found.ignored), np.asarray(found.weights))
-    return store(ids, places, model, cut)
+    return add_rows(ids, places, model, cut)

@@ -9,7 +9,7 @@ from ...training.options import Course
 from .session import Settings
 
 
-class Schedule(Protocol):
+class Plan(Protocol):
     """What steps have in common, in a run or by hand."""
 
     @property

@@ -194,7 +194,7 @@ def base_now(record: Record) -> weights.Model | Difference | None:
     config = store.config(record.model)
     found = None
     if config.adapter is not None:
-        found, _ = weights.base_of(record.model, config, reading.versions_of(record.model, config))
+        found, _ = weights.load_base(record.model, config, reading.versions_of(record.model, config))
         if record.base == {"model": found.name, "digest": found.digest}:
             return found
     what = f'weights of its base "{record.base["model"]}"'

@@ -119,7 +119,7 @@ class _Replay:
         for step in steps:
             self.unlogged += logged[step] is None
             ids[step] = self._ids(step, logged[step])
-            by = plan or self._plan_by_hand(step, logged[step], ids[step])
+            by = plan or self._plan_by_hand(step, logged[step])
             wanted = by.batch_size if isinstance(by, StepPlan) else by.batch_size * by.grad_accum
             if len(ids[step]) != wanted or not wanted or not all(type(row_id) is int for row_id in ids[step]):
                 yield Difference(step, "batch", ids[step])
@@ -164,7 +164,7 @@ class _Replay:
             )
         return logged["batch"]
 
-    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
+    def _plan_by_hand(self, step: int, logged: db.Row | None) -> StepPlan:
         """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
         try:
             config = json.loads((logged or {})["config"])

@@ -26,7 +26,7 @@ from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
 from .fleet import Fleet
 from .local_steps import LocalSteps, Made, read_momentum
-from .plan import RunPlan, Schedule
+from .plan import Plan, RunPlan
 from .progress import Progress, passes
 from .session import Learner, Session, mean_loss
 
@@ -237,7 +237,7 @@ def made_of(session: Session) -> dict[str, object]:
 
 
 def learn(
-    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
+    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
 ) -> tuple[float, StepResult, list[int]]:
     """One step, on the rows `ids`: learning rate, result, digests of the rows."""
     lr = plan.lr(step)

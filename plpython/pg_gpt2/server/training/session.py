@@ -16,7 +16,7 @@ from ...errors import Diverged, FeatureNotSupported, InconsistentData
 from ...tensor import FLOAT32, to_bytes
 from ...training.options import Hyperparameters
 from ...training.shards import Shard, Sharded, cut, numbered
-from ...training.trainer import Batch, Trainer, estimate_step_bytes, evaluate, nothing_counts
+from ...training.trainer import Batch, StepMemory, Trainer, evaluate, nothing_counts
 from .. import db, resources
 from ..storage import reading, store, weights
 from ..storage.checksum import Checksum
@@ -61,7 +61,7 @@ class Learner:
         self.model = model
         self.config = config
         self.trainer = trainer
-        self._granted = 0  # bytes beside the state that steps may use
+        self._memory = StepMemory(config)
         self._sharded: Sharded | None = None
         self.workers: dict[str, Any] = {}  # other servers that compute shards, and what they compute with
 
@@ -108,16 +108,8 @@ class Learner:
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
             host.check_interrupts()
-        for count, length in {batch.tokens.shape for batch in found}:
-            self._require_memory(count, length, dropout_p)
+        self._memory.require(found, dropout_p)
         return found
-
-    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        """Refuse (53200) a batch for which there is no memory. Asks again only for a larger one: the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
 
     def digest(self) -> str:
         """SHA-256 of all weights that are trained, tensors in the order of the configuration."""
@@ -254,7 +246,7 @@ class Session(Learner):
         resources.require_memory(16 * config.n_trained() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             if config.adapter is not None:
-                base, versions = weights.base_of(model, config, versions)
+                base, versions = weights.load_base(model, config, versions)
             state = read_state(model, config, versions.whole, base)
         self._state = state
         self._written = dict(state.steps)
@@ -333,7 +325,7 @@ class Session(Learner):
         state = self._state
         if state.base is None or versions.base_version == state.base.version:
             return
-        now, _ = weights.base_of(self.model, self.config, versions)
+        now, _ = weights.load_base(self.model, self.config, versions)
         if now.digest != state.base.digest:
             raise InconsistentData(
                 f'"{now.name}", the base of adapter "{self.model}", was changed by somebody else during training',

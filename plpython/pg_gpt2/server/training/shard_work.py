@@ -23,7 +23,7 @@ from ...tensor import FLOAT32
 from ...training.flat import Flat
 from ...training.rounds import local_step, state_of
 from ...training.shards import Shard
-from ...training.trainer import Batch, Trainer, estimate_step_bytes
+from ...training.trainer import Batch, StepMemory, Trainer
 from .. import db, resources
 from . import environment, wire
 
@@ -71,7 +71,7 @@ class Work:
         # A base is laid out tensor by tensor: the largest is there twice meanwhile. So is a replica, as it was sent and as it is.
         largest, own = max(map(prod, self._base.values()), default=0), 7 * n_own if learns else 2 * n_own
         resources.require_memory(4 * (own + self.n_base + largest), "a model of another server's run")
-        self._granted = 0
+        self._memory = StepMemory(config)
         self._flat = np.empty(self.n_own, FLOAT32)
         self._flat_base: np.ndarray | None = np.empty(self.n_base, FLOAT32)
         self._next = 0  # place that is awaited of what is sent again and again, and of the base
@@ -125,8 +125,7 @@ class Work:
         trainer = self._trainer()
         trainer.chunk = how.pop("chunk")
         resources.apply_settings()
-        for rows, length in {batch.tokens.shape for batch in shard.batches}:
-            self._require_memory(rows, length, how["dropout_p"])
+        self._memory.require(shard.batches, how["dropout_p"])
         if not shard.counts():
             raise unexpected("a shard without loss")
         if self.learns:
@@ -145,12 +144,6 @@ class Work:
         made = local_step(trainer, shard, how)
         self._found = self._replica = replica
         return list(made)
-
-    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_trained()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
 
     def gradients(self, first: int, count: int) -> str:
         """`count` of them from place `first` on, as text; of a replica, weights and moments."""

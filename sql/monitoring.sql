@@ -4,7 +4,7 @@ CREATE FUNCTION llm_sparkline_sent(numbers bytea, width integer)
 RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @sparklines.of_numbers@;
+AS @monitoring.of_numbers@;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
 
@@ -21,7 +21,7 @@ CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
 RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @sparklines.of_run@;
+AS @monitoring.of_run@;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
     'without steps. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM '
@@ -35,14 +35,12 @@ CREATE FUNCTION llm_log_prune(
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-AS @retention.prune_log@;
+AS @monitoring.prune_log@;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
     'keep_every-th (null = none), the first and the last of each run, those with a validation loss, and those with a '
     'digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. A replay '
     'cannot compare steps that are gone.';
-
-CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
 
 CREATE VIEW llm_metrics AS
 WITH latest AS (

@@ -1,4 +1,4 @@
--- Retention and monitoring: llm_sparkline, llm_run_sparkline, llm_log_prune, llm_metrics.
+-- Monitoring and retention: llm_sparkline, llm_run_sparkline, llm_log_prune, llm_metrics.
 BEGIN;
 SELECT plan(39);
 
