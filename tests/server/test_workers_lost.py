@@ -190,7 +190,7 @@ def test_all_connections_end_though_the_end_of_one_fails(leader, connect, ended)
     model, session = f"ending {ended}", connect()
     make_model(leader, model)
     if ended:
-        session.execute("UPDATE llm_dataset SET target = array_fill(-100, ARRAY[64]) WHERE model = %s", [model])
+        session.execute("UPDATE llm_dataset SET target = array_fill(-100, ARRAY[16]) WHERE model = %s", [model])
     session.execute("BEGIN; ALTER FUNCTION dblink_disconnect(text) RENAME TO ends")
     session.execute(
         "CREATE FUNCTION dblink_disconnect(name text) RETURNS text LANGUAGE sql AS"
