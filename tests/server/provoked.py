@@ -539,6 +539,7 @@ STATEMENTS = [
     "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",
     "SELECT llm_checkpoint_save('t', file_path => '/tmp/x.bin')",
+    "SELECT llm_checkpoint_save('t', file_path => '{folder}/small.safetensors')",
     "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT llm_checkpoint_save('bare')",
     "SELECT llm_checkpoint_prune('t', -1)",
     "SELECT * FROM llm_param_history('t', 'nosuch')",

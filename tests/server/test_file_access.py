@@ -3,6 +3,7 @@
 import os
 import time
 
+import psycopg
 import pytest
 from psycopg import errors
 
@@ -121,14 +122,100 @@ def test_links_are_resolved_before_a_file_is_written(sql, server_files, put):
         link.unlink()
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(sql, server_files, put, target):
-    left, in_use = (server_files / f".pg_gpt2-{pid}-abc_1234" for pid in (999_999_999, os.getpid()))
-    for path in (left, in_use):
+INSIDE = """
+    CREATE FUNCTION pg_temp.inside() RETURNS text LANGUAGE plpython3u AS $$
+    import sys
+    files = next(module for name, module in sys.modules.items() if name.endswith('.server.storage.server_files'))
+    {}
+    $$
+"""
+
+
+@pytest.fixture
+def prefix(sql):
+    """What the names of the temporary files of this server begin with."""
+    sql.execute("SELECT llm_init_model('model'); SELECT llm_export_safetensors('model')")
+    sql.execute(INSIDE.format("return files._prefix()"))
+    return sql.execute("SELECT pg_temp.inside()").fetchone()[0]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(sql, server_files, target, prefix):
+    """But not what another writes: a process here, or one of another server, whose numbers say nothing here."""
+    left = server_files / f"{prefix}999999999-abc_1234"
+    whose = (f"{prefix}{os.getpid()}", ".pg_gpt2-0123456789abcdef-999999999", ".pg_gpt2-999999999")
+    others = [server_files / f"{start}-abc_1234" for start in whose]
+    for path in (left, *others):
         path.write_bytes(b"half")
-    sql.execute("SELECT llm_init_model('model')")
     sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)])
-    assert (left.exists(), in_use.exists()) == (False, True)
-    in_use.unlink()
+    assert not left.exists()
+    for path in others:
+        path.unlink()
+
+
+def test_the_name_of_a_temporary_file_says_whose_it_is(sql, prefix):
+    """A copy of this cluster is another server, and so is one in another container; what the server is called lasts."""
+    sql.execute("DROP FUNCTION pg_temp.inside")
+    sql.execute(
+        INSIDE.format("""
+    import os
+    said = []
+    class Elsewhere:
+        def __getattr__(self, name):
+            return getattr(os, name)
+        def stat(self, path):
+            return os.stat('base')
+    class Socket:
+        gethostname = staticmethod(lambda: 'another')
+    before = files.os, files.socket
+    said.append(files._prefix())
+    for files.os, files.socket in (before, (Elsewhere(), before[1]), (before[0], Socket), before):
+        said.append(files._prefix())
+    return ' '.join(said)
+    """)
+    )
+    first, same, copied, elsewhere, again = sql.execute("SELECT pg_temp.inside()").fetchone()[0].split()
+    assert first == same == again == prefix
+    assert len({prefix, copied, elsewhere}) == 3
+
+
+def test_the_disk_has_the_name_of_a_file_before_a_row_names_it(sql, server_files, target, prefix):
+    """After a loss of power a file that was renamed is there only if its folder was written, too."""
+    sql.execute("DROP FUNCTION pg_temp.inside")
+    sql.execute(
+        INSIDE.format(f"""
+    import os
+    written = []
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(os, name)
+        def fsync(self, file):
+            written.append((os.readlink(f'/proc/self/fd/{{file}}'), os.path.exists({str(target)!r})))
+            os.fsync(file)
+    files.os = Watched()
+    try:
+        plpy.execute("SELECT pg_llm_export_safetensors('{target}', 'model')")
+    finally:
+        files.os = os
+    return str(written[-1])
+    """)
+    )
+    assert sql.execute("SELECT pg_temp.inside()").fetchone()[0] == str((str(server_files), True))
+
+
+def test_a_new_file_is_not_put_in_the_place_of_one_that_came_meanwhile(sql, server_files, target, prefix):
+    sql.execute("DROP FUNCTION pg_temp.inside")
+    sql.execute(
+        INSIDE.format(f"""
+    def fill(file):
+        file.write(b'ours')
+        open({str(target)!r}, 'wb').write(b'theirs')
+    files.write({str(target)!r}, fill, is_new=True)
+    """)
+    )
+    with pytest.raises(psycopg.Error, match=f'file "{target}" already exists'), sql.transaction():
+        sql.execute("SELECT pg_temp.inside()")
+    assert target.read_bytes() == b"theirs"
+    assert not list(server_files.glob(".pg_gpt2-*"))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -184,6 +184,27 @@ def test_the_end_of_a_call_ends_the_work_elsewhere(leader, connect, how):  # noq
         assert session.execute("SELECT dblink_get_connections()").fetchone() == (None,)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_all_connections_end_though_the_end_of_one_fails(leader, connect, ended):  # noqa: F811
+    """What ended the run is the error that is told."""
+    model, session = f"ending {ended}", connect()
+    make_model(leader, model)
+    if ended:
+        session.execute("UPDATE llm_dataset SET target = array_fill(-100, ARRAY[16]) WHERE model = %s", [model])
+    session.execute("BEGIN; ALTER FUNCTION dblink_disconnect(text) RENAME TO ends")
+    session.execute(
+        "CREATE FUNCTION dblink_disconnect(name text) RETURNS text LANGUAGE sql AS"
+        " $$SELECT CASE name WHEN 'pg_gpt2_worker_0' THEN (1 / length(left(name, 0)))::text ELSE public.ends(name) END$$; COMMIT"
+    )
+    try:
+        with pytest.raises(psycopg.Error) as raised:
+            train(session, model, options(3))
+        assert ("carries loss" if ended else "division by zero") in str(raised.value)
+        assert session.execute("SELECT dblink_get_connections()").fetchone() == (["pg_gpt2_worker_0"],)
+    finally:
+        session.execute("DROP FUNCTION dblink_disconnect(text); ALTER FUNCTION ends RENAME TO dblink_disconnect")
+
+
 class Proxy:
     """A way to a server's socket that can stop to pass anything on."""
 

@@ -145,6 +145,13 @@ def set_search_path(path: str) -> None:
 
 
 @contextmanager
+def savepoint() -> Iterator[None]:
+    """Whatever ends it with an error undoes what was done within it, and lets go the locks that were taken."""
+    with plpy.subtransaction():
+        yield
+
+
+@contextmanager
 def committing(procedure: str) -> Iterator[None]:
     """Around a procedure that commits as it goes: a call inside a transaction block fails here, before any work.
 

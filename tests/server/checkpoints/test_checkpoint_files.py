@@ -48,6 +48,26 @@ def test_a_file_that_is_not_the_checkpoint_is_refused(sql, conn, model, server_f
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_checkpoint_takes_the_place_of_no_file(sql, conn, model, put, server_files, suffix):
+    """It may be another database's checkpoint, or one of a transaction that was rolled back, which can be attached."""
+    export = put(f"export{suffix}", b"of somebody")
+    assert sqlstate(conn, "SELECT llm_checkpoint_save('m', file_path => %s)", export)[0] == "42710"
+    assert (server_files / f"export{suffix}").read_bytes() == b"of somebody"
+    assert sql("SELECT count(*) FROM llm_checkpoint") == 0
+    path = put(f"undone{suffix}", b"")
+    (server_files / f"undone{suffix}").unlink()
+    with conn.transaction(force_rollback=True):
+        save(sql, "m", "", path)
+    before = (server_files / f"undone{suffix}").read_bytes()
+    state, message = sqlstate(conn, "SELECT llm_checkpoint_save('m', file_path => %s)", path)
+    assert state == "42710"
+    assert "llm_checkpoint_attach" in message
+    assert (server_files / f"undone{suffix}").read_bytes() == before
+    assert not list(server_files.glob(".pg_gpt2-*"))
+    sql("SELECT llm_checkpoint_load('m', llm_checkpoint_attach(%s))", path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_file_is_a_checkpoint_in_another_database_too(sql, new_database, server_files, suffix):
     """What the row held comes back from the file: without the database that wrote it nothing is lost."""
     step = "SELECT llm_train_step(%s, lr_max => 0.01)"

@@ -112,7 +112,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    base = adapters.lock_beside_base(source, target)
+    base = store.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
     if base is None:

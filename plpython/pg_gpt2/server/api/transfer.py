@@ -33,18 +33,18 @@ from ..storage import adapters, server_files, sharing, store
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
     store.require_name(model)
-    file = server_files.open_to_read(path)
-    return _import(open_safetensors(file), model, replace, _config_beside(path))
+    with server_files.open_to_read(path) as file:
+        return _import(open_safetensors(file), model, replace, _config_beside(path))
 
 
 @entry
 def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
-    file = server_files.open_to_read(path)
-    beside = _config_beside(path)
-    store.lock(model)  # so that the configuration is still there when the tensors are
-    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
+    with server_files.open_to_read(path) as file:
+        beside = _config_beside(path)
+        store.lock(model)  # so that the configuration is still there when the tensors are
+        return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
 @entry

@@ -21,16 +21,6 @@ def base_of(model: str) -> str | None:
     return row["base"] if row else None
 
 
-def lock_beside_base(model: str, target: str) -> str | None:
-    """Take the locks of `target` and of the base of `model`, which is read anew when they are ours; that base, or None."""
-    base = base_of(model)
-    while True:
-        store.lock(target, *([base] if base else []))
-        before, base = base, base_of(model)  # while it waited, another adapter may have got the name
-        if base == before:
-            return base
-
-
 def refuse(model: str, what: str) -> None:
     """Refuse (55000) to do `what` with an adapter."""
     base = base_of(model)

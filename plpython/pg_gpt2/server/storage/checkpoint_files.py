@@ -159,7 +159,7 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
         for chunk in write_safetensors(shapes, blocks, metadata):
             file.write(chunk)
 
-    server_files.write(path, fill)
+    server_files.write(path, fill, is_new=True)
 
 
 def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:

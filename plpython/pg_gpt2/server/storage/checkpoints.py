@@ -250,7 +250,8 @@ def _new_path(real: str) -> str:
     checkpoint_files.require_suffix(real)
     if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
         raise DuplicateObject(
-            f'"{real}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+            f'"{real}" already holds a checkpoint',
+            hint="Choose another path, or llm_checkpoint_drop that one; to save here again, remove its file as well.",
         )
     return real
 

@@ -5,23 +5,34 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
+import errno
+import hashlib
 import io
 import os
 import re
+import socket
 import stat
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
-from ...errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ...errors import (
+    DuplicateObject,
+    FileAccessError,
+    InsufficientPrivilege,
+    InvalidParameter,
+    MalformedData,
+    NullNotAllowed,
+    of_system,
+)
 from ...fast import threads
 from ...formats.source import ServerFile
 from ...limits import MOST_PATH
 from .. import db
 
 SYNC_BYTES = 16 << 20
-TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
+TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by whose they are: server, and process
 
 
 def open_to_read(path: str | None) -> BinaryIO:
@@ -47,26 +58,61 @@ def read(path: str | None, limit: int) -> bytes:
     return data
 
 
-def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
-    """Let `fill` write the file `path`, which appears when it is complete; its size."""
+def write(path: str | None, fill: Callable[[BinaryIO], object], is_new: bool = False) -> int:
+    """Let `fill` write the file `path`, which appears when it is complete, and outlasts a loss of power; its size. With `is_new`
+    one that is there already is refused (42710), and else replaced."""
     real = to_write(path)
+    if is_new and os.path.lexists(real):
+        raise _already_there(real)
     temporary = None
+    folder = os.path.dirname(real)
     try:
-        handle, temporary = _new_file(os.path.dirname(real))
+        handle, temporary = _new_file(folder)
         with io.BufferedWriter(_Synced(handle, "wb")) as file:
             fill(file)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
             size = file.tell()
+        if is_new:
+            _reserve(real)
         _freeing_later(real, partial(os.replace, temporary, real))
         temporary = None
+        _sync_folder(folder)
         return size
     except OSError as error:
         raise of_system(error, f'"{_culprit(real, error)}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
+
+
+def _reserve(real: str) -> None:
+    """Make an empty file, to be replaced at once: of all who want the name one gets it. os.link would give the name to what is
+    complete; but not every file system has it, and what a crash leaves here is in the way there too."""
+    try:
+        os.close(os.open(real, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    except FileExistsError:
+        raise _already_there(real) from None
+
+
+def _already_there(real: str) -> DuplicateObject:
+    return DuplicateObject(
+        f'file "{real}" already exists',
+        hint="Choose another path, or remove the file; llm_checkpoint_attach makes its checkpoint known to this database.",
+    )
+
+
+def _sync_folder(folder: str) -> None:
+    """Let the disk have a new name, too. Some file systems cannot, as PostgreSQL allows for."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _freeing_later(path: str, remove: Callable[[], object]) -> None:
@@ -101,10 +147,19 @@ class _Synced(io.FileIO):
         return count
 
 
-def _remove_left_over(folder: str) -> None:
-    """Remove temporary files that processes left here when they were killed."""
+def _prefix() -> str:
+    """What the names of this server's temporary files begin with, also after a restart. One in another container or on another
+    machine, which has another host name, may write to the same folder: the numbers of its processes say nothing here."""
+    with open("global/pg_control", "rb") as file:  # of the data directory, where a server runs
+        cluster = file.read(8)  # its identifier, which copies of it share
+    said = f"{cluster.hex()} {os.stat('.').st_ino} {socket.gethostname()}"
+    return f"{TEMPORARY}{hashlib.sha256(said.encode()).hexdigest()[:16]}-"
+
+
+def _remove_left_over(folder: str, prefix: str) -> None:
+    """Remove temporary files that processes of this server left here when they were killed."""
     for name in os.listdir(folder):
-        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
+        if found := re.fullmatch(re.escape(prefix) + r"(\d{1,9})-\w+", name):
             try:
                 os.kill(int(found[1]), 0)
             except ProcessLookupError:
@@ -147,9 +202,10 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
 
 def _new_file(folder: str) -> tuple[int, str]:
     """Handle and path of a temporary file in `folder`, which an error names: the file is not there yet in any case."""
+    prefix = _prefix()
     try:
-        _remove_left_over(folder)
-        return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+        _remove_left_over(folder, prefix)
+        return tempfile.mkstemp(prefix=f"{prefix}{os.getpid()}-", dir=folder)
     except OSError as error:
         raise of_system(error, f'"{_culprit(folder, error)}"') from None
 

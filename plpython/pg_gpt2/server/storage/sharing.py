@@ -17,7 +17,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target, *(base for base in (adapters.base_of(source),) if base))
+    store.lock(source, target, beside=lambda: adapters.base_of(source))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:

@@ -4,7 +4,7 @@ Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 
@@ -186,10 +186,27 @@ def check_overrides(
 LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 
 
-def lock(*models: str) -> None:
-    """Wait until no other session changes `models`, and make others wait until this transaction ends."""
-    for name in sorted({name for model in models for name in locked_with(model)}):
-        _take(name, "advisory_xact_lock")
+class _Changed(Exception):
+    """While locks were waited for, it became other ones that are needed."""
+
+
+def lock(*models: str, beside: Callable[[], str | None] = lambda: None) -> str | None:
+    """Wait until no other session changes `models` and the one that `beside` finds, which is returned; and make others wait until
+    this transaction ends.
+
+    If it is other locks that are needed when all are taken, these are let go first: out of the order of names, two sessions could
+    wait for each other.
+    """
+    while True:
+        with suppress(_Changed), db.savepoint():
+            other = beside()
+            wanted = models if other is None else (*models, other)
+            names = locked_with(*wanted)
+            for name in names:
+                _take(name, "advisory_xact_lock")
+            if beside() != other or locked_with(*wanted) != names:
+                raise _Changed
+            return other
 
 
 def _take(model: str, function: str) -> None:
@@ -227,33 +244,41 @@ def _holder(model: str) -> str:
     )
 
 
-def locked_with(model: str) -> list[str]:
-    """`model` and those that it shares weights of, in the order in which all take their locks; but not the base of an adapter,
+def locked_with(*models: str) -> list[str]:
+    """`models` and those that they share weights of, in the order in which all take their locks; but not the base of an adapter,
     which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1"
-        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = $1))",
-        ["text"],
-        model,
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = ANY ($1)"
+        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = target_model))",
+        ["text[]"],
+        list(models),
     )
-    return sorted({model, *(row["source_model"] for row in rows)})
+    return sorted({*models, *(row["source_model"] for row in rows)})
 
 
 @contextmanager
 def session_lock(model: str, wait: bool) -> Iterator[None]:
     """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    names: list[str] = []
     with ExitStack() as taken:
-        for name in locked_with(model):
-            if wait:
-                _take(name, "advisory_lock")
-            elif not _tried(name, "advisory_lock"):
-                holder = _holder(name)
-                raise LockNotAvailable(
-                    f'model "{name}" is being trained by another session',
-                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
-                )
-            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
+        while (needed := locked_with(model)) != names:  # see `lock`
+            taken.close()
+            names = needed
+            for name in names:
+                _take_for_session(name, wait)
+                taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
+
+
+def _take_for_session(model: str, wait: bool) -> None:
+    if wait:
+        _take(model, "advisory_lock")
+    elif not _tried(model, "advisory_lock"):
+        holder = _holder(model)
+        raise LockNotAvailable(
+            f'model "{model}" is being trained by another session',
+            hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
+        )
 
 
 def register(model: str, wanted: GPT2Config) -> None:

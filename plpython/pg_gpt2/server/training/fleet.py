@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -101,9 +101,10 @@ class Fleet(Sharded):
             self._rest(self._turn(_refuse))
 
     def close(self) -> None:
-        """End all connections, and what is computed for them."""
-        for worker in self.workers:
-            worker.link.close()
+        """End all connections, and what is computed for them: each, whatever becomes of the others."""
+        with ExitStack() as ending:
+            for worker in self.workers:
+                ending.callback(worker.link.close)
 
     @property
     def environments(self) -> dict[str, Any]:
@@ -331,5 +332,8 @@ def shared(session: Session, servers: Servers, course: Course) -> Iterator[Fleet
         fleet.begin()
         session.sharded, session.workers = fleet, fleet.environments
         yield fleet
-    finally:
-        fleet.close()
+    except BaseException:
+        with suppress(Exception):  # the error to be told is the one that ended the run
+            fleet.close()
+        raise
+    fleet.close()
