@@ -95,11 +95,14 @@ def fetched(cursor: psycopg.ServerCursor[Any], size: int) -> Iterator[Any]:
 
 
 def connect(dsn: str) -> psycopg.Connection:
-    """A session in UTF-8; what `dsn` leaves out comes from the environment, as with psql.
+    """A session in UTF-8; what `dsn` leaves out comes from the environment, as with psql. What the server tells goes to stderr,
+    as that a model in training is waited for.
 
     Nothing is prepared, since a pooler in transaction mode may be in between.
     """
-    return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
+    conn = psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
+    conn.add_notice_handler(lambda said: print(said.message_primary, file=sys.stderr))
+    return conn
 
 
 def arguments(description: str | None, *, dsn: bool = True) -> argparse.ArgumentParser:
