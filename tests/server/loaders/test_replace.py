@@ -192,3 +192,24 @@ def test_another_shape_is_refused_and_nothing_changes(conn, directory, changed, 
     assert value(conn, rows, model) == before
     if logits:
         assert value(conn, LOGITS, model) == logits
+
+
+def test_the_level_admin_loads_and_no_level_below(conn, connect, directory, changed, adapter, vocabulary):
+    for name in ("vocab.json", "merges.txt"):
+        (directory / name).write_text((vocabulary / name).read_text())
+    conn.execute("CREATE ROLE loader")
+    try:
+        conn.execute("SELECT llm_grant_usage('loader', 'train')")
+        session = connect(options="-c role=loader")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_import_begin") as raised:
+            load(session, directory, "of a role")
+        assert "llm_grant_usage" in raised.value.diag.message_hint
+        conn.execute("SELECT llm_grant_usage('loader', 'admin')")
+        load(session, directory, "of a role")
+        into(session, adapter, "of a role", "adapter of a role")
+        load(session, changed, "of a role", replace=True)
+        into(session, adapter, "of a role", "adapter of a role", replace=True)
+        assert_same(stored(session, "of a role"), weights(1))
+        assert_same(stored(session, "adapter of a role"), adapter_weights())
+    finally:
+        conn.execute("DROP OWNED BY loader; DROP ROLE loader")

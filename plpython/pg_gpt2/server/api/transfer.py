@@ -131,11 +131,7 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
     if not replace:
         store.require_no_weights(model)
     wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
-    rows = [
-        (name, start, [stop - start, *shape[1:]])
-        for name, shape in wanted.trained_shapes().items()
-        for start, stop in store.row_blocks(shape)
-    ]
+    rows = list(store.rows_of(wanted))
     _make_room(model, wanted, replace)
     adapters.follow(model, [(name, start) for name, start, _ in rows])
     return rows
