@@ -201,9 +201,8 @@ def test_the_level_admin_loads_and_no_level_below(conn, connect, directory, chan
     try:
         conn.execute("SELECT llm_grant_usage('loader', 'train')")
         session = connect(options="-c role=loader")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_import_begin") as raised:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_import_begin"):
             load(session, directory, "of a role")
-        assert "llm_grant_usage" in raised.value.diag.message_hint
         conn.execute("SELECT llm_grant_usage('loader', 'admin')")
         load(session, directory, "of a role")
         into(session, adapter, "of a role", "adapter of a role")
