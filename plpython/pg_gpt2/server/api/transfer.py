@@ -31,6 +31,8 @@ from .. import db
 from ..entry import entry
 from ..storage import adapters, server_files, sharing, store
 
+ROW_BYTES = 400  # of Python's objects that say which row of llm_param is meant
+
 
 @entry
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
@@ -131,10 +133,22 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
     if not replace:
         store.require_no_weights(model)
     wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
-    rows = list(store.rows_of(wanted))
+    rows = list(_rows(wanted))
     _make_room(model, wanted, replace)
     adapters.follow(model, [(name, start) for name, start, _ in rows])
     return rows
+
+
+def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
+    """Name, token_id and shape of each row that holds the model, of an adapter its own."""
+    count = (
+        2 * 4 * config.n_trained() // store.BLOCK_BYTES
+    )  # of a tensor, all rows but the last are more than half full
+    host.require_memory(ROW_BYTES * count, f"a list of {count} rows of llm_param")
+    for name, shape in config.trained_shapes().items():
+        for start, stop in store.row_blocks(shape):
+            host.check_interrupts()
+            yield name, start, [stop - start, *shape[1:]]
 
 
 def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:

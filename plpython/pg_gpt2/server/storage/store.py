@@ -16,7 +16,6 @@ from .. import db
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a subtransaction, and in memory three times
-ROW_BYTES = 400  # of Python's objects that say which row of llm_param is meant
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
 SIMILAR = 0.7  # of difflib: two letters of a word of four may have changed places
@@ -335,16 +334,6 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
-
-
-def rows_of(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
-    """Name, token_id and shape of each row of llm_param that holds a model, of an adapter its own."""
-    n_rows = 8 * config.n_trained() // BLOCK_BYTES  # of a tensor all but the last are more than half full
-    host.require_memory(ROW_BYTES * n_rows, f"a list of {n_rows} rows of llm_param")
-    for name, shape in config.trained_shapes().items():
-        for start, stop in row_blocks(shape):
-            host.check_interrupts()
-            yield name, start, [stop - start, *shape[1:]]
 
 
 def row_reader(array: np.ndarray) -> RowReader:
