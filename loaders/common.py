@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 from pg_gpt2.formats.source import LFS_POINTER
+from pg_llm_client.statements import FIND_SCHEMA, statement
 from psycopg import sql
 from psycopg.rows import tuple_row
 from tqdm import tqdm
@@ -25,14 +26,7 @@ class Database:
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
-        found = (
-            self._cursor()
-            .execute(
-                "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
-                " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
-            )
-            .fetchone()
-        )
+        found = self._cursor().execute(FIND_SCHEMA).fetchone()
         if found is None:
             raise LoaderError(
                 f'database "{conn.info.dbname}" does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it'
@@ -41,11 +35,7 @@ class Database:
 
     def query(self, text: str) -> sql.Composed:
         """The statement `text`, in which {name} stands for an object of the extension and %s for a parameter."""
-        names = {
-            name: sql.SQL(sql.Identifier(self.schema, name).as_string(self.conn).replace("%", "%%"))
-            for name in _fields(text)
-        }
-        return sql.SQL(text).format(**names)
+        return statement(text, self.schema)
 
     def execute(self, text: str, *args: Any) -> psycopg.Cursor:
         """Run `text` with the parameters `args`."""
@@ -62,13 +52,13 @@ class Database:
 
     def copy(self, table: str, types: dict[str, str], rows: Iterable[Sequence[Any]]) -> None:
         """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type. LoaderError when not all arrive."""
-        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        copying = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             sql.Identifier(self.schema, table), sql.SQL(", ").join(map(sql.Identifier, types))
         )
         sent = 0
         with self._cursor() as cursor:
             try:
-                with cursor.copy(statement) as copy:
+                with cursor.copy(copying) as copy:
                     copy.set_types(list(types.values()))
                     for row in rows:
                         copy.write_row(row)
@@ -81,10 +71,6 @@ class Database:
                 raise LoaderError(f"{sent} rows were sent to {table}, and {cursor.rowcount} arrived")
 
 
-def _fields(text: str) -> set[str]:
-    return {part.split("}")[0] for part in text.split("{")[1:]}
-
-
 def fetched(cursor: psycopg.ServerCursor[Any], size: int) -> Iterator[Any]:
     """All rows of a cursor, `size` of them fetched at a time. psycopg 3.3.0's own iteration ends after the first ones."""
     more = True
@@ -95,11 +81,14 @@ def fetched(cursor: psycopg.ServerCursor[Any], size: int) -> Iterator[Any]:
 
 
 def connect(dsn: str) -> psycopg.Connection:
-    """A session in UTF-8; what `dsn` leaves out comes from the environment, as with psql.
+    """A session in UTF-8; what `dsn` leaves out comes from the environment, as with psql. What the server tells goes to stderr,
+    as that a model in training is waited for.
 
     Nothing is prepared, since a pooler in transaction mode may be in between.
     """
-    return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
+    conn = psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
+    conn.add_notice_handler(lambda said: print(said.message_primary, file=sys.stderr))
+    return conn
 
 
 def arguments(description: str | None, *, dsn: bool = True) -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ def convert(hub: HubModel, output: Path) -> None:
             header = {"descr": "<f4", "fortran_order": False, "shape": tensor.shape}
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for _, values in hub.blocks(name):
+                for values in hub.parts(name):
                     member.write(values.tobytes())
                     progress.update(values.nbytes)
         archive.comment = json.dumps(hub_metadata(hub.config.engine())).encode()

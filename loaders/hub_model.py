@@ -1,4 +1,4 @@
-"""A GPT-2 in files, whatever its kind (loaders/weights): our names, in blocks of rows, checked against its configuration.
+"""A GPT-2 in files, whatever its kind (loaders/weights): our names, in rows, checked against its configuration.
 
 What differs between those who write such files is made equal here: prefixes of names, linear weights as (out, in), a tied output
 layer that is there alone or twice, biases that a model does not have. What a file does not say about an architecture is told.
@@ -21,7 +21,7 @@ from loaders.common import LoaderError
 from loaders.weights.tensors import DTYPES, Tensor, Transposed, Weights, Zeros
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
-BLOCK_BYTES = 4 << 20  # of one column of llm_param; with grad, m and v a row stays within 16 MiB
+PART_BYTES = 4 << 20  # of a tensor that is read part by part
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,20 @@ class HubModel:
     def _equals_wte(self, head: Tensor) -> bool:
         wte = self.tensors["wte"]
         return head.shape == wte.shape and all(
-            np.array_equal(head.rows(*rows), wte.rows(*rows)) for rows in row_blocks(wte.shape)
+            np.array_equal(head.rows(*rows), wte.rows(*rows)) for rows in parts(wte.shape)
         )
 
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of one tensor in the blocks that llm_param stores; LoaderError when a value is not finite."""
-        for start, stop in row_blocks(self.tensors[name].shape):
-            values = self.tensors[name].rows(start, stop)
-            if not np.isfinite(values).all():
-                raise LoaderError(f"tensor {name} has a value that is not finite, in rows {start} to {stop - 1}")
-            yield start, values
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of one tensor; LoaderError when a value is not finite."""
+        values = self.tensors[name].rows(start, stop)
+        if not np.isfinite(values).all():
+            raise LoaderError(f"tensor {name} has a value that is not finite, in rows {start} to {stop - 1}")
+        return values
+
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """All rows of one tensor, some at a time."""
+        for start, stop in parts(self.tensors[name].shape):
+            yield self.rows(name, start, stop)
 
 
 def _configuration(found: Weights, activation: str | None) -> Config:
@@ -180,8 +184,8 @@ def _configuration(found: Weights, activation: str | None) -> Config:
     return Config.from_hub(said, found.generation, source=found.described)
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the rows of each block of a tensor; a vector is one block."""
-    rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
+def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the rows of a tensor that are read at a time."""
+    rows = max(1, PART_BYTES // (4 * prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])

@@ -7,16 +7,15 @@ Of a tokenizer beside them its chat template is taken, where the base has anothe
 """
 
 import sys
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.common import Database, LoaderError, arguments, connect, run
 from loaders.hub_tokenizer import chat_template
-from loaders.load_model import default_name, locate
+from loaders.load_model import default_name, insert_weights, locate
 from loaders.peft_adapter import PeftAdapter, configuration
 from loaders.vocabulary import chat_template_of, keep_chat_template
 
@@ -24,7 +23,6 @@ from loaders.vocabulary import chat_template_of, keep_chat_template
 def load_adapter(database: Database, directory: Path, base: str, model: str, *, replace: bool = False) -> None:
     """Make an adapter of `base` with the weights in `directory`; with `replace`, of one that is there. The caller commits."""
     found = PeftAdapter(directory, configuration(database, base))
-    settings = (found.adapter.r, found.adapter.alpha, list(found.adapter.targets), found.adapter.dropout_p)
     there = database.execute("SELECT 1 FROM {llm_model_config} WHERE model = %s", model).fetchone()
     if there and not replace:
         raise LoaderError(f'model "{model}" is there already; --replace replaces an adapter')
@@ -32,29 +30,13 @@ def load_adapter(database: Database, directory: Path, base: str, model: str, *, 
         what = "no adapter" if other is None else f'an adapter of "{other}"'
         raise LoaderError(f'model "{model}" is {what}, which an adapter of "{base}" does not replace; drop it first')
     if not there:
-        database.execute("SELECT {llm_adapter_create}(%s, %s, %s, %s, %s, %s)", model, base, *settings)
-    database.execute(
-        "UPDATE {llm_adapter} SET (r, alpha, targets, dropout_p, seed) = (%s, %s, %s, %s, NULL) WHERE model = %s",
-        *(*settings, model),
-    )
-    database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
-    database.copy(
-        "llm_param",
-        {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
-        weight_rows(found, model),
-    )
+        database.execute(
+            "SELECT {llm_adapter_create}(%s, %s)", model, base
+        )  # of some rank, which then becomes that of the file
+    insert_weights(database, model, {"base": base, **asdict(found.adapter)}, found, replace=True)
     template = chat_template(directory)  # that of its base where there is none
     if template is not None and template != chat_template_of(database, base):
         keep_chat_template(database, model, template)
-
-
-def weight_rows(found: PeftAdapter, model: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of llm_param that hold the adapter, with a progress bar."""
-    with bar(found.n_bytes(), f"weights of {model}") as progress:
-        for name in found.tensors:
-            for start, values in found.blocks(name):
-                yield model, name, start, list(values.shape), values.data.cast("B")
-                progress.update(values.nbytes)
 
 
 def main() -> None:

@@ -10,12 +10,16 @@ hub's hash.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import psycopg
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -65,41 +69,41 @@ def load_model(
     tokenizer: bool = True,
 ) -> None:
     """Register the configuration, insert the weights and, where there is one and `tokenizer` is true, the vocabulary. The caller
-    commits."""
+    commits. What an import of the server refuses is refused, as the configuration of another shape."""
     hub = HubModel(source, activation)
     if (base := database.base_of(model)) is not None:
         raise LoaderError(f'model "{model}" is an adapter of "{base}", which a model does not replace; drop it first')
     for note in hub.notes:
         print(f"{source}: {note}", file=sys.stderr)
-    if replace:
-        database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
-    elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
-        raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
-    columns = asdict(hub.config)
-    names = ", ".join(columns)
-    places = ", ".join("%s::int[]" if name == "stop_token_ids" else "%s" for name in columns)
-    database.execute(
-        f"INSERT INTO {{llm_model_config}} (model, {names}) VALUES (%s, {places}) ON CONFLICT (model) DO UPDATE SET"
-        f" ({names}) = ({', '.join(f'excluded.{name}' for name in columns)})",
-        model,
-        *(list(value) if isinstance(value, tuple) else value for value in columns.values()),
-    )
-    database.copy(
-        "llm_param",
-        {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
-        weight_rows(hub, model),
-    )
+    insert_weights(database, model, hub.config.engine().to_json(), hub, replace=replace)
     if tokenizer and (hub.vocabulary is not None or any((hub.directory / name).exists() for name in TOKENIZER_FILES)):
         load_vocabulary(database, hub, model, replace=replace)
 
 
-def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of llm_param that hold the model, with a progress bar."""
-    with bar(hub.config.n_bytes(), f"weights of {model}") as progress:
-        for name in hub.tensors:
-            for start, values in hub.blocks(name):
-                yield model, name, start, list(values.shape), values.data.cast("B")
+class Tensors(Protocol):
+    """Where weights come from."""
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of a tensor, by our name and in our orientation."""
+
+
+def insert_weights(database: Database, model: str, config: dict[str, Any], tensors: Tensors, *, replace: bool) -> None:
+    """Insert the rows that the server asks for, with a progress bar. While another session trains the model, it waits."""
+    begin = "SELECT name, token_id, shape FROM {llm_import_begin}(%s, %s, %s)"
+    try:
+        blocks = database.execute(begin, model, json.dumps(config), replace).fetchall()
+    except psycopg.errors.DuplicateObject:
+        raise LoaderError(f'model "{model}" has weights already; --replace replaces them') from None
+    with bar(sum(4 * prod(shape) for *_, shape in blocks), f"weights of {model}") as progress:
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            for name, first, shape in blocks:
+                values = tensors.rows(name, first, first + shape[0])
+                yield model, name, first, shape, values.data.cast("B")
                 progress.update(values.nbytes)
+
+        types = {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"}
+        database.copy("llm_param", types, rows())
 
 
 def load_vocabulary(database: Database, hub: HubModel, model: str, *, replace: bool) -> None:

@@ -7,7 +7,6 @@ are the transposes of ours. What computes something else than y = x W + b + (alp
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from pg_gpt2.formats.source import shown
 from loaders.common import Database, LoaderError, complete, read_json
 from loaders.hub_model import ADAPTER_CONFIG as CONFIG
 from loaders.hub_model import ADAPTER_WEIGHTS as WEIGHTS
-from loaders.hub_model import Config, row_blocks
+from loaders.hub_model import Config
 from loaders.weights import beginning, safetensors_file
-from loaders.weights.tensors import DTYPES, Tensor
+from loaders.weights.tensors import DTYPES, Transposed
 
 PREFIX, SUFFIX = "base_model.model.transformer.", ".weight"
 GPT2_TARGETS = ["c_attn"]  # what PEFT adapts where a configuration does not say what
@@ -174,7 +173,7 @@ class PeftAdapter:
     def __init__(self, directory: Path, base: GPT2Config) -> None:
         lora = LoraConfig(read_config(directory))
         self.adapter = lora.adapter(base.n_layer)
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Transposed] = {}
         shapes = replace(base, adapter=self.adapter).adapter_shapes()
         for name, tensor in safetensors_file.read(weights_file(directory)).tensors:
             ours = name.removeprefix(PREFIX).removesuffix(SUFFIX)
@@ -190,23 +189,17 @@ class PeftAdapter:
                     f"tensor {name} has shape {list(tensor.shape)}; with r = {self.adapter.r} and a base of d_model ="
                     f" {base.d_model} it is {list(shapes[ours][::-1])}"
                 )
-            self.tensors[ours] = tensor
+            self.tensors[ours] = Transposed(tensor)
         for name in shapes:
             if name not in self.tensors:
                 raise LoaderError(f"tensor {peft_name(name)} is missing")
 
-    def n_bytes(self) -> int:
-        """Bytes of all weights in float32."""
-        return sum(4 * math.prod(tensor.shape) for tensor in self.tensors.values())
-
-    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of one tensor, in our orientation, in the blocks that llm_param stores."""
-        tensor = self.tensors[name]
-        values = np.ascontiguousarray(tensor.rows(0, tensor.shape[0]).T)
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of one tensor, in our orientation."""
+        values = self.tensors[name].rows(start, stop)
         if not np.isfinite(values).all():
             raise LoaderError(f"tensor {peft_name(name)} has a value that is not finite")
-        for start, stop in row_blocks(values.shape):
-            yield start, values[start:stop]
+        return values
 
 
 def configuration(database: Database, model: str) -> GPT2Config:

@@ -15,6 +15,7 @@ REVOKE EXECUTE ON FUNCTION
     pg_llm_import_npz,
     llm_import_safetensors,
     llm_import_safetensors_sent,
+    llm_import_begin,
     pg_llm_export_safetensors,
     pg_llm_export_npz,
     llm_share_param,

@@ -1,4 +1,4 @@
--- Weights in and out: safetensors and NumPy files of the server, and byte strings.
+-- Weights in and out: safetensors and NumPy files of the server, byte strings, and rows that a client inserts.
 
 CREATE FUNCTION pg_llm_import_safetensors(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
@@ -36,6 +36,18 @@ RETURN @extschema@.llm_import_safetensors_sent(data, model, replace);
 COMMENT ON FUNCTION llm_import_safetensors IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
     'pg_llm_import_safetensors, without a config.json.';
+
+CREATE FUNCTION llm_import_begin(model text, config jsonb, replace boolean DEFAULT false)
+RETURNS TABLE (name text, token_id integer, shape integer[])
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @transfer.import_begin@;
+COMMENT ON FUNCTION llm_import_begin IS
+    'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
+    'first in its transaction. Returns the rows to insert, without their data. config has columns of llm_model_config by '
+    'their names; or of an adapter, which is there, its base and columns of llm_adapter. What an import refuses is '
+    'refused: a model in training is waited for, one that has weights keeps them unless replace is true, and its shape '
+    'stays. Adapters of the model use the rows as they come.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
 RETURNS bigint

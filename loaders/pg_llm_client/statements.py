@@ -79,9 +79,9 @@ class Statements:
 
     def ended_run(self, model: str | None) -> Statement:
         """The run_id of the model's run that ended last."""
-        query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'early', 'stopped')"
+        query = "SELECT run_id FROM {llm_run} WHERE model = %(model)s AND status IN ('finished', 'early', 'stopped')"
         latest = " ORDER BY finished_at DESC NULLS LAST LIMIT 1"
-        return sql.SQL(query + latest).format(sql.SQL(self._name("llm_run"))), {"model": model}
+        return statement(query + latest, self.schema), {"model": model}
 
     def rows(self, function: str, **arguments: Any) -> Statement:
         """SELECT * FROM function(...), in the order of its first column."""
@@ -106,13 +106,17 @@ class Statements:
             sql.SQL("{} => {}::{}").format(sql.Identifier(n), sql.Placeholder(n), sql.SQL(TYPES.get(n, "text")))
             for n in names
         )
-        return sql.SQL(self._name(function)) + sql.SQL("({})").format(given)
-
-    def _name(self, name: str) -> str:
-        return f"{quoted(self.schema)}.{quoted(name)}"
+        return statement(f"{{{function}}}", self.schema) + sql.SQL("({})").format(given)
 
 
-def quoted(name: str) -> str:
+def statement(text: str, schema: str) -> sql.Composed:
+    """The statement `text`, in which {name} stands for an object of the extension, which is in `schema`, and %s or %(name)s for
+    a parameter."""
+    names = {part.split("}")[0] for part in text.split("{")[1:]}
+    return sql.SQL(text).format(**{name: sql.SQL(f"{_quoted(schema)}.{_quoted(name)}") for name in names})
+
+
+def _quoted(name: str) -> str:
     """An identifier in a statement with parameters, where % would start one. psycopg 3.1 cannot quote without a connection."""
     return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import psycopg
-from pg_llm_client.statements import FIND_SCHEMA, quoted
+from pg_llm_client.statements import FIND_SCHEMA, statement
 from psycopg import errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -91,8 +91,7 @@ class Database:
 
     def query(self, text: str) -> sql.Composed:
         """The statement `text`, in which {name} stands for an object of the extension and %s or %(name)s for a parameter."""
-        names = {part.split("}")[0] for part in text.split("{")[1:]}
-        return sql.SQL(text).format(**{name: sql.SQL(f"{quoted(self._schema)}.{quoted(name)}") for name in names})
+        return statement(text, self._schema)
 
     @asynccontextmanager
     async def session(

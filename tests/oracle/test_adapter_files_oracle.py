@@ -57,7 +57,7 @@ def layers(model):
 
 def ours(found):
     """The same of a PeftAdapter."""
-    tensors = {name: np.concatenate([rows for _, rows in found.blocks(name)]) for name in found.tensors}
+    tensors = {name: found.rows(name, 0, tensor.shape[0]) for name, tensor in found.tensors.items()}
     names = {name.rpartition(".")[0] for name in tensors}
     return {name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], found.adapter.scale) for name in names}
 

@@ -51,7 +51,7 @@ def model(vocabulary):
 
 def read(path):
     hub = HubModel(path)
-    return hub, {name: np.concatenate([rows for _, rows in hub.blocks(name)]) for name in hub.tensors}
+    return hub, {name: np.concatenate(list(hub.parts(name))) for name in hub.tensors}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -99,7 +99,7 @@ def logits(model):
 
 
 def ours(hub):
-    params = {name: np.concatenate([rows for _, rows in hub.blocks(name)]) for name in hub.tensors}
+    params = {name: np.concatenate(list(hub.parts(name))) for name in hub.tensors}
     return gpt2.logits(Eager(), params, np.array([IDS]), hub.config.engine())[0]
 
 

@@ -401,6 +401,8 @@ STATEMENTS = [
     *(f"SELECT pg_llm_import_npz('{{folder}}/{name}.npz', 'e')" for name in NPZ),
     *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'e')" for name in SAFETENSORS),
     *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'q')" for name in WITHOUT_CONFIGURATION),
+    "SELECT llm_import_begin('q', '{\"n_embd\": 8}')",
+    "SELECT llm_import_begin('bare', '{\"base\": \"base\"}', true)",
     "SELECT pg_llm_import_npz(NULL, 'q')",
     "SELECT pg_llm_import_npz('relative.npz', 'q')",
     "SELECT pg_llm_import_npz('/no/such', 'q')",

@@ -113,6 +113,11 @@ STATEMENTS = {
     "llm_import_safetensors_sent": [
         "SELECT llm_import_safetensors_sent(string_agg(c, ''), '{m}', true) FROM llm_export_safetensors('north/poet') AS c"
     ],
+    "llm_import_begin": [
+        'SELECT * FROM llm_import_begin(\'{m}\', \'{{"n_layer": 1, "n_head": 2, "d_model": 8, "n_positions": 16,'
+        ' "vocab": 265, "eos_token_id": 264}}\', false)',
+        """SELECT * FROM llm_import_begin('{m}-adapter', '{{"base": "{m}"}}', true)""",
+    ],
     "pg_llm_import_safetensors": ["SELECT pg_llm_import_safetensors('{folder}/shown.safetensors', '{m}', true)"],
     "pg_llm_import_npz": ["SELECT pg_llm_import_npz('{folder}/shown.npz', '{m}', true)"],
     "pg_llm_load_bpe_vocab": ["SELECT pg_llm_load_bpe_vocab('{folder}/vocab.json', '{m}')"],

@@ -96,6 +96,7 @@ EXAMPLES = {
     "llm_import_safetensors": f"data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), {NEW}",
     "llm_import_safetensors_sent": "data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), replace => false,"
     f" {NEW}",
+    "llm_import_begin": f'{NEW}, config => \'{{"n_layer": 1, "n_head": 1, "d_model": 8, "n_positions": 8, "vocab": 20}}\'',
     "llm_export_safetensors": "model => 'm'",
     "pg_llm_import_safetensors": f"path => '/etc/passwd', {NEW}",
     "pg_llm_import_npz": f"path => '/etc/passwd', {NEW}",

@@ -16,6 +16,8 @@ WRITERS = {
     "copy": "SELECT llm_copy_model('other', 'm')",
     "drop": "SELECT llm_drop_model('m')",
     "import": "SELECT llm_import_safetensors(string_agg(c, ''), 'm', true) FROM llm_export_safetensors('other') AS c",
+    "loader": "SELECT llm_import_begin('m', to_jsonb(c) - $${model,preset,init_seed,chat_template}$$::text[], true) FROM"
+    " llm_model_config AS c WHERE model = 'm'",
     "vocabulary": "SELECT llm_train_bpe($$VALUES ('low')$$, 257, 'm')",
     "share": "SELECT llm_share_param('other', 'wte', NULL, 'm')",
     "checkpoint": "SELECT llm_checkpoint_load('m', id) FROM llm_checkpoint",

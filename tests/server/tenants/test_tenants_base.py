@@ -36,6 +36,9 @@ BASE = """
         "SELECT llm_train_step('tiny', '{1}', '{2}')",
         "SELECT llm_checkpoint_save('tiny')",
         "SELECT llm_import_safetensors(string_agg(c, ''), 'tiny', true) FROM llm_export_safetensors('tiny') AS c",
+        "INSERT INTO llm_param (model, name, token_id, shape, data) SELECT 'tiny', name, token_id, shape,"
+        " pg_llm_tensor(array_fill(1, ARRAY[shape[1] * coalesce(shape[2], 1)])) FROM llm_import_begin('tiny', (SELECT to_jsonb(c)"
+        " - '{model,preset,init_seed,chat_template}'::text[] FROM llm_model_config AS c WHERE model = 'tiny'), true)",
         "SELECT pg_llm_import_npz('{folder}/shown.npz', 'tiny', true)",
         "SELECT pg_llm_load_bpe_vocab('{folder}/vocab.json', 'tiny')",
         "SELECT llm_share_param('north/poet', 'wte', NULL, 'tiny')",

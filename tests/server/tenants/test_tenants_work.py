@@ -12,7 +12,7 @@ from tests.server.test_hidden_models import visible_models
 
 
 def test_a_tenant_can_work_with_what_is_its_own(connect, places):
-    """With the level admin: make, teach, save, compare, go back, copy, record, drop; but not take a vocabulary along."""
+    """With the level admin: make, teach, save, compare, go back, copy, record, fill, drop; but not take a vocabulary along."""
     conn = connect(options="-c role=north -c client_min_messages=warning")
     conn.execute("SELECT llm_adapter_create('north/new', 'tiny', targets => '{mlp.c_proj}')")
     conn.execute("SELECT llm_dataset_load($$SELECT repeat('low lower ', 40)$$, 'north/new', 8)")
@@ -31,6 +31,13 @@ def test_a_tenant_can_work_with_what_is_its_own(connect, places):
         conn.execute("SELECT llm_backprop(model => 'north/new')")
     (run,) = conn.execute("SELECT min(run_id) FROM llm_run").fetchone()
     assert conn.execute("SELECT count(*) > 0 FROM llm_replay(%s)", [run]).fetchone() == (True,)
+    conn.execute(
+        "INSERT INTO llm_param (model, name, token_id, shape, data) SELECT 'north/new', name, token_id, shape,"
+        " pg_llm_tensor(array_fill(0.1, ARRAY[shape[1] * shape[2]]))"
+        """ FROM llm_import_begin('north/new', '{"base": "tiny", "r": 2}', true)"""
+    )
+    assert conn.execute("SELECT r FROM llm_adapter WHERE model = 'north/new'").fetchone() == (2,)
+    conn.execute("SELECT llm_logits('{1}', 'north/new')")
     for statement in ("llm_adapter_merge('north/new', 'north/merged')", "llm_copy_model('tiny', 'north/copy')"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match=r"policy for table .llm_bpe_vocab"):
             conn.execute(f"SELECT {statement}")

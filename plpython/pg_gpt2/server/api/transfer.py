@@ -1,16 +1,18 @@
-"""Import and export of weights: files of the server, or bytes."""
+"""Import and export of weights: files of the server, bytes, or rows that a client inserts."""
 
+import dataclasses
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ... import host
-from ...core.config import GPT2Config, in_words
-from ...errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ...core.config import PRESETS, Adapter, GPT2Config, in_words
+from ...errors import InconsistentData, InvalidParameter, UndefinedFile, UndefinedObject, WrongState, require
 from ...formats import (
     MAX_CONFIG_BYTES,
     Checkpoint,
@@ -23,10 +25,13 @@ from ...formats import (
     write_npz,
     write_safetensors,
 )
+from ...formats.checkpoint import COUNTS
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
 from ..storage import adapters, server_files, sharing, store
+
+ROW_BYTES = 400  # of Python's objects that say which row of llm_param is meant
 
 
 @entry
@@ -81,14 +86,19 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
         store.require_memory_of_batches(4 * config.n_trained())
-        if replace:
-            db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-            sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
-        if config.adapter is None:
-            store.register(model, config)
+        _make_room(model, config, replace)
         store.insert_params(model, checkpoint.tensors(config))
         adapters.follow(model)
         return len(config.trained_shapes())
+
+
+def _make_room(model: str, config: GPT2Config, replace: bool | None) -> None:
+    """Register the configuration, unless it is an adapter's, and remove the weights that are replaced."""
+    if replace:
+        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+    if config.adapter is None:
+        store.register(model, config)
 
 
 def _configuration(
@@ -111,6 +121,75 @@ def _configuration(
             f" heads as in llm_model_config, with {in_words(config.architecture())}"
         )
     return agreed(model, config, said, "the file's metadata")
+
+
+@entry
+def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[str, int, list[int]]]:
+    """The rows of llm_param, without their data, that the caller inserts next in its transaction."""
+    store.require_name(model)
+    require(config=config)
+    base, said = _described(config)
+    store.lock(model)
+    if not replace:
+        store.require_no_weights(model)
+    wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
+    rows = list(_rows(wanted))
+    _make_room(model, wanted, replace)
+    adapters.follow(model, [(name, start) for name, start, _ in rows])
+    return rows
+
+
+def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
+    """Name, token_id and shape of each row that holds the model, of an adapter its own."""
+    count = (
+        2 * 4 * config.n_trained() // store.BLOCK_BYTES
+    )  # of a tensor, all rows but the last are more than half full
+    host.require_memory(ROW_BYTES * count, f"a list of {count} rows of llm_param")
+    for name, shape in config.trained_shapes().items():
+        for start, stop in store.row_blocks(shape):
+            host.check_interrupts()
+            yield name, start, [stop - start, *shape[1:]]
+
+
+def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:
+    """What an object of JSON describes: a model, or an adapter, and of that the name of its base. 22023 where it is neither."""
+    try:
+        said: dict[str, Any] = dict(json.loads(config))
+        base = said.pop("base", None)
+        if unknown := said.keys() - (store.COLUMNS.keys() if base is None else store.ADAPTER_FIELDS):
+            raise ValueError(f"{min(unknown):.80} is no such column")
+        if base is None:
+            return None, GPT2Config(**{**dict.fromkeys(COUNTS), **said})
+        if "targets" in said:
+            said["targets"] = tuple(said["targets"])
+        return base, Adapter(**said)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidParameter(
+            f"config is that of neither a model nor an adapter: {error}",
+            hint="Give columns of llm_model_config by their names, or of llm_adapter, with its base.",
+        ) from None
+
+
+def _as_model(model: str, said: GPT2Config) -> GPT2Config:
+    """The configuration of `model`, with which `said` agrees; `said`, where it has none or is a preset without weights."""
+    adapters.refuse(model, "become another model")
+    known = store.find_config(model)
+    if known is None or (known == PRESETS.get(model) and not store.has_weights(model)):
+        return said
+    return agreed(model, known, said.to_json() | said.architecture(), "config")
+
+
+def _as_adapter(model: str, base: str | None, said: Adapter) -> GPT2Config:
+    """The configuration of an adapter of `base`, which becomes `said`; 55000 where `model` is none."""
+    known, found = store.config(model), adapters.base_of(model)
+    if found is None or found != base:
+        raise WrongState(
+            f'"{model}" is no adapter of "{base}"',
+            hint=f"llm_adapter_create('{model}', '{base}') makes one, once llm_drop_model has dropped what has the name.",
+        )
+    adapters.change(model, said)
+    db.run("UPDATE {schema}.llm_adapter SET seed = NULL WHERE model = $1", ["text"], model)
+    return dataclasses.replace(known, adapter=said)
 
 
 @entry

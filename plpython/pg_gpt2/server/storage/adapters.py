@@ -4,7 +4,7 @@ An adapter has a row of llm_model_config, one of llm_adapter, its own tensors in
 of llm_param_share. What it is made of in memory is in `weights`; what it computes, in core/gpt2.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -80,8 +80,9 @@ def insert(model: str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
 
 
-def follow(base: str) -> None:
-    """Give the adapters of a model whose rows were replaced the blocks that it has now. The caller has the model's lock."""
+def follow(base: str, coming: Sequence[tuple[str, int]] | None = None) -> None:
+    """Give the adapters of a model whose rows were replaced the blocks that it has now, or the rows of its own that are `coming`,
+    by name and token_id. The caller has the model's lock."""
     if db.row("SELECT 1 FROM {schema}.llm_adapter WHERE base = $1 LIMIT 1", ["text"], base) is None:
         return  # before the lock, which takes a right that reading does not
     # An adapter that is being dropped is waited for: its row of llm_adapter goes first.
@@ -94,7 +95,17 @@ def follow(base: str) -> None:
         ["text"],
         base,
     )
-    _share(base, [row["model"] for row in rows])
+    models = [row["model"] for row in rows]
+    if coming is None:
+        _share(base, models)
+    else:
+        names, firsts = map(list, zip(*coming))
+        db.run(
+            "INSERT INTO {schema}.llm_param_share SELECT $1, name, first, adapter, name, first"
+            " FROM unnest($2, $3) AS block (name, first), unnest($4) AS adapter",
+            ["text", "text[]", "int4[]", "text[]"],
+            *(base, names, firsts, models),
+        )
 
 
 def _share(base: str, adapters: list[str]) -> None:
