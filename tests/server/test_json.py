@@ -335,11 +335,12 @@ def test_settings_of_the_session_do_not_change_a_schema(module_conn):
     with module_conn.transaction(force_rollback=True):
         module_conn.execute(
             "CREATE TABLE t (d date CHECK (d IN ('2024-12-31')), p text CHECK (p ~ '^\\d$'), s text CHECK (s = 'a\\b'),"
-            " f float CHECK (f = '0.12345678901234567'))"
+            " f float CHECK (f = '0.12345678901234567'), u uuid NOT NULL, \"A b\" date NOT NULL)"
         )
         expected = one(module_conn, "SELECT llm_json_schema('t')")
         module_conn.execute(
-            "SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off; SET LOCAL extra_float_digits = -9"
+            "SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off; SET LOCAL extra_float_digits = -9;"
+            "SET LOCAL quote_all_identifiers = on"
         )
         assert one(module_conn, "SELECT llm_json_schema('t')") == expected
         assert expected["properties"]["d"]["anyOf"][0] == {"enum": ["2024-12-31"]}
