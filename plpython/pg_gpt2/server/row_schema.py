@@ -362,8 +362,10 @@ def _matches(value: str, pattern: str) -> bool:
 def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     low, high, scale = _range(base)
     if wanted.values is not None:
-        good = [v for v in wanted.values if _is_stored(v, base.name, scale)]
-        return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
+        good = [v for v in wanted.values if _is_stored(v, base.name, scale) and _is_within(v, low, high, wanted)]
+        if scale is not None and scale <= 0:  # types of integers read no point
+            good = [v.to_integral_value() for v in good]
+        return {"enum": [_written(v) for v in _distinct(good)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
     if wanted.low is not None:
