@@ -257,6 +257,19 @@ def test_a_number_is_written_plainly():
     ]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "between"),
+    [
+        ("0", "1e-12", "0.0000000000005"),
+        ("-1e-9", "0", "-0.0000000001"),
+        ("100000000000000000000", "100000000000000000001", "100000000000000000000.9"),
+    ],
+)
+def test_open_bounds_that_are_neighbours_have_numbers_between_them(low, high, between):
+    schema = f'{{"type": "number", "exclusiveMinimum": {low}, "exclusiveMaximum": {high}}}'
+    assert fits(schema, between, *(format(Decimal(end), "f") for end in (low, high))) == [between]
+
+
 def test_bounds_keep_all_their_digits():
     schema = '{"type": "number", "maximum": 999999999999999999.99, "minimum": 999999999999999999.98}'
     numbers = [f"999999999999999999.{end}" for end in ("97", "98", "99")]

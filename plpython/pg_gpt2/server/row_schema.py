@@ -374,10 +374,17 @@ def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     try:
         grammar(schema)
     except InvalidParameter:  # no number is within
+        if base.name in _FLOATS and _is_range(wanted):
+            return kind, ["bounds that few numbers are between"]
         return {"enum": []}, []
     except LimitExceeded:
         return kind, ["bounds of many digits"]
     return schema, []
+
+
+def _is_range(wanted: Conditions) -> bool:
+    """Whether some number is within what is wanted, before a type rounds the bounds."""
+    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
 
 
 def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:

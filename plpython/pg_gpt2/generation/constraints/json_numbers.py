@@ -8,6 +8,7 @@ keeps, and so many behind it that the whole has 15, but not more than 9.
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 from ...errors import LimitExceeded
 from ...limits import MOST_BOUND_DIGITS
@@ -31,7 +32,7 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
     for bound in (low, high):
         if bound is not None:
             _require_short(bound.value)
-    places = 0 if whole else _places([bound.value for bound in (low, high) if bound is not None])
+    places = 0 if whole else _places([bound for bound in (low, high) if bound is not None])
     if low is None:
         low = Bound(_beyond(high.value.copy_negate() if high else Decimal(0)).copy_negate(), True)
     if high is None:
@@ -65,12 +66,15 @@ def _digits(value: Decimal) -> tuple[str, str]:
     return before.lstrip("0") or "0", behind.rstrip("0")
 
 
-def _places(bounds: list[Decimal]) -> int:
+def _places(bounds: list[Bound]) -> int:
     """How many digits a number between `bounds` may have behind the point: as many as they have, and as many more as are kept
-    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too."""
-    found = [_digits(bound) for bound in bounds]
+    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too. One more
+    where otherwise none would be between the two."""
+    found = [_digits(bound.value) for bound in bounds]
     before = max((len(before) for before, _ in found), default=0)
-    return max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
+    places = max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
+    ends = [Fraction(bound.value) for bound in bounds if bound.open]
+    return places + (len(ends) == 2 and ends[1] - ends[0] == Fraction(1, 10**places))
 
 
 def _beyond(bound: Decimal) -> Decimal:
