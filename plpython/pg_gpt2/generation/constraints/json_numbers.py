@@ -32,7 +32,9 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
     for bound in (low, high):
         if bound is not None:
             _require_short(bound.value)
-    places = 0 if whole else _places([bound for bound in (low, high) if bound is not None])
+    places = 0 if whole else _places([bound.value for bound in (low, high) if bound is not None])
+    if not whole and _are_neighbours(low, high, places):
+        places += 1
     if low is None:
         low = Bound(_beyond(high.value.copy_negate() if high else Decimal(0)).copy_negate(), True)
     if high is None:
@@ -48,6 +50,13 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
 
 def _negated(bound: Bound) -> Bound:
     return Bound(bound.value.copy_negate(), bound.open)
+
+
+def _are_neighbours(low: Bound | None, high: Bound | None, places: int) -> bool:
+    """Whether both bounds are open, and no number of so many digits behind the point is between them."""
+    if low is None or high is None or not (low.open and high.open):
+        return False
+    return Fraction(high.value) - Fraction(low.value) == Fraction(1, 10**places)
 
 
 def _require_short(value: Decimal) -> None:
@@ -66,15 +75,12 @@ def _digits(value: Decimal) -> tuple[str, str]:
     return before.lstrip("0") or "0", behind.rstrip("0")
 
 
-def _places(bounds: list[Bound]) -> int:
+def _places(bounds: list[Decimal]) -> int:
     """How many digits a number between `bounds` may have behind the point: as many as they have, and as many more as are kept
-    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too. One more
-    where otherwise none would be between the two."""
-    found = [_digits(bound.value) for bound in bounds]
+    by a reader who takes numbers for doubles, so that what is below an open bound is below it for that one, too."""
+    found = [_digits(bound) for bound in bounds]
     before = max((len(before) for before, _ in found), default=0)
-    places = max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
-    ends = [Fraction(bound.value) for bound in bounds if bound.open]
-    return places + (len(ends) == 2 and ends[1] - ends[0] == Fraction(1, 10**places))
+    return max([max(0, min(POINT, WHOLE - before)), *(len(behind) for _, behind in found)])
 
 
 def _beyond(bound: Decimal) -> Decimal:
