@@ -1,7 +1,8 @@
 """Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
 
-A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is
-refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
+A text that is made of the grammar matches the whole pattern in both; only PostgreSQL has [[:alpha:]] and the like. What else
+they read differently, or what is not regular, is refused with its place. There is no recursion: a pattern may be nested as deeply
+as it is long.
 """
 
 from ... import host
