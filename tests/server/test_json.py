@@ -317,6 +317,10 @@ def test_a_domain_that_refuses_null_may_be_left_out_or_within_a_row(module_conn)
         said = generated(module_conn, schema)
         module_conn.execute("INSERT INTO t (a) SELECT a FROM jsonb_to_record(%s) AS r (a boolean)", [said])
         assert inserted(module_conn, "u") is None
+        kept = one(module_conn, "SELECT llm_json_schema('kept')")
+        assert (kept["required"], kept.get("$comment")) == (["k", "a", "s"], None)
+        made = "SELECT (jsonb_populate_record(NULL::kept, %s)).k IS NOT NULL"
+        assert one(module_conn, made, generated(module_conn, kept))
 
 
 def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):

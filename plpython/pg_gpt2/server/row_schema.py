@@ -107,7 +107,8 @@ def _relation(found: db.Row) -> Schema:
     for column in _columns(found["oid"]):
         own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
         base = _base(column["atttypid"], column["atttypmod"])
-        if filled := column["filled"] or (base.has_default and "default"):
+        has_default = base.has_default and found["relkind"] != "c"  # nothing is inserted into a type
+        if filled := column["filled"] or (has_default and "default"):
             out.append(f"{column['attname']} ({filled})")
             if _may_refuse_null(base):
                 refusing.append(column["attname"])
