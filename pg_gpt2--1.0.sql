@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 01868d8dad99 @extschema@'] = importer['import_package']('pg_gpt2 01868d8dad99 @extschema@', '@extschema@')
+    GD['pg_gpt2 a2e888cf1982 @extschema@'] = importer['import_package']('pg_gpt2 a2e888cf1982 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 01868d8dad99 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 a2e888cf1982 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -9900,6 +9900,7 @@ keeps, and so many behind it that the whole has 15, but not more than 9.
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 from ...errors import LimitExceeded
 from ...limits import MOST_BOUND_DIGITS
@@ -9924,6 +9925,8 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
         if bound is not None:
             _require_short(bound.value)
     places = 0 if whole else _places([bound.value for bound in (low, high) if bound is not None])
+    if not whole and _are_neighbours(low, high, places):
+        places += 1
     if low is None:
         low = Bound(_beyond(high.value.copy_negate() if high else Decimal(0)).copy_negate(), True)
     if high is None:
@@ -9939,6 +9942,13 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
 
 def _negated(bound: Bound) -> Bound:
     return Bound(bound.value.copy_negate(), bound.open)
+
+
+def _are_neighbours(low: Bound | None, high: Bound | None, places: int) -> bool:
+    """Whether both bounds are open, and no number of so many digits behind the point is between them."""
+    if low is None or high is None or not (low.open and high.open):
+        return False
+    return Fraction(high.value) - Fraction(low.value) == Fraction(1, 10**places)
 
 
 def _require_short(value: Decimal) -> None:
@@ -10054,13 +10064,14 @@ An object has its required properties first, in the order of `required`, then ot
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import unquote
 
 from ... import host
-from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, shown
+from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, shown
 from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ...options import Written, read_object
 from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
@@ -10086,6 +10097,12 @@ GENERAL = ("type", "enum", "const", "anyOf", "$ref")
 SUPPORTED = (*GENERAL, *dict.fromkeys(keyword for keywords in KEYWORDS.values() for keyword in keywords))
 WITHOUT_TYPE = ("string", "number", "object", "array")  # what keywords of these types say where there is no `type`
 EXAMPLE = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+LISTS = {
+    "type": '"type": ["string", "null"]',
+    "enum": '"enum": ["low", "high"]',
+    "anyOf": '"anyOf": [{"type": "string"}, {"type": "null"}]',
+    "required": '"required": ["name"]',
+}
 MOST_TEXT_LEVELS = 4 * MOST_SCHEMA_LEVELS  # of JSON that is a schema: one within the other may be three levels below
 BYTES = 20_000  # of memory, that a schema within the schema takes
 INSTEAD = {
@@ -10325,8 +10342,10 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
             raise _wrong(where, f"pattern must be a text, not {shown(said['pattern'])}", 'Example: "^[a-z]+$".')
-        node = of_pattern(said["pattern"])
-    return quoted(spelled(of_length(node, least, most)))
+        with _placed(where):
+            node = of_pattern(said["pattern"])
+    with _placed(where):
+        return quoted(spelled(of_length(node, least, most)))
 
 
 def _number(said: Mapping[str, Any], where: str, whole: bool) -> Node:
@@ -10334,7 +10353,8 @@ def _number(said: Mapping[str, Any], where: str, whole: bool) -> Node:
     highs = [_bound(said, where, "maximum", False), _bound(said, where, "exclusiveMaximum", True)]
     low = max((bound for bound in lows if bound), key=lambda bound: (bound.value, bound.open), default=None)
     high = min((bound for bound in highs if bound), key=lambda bound: (bound.value, not bound.open), default=None)
-    return numbers(low, high, whole)
+    with _placed(where):
+        return numbers(low, high, whole)
 
 
 def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> Bound | None:
@@ -10387,7 +10407,8 @@ def _counts(said: Mapping[str, Any], where: str, lowest: str, highest: str) -> t
 
 def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise _wrong(where, f"{keyword} must be a list, not {shown(value)}", 'Example: "enum": ["low", "high"].')
+        kind = "a list of one or more" if least else "a list"
+        raise _wrong(where, f"{keyword} must be {kind}, not {shown(value)}", f"Example: {LISTS[keyword]}.")
     return value
 
 
@@ -10403,6 +10424,15 @@ def _unsupported(where: str, what: str, hint: str) -> FeatureNotSupported:
 
 def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
     return InvalidParameter(f"JSON schema at {where}: {what}", hint=hint)
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Errors of what knows nothing of the schema name the place in it."""
+    try:
+        yield
+    except PgGpt2Error as error:
+        raise type(error)(f"JSON schema at {where}: {error.message}", hint=error.hint, detail=error.detail) from None
 
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:
@@ -10482,7 +10512,7 @@ def of_pattern(pattern: str) -> Node:
 
     These two may stand at the beginning and the end of the pattern or of one of its alternatives; 0A000 elsewhere.
     """
-    found = []
+    found, place = [], 0
     for one in _alternatives(pattern):
         begins, ends = one[:1] == ["^"], one[-1:] == ["$"]
         inner = one[begins : len(one) - ends]
@@ -10491,7 +10521,8 @@ def of_pattern(pattern: str) -> Node:
                 f"{anchor} inside of the pattern {pattern[:60]} is not supported",
                 hint="^ and $ may stand at its beginning and end, and at those of its alternatives.",
             )
-        middle = regex.parse("".join(inner))
+        middle = regex.parse("".join(inner), place + begins)
+        place += sum(map(len, one)) + 1
         found.append(seq(EMPTY if begins else ANYTHING, middle, EMPTY if ends else ANYTHING))
     return either(*found)
 
@@ -10679,8 +10710,9 @@ class _Cutter:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.regex', $pg_gpt2_source$"""Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
 
-A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is
-refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
+A text that is made of the grammar matches the whole pattern in both; only PostgreSQL has [[:alpha:]] and the like. What else
+they read differently, or what is not regular, is refused with its place. There is no recursion: a pattern may be nested as deeply
+as it is long.
 """
 
 from ... import host
@@ -10711,11 +10743,12 @@ _GROUPS = {  # what may follow "(?", and why it is refused
 }
 
 
-def parse(pattern: str) -> Node:
-    """The grammar of the texts that match a whole pattern. 2201B where it cannot be read or is not regular."""
+def parse(pattern: str, before: int = 0) -> Node:
+    """The grammar of the texts that match a whole pattern. 2201B where it cannot be read or is not regular; errors count its
+    characters, and so many that stood `before` it."""
     if len(pattern) > MANY_CHARACTERS:
         host.require_memory(BYTES_A_CHARACTER * len(pattern), f"a pattern of {len(pattern)} characters")
-    return _Parser(pattern).parse()
+    return _Parser(pattern, before).parse()
 
 
 class _Group:
@@ -10769,8 +10802,9 @@ class _Group:
 
 
 class _Parser:
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, before: int) -> None:
         self.pattern = pattern
+        self.before = before
         self.at = 0
         self.groups = [_Group(0, at_start=True)]
 
@@ -10978,10 +11012,10 @@ class _Parser:
         return self.pattern[self.at + ahead : self.at + ahead + 1]
 
     def refuse(self, reason: str, place: int | None = None) -> InvalidRegularExpression:
-        number = 1 + (self.at if place is None else place)
+        number = 1 + self.before + (self.at if place is None else place)
         return InvalidRegularExpression(
             f"the regular expression cannot be used, character {number}: {reason}",
-            hint="It may have literals, classes, groups, alternatives and quantifiers; the whole text matches it.",
+            hint="It may have literals, classes, groups, alternatives and quantifiers.",
         )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.constraints.utf8', $pg_gpt2_source$"""Code points as bytes of UTF-8: which sequences of ranges of bytes are a range of characters."""
@@ -18744,9 +18778,18 @@ _TOKEN = re.compile(
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _WORDS_OF_TYPES = {"varying", "precision", "without", "with", "time", "zone"}
 _LENGTHS = {"length", "char_length", "character_length"}
-_TEXTS = {"text", "character varying", "bpchar", "character"}
+_TEXTS = {"text", "character varying"}
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "double precision", "real"}
 _WHOLE = {"smallint", "integer", "bigint"}
+_WIDER = {  # types that keep all values of one as they are; text drops blanks that end a character(n)
+    "text": _TEXTS,
+    "character varying": _TEXTS,
+    "character": {"bpchar"},
+    "smallint": {*_WHOLE, "numeric", "real", "double precision"},
+    "integer": {"integer", "bigint", "numeric", "double precision"},
+    "bigint": {"bigint", "numeric"},
+    "real": {"real", "double precision"},
+}
 MOST_NESTED = 50
 
 Node = tuple[Any, ...]
@@ -18994,9 +19037,9 @@ class _Reader:
         value = self.constant(right)
         if sign == "=":
             return Conditions(values=[value])
-        if sign == "~" and isinstance(value, str) and self.kind in ("text", "character varying"):
+        if sign == "~" and isinstance(value, str) and self.kind in _TEXTS:
             return Conditions(patterns=[value])
-        if sign == "<>" and value == "" and self.kind in ("text", "character varying"):
+        if sign == "<>" and value == "" and self.kind in _TEXTS:
             return Conditions(least=1)
         if isinstance(value, Decimal) and sign in (">", ">="):
             return Conditions(low=(value, sign == ">"))
@@ -19007,7 +19050,7 @@ class _Reader:
     def length(self, sign: str, inside: Node, right: Node) -> Conditions:
         """length(column) compared with a number of characters."""
         size = self.constant(right)
-        known = self.is_column(inside) and self.kind in ("text", "character varying")
+        known = self.is_column(inside) and self.kind in _TEXTS
         if not known or not isinstance(size, Decimal) or size != int(size):
             raise _NotUnderstoodError
         count = int(size)
@@ -19025,9 +19068,7 @@ class _Reader:
         """Whether a node is the column, perhaps converted to a type that keeps its values as they are."""
         while node[0] == "cast":
             _, node, to = node
-            kept = self.kind in _TEXTS and to in _TEXTS - {"character"}
-            wider = self.kind in _WHOLE and to in (*_WHOLE, "numeric", "double precision")
-            if not (kept or wider or (self.kind == "real" and to == "double precision")):
+            if to not in _WIDER.get(self.kind, ()):
                 return False
         return node == ("column", self.column)
 
@@ -19042,14 +19083,14 @@ class _Reader:
         if node[0] == "boolean":
             return _within_family(node[1], casts, {"boolean"})
         if node[0] == "text" and self.kind not in _NUMBERS and not (casts and casts[-1] in _NUMBERS):
-            return _within_family(node[1], casts, {self.kind, *_TEXTS} - {"character"})
+            return _within_family(node[1], casts, {self.kind, *_TEXTS, *_WIDER.get(self.kind, ())} - {"character"})
         return _number(_within_family(node[1], casts, _NUMBERS), casts[::-1])
 
     def array(self, node: Node) -> list[Node]:
         """The members of an array of constants, each converted as the array is."""
         if node[0] == "cast":
             _, node, to = node
-            if not to.endswith("[]") or to[:-3] not in (_TEXTS | _NUMBERS) - {"character", *_WHOLE}:
+            if not to.endswith("[]") or to[:-3] not in {"bpchar", *_TEXTS, *_NUMBERS} - _WHOLE:
                 raise _NotUnderstoodError
             return [("cast", item, to[:-3]) for item in self.array(node)]
         if node[0] != "array":
@@ -19077,6 +19118,8 @@ def _number(said: str | Decimal, casts: list[str]) -> Decimal:
             raise _NotUnderstoodError
         if to == "real":
             value = _short(_as_real(value))
+        if to == "double precision":
+            value = Decimal(repr(float(value)))
         inexact = to in ("real", "double precision")
     return value
 
@@ -20356,6 +20399,50 @@ def release_memory() -> None:
     if trim is not None:
         trim(0)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.row_constraints', $pg_gpt2_source$"""Constraints on the rows of a relation, as the catalogs have them: CHECKs with their texts, of the others the names.
+
+What a DEFAULT or an identity gives is taken to fulfil them: a schema has no part in it.
+"""
+
+from . import db
+
+_KINDS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY", "i": "UNIQUE INDEX"}
+
+
+def checks(column: str, oid: int) -> list[tuple[str, str, list[int]]]:
+    """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain. 0 stands for the whole row, a
+    negative number for a column of the server."""
+    rows = db.query(
+        f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
+        f" WHERE {column} = $1 AND contype = 'c' ORDER BY conname",
+        ["oid"],
+        oid,
+    )
+    return [(row["conname"], row["expression"], row["conkey"] or []) for row in rows]
+
+
+def on_other_rows(relation: int) -> list[str]:
+    """Constraints on what other rows there are, which no schema can hold. Their key has 0 for an expression."""
+    rows = db.query(
+        "SELECT name, kind FROM ("
+        "SELECT conname AS name, contype AS kind, conkey AS key FROM pg_constraint"
+        " WHERE conrelid = $1 AND contype IN ('p', 'u', 'x', 'f')"
+        " UNION ALL SELECT relname, 'i', (indkey::int2[])[0:indnkeyatts - 1] FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
+        " WHERE indrelid = $1 AND indisunique AND NOT EXISTS ("
+        "SELECT FROM pg_constraint WHERE conindid = indexrelid AND contype IN ('p', 'u', 'x'))) AS k"
+        " WHERE 0 = ANY (key) OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY (key)"
+        " AND (attgenerated <> '' OR NOT atthasdef AND attidentity = '')) ORDER BY name",
+        ["oid"],
+        relation,
+    )
+    return [f"{_KINDS[row['kind']]} {row['name']}" for row in rows]
+
+
+def of_partitions(relation: db.Row) -> list[str]:
+    """What a table that is partitioned, or a partition, has beside its own constraints."""
+    found = ["the bounds of the partition"] if relation["relispartition"] else []
+    return found + (["the bounds and own constraints of its partitions"] if relation["relkind"] == "p" else [])
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.row_schema', $pg_gpt2_source$"""The JSON schema of a row: what jsonb_populate_record turns into a row that a table takes.
 
 Every column that is described is required, in the order of the columns, and may be null unless the table forbids it. Left out is
@@ -20363,7 +20450,7 @@ what the server fills in (defaults, identities, generated columns), and a column
 null. $comment says what was left out, and which constraints the schema does not hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
@@ -20374,7 +20461,7 @@ from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt
 from ..generation.constraints.json_schema import grammar, json_text
 from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ..options import Written
-from . import db
+from . import db, row_constraints
 from .check_expressions import Conditions, conditions
 
 Schema = dict[str, Any]
@@ -20390,12 +20477,15 @@ _FORMATS = {
     "timestamp with time zone": "date-time",
 }
 _ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
-_CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
 _exact = Context(prec=3000)
 
 
 class _NoSchemaError(Exception):
-    """A type that no schema describes; its name is the argument."""
+    """A type that no schema describes, by its name; the constraints on it are not held."""
+
+    def __init__(self, kind: str, unheld: list[str]) -> None:
+        super().__init__(kind)
+        self.kind, self.unheld = kind, unheld
 
 
 @dataclass(frozen=True)
@@ -20416,7 +20506,8 @@ class _Size:
     def __init__(self, relation: str) -> None:
         self.relation = relation
         self.count = self.level = 0
-        self.rows: dict[int, tuple[Schema, list[str], int]] = {}  # rows within it that were made, and their counts
+        # rows within it that were made, with what they do not hold and their counts
+        self.rows: dict[tuple[int, bool], tuple[Schema, list[str], int]] = {}
 
     def __enter__(self) -> None:
         self.level += 1
@@ -20454,31 +20545,43 @@ def schema_of(relation: str) -> str:
 
 
 def _relation(found: db.Row) -> Schema:
-    checks = _checks("conrelid", found["oid"])
+    checks = row_constraints.checks("conrelid", found["oid"])
     properties: Schema = {}
     size = _Size(found["name"])
-    out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
+    out, refusing, unheld = [], [], row_constraints.of_partitions(found)
     for column in _columns(found["oid"]):
-        if column["filled"]:
-            out.append(f"{column['attname']} ({column['filled']})")
-            continue
         own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
+        base = _base(column["atttypid"], column["atttypmod"])
+        has_default = base.has_default and found["relkind"] != "c"  # nothing is inserted into a type
+        if filled := column["filled"] or (has_default and "default"):
+            out.append(f"{column['attname']} ({filled})")
+            if _may_refuse_null(base):
+                refusing.append(column["attname"])
+            if filled == "generated":
+                unheld += _of_generated(column, base, own)
+            continue
         try:
             with size:
-                schema, more = _column(column, own, found["name"], size)
+                properties[column["attname"]], more = _column(column, base, own, found["name"], size)
         except _NoSchemaError as error:
-            if column["attnotnull"] or error.args[1]:
-                raise _cannot(column, found["name"], error.args[0]) from None
-            out.append(f"{column['attname']} ({error.args[0]})")
-            continue
-        if schema is None:
-            out.append(f"{column['attname']} (default)")
-            continue
-        properties[column["attname"]] = schema
+            out.append(f"{column['attname']} ({error.kind})")
+            more = error.unheld
         unheld += more
-    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1]
-    unheld += _other_constraints(found["oid"])
-    return _object(properties) | _comment(out, unheld)
+    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1 or columns[0] < 1]
+    unheld += row_constraints.on_other_rows(found["oid"])
+    return _object(properties) | _comment(out, unheld, refusing)
+
+
+def _may_refuse_null(base: _Base) -> bool:
+    """Whether a domain is not known to take the null that jsonb_populate_record gives for a property that is not there."""
+    wanted, unheld = _conditions(base, [], "")
+    return base.not_null or wanted.not_null or bool(unheld)
+
+
+def _of_generated(column: db.Row, base: _Base, checks: list[tuple[str, str]]) -> list[str]:
+    """Constraints on what a generated column is, which follows from the other columns."""
+    not_null = [f"NOT NULL {column['attname']}"] if column["attnotnull"] or base.not_null else []
+    return not_null + [f"CHECK {name}" for name, _ in (*base.checks, *checks)]
 
 
 def _object(properties: Schema) -> Schema:
@@ -20490,9 +20593,10 @@ def _object(properties: Schema) -> Schema:
     }
 
 
-def _comment(out: list[str], unheld: list[str]) -> Schema:
-    parts = [("Left out: ", out), ("Not held: ", unheld)]
-    said = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+def _comment(out: list[str], unheld: Sequence[str] = (), refusing: Sequence[str] = ()) -> Schema:
+    by_record = "Rows by jsonb_to_record only, as a domain may refuse the null of jsonb_populate_record"
+    parts = {"Left out": out, "Not held": unheld, by_record: refusing}
+    said = " ".join(f"{what}: {', '.join(names)}." for what, names in parts.items() if names)
     return {"$comment": said} if said else {}
 
 
@@ -20514,45 +20618,21 @@ def _columns(relation: int) -> list[db.Row]:
     )
 
 
-def _checks(column: str, oid: int) -> list[tuple[str, str, list[int]]]:
-    """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain."""
-    rows = db.query(
-        f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
-        f" WHERE {column} = $1 AND contype = 'c' ORDER BY conname",
-        ["oid"],
-        oid,
-    )
-    return [(row["conname"], row["expression"], row["conkey"] or []) for row in rows]
-
-
-def _other_constraints(relation: int) -> Iterator[str]:
-    """Constraints on what other rows there are, which no schema can hold."""
-    rows = db.query(
-        "SELECT conname, contype FROM pg_constraint c WHERE conrelid = $1 AND contype IN ('p', 'u', 'x', 'f') AND EXISTS ("
-        " SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY (conkey)"
-        " AND NOT atthasdef AND attidentity = '') ORDER BY conname",
-        ["oid"],
-        relation,
-    )
-    return (f"{_CONSTRAINTS[row['contype']]} {row['conname']}" for row in rows)
-
-
 # --- a column ---------------------------------------------------------------------------------------------------------------
 
 
 def _column(
-    column: db.Row, checks: list[tuple[str, str]], relation: str, size: _Size
-) -> tuple[Schema | None, list[str]]:
-    """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
-    base = _base(column["atttypid"], column["atttypmod"])
-    if base.has_default:
-        return None, []
+    column: db.Row, base: _Base, checks: list[tuple[str, str]], relation: str, size: _Size
+) -> tuple[Schema, list[str]]:
+    """The schema of a column, and the constraints that it does not hold."""
     wanted, unheld = _conditions(base, checks, column["attname"])
     not_null = column["attnotnull"] or base.not_null or wanted.not_null
     try:
         schema, more = _type(base, wanted, size)
     except _NoSchemaError as error:
-        raise _NoSchemaError(error.args[0], not_null) from None
+        if not_null:
+            raise _cannot(column, relation, error.kind) from None
+        raise _NoSchemaError(error.kind, unheld) from None
     if not_null and schema.get("enum") == []:
         raise InvalidParameter(
             f'column "{column["attname"]}" of {relation} can have no value: none fulfils its CHECK constraints and its type',
@@ -20581,7 +20661,7 @@ def _base(type_id: int, modifier: int) -> _Base:
         assert row is not None  # a column has a type
         if row["typtype"] != "d":
             return _Base(row, row["name"], modifier, not_null, has_default, checks)
-        checks += [(name, text) for name, text, _ in _checks("contypid", type_id)]
+        checks += [(name, text) for name, text, _ in row_constraints.checks("contypid", type_id)]
         not_null |= row["typnotnull"]
         has_default |= row["has_default"]
         type_id, modifier = row["typbasetype"], row["typtypmod"]
@@ -20642,33 +20722,32 @@ def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[st
             return {"type": "array", "maxItems": 0}, unheld + more
         return {"type": "array", "items": items}, unheld + more
     if row["typtype"] == "c":
-        return _composite(row["typrelid"], name, size)
-    raise _NoSchemaError(name)
+        return _composite(row["typrelid"], name, wanted.not_null, size)
+    raise _NoSchemaError(name, [])
 
 
-def _composite(relation: int, name: str, size: _Size) -> tuple[Schema, list[str]]:
-    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
-    if relation in size.rows:
-        made, unheld, count = size.rows[relation]
+def _composite(relation: int, name: str, full: bool, size: _Size) -> tuple[Schema, list[str]]:
+    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do. `full`: none of its
+    fields is null, which IS NOT NULL means for a row."""
+    if (relation, full) in size.rows:
+        made, unheld, count = size.rows[relation, full]
         size.add(count)
         return made, unheld
     before = size.count
     properties: Schema = {}
     out, unheld = [], []
     for column in _columns(relation):
+        base = _base(column["atttypid"], column["atttypmod"])
         try:
             with size:
-                schema, more = _column(column, [], name, size)
+                field = column | {"attnotnull": column["attnotnull"] or full}
+                properties[column["attname"]], more = _column(field, base, [], name, size)
         except _NoSchemaError as error:
-            if error.args[1]:
-                raise _cannot(column, name, error.args[0]) from None
-            out.append(f"{column['attname']} ({error.args[0]})")
-            continue
-        if schema is not None:
-            properties[column["attname"]] = schema
+            out.append(f"{column['attname']} ({error.kind})")
+            more = error.unheld
         unheld += more
-    made = _object(properties) | _comment(out, [])
-    size.rows[relation] = made, unheld, size.count - before
+    made = _object(properties) | _comment(out)
+    size.rows[relation, full] = made, unheld, size.count - before
     return made, unheld
 
 
@@ -20720,8 +20799,10 @@ def _matches(value: str, pattern: str) -> bool:
 def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     low, high, scale = _range(base)
     if wanted.values is not None:
-        good = [v for v in wanted.values if _is_stored(v, base.name, scale)]
-        return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
+        good = [v for v in wanted.values if _is_stored(v, base.name, scale) and _is_within(v, low, high, wanted)]
+        if scale is not None and scale <= 0:  # types of integers read no point
+            good = [v.to_integral_value() for v in good]
+        return {"enum": [_written(v) for v in _distinct(good)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
     if wanted.low is not None:
@@ -20739,10 +20820,17 @@ def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     try:
         grammar(schema)
     except InvalidParameter:  # no number is within
+        if base.name in _FLOATS and _is_range(wanted):
+            return kind, ["bounds that few numbers are between"]
         return {"enum": []}, []
     except LimitExceeded:
         return kind, ["bounds of many digits"]
     return schema, []
+
+
+def _is_range(wanted: Conditions) -> bool:
+    """Whether some number is within what is wanted, before a type rounds the bounds."""
+    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
 
 
 def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:
@@ -20892,8 +20980,10 @@ def _who_gives_the_right(message: str) -> str | None:
     refused = db.row(
         "SELECT quote_literal(current_user) AS role,"  # what a policy refuses is to write a row
         " bool_or(row_security_active(o.oid) AND has_table_privilege(o.oid, 'INSERT, UPDATE')) AS filtered,"
-        " has_table_privilege('{schema}.llm_param', 'SELECT') AS reads"
-        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " has_table_privilege('{schema}.llm_param', 'SELECT')"
+        " AND coalesce(bool_and(has_table_privilege(o.oid, 'SELECT')), true) AS reads"
+        " FROM (SELECT CASE WHEN relkind <> 'S' THEN oid END AS oid FROM pg_class"
+        " WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
         " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
         " HAVING count(*) > 0",
         ["text"],
@@ -24433,6 +24523,7 @@ class TextsJob:
         self.model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(self.model.name)
         options = resolved(asked, sampling, self.model, self.tokenizer)
+        options.walk()  # too few max_tokens are refused with the call, before a prompt comes
         self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
         self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
         self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended
@@ -31442,11 +31533,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31459,11 +31550,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31899,11 +31990,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -31921,11 +32012,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -31981,11 +32072,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -31998,11 +32089,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32017,11 +32108,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32051,11 +32142,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32068,11 +32159,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32085,11 +32176,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32144,11 +32235,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32179,11 +32270,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32196,11 +32287,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32211,11 +32302,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32231,11 +32322,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32255,11 +32346,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32285,11 +32376,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32300,11 +32391,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32313,11 +32404,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32331,11 +32422,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32349,11 +32440,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32364,11 +32455,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32386,11 +32477,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32404,11 +32495,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32419,11 +32510,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32434,11 +32525,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32467,11 +32558,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32512,11 +32603,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32544,11 +32635,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32602,11 +32693,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32631,11 +32722,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32671,11 +32762,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32698,11 +32789,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32730,11 +32821,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32753,12 +32844,13 @@ SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
+SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32767,8 +32859,9 @@ COMMENT ON FUNCTION llm_json_schema IS
     '=, bounds of numbers, lengths and patterns of texts. A column that may be null may be null here, too, but is there. '
     'Left out are columns that the server fills in (DEFAULT, identity, generated), and those of types that no schema '
     'describes, such as bytea and json, where they may be null; where they may not, that is an error. So give INSERT a list '
-    'of columns: what SELECT * gives for the ones left out is null, not their default. $comment says what is left out and '
-    'which constraints are not held: those on several columns or rows, and conditions that the schema cannot say.';
+    'of columns: what SELECT * gives for the ones left out is null, not their default. $comment says what is left out, '
+    'whether a domain wants jsonb_to_record instead, and which constraints are not held: those on several columns or rows, on '
+    'generated columns, of partitions, and conditions that the schema cannot say.';
 
 -- sql/scoring.sql
 
@@ -32779,11 +32872,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32795,11 +32888,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32816,11 +32909,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32878,11 +32971,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32904,11 +32997,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -32931,11 +33024,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -32953,11 +33046,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -32982,11 +33075,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33022,11 +33115,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33045,11 +33138,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33069,11 +33162,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33090,11 +33183,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33122,11 +33215,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33151,11 +33244,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33184,11 +33277,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33230,11 +33323,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33267,11 +33360,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33343,11 +33436,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.train(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33395,11 +33488,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33416,11 +33509,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.options(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33437,11 +33530,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33485,11 +33578,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33502,11 +33595,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33519,11 +33612,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33535,11 +33628,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33660,11 +33753,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33677,11 +33770,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33694,11 +33787,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33721,11 +33814,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33736,11 +33829,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33751,11 +33844,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33773,11 +33866,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33801,11 +33894,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33831,11 +33924,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33855,11 +33948,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33878,11 +33971,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33898,11 +33991,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -33977,11 +34070,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34006,11 +34099,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34028,11 +34121,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34041,11 +34134,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34055,11 +34148,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34068,11 +34161,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34082,11 +34175,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34095,11 +34188,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34114,11 +34207,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34134,11 +34227,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34148,11 +34241,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34162,11 +34255,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34181,11 +34274,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34203,11 +34296,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34218,11 +34311,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34231,11 +34324,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34244,11 +34337,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34266,11 +34359,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34291,11 +34384,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34314,11 +34407,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34342,11 +34435,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34357,11 +34450,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34375,11 +34468,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34395,11 +34488,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34424,11 +34517,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34447,11 +34540,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34464,11 +34557,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34487,11 +34580,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34514,11 +34607,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34527,11 +34620,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34544,11 +34637,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34561,11 +34654,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34603,11 +34696,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34630,11 +34723,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34652,11 +34745,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34687,11 +34780,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34705,11 +34798,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34735,11 +34828,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34750,11 +34843,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34765,11 +34858,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34780,11 +34873,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34795,11 +34888,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34812,11 +34905,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34844,11 +34937,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34867,11 +34960,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -34886,11 +34979,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34902,11 +34995,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -34918,11 +35011,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -34981,11 +35074,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35009,11 +35102,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35039,11 +35132,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35054,11 +35147,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35069,11 +35162,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 01868d8dad99 @extschema@' not in GD:
+if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 01868d8dad99 @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

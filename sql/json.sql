@@ -35,6 +35,7 @@ SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
+SET quote_all_identifiers = off
 AS @json.row_schema@;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -43,5 +44,6 @@ COMMENT ON FUNCTION llm_json_schema IS
     '=, bounds of numbers, lengths and patterns of texts. A column that may be null may be null here, too, but is there. '
     'Left out are columns that the server fills in (DEFAULT, identity, generated), and those of types that no schema '
     'describes, such as bytea and json, where they may be null; where they may not, that is an error. So give INSERT a list '
-    'of columns: what SELECT * gives for the ones left out is null, not their default. $comment says what is left out and '
-    'which constraints are not held: those on several columns or rows, and conditions that the schema cannot say.';
+    'of columns: what SELECT * gives for the ones left out is null, not their default. $comment says what is left out, '
+    'whether a domain wants jsonb_to_record instead, and which constraints are not held: those on several columns or rows, on '
+    'generated columns, of partitions, and conditions that the schema cannot say.';

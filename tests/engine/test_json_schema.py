@@ -257,6 +257,19 @@ def test_a_number_is_written_plainly():
     ]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "between"),
+    [
+        ("0", "1e-12", "0.0000000000005"),
+        ("-1e-9", "0", "-0.0000000001"),
+        ("100000000000000000000", "100000000000000000001", "100000000000000000000.9"),
+    ],
+)
+def test_open_bounds_that_are_neighbours_have_numbers_between_them(low, high, between):
+    schema = f'{{"type": "number", "exclusiveMinimum": {low}, "exclusiveMaximum": {high}}}'
+    assert fits(schema, between, *(format(Decimal(end), "f") for end in (low, high))) == [between]
+
+
 def test_bounds_keep_all_their_digits():
     schema = '{"type": "number", "maximum": 999999999999999999.99, "minimum": 999999999999999999.98}'
     numbers = [f"999999999999999999.{end}" for end in ("97", "98", "99")]
@@ -326,9 +339,10 @@ def test_references_stay_within_the_schema():
         ({"type": "array"}, "22023", "needs items"),
         ({"items": True}, "22023", "a schema must be an object, not true"),
         ({"type": "text"}, "22023", 'no value "text"'),
-        ({"type": []}, "22023", "type must be a list"),
-        ({"enum": []}, "22023", "enum must be a list"),
-        ({"anyOf": {}}, "22023", "anyOf must be a list"),
+        ({"type": []}, "22023", "type must be a list of one or more, not []"),
+        ({"enum": []}, "22023", "enum must be a list of one or more, not []"),
+        ({"anyOf": {}}, "22023", "anyOf must be a list of one or more, not {}"),
+        ({"required": 1, "properties": {}}, "22023", "required must be a list, not 1"),
         ({"required": ["a"], "properties": {}}, "22023", 'required lists "a", which is not in properties'),
         ({"properties": []}, "22023", "properties must be an object"),
         ({"minLength": -1}, "22023", "minLength"),
@@ -347,6 +361,32 @@ def test_references_stay_within_the_schema():
 def test_what_is_not_held_is_refused_by_name(schema, state, says):
     found, message, hint = refused(schema)
     assert (found, says in message, bool(hint)) == (state, True, True), message
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"pattern": "a("}, "the regular expression cannot be used, character 2: a group is not closed"),
+        ({"pattern": "^a("}, "the regular expression cannot be used, character 3: a group is not closed"),
+        (
+            {"pattern": "^ab$|^[c-a]"},
+            "the regular expression cannot be used, character 8: this is no range of characters",
+        ),
+        ({"pattern": "a$b"}, "$ inside of the pattern a$b is not supported"),
+        ({"minimum": 10**60}, "a bound of a number has more than 50 digits"),
+    ],
+)
+def test_errors_of_patterns_and_numbers_name_the_place_in_the_schema(schema, says):
+    text = json.dumps({"properties": {"deep": {"properties": {"a": schema}}}})
+    message, hint = refused(text)[1:]
+    assert message == f"JSON schema at #/properties/deep/properties/a: {says}"
+    assert "the whole text" not in hint
+
+
+def test_a_hint_is_about_the_keyword_that_is_wrong():
+    for keyword in ("type", "enum", "anyOf"):
+        assert f'"{keyword}": [' in refused({keyword: []})[2]
+    assert '"required": [' in refused({"required": 1, "properties": {}})[2]
 
 
 def deep(levels, kind):

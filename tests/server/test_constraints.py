@@ -151,6 +151,23 @@ def test_with_the_fewest_tokens_the_text_is_complete_and_with_fewer_there_is_an_
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        "llm_generate_rows('SELECT 1, ''low''::text', 2, {})",
+        "llm_generate_rows('SELECT 1, ''low''::text WHERE false', 2, {})",
+        "llm_generate_batch('{{low,NULL}}', 2, {})",
+        "llm_generate_batch('{{NULL}}', 2, {})",
+    ],
+)
+def test_too_few_tokens_are_refused_with_the_call_whatever_texts_there_are(module_conn, call):
+    options = json.dumps({"json_schema": {"type": "string", "format": "date"}})
+    statement = f"SELECT * FROM {call.format('model_name => %s, options => %s')}"
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as error:
+        module_conn.execute(statement, ["tiny", options])
+    assert "max_tokens is 2, and a complete text" in error.value.diag.message_primary
+
+
+@pytest.mark.parametrize(
     ("pattern", "words"),
     [
         (r"(a)\1", "character 4: a back reference is not regular"),

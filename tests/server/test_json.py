@@ -244,6 +244,85 @@ def test_what_is_left_out_and_not_held_is_said(module_conn):
         )
 
 
+def inserted(conn, name, seeds=5):
+    """Insert rows that are generated under the schema of a table; its $comment."""
+    schema = one(conn, f"SELECT llm_json_schema('{name}')")
+    for seed in range(seeds):
+        said = generated(conn, schema, seed)
+        columns = ", ".join(f'"{column}"' for column in schema["required"])
+        conn.execute(
+            f"INSERT INTO {name} ({columns}) SELECT {columns} FROM jsonb_populate_record(NULL::{name}, %s)", [said]
+        )
+    return schema.get("$comment")
+
+
+def test_is_not_null_of_a_row_means_all_its_fields(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TYPE pair AS (a bool, b text); CREATE DOMAIN whole AS pair CHECK (VALUE IS NOT NULL);"
+            "CREATE TABLE t (p pair NOT NULL CHECK (p IS NOT NULL), q pair NOT NULL, w whole, many whole[]);"
+            "CREATE TYPE picture AS (photo bytea); CREATE TABLE u (p picture CHECK (p IS NOT NULL))"
+        )
+        assert inserted(module_conn, "t") is None
+        properties = one(module_conn, "SELECT llm_json_schema('t')")["properties"]
+        assert properties["p"]["properties"] == {"a": {"type": "boolean"}, "b": {"type": "string"}}
+        assert properties["q"]["properties"]["a"] == {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="photo"):
+            one(module_conn, "SELECT llm_json_schema('u')")
+
+
+def test_constraints_on_what_the_server_computes_of_a_row_are_named(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE DOMAIN small AS integer CHECK (VALUE < 9);"
+            "CREATE TABLE t (a integer, b integer GENERATED ALWAYS AS (a / 2) STORED CHECK (b < 10) UNIQUE,"
+            " c text GENERATED ALWAYS AS (nullif(a::text, '')) STORED NOT NULL, d small GENERATED ALWAYS AS (a) STORED,"
+            " e jsonb CHECK (coalesce(e, '1') = '2'), f serial PRIMARY KEY,"
+            " CONSTRAINT whole_row CHECK (t IS NOT NULL), CONSTRAINT of_table CHECK (tableoid <> 0),"
+            " EXCLUDE ((a + 1) WITH =)); CREATE UNIQUE INDEX ON t (lower(c)); CREATE UNIQUE INDEX ON t (f) INCLUDE (a);"
+            " CREATE UNIQUE INDEX partly ON t (a) WHERE a > 5"
+        )
+        assert one(module_conn, "SELECT llm_json_schema('t') ->> '$comment'") == (
+            "Left out: b (generated), c (generated), d (generated), e (jsonb), f (default)."
+            " Not held: CHECK t_b_check, NOT NULL c, CHECK small_check, CHECK t_e_check, CHECK of_table, CHECK whole_row,"
+            " UNIQUE INDEX partly, UNIQUE t_b_key, EXCLUDE t_expr_excl, UNIQUE INDEX t_lower_idx."
+        )
+
+
+def test_a_table_in_partitions_says_that_these_constrain_its_rows(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE TABLE parts (k integer NOT NULL) PARTITION BY RANGE (k);"
+            "CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (10) PARTITION BY LIST (k)"
+        )
+        below = "the bounds and own constraints of its partitions"
+        comments = [one(module_conn, f"SELECT llm_json_schema('{name}') ->> '$comment'") for name in ("parts", "part")]
+        assert comments == [f"Not held: {below}.", f"Not held: the bounds of the partition, {below}."]
+
+
+def test_a_domain_that_refuses_null_may_be_left_out_or_within_a_row(module_conn):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute(
+            "CREATE DOMAIN key_of AS uuid NOT NULL DEFAULT gen_random_uuid();"
+            "CREATE DOMAIN given AS int CHECK (VALUE IS NOT NULL);"
+            "CREATE TYPE kept AS (k key_of, a bool, s shade);"
+            "CREATE TABLE t (id key_of, n given DEFAULT 1, s shade, a boolean NOT NULL); CREATE TABLE u (v kept NOT NULL)"
+        )
+        schema = one(module_conn, "SELECT llm_json_schema('t')")
+        assert schema["required"] == ["a"]
+        assert schema["$comment"] == (
+            "Left out: id (default), n (default), s (default)."
+            " Rows by jsonb_to_record only, as a domain may refuse the null of jsonb_populate_record: id, n."
+        )
+        said = generated(module_conn, schema)
+        module_conn.execute("INSERT INTO t (a) SELECT a FROM jsonb_to_record(%s) AS r (a boolean)", [said])
+        assert inserted(module_conn, "u") is None
+        kept = one(module_conn, "SELECT llm_json_schema('kept')")
+        assert (kept["required"], kept.get("$comment")) == (["k", "a", "s"], None)
+        made = "SELECT (jsonb_populate_record(NULL::kept, %s)).k IS NOT NULL"
+        assert one(module_conn, made, generated(module_conn, kept))
+
+
 def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):
     with module_conn.transaction(force_rollback=True):
         module_conn.execute("CREATE TABLE t0 (a int); CREATE TABLE w0 (a int); CREATE TABLE d0 (a int)")
@@ -265,6 +344,7 @@ def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):
         assert one(module_conn, "SELECT llm_json_schema('w2')")["required"] == [f"c{c}" for c in range(10)]
 
 
+FEW = "Not held: bounds that few numbers are between."
 TOO_LARGE = "1" + "0" * 5000
 
 
@@ -282,6 +362,24 @@ TOO_LARGE = "1" + "0" * 5000
         ("boolean", "x = 1::boolean", {"type": "boolean"}, False),
         ("boolean", "x = 't'::text::boolean", {"type": "boolean"}, False),
         ("date", "x = '2024-12-31 12:00'::timestamp", {"type": "string", "format": "date"}, False),
+        # casts that do not keep each value as it is
+        ("bigint", "x::integer < 5", {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, False),
+        ("bigint", "x < 5e4::float8", {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, False),
+        ("bigint", "x::numeric < 5", {"type": "integer", "minimum": -(2**63), "maximum": 4}, True),
+        ("integer", "x::float8 > 2.99999999999999999", {"type": "integer", "minimum": 4, "maximum": 2**31 - 1}, True),
+        ("smallint", "x::real <= 5", {"type": "integer", "minimum": -(2**15), "maximum": 5}, True),
+        ("text", "x::bpchar <> ''", {"type": "string"}, False),
+        ("text", "length(x::bpchar) > 2", {"type": "string"}, False),
+        ("text", "x = 'a '::bpchar::text", {"type": "string"}, False),
+        ("char(3)", "x::text = 'a '", {"type": "string", "maxLength": 3}, False),
+        # few numbers between two bounds
+        ("numeric", "x > 0 AND x < 1e-12", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e-12}, True),
+        ("double precision", "x > 9007199254740990 AND x < 9007199254740993", {"type": "number"}, FEW),
+        # an integer compared with numbers that have a point
+        ("integer", "x = 5.0", {"enum": [5]}, True),
+        ("bigint", "x IN (1.0, -2.00, 1, 2.5)", {"enum": [1, -2]}, True),
+        ("smallint", "x = '3e1'::real", {"enum": [30]}, True),
+        ("numeric(4, 0)", "x IN (1.0, 20.0)", {"enum": [1, 20]}, True),
         # numbers of too many digits
         ("numeric", "x < 1e5000", {"type": "number"}, False),
         ("numeric", f"x < {TOO_LARGE}", {"type": "number"}, False),
@@ -309,12 +407,13 @@ def test_constants_of_checks_are_what_the_server_takes_them_for(module_conn, kin
     with module_conn.transaction(force_rollback=True):
         module_conn.execute(f"CREATE TABLE t (x {kind}, CONSTRAINT c CHECK ({check}))")
         schema = one(module_conn, "SELECT llm_json_schema('t')")
-        assert schema["properties"]["x"] == {"anyOf": [expected, {"type": "null"}]}
-        assert schema.get("$comment") == (None if is_held else "Not held: CHECK c.")
-        for seed in range(3 if is_held else 0):
+        found = schema["properties"]["x"]["anyOf"]
+        assert found == [expected, {"type": "null"}]
+        assert schema.get("$comment") == {True: None, False: "Not held: CHECK c."}.get(is_held, is_held)
+        for seed in range(3 if is_held is True else 0):
             said = generated(module_conn, schema, seed)
             module_conn.execute("INSERT INTO t SELECT * FROM jsonb_populate_record(NULL::t, %s)", [said])
-        for value in expected.get("enum", []):  # all of them fulfil the check, and not by a null
+        for value in found[0].get("enum", []):  # all of them fulfil the check, and not by a null
             said = one(module_conn, "SELECT %s::text", json.dumps({"x": value}))
             module_conn.execute("INSERT INTO t SELECT * FROM jsonb_populate_record(NULL::t, %s)", [said])
 
@@ -335,11 +434,12 @@ def test_settings_of_the_session_do_not_change_a_schema(module_conn):
     with module_conn.transaction(force_rollback=True):
         module_conn.execute(
             "CREATE TABLE t (d date CHECK (d IN ('2024-12-31')), p text CHECK (p ~ '^\\d$'), s text CHECK (s = 'a\\b'),"
-            " f float CHECK (f = '0.12345678901234567'))"
+            " f float CHECK (f = '0.12345678901234567'), u uuid NOT NULL, \"A b\" date NOT NULL)"
         )
         expected = one(module_conn, "SELECT llm_json_schema('t')")
         module_conn.execute(
-            "SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off; SET LOCAL extra_float_digits = -9"
+            "SET LOCAL datestyle = 'German'; SET LOCAL standard_conforming_strings = off; SET LOCAL extra_float_digits = -9;"
+            "SET LOCAL quote_all_identifiers = on"
         )
         assert one(module_conn, "SELECT llm_json_schema('t')") == expected
         assert expected["properties"]["d"]["anyOf"][0] == {"enum": ["2024-12-31"]}

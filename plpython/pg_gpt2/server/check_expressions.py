@@ -22,9 +22,18 @@ _TOKEN = re.compile(
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _WORDS_OF_TYPES = {"varying", "precision", "without", "with", "time", "zone"}
 _LENGTHS = {"length", "char_length", "character_length"}
-_TEXTS = {"text", "character varying", "bpchar", "character"}
+_TEXTS = {"text", "character varying"}
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "double precision", "real"}
 _WHOLE = {"smallint", "integer", "bigint"}
+_WIDER = {  # types that keep all values of one as they are; text drops blanks that end a character(n)
+    "text": _TEXTS,
+    "character varying": _TEXTS,
+    "character": {"bpchar"},
+    "smallint": {*_WHOLE, "numeric", "real", "double precision"},
+    "integer": {"integer", "bigint", "numeric", "double precision"},
+    "bigint": {"bigint", "numeric"},
+    "real": {"real", "double precision"},
+}
 MOST_NESTED = 50
 
 Node = tuple[Any, ...]
@@ -272,9 +281,9 @@ class _Reader:
         value = self.constant(right)
         if sign == "=":
             return Conditions(values=[value])
-        if sign == "~" and isinstance(value, str) and self.kind in ("text", "character varying"):
+        if sign == "~" and isinstance(value, str) and self.kind in _TEXTS:
             return Conditions(patterns=[value])
-        if sign == "<>" and value == "" and self.kind in ("text", "character varying"):
+        if sign == "<>" and value == "" and self.kind in _TEXTS:
             return Conditions(least=1)
         if isinstance(value, Decimal) and sign in (">", ">="):
             return Conditions(low=(value, sign == ">"))
@@ -285,7 +294,7 @@ class _Reader:
     def length(self, sign: str, inside: Node, right: Node) -> Conditions:
         """length(column) compared with a number of characters."""
         size = self.constant(right)
-        known = self.is_column(inside) and self.kind in ("text", "character varying")
+        known = self.is_column(inside) and self.kind in _TEXTS
         if not known or not isinstance(size, Decimal) or size != int(size):
             raise _NotUnderstoodError
         count = int(size)
@@ -303,9 +312,7 @@ class _Reader:
         """Whether a node is the column, perhaps converted to a type that keeps its values as they are."""
         while node[0] == "cast":
             _, node, to = node
-            kept = self.kind in _TEXTS and to in _TEXTS - {"character"}
-            wider = self.kind in _WHOLE and to in (*_WHOLE, "numeric", "double precision")
-            if not (kept or wider or (self.kind == "real" and to == "double precision")):
+            if to not in _WIDER.get(self.kind, ()):
                 return False
         return node == ("column", self.column)
 
@@ -320,14 +327,14 @@ class _Reader:
         if node[0] == "boolean":
             return _within_family(node[1], casts, {"boolean"})
         if node[0] == "text" and self.kind not in _NUMBERS and not (casts and casts[-1] in _NUMBERS):
-            return _within_family(node[1], casts, {self.kind, *_TEXTS} - {"character"})
+            return _within_family(node[1], casts, {self.kind, *_TEXTS, *_WIDER.get(self.kind, ())} - {"character"})
         return _number(_within_family(node[1], casts, _NUMBERS), casts[::-1])
 
     def array(self, node: Node) -> list[Node]:
         """The members of an array of constants, each converted as the array is."""
         if node[0] == "cast":
             _, node, to = node
-            if not to.endswith("[]") or to[:-3] not in (_TEXTS | _NUMBERS) - {"character", *_WHOLE}:
+            if not to.endswith("[]") or to[:-3] not in {"bpchar", *_TEXTS, *_NUMBERS} - _WHOLE:
                 raise _NotUnderstoodError
             return [("cast", item, to[:-3]) for item in self.array(node)]
         if node[0] != "array":
@@ -355,6 +362,8 @@ def _number(said: str | Decimal, casts: list[str]) -> Decimal:
             raise _NotUnderstoodError
         if to == "real":
             value = _short(_as_real(value))
+        if to == "double precision":
+            value = Decimal(repr(float(value)))
         inexact = to in ("real", "double precision")
     return value
 

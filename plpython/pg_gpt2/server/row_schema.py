@@ -5,7 +5,7 @@ what the server fills in (defaults, identities, generated columns), and a column
 null. $comment says what was left out, and which constraints the schema does not hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt
 from ..generation.constraints.json_schema import grammar, json_text
 from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ..options import Written
-from . import db
+from . import db, row_constraints
 from .check_expressions import Conditions, conditions
 
 Schema = dict[str, Any]
@@ -32,12 +32,15 @@ _FORMATS = {
     "timestamp with time zone": "date-time",
 }
 _ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
-_CONSTRAINTS = {"p": "PRIMARY KEY", "u": "UNIQUE", "x": "EXCLUDE", "f": "FOREIGN KEY"}
 _exact = Context(prec=3000)
 
 
 class _NoSchemaError(Exception):
-    """A type that no schema describes; its name is the argument."""
+    """A type that no schema describes, by its name; the constraints on it are not held."""
+
+    def __init__(self, kind: str, unheld: list[str]) -> None:
+        super().__init__(kind)
+        self.kind, self.unheld = kind, unheld
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class _Size:
     def __init__(self, relation: str) -> None:
         self.relation = relation
         self.count = self.level = 0
-        self.rows: dict[int, tuple[Schema, list[str], int]] = {}  # rows within it that were made, and their counts
+        # rows within it that were made, with what they do not hold and their counts
+        self.rows: dict[tuple[int, bool], tuple[Schema, list[str], int]] = {}
 
     def __enter__(self) -> None:
         self.level += 1
@@ -96,31 +100,43 @@ def schema_of(relation: str) -> str:
 
 
 def _relation(found: db.Row) -> Schema:
-    checks = _checks("conrelid", found["oid"])
+    checks = row_constraints.checks("conrelid", found["oid"])
     properties: Schema = {}
     size = _Size(found["name"])
-    out, unheld = [], ["the bounds of the partition"] if found["relispartition"] else []
+    out, refusing, unheld = [], [], row_constraints.of_partitions(found)
     for column in _columns(found["oid"]):
-        if column["filled"]:
-            out.append(f"{column['attname']} ({column['filled']})")
-            continue
         own = [(name, text) for name, text, columns in checks if columns == [column["attnum"]]]
+        base = _base(column["atttypid"], column["atttypmod"])
+        has_default = base.has_default and found["relkind"] != "c"  # nothing is inserted into a type
+        if filled := column["filled"] or (has_default and "default"):
+            out.append(f"{column['attname']} ({filled})")
+            if _may_refuse_null(base):
+                refusing.append(column["attname"])
+            if filled == "generated":
+                unheld += _of_generated(column, base, own)
+            continue
         try:
             with size:
-                schema, more = _column(column, own, found["name"], size)
+                properties[column["attname"]], more = _column(column, base, own, found["name"], size)
         except _NoSchemaError as error:
-            if column["attnotnull"] or error.args[1]:
-                raise _cannot(column, found["name"], error.args[0]) from None
-            out.append(f"{column['attname']} ({error.args[0]})")
-            continue
-        if schema is None:
-            out.append(f"{column['attname']} (default)")
-            continue
-        properties[column["attname"]] = schema
+            out.append(f"{column['attname']} ({error.kind})")
+            more = error.unheld
         unheld += more
-    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1]
-    unheld += _other_constraints(found["oid"])
-    return _object(properties) | _comment(out, unheld)
+    unheld += [f"CHECK {name}" for name, _, columns in checks if len(columns) != 1 or columns[0] < 1]
+    unheld += row_constraints.on_other_rows(found["oid"])
+    return _object(properties) | _comment(out, unheld, refusing)
+
+
+def _may_refuse_null(base: _Base) -> bool:
+    """Whether a domain is not known to take the null that jsonb_populate_record gives for a property that is not there."""
+    wanted, unheld = _conditions(base, [], "")
+    return base.not_null or wanted.not_null or bool(unheld)
+
+
+def _of_generated(column: db.Row, base: _Base, checks: list[tuple[str, str]]) -> list[str]:
+    """Constraints on what a generated column is, which follows from the other columns."""
+    not_null = [f"NOT NULL {column['attname']}"] if column["attnotnull"] or base.not_null else []
+    return not_null + [f"CHECK {name}" for name, _ in (*base.checks, *checks)]
 
 
 def _object(properties: Schema) -> Schema:
@@ -132,9 +148,10 @@ def _object(properties: Schema) -> Schema:
     }
 
 
-def _comment(out: list[str], unheld: list[str]) -> Schema:
-    parts = [("Left out: ", out), ("Not held: ", unheld)]
-    said = " ".join(f"{what}{', '.join(names)}." for what, names in parts if names)
+def _comment(out: list[str], unheld: Sequence[str] = (), refusing: Sequence[str] = ()) -> Schema:
+    by_record = "Rows by jsonb_to_record only, as a domain may refuse the null of jsonb_populate_record"
+    parts = {"Left out": out, "Not held": unheld, by_record: refusing}
+    said = " ".join(f"{what}: {', '.join(names)}." for what, names in parts.items() if names)
     return {"$comment": said} if said else {}
 
 
@@ -156,45 +173,21 @@ def _columns(relation: int) -> list[db.Row]:
     )
 
 
-def _checks(column: str, oid: int) -> list[tuple[str, str, list[int]]]:
-    """(name, expression, numbers of columns) of the CHECK constraints of a relation or of a domain."""
-    rows = db.query(
-        f"SELECT conname, pg_get_expr(conbin, conrelid) AS expression, conkey FROM pg_constraint"
-        f" WHERE {column} = $1 AND contype = 'c' ORDER BY conname",
-        ["oid"],
-        oid,
-    )
-    return [(row["conname"], row["expression"], row["conkey"] or []) for row in rows]
-
-
-def _other_constraints(relation: int) -> Iterator[str]:
-    """Constraints on what other rows there are, which no schema can hold."""
-    rows = db.query(
-        "SELECT conname, contype FROM pg_constraint c WHERE conrelid = $1 AND contype IN ('p', 'u', 'x', 'f') AND EXISTS ("
-        " SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY (conkey)"
-        " AND NOT atthasdef AND attidentity = '') ORDER BY conname",
-        ["oid"],
-        relation,
-    )
-    return (f"{_CONSTRAINTS[row['contype']]} {row['conname']}" for row in rows)
-
-
 # --- a column ---------------------------------------------------------------------------------------------------------------
 
 
 def _column(
-    column: db.Row, checks: list[tuple[str, str]], relation: str, size: _Size
-) -> tuple[Schema | None, list[str]]:
-    """The schema of a column, None where its domain has a default, and the constraints that it does not hold."""
-    base = _base(column["atttypid"], column["atttypmod"])
-    if base.has_default:
-        return None, []
+    column: db.Row, base: _Base, checks: list[tuple[str, str]], relation: str, size: _Size
+) -> tuple[Schema, list[str]]:
+    """The schema of a column, and the constraints that it does not hold."""
     wanted, unheld = _conditions(base, checks, column["attname"])
     not_null = column["attnotnull"] or base.not_null or wanted.not_null
     try:
         schema, more = _type(base, wanted, size)
     except _NoSchemaError as error:
-        raise _NoSchemaError(error.args[0], not_null) from None
+        if not_null:
+            raise _cannot(column, relation, error.kind) from None
+        raise _NoSchemaError(error.kind, unheld) from None
     if not_null and schema.get("enum") == []:
         raise InvalidParameter(
             f'column "{column["attname"]}" of {relation} can have no value: none fulfils its CHECK constraints and its type',
@@ -223,7 +216,7 @@ def _base(type_id: int, modifier: int) -> _Base:
         assert row is not None  # a column has a type
         if row["typtype"] != "d":
             return _Base(row, row["name"], modifier, not_null, has_default, checks)
-        checks += [(name, text) for name, text, _ in _checks("contypid", type_id)]
+        checks += [(name, text) for name, text, _ in row_constraints.checks("contypid", type_id)]
         not_null |= row["typnotnull"]
         has_default |= row["has_default"]
         type_id, modifier = row["typbasetype"], row["typtypmod"]
@@ -284,33 +277,32 @@ def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[st
             return {"type": "array", "maxItems": 0}, unheld + more
         return {"type": "array", "items": items}, unheld + more
     if row["typtype"] == "c":
-        return _composite(row["typrelid"], name, size)
-    raise _NoSchemaError(name)
+        return _composite(row["typrelid"], name, wanted.not_null, size)
+    raise _NoSchemaError(name, [])
 
 
-def _composite(relation: int, name: str, size: _Size) -> tuple[Schema, list[str]]:
-    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do."""
-    if relation in size.rows:
-        made, unheld, count = size.rows[relation]
+def _composite(relation: int, name: str, full: bool, size: _Size) -> tuple[Schema, list[str]]:
+    """A row within a row: neither defaults nor the constraints of its table apply to it, but domains do. `full`: none of its
+    fields is null, which IS NOT NULL means for a row."""
+    if (relation, full) in size.rows:
+        made, unheld, count = size.rows[relation, full]
         size.add(count)
         return made, unheld
     before = size.count
     properties: Schema = {}
     out, unheld = [], []
     for column in _columns(relation):
+        base = _base(column["atttypid"], column["atttypmod"])
         try:
             with size:
-                schema, more = _column(column, [], name, size)
+                field = column | {"attnotnull": column["attnotnull"] or full}
+                properties[column["attname"]], more = _column(field, base, [], name, size)
         except _NoSchemaError as error:
-            if error.args[1]:
-                raise _cannot(column, name, error.args[0]) from None
-            out.append(f"{column['attname']} ({error.args[0]})")
-            continue
-        if schema is not None:
-            properties[column["attname"]] = schema
+            out.append(f"{column['attname']} ({error.kind})")
+            more = error.unheld
         unheld += more
-    made = _object(properties) | _comment(out, [])
-    size.rows[relation] = made, unheld, size.count - before
+    made = _object(properties) | _comment(out)
+    size.rows[relation, full] = made, unheld, size.count - before
     return made, unheld
 
 
@@ -362,8 +354,10 @@ def _matches(value: str, pattern: str) -> bool:
 def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     low, high, scale = _range(base)
     if wanted.values is not None:
-        good = [v for v in wanted.values if _is_stored(v, base.name, scale)]
-        return {"enum": [_written(v) for v in _distinct(good) if _is_within(v, low, high, wanted)]}, []
+        good = [v for v in wanted.values if _is_stored(v, base.name, scale) and _is_within(v, low, high, wanted)]
+        if scale is not None and scale <= 0:  # types of integers read no point
+            good = [v.to_integral_value() for v in good]
+        return {"enum": [_written(v) for v in _distinct(good)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
     if wanted.low is not None:
@@ -381,10 +375,17 @@ def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
     try:
         grammar(schema)
     except InvalidParameter:  # no number is within
+        if base.name in _FLOATS and _is_range(wanted):
+            return kind, ["bounds that few numbers are between"]
         return {"enum": []}, []
     except LimitExceeded:
         return kind, ["bounds of many digits"]
     return schema, []
+
+
+def _is_range(wanted: Conditions) -> bool:
+    """Whether some number is within what is wanted, before a type rounds the bounds."""
+    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
 
 
 def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:

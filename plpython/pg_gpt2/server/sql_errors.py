@@ -90,8 +90,10 @@ def _who_gives_the_right(message: str) -> str | None:
     refused = db.row(
         "SELECT quote_literal(current_user) AS role,"  # what a policy refuses is to write a row
         " bool_or(row_security_active(o.oid) AND has_table_privilege(o.oid, 'INSERT, UPDATE')) AS filtered,"
-        " has_table_privilege('{schema}.llm_param', 'SELECT') AS reads"
-        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " has_table_privilege('{schema}.llm_param', 'SELECT')"
+        " AND coalesce(bool_and(has_table_privilege(o.oid, 'SELECT')), true) AS reads"
+        " FROM (SELECT CASE WHEN relkind <> 'S' THEN oid END AS oid FROM pg_class"
+        " WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
         " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
         " HAVING count(*) > 0",
         ["text"],

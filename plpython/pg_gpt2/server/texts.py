@@ -80,6 +80,7 @@ class TextsJob:
         self.model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.tokenizer_of(self.model.name)
         options = resolved(asked, sampling, self.model, self.tokenizer)
+        options.walk()  # too few max_tokens are refused with the call, before a prompt comes
         self._options = replace(options, logprobs=isinstance(asked, BatchTexts) and asked.logprobs)
         self._batch = batch.Batch(self.model.decoder_weights, self.model.config, self._most())
         self._texts: dict[tuple[int, int], TextStream] = {}  # that have not ended

@@ -215,18 +215,20 @@ def test_what_is_refused_names_who_gives_the_right(warm, role):
         return raised.value.diag.message_hint
 
     warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
-    assert hint(READING["generate"]) == (
-        "The owner of the extension gives it: SELECT public.llm_grant_usage('reader', 'read'); or 'train' or 'admin', to write."
-    )
+    call = "The owner of the extension gives it: SELECT public.llm_grant_usage"
+    to_read = f"{call}('reader', 'read'); or 'train' or 'admin', to write."
+    assert hint(READING["generate"]) == to_read
+    warm.execute(f"GRANT SELECT ON llm_param, llm_model_config TO {role}")
+    assert hint(READING["generate"]) == to_read, "some of the level read is not all of it"
     assert "llm_grant_usage" in hint("SELECT llm_init_model('mine', 1, 1, 2, 2, 3)")
     assert hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)")
     warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; GRANT INSERT ON llm_dataset TO {role}")
     assert hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)") is None, "somebody else's"
     warm.execute(f"GRANT SELECT ON documents TO {role}")
     warm.execute(f"GRANT INSERT ON llm_tape, llm_tensor_rt TO {role}")
-    assert hint("SELECT llm_tape_id()") == (
-        "The owner of the extension gives it: SELECT public.llm_grant_usage('reader', 'train'); or 'admin'."
-    ), "a sequence, which the level read that the role has does not give"
+    assert hint("SELECT llm_tape_id()") == f"{call}('reader', 'train'); or 'admin'.", (
+        "a sequence, which the level read that the role has does not give"
+    )
     warm.execute(f"ALTER TABLE llm_dataset ENABLE ROW LEVEL SECURITY; GRANT USAGE ON llm_dataset_id_seq TO {role}")
     try:
         assert "row-level security" in hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)")

@@ -8,6 +8,7 @@ keeps, and so many behind it that the whole has 15, but not more than 9.
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 from ...errors import LimitExceeded
 from ...limits import MOST_BOUND_DIGITS
@@ -32,6 +33,8 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
         if bound is not None:
             _require_short(bound.value)
     places = 0 if whole else _places([bound.value for bound in (low, high) if bound is not None])
+    if not whole and _are_neighbours(low, high, places):
+        places += 1
     if low is None:
         low = Bound(_beyond(high.value.copy_negate() if high else Decimal(0)).copy_negate(), True)
     if high is None:
@@ -47,6 +50,13 @@ def numbers(low: Bound | None, high: Bound | None, whole: bool) -> Node:
 
 def _negated(bound: Bound) -> Bound:
     return Bound(bound.value.copy_negate(), bound.open)
+
+
+def _are_neighbours(low: Bound | None, high: Bound | None, places: int) -> bool:
+    """Whether both bounds are open, and no number of so many digits behind the point is between them."""
+    if low is None or high is None or not (low.open and high.open):
+        return False
+    return Fraction(high.value) - Fraction(low.value) == Fraction(1, 10**places)
 
 
 def _require_short(value: Decimal) -> None:

@@ -6,13 +6,14 @@ An object has its required properties first, in the order of `required`, then ot
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import unquote
 
 from ... import host
-from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, shown
+from ...errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, shown
 from ...limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
 from ...options import Written, read_object
 from .grammar import EMPTY, NOTHING, Node, choices, either, optional, repeat, seq, text
@@ -38,6 +39,12 @@ GENERAL = ("type", "enum", "const", "anyOf", "$ref")
 SUPPORTED = (*GENERAL, *dict.fromkeys(keyword for keywords in KEYWORDS.values() for keyword in keywords))
 WITHOUT_TYPE = ("string", "number", "object", "array")  # what keywords of these types say where there is no `type`
 EXAMPLE = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+LISTS = {
+    "type": '"type": ["string", "null"]',
+    "enum": '"enum": ["low", "high"]',
+    "anyOf": '"anyOf": [{"type": "string"}, {"type": "null"}]',
+    "required": '"required": ["name"]',
+}
 MOST_TEXT_LEVELS = 4 * MOST_SCHEMA_LEVELS  # of JSON that is a schema: one within the other may be three levels below
 BYTES = 20_000  # of memory, that a schema within the schema takes
 INSTEAD = {
@@ -277,8 +284,10 @@ def _string(said: Mapping[str, Any], where: str) -> Node:
     if "pattern" in said:
         if not isinstance(said["pattern"], str):
             raise _wrong(where, f"pattern must be a text, not {shown(said['pattern'])}", 'Example: "^[a-z]+$".')
-        node = of_pattern(said["pattern"])
-    return quoted(spelled(of_length(node, least, most)))
+        with _placed(where):
+            node = of_pattern(said["pattern"])
+    with _placed(where):
+        return quoted(spelled(of_length(node, least, most)))
 
 
 def _number(said: Mapping[str, Any], where: str, whole: bool) -> Node:
@@ -286,7 +295,8 @@ def _number(said: Mapping[str, Any], where: str, whole: bool) -> Node:
     highs = [_bound(said, where, "maximum", False), _bound(said, where, "exclusiveMaximum", True)]
     low = max((bound for bound in lows if bound), key=lambda bound: (bound.value, bound.open), default=None)
     high = min((bound for bound in highs if bound), key=lambda bound: (bound.value, not bound.open), default=None)
-    return numbers(low, high, whole)
+    with _placed(where):
+        return numbers(low, high, whole)
 
 
 def _bound(said: Mapping[str, Any], where: str, keyword: str, is_open: bool) -> Bound | None:
@@ -339,7 +349,8 @@ def _counts(said: Mapping[str, Any], where: str, lowest: str, highest: str) -> t
 
 def _list(value: Any, where: str, keyword: str, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise _wrong(where, f"{keyword} must be a list, not {shown(value)}", 'Example: "enum": ["low", "high"].')
+        kind = "a list of one or more" if least else "a list"
+        raise _wrong(where, f"{keyword} must be {kind}, not {shown(value)}", f"Example: {LISTS[keyword]}.")
     return value
 
 
@@ -355,6 +366,15 @@ def _unsupported(where: str, what: str, hint: str) -> FeatureNotSupported:
 
 def _wrong(where: str, what: str, hint: str) -> InvalidParameter:
     return InvalidParameter(f"JSON schema at {where}: {what}", hint=hint)
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Errors of what knows nothing of the schema name the place in it."""
+    try:
+        yield
+    except PgGpt2Error as error:
+        raise type(error)(f"JSON schema at {where}: {error.message}", hint=error.hint, detail=error.detail) from None
 
 
 def _recursive(where: str, pointer: str) -> FeatureNotSupported:

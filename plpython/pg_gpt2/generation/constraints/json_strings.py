@@ -70,7 +70,7 @@ def of_pattern(pattern: str) -> Node:
 
     These two may stand at the beginning and the end of the pattern or of one of its alternatives; 0A000 elsewhere.
     """
-    found = []
+    found, place = [], 0
     for one in _alternatives(pattern):
         begins, ends = one[:1] == ["^"], one[-1:] == ["$"]
         inner = one[begins : len(one) - ends]
@@ -79,7 +79,8 @@ def of_pattern(pattern: str) -> Node:
                 f"{anchor} inside of the pattern {pattern[:60]} is not supported",
                 hint="^ and $ may stand at its beginning and end, and at those of its alternatives.",
             )
-        middle = regex.parse("".join(inner))
+        middle = regex.parse("".join(inner), place + begins)
+        place += sum(map(len, one)) + 1
         found.append(seq(EMPTY if begins else ANYTHING, middle, EMPTY if ends else ANYTHING))
     return either(*found)
 

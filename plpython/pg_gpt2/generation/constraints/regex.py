@@ -1,7 +1,8 @@
 """Patterns: the regular part of what PostgreSQL's and Python's regular expressions have in common, as a grammar.
 
-A text that is made of the grammar matches the whole pattern in both. What they read differently, or what is not regular, is
-refused with its place. There is no recursion: a pattern may be nested as deeply as it is long.
+A text that is made of the grammar matches the whole pattern in both; only PostgreSQL has [[:alpha:]] and the like. What else
+they read differently, or what is not regular, is refused with its place. There is no recursion: a pattern may be nested as deeply
+as it is long.
 """
 
 from ... import host
@@ -32,11 +33,12 @@ _GROUPS = {  # what may follow "(?", and why it is refused
 }
 
 
-def parse(pattern: str) -> Node:
-    """The grammar of the texts that match a whole pattern. 2201B where it cannot be read or is not regular."""
+def parse(pattern: str, before: int = 0) -> Node:
+    """The grammar of the texts that match a whole pattern. 2201B where it cannot be read or is not regular; errors count its
+    characters, and so many that stood `before` it."""
     if len(pattern) > MANY_CHARACTERS:
         host.require_memory(BYTES_A_CHARACTER * len(pattern), f"a pattern of {len(pattern)} characters")
-    return _Parser(pattern).parse()
+    return _Parser(pattern, before).parse()
 
 
 class _Group:
@@ -90,8 +92,9 @@ class _Group:
 
 
 class _Parser:
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, before: int) -> None:
         self.pattern = pattern
+        self.before = before
         self.at = 0
         self.groups = [_Group(0, at_start=True)]
 
@@ -299,8 +302,8 @@ class _Parser:
         return self.pattern[self.at + ahead : self.at + ahead + 1]
 
     def refuse(self, reason: str, place: int | None = None) -> InvalidRegularExpression:
-        number = 1 + (self.at if place is None else place)
+        number = 1 + self.before + (self.at if place is None else place)
         return InvalidRegularExpression(
             f"the regular expression cannot be used, character {number}: {reason}",
-            hint="It may have literals, classes, groups, alternatives and quantifiers; the whole text matches it.",
+            hint="It may have literals, classes, groups, alternatives and quantifiers.",
         )
