@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 a2e888cf1982 @extschema@'] = importer['import_package']('pg_gpt2 a2e888cf1982 @extschema@', '@extschema@')
+    GD['pg_gpt2 092afb96310e @extschema@'] = importer['import_package']('pg_gpt2 092afb96310e @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 a2e888cf1982 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 092afb96310e @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -20443,6 +20443,120 @@ def of_partitions(relation: db.Row) -> list[str]:
     found = ["the bounds of the partition"] if relation["relispartition"] else []
     return found + (["the bounds and own constraints of its partitions"] if relation["relkind"] == "p" else [])
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.row_numbers', $pg_gpt2_source$"""Numbers in the JSON schema of a row: those that a type keeps as they are, within the bounds of CHECK constraints."""
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidParameter, LimitExceeded
+from ..generation.constraints.json_schema import grammar
+from ..limits import MOST_BOUND_DIGITS
+from ..options import Written
+from .check_expressions import Conditions
+
+Schema = dict[str, Any]
+
+INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
+FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
+NAMES = {*INTEGERS, *FLOATS, "numeric"}
+_exact = Context(prec=3000)
+
+
+def number(kind: str, modifier: int, wanted: Conditions) -> tuple[Schema, list[str]]:
+    """The schema of those numbers of a type that are wanted, and what it does not hold."""
+    low, high, scale = _range(kind, modifier)
+    if wanted.values is not None:
+        good = [v for v in wanted.values if _is_stored(v, kind, scale) and _is_within(v, low, high, wanted)]
+        if scale is not None and scale <= 0:  # types of integers read no point
+            good = [v.to_integral_value() for v in good]
+        return {"enum": [_written(v) for v in dict.fromkeys(good)]}, []
+    lows = [(low, False)] if low is not None else []
+    highs = [(high, False)] if high is not None else []
+    if wanted.low is not None:
+        lows.append(_inside(*wanted.low, kind, scale, 1))
+    if wanted.high is not None:
+        highs.append(_inside(*wanted.high, kind, scale, -1))
+    any_number = {"type": "integer" if scale is not None and scale <= 0 else "number"}
+    schema: Schema = dict(any_number)
+    if lows:
+        bottom, is_open = max(lows)
+        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
+    if highs:
+        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
+        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
+    try:
+        grammar(schema)
+    except InvalidParameter:  # no number is within
+        if kind in FLOATS and _is_range(wanted):
+            return any_number, ["bounds that few numbers are between"]
+        return {"enum": []}, []
+    except LimitExceeded:
+        return any_number, ["bounds of many digits"]
+    return schema, []
+
+
+def _is_range(wanted: Conditions) -> bool:
+    """Whether some number is within what is wanted, before a type rounds the bounds."""
+    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
+
+
+def _range(kind: str, modifier: int) -> tuple[Decimal | None, Decimal | None, int | None]:
+    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
+    if kind in INTEGERS:
+        end = INTEGERS[kind]
+        return Decimal(-end), Decimal(end - 1), 0
+    if kind != "numeric" or modifier < 4:
+        return None, None, None
+    precision = (modifier - 4) >> 16
+    scale = ((modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
+    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
+        return None, None, scale
+    highest = Decimal((0, (9,) * precision, -scale))
+    return highest.copy_negate(), highest, scale
+
+
+def _inside(bound: Decimal, is_open: bool, kind: str, scale: int | None, way: int) -> tuple[Decimal, bool]:
+    """A bound such that what is within it is still so after the type has rounded it; `way` 1 from below, -1 from above."""
+    rounding = ROUND_CEILING if way > 0 else ROUND_FLOOR
+    if scale is not None:
+        step = Decimal((0, (1,), -scale))
+        found = bound.quantize(step, rounding, _exact)
+        return (_exact.add(found, step * way) if is_open and found == bound else found), False
+    kept = FLOATS.get(kind)
+    if kept is None or not bound:
+        return bound, is_open
+    found = Context(kept, rounding).create_decimal(bound)
+    if found != bound:
+        return found, False
+    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
+    if kind != "real" or (whole and not is_open):
+        return found, is_open
+    step = Decimal((0, (1,), bound.adjusted() - kept + 1))
+    return _exact.add(found, step * way), False
+
+
+def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
+    """Whether a type keeps a number as it is."""
+    if kind == "real":
+        return float(np.float32(float(value))) == float(value)
+    return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
+
+
+def _is_within(value: Decimal, low: Decimal | None, high: Decimal | None, wanted: Conditions) -> bool:
+    if (low is not None and value < low) or (high is not None and value > high):
+        return False
+    below = wanted.low is not None and (value < wanted.low[0] or (value == wanted.low[0] and wanted.low[1]))
+    above = wanted.high is not None and (value > wanted.high[0] or (value == wanted.high[0] and wanted.high[1]))
+    return not below and not above
+
+
+def _written(value: Decimal) -> Any:
+    """A number as JSON has it."""
+    text = format(value, "f")
+    return int(text) if "." not in text else Written(text)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.row_schema', $pg_gpt2_source$"""The JSON schema of a row: what jsonb_populate_record turns into a row that a table takes.
 
 Every column that is described is required, in the order of the columns, and may be null unless the table forbids it. Left out is
@@ -20452,22 +20566,17 @@ null. $comment says what was left out, and which constraints the schema does not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import Decimal
 from typing import Any
-
-import numpy as np
 
 from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
 from ..generation.constraints.json_schema import grammar, json_text
-from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
-from ..options import Written
-from . import db, row_constraints
+from ..limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
+from . import db, row_constraints, row_numbers
 from .check_expressions import Conditions, conditions
 
 Schema = dict[str, Any]
 
-_INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
-_FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
 _FORMATS = {
     "date": "date",
     "uuid": "uuid",
@@ -20477,7 +20586,6 @@ _FORMATS = {
     "timestamp with time zone": "date-time",
 }
 _ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
-_exact = Context(prec=3000)
 
 
 class _NoSchemaError(Exception):
@@ -20685,13 +20793,13 @@ def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tupl
 
 def _is_listed(base: _Base) -> bool:
     """Whether a schema can list values of a type, as they stand in a constraint."""
-    known = base.name in ("date", "uuid", "boolean", "numeric", *_INTEGERS, *_FLOATS)
+    known = base.name in ("date", "uuid", "boolean", *row_numbers.NAMES)
     return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
 
 
 def _fits(value: Any, kind: str) -> bool:
     """Whether a value of a constraint is one of a type that schemas list."""
-    if kind == "numeric" or kind in _INTEGERS or kind in _FLOATS:
+    if kind in row_numbers.NAMES:
         return isinstance(value, Decimal)
     return isinstance(value, bool if kind == "boolean" else str)
 
@@ -20702,8 +20810,8 @@ def _fits(value: Any, kind: str) -> bool:
 def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[str]]:
     """The schema of the values of a type that are wanted, and what it does not hold."""
     row, name = base.row, base.name
-    if name in _INTEGERS or name in _FLOATS or name == "numeric":
-        return _number(base, wanted)
+    if name in row_numbers.NAMES:
+        return row_numbers.number(name, base.modifier, wanted)
     if name == "boolean":
         return ({"type": "boolean"} if wanted.values is None else {"enum": _distinct(wanted.values)}), []
     if row["typtype"] == "e":
@@ -20791,102 +20899,6 @@ def _text(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
 
 def _matches(value: str, pattern: str) -> bool:
     return (db.row("SELECT $1 ~ $2 AS found", ["text", "text"], value, pattern) or {})["found"]
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------------
-
-
-def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
-    low, high, scale = _range(base)
-    if wanted.values is not None:
-        good = [v for v in wanted.values if _is_stored(v, base.name, scale) and _is_within(v, low, high, wanted)]
-        if scale is not None and scale <= 0:  # types of integers read no point
-            good = [v.to_integral_value() for v in good]
-        return {"enum": [_written(v) for v in _distinct(good)]}, []
-    lows = [(low, False)] if low is not None else []
-    highs = [(high, False)] if high is not None else []
-    if wanted.low is not None:
-        lows.append(_inside(*wanted.low, base, scale, 1))
-    if wanted.high is not None:
-        highs.append(_inside(*wanted.high, base, scale, -1))
-    kind = {"type": "integer" if scale is not None and scale <= 0 else "number"}
-    schema: Schema = dict(kind)
-    if lows:
-        bottom, is_open = max(lows)
-        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
-    if highs:
-        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
-        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
-    try:
-        grammar(schema)
-    except InvalidParameter:  # no number is within
-        if base.name in _FLOATS and _is_range(wanted):
-            return kind, ["bounds that few numbers are between"]
-        return {"enum": []}, []
-    except LimitExceeded:
-        return kind, ["bounds of many digits"]
-    return schema, []
-
-
-def _is_range(wanted: Conditions) -> bool:
-    """Whether some number is within what is wanted, before a type rounds the bounds."""
-    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
-
-
-def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:
-    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
-    if base.name in _INTEGERS:
-        end = _INTEGERS[base.name]
-        return Decimal(-end), Decimal(end - 1), 0
-    if base.name != "numeric" or base.modifier < 4:
-        return None, None, None
-    precision = (base.modifier - 4) >> 16
-    scale = ((base.modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
-    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
-        return None, None, scale
-    highest = Decimal((0, (9,) * precision, -scale))
-    return highest.copy_negate(), highest, scale
-
-
-def _inside(bound: Decimal, is_open: bool, base: _Base, scale: int | None, way: int) -> tuple[Decimal, bool]:
-    """A bound such that what is within it is still so after the type has rounded it; `way` 1 from below, -1 from above."""
-    rounding = ROUND_CEILING if way > 0 else ROUND_FLOOR
-    if scale is not None:
-        step = Decimal((0, (1,), -scale))
-        found = bound.quantize(step, rounding, _exact)
-        return (_exact.add(found, step * way) if is_open and found == bound else found), False
-    kept = _FLOATS.get(base.name)
-    if kept is None or not bound:
-        return bound, is_open
-    found = Context(kept, rounding).create_decimal(bound)
-    if found != bound:
-        return found, False
-    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
-    if base.name != "real" or (whole and not is_open):
-        return found, is_open
-    step = Decimal((0, (1,), bound.adjusted() - kept + 1))
-    return _exact.add(found, step * way), False
-
-
-def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
-    """Whether a type keeps a number as it is."""
-    if kind == "real":
-        return float(np.float32(float(value))) == float(value)
-    return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
-
-
-def _is_within(value: Decimal, low: Decimal | None, high: Decimal | None, wanted: Conditions) -> bool:
-    if (low is not None and value < low) or (high is not None and value > high):
-        return False
-    below = wanted.low is not None and (value < wanted.low[0] or (value == wanted.low[0] and wanted.low[1]))
-    above = wanted.high is not None and (value > wanted.high[0] or (value == wanted.high[0] and wanted.high[1]))
-    return not below and not above
-
-
-def _written(value: Decimal) -> Any:
-    """A number as JSON has it."""
-    text = format(value, "f")
-    return int(text) if "." not in text else Written(text)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.sql_errors', $pg_gpt2_source$"""Errors on their way out: an exception of Python as the PostgreSQL error that a caller of SQL sees."""
 
@@ -31533,11 +31545,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31550,11 +31562,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31990,11 +32002,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32012,11 +32024,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32072,11 +32084,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32089,11 +32101,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32108,11 +32120,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32142,11 +32154,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32159,11 +32171,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32176,11 +32188,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32235,11 +32247,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32270,11 +32282,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32287,11 +32299,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32302,11 +32314,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32322,11 +32334,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32346,11 +32358,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32376,11 +32388,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32391,11 +32403,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32404,11 +32416,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32422,11 +32434,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32440,11 +32452,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32455,11 +32467,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32477,11 +32489,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32495,11 +32507,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32510,11 +32522,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32525,11 +32537,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32558,11 +32570,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32603,11 +32615,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32635,11 +32647,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32693,11 +32705,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32722,11 +32734,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32762,11 +32774,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32789,11 +32801,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32821,11 +32833,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32846,11 +32858,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32872,11 +32884,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32888,11 +32900,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32909,11 +32921,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -32971,11 +32983,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -32997,11 +33009,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33024,11 +33036,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33046,11 +33058,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33075,11 +33087,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33115,11 +33127,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33138,11 +33150,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33162,11 +33174,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33183,11 +33195,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33215,11 +33227,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33244,11 +33256,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33277,11 +33289,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33323,11 +33335,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33360,11 +33372,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33436,11 +33448,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33488,11 +33500,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33509,11 +33521,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.options(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33530,11 +33542,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33578,11 +33590,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33595,11 +33607,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33612,11 +33624,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33628,11 +33640,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33753,11 +33765,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33770,11 +33782,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33787,11 +33799,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33814,11 +33826,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33829,11 +33841,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33844,11 +33856,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33866,11 +33878,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33894,11 +33906,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -33924,11 +33936,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33948,11 +33960,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -33971,11 +33983,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -33991,11 +34003,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34070,11 +34082,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34099,11 +34111,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34121,11 +34133,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34134,11 +34146,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34148,11 +34160,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34161,11 +34173,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34175,11 +34187,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34188,11 +34200,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34207,11 +34219,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34227,11 +34239,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34241,11 +34253,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34255,11 +34267,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34274,11 +34286,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34296,11 +34308,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34311,11 +34323,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34324,11 +34336,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34337,11 +34349,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34359,11 +34371,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34384,11 +34396,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34407,11 +34419,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34435,11 +34447,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34450,11 +34462,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34468,11 +34480,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34488,11 +34500,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34517,11 +34529,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34540,11 +34552,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34557,11 +34569,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34580,11 +34592,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34607,11 +34619,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34620,11 +34632,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34637,11 +34649,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34654,11 +34666,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34696,11 +34708,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34723,11 +34735,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34745,11 +34757,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34780,11 +34792,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34798,11 +34810,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34828,11 +34840,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34843,11 +34855,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34858,11 +34870,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34873,11 +34885,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34888,11 +34900,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34905,11 +34917,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34937,11 +34949,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34960,11 +34972,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -34979,11 +34991,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -34995,11 +35007,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35011,11 +35023,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35074,11 +35086,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35102,11 +35114,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35132,11 +35144,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35147,11 +35159,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35162,11 +35174,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 a2e888cf1982 @extschema@' not in GD:
+if 'pg_gpt2 092afb96310e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 a2e888cf1982 @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 092afb96310e @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -7,22 +7,17 @@ null. $comment says what was left out, and which constraints the schema does not
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import Decimal
 from typing import Any
-
-import numpy as np
 
 from ..errors import FeatureNotSupported, InvalidParameter, LimitExceeded, PgGpt2Error, UndefinedObject
 from ..generation.constraints.json_schema import grammar, json_text
-from ..limits import MOST_BOUND_DIGITS, MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
-from ..options import Written
-from . import db, row_constraints
+from ..limits import MOST_SCHEMA_LEVELS, MOST_SUBSCHEMAS
+from . import db, row_constraints, row_numbers
 from .check_expressions import Conditions, conditions
 
 Schema = dict[str, Any]
 
-_INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
-_FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
 _FORMATS = {
     "date": "date",
     "uuid": "uuid",
@@ -32,7 +27,6 @@ _FORMATS = {
     "timestamp with time zone": "date-time",
 }
 _ROWS = "rpfvmc"  # kinds of relations whose rows people write, or pass
-_exact = Context(prec=3000)
 
 
 class _NoSchemaError(Exception):
@@ -240,13 +234,13 @@ def _conditions(base: _Base, checks: list[tuple[str, str]], column: str) -> tupl
 
 def _is_listed(base: _Base) -> bool:
     """Whether a schema can list values of a type, as they stand in a constraint."""
-    known = base.name in ("date", "uuid", "boolean", "numeric", *_INTEGERS, *_FLOATS)
+    known = base.name in ("date", "uuid", "boolean", *row_numbers.NAMES)
     return known or base.row["typtype"] == "e" or base.row["typcategory"] == "S"
 
 
 def _fits(value: Any, kind: str) -> bool:
     """Whether a value of a constraint is one of a type that schemas list."""
-    if kind == "numeric" or kind in _INTEGERS or kind in _FLOATS:
+    if kind in row_numbers.NAMES:
         return isinstance(value, Decimal)
     return isinstance(value, bool if kind == "boolean" else str)
 
@@ -257,8 +251,8 @@ def _fits(value: Any, kind: str) -> bool:
 def _type(base: _Base, wanted: Conditions, size: _Size) -> tuple[Schema, list[str]]:
     """The schema of the values of a type that are wanted, and what it does not hold."""
     row, name = base.row, base.name
-    if name in _INTEGERS or name in _FLOATS or name == "numeric":
-        return _number(base, wanted)
+    if name in row_numbers.NAMES:
+        return row_numbers.number(name, base.modifier, wanted)
     if name == "boolean":
         return ({"type": "boolean"} if wanted.values is None else {"enum": _distinct(wanted.values)}), []
     if row["typtype"] == "e":
@@ -346,99 +340,3 @@ def _text(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
 
 def _matches(value: str, pattern: str) -> bool:
     return (db.row("SELECT $1 ~ $2 AS found", ["text", "text"], value, pattern) or {})["found"]
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------------
-
-
-def _number(base: _Base, wanted: Conditions) -> tuple[Schema, list[str]]:
-    low, high, scale = _range(base)
-    if wanted.values is not None:
-        good = [v for v in wanted.values if _is_stored(v, base.name, scale) and _is_within(v, low, high, wanted)]
-        if scale is not None and scale <= 0:  # types of integers read no point
-            good = [v.to_integral_value() for v in good]
-        return {"enum": [_written(v) for v in _distinct(good)]}, []
-    lows = [(low, False)] if low is not None else []
-    highs = [(high, False)] if high is not None else []
-    if wanted.low is not None:
-        lows.append(_inside(*wanted.low, base, scale, 1))
-    if wanted.high is not None:
-        highs.append(_inside(*wanted.high, base, scale, -1))
-    kind = {"type": "integer" if scale is not None and scale <= 0 else "number"}
-    schema: Schema = dict(kind)
-    if lows:
-        bottom, is_open = max(lows)
-        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
-    if highs:
-        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
-        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
-    try:
-        grammar(schema)
-    except InvalidParameter:  # no number is within
-        if base.name in _FLOATS and _is_range(wanted):
-            return kind, ["bounds that few numbers are between"]
-        return {"enum": []}, []
-    except LimitExceeded:
-        return kind, ["bounds of many digits"]
-    return schema, []
-
-
-def _is_range(wanted: Conditions) -> bool:
-    """Whether some number is within what is wanted, before a type rounds the bounds."""
-    return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
-
-
-def _range(base: _Base) -> tuple[Decimal | None, Decimal | None, int | None]:
-    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
-    if base.name in _INTEGERS:
-        end = _INTEGERS[base.name]
-        return Decimal(-end), Decimal(end - 1), 0
-    if base.name != "numeric" or base.modifier < 4:
-        return None, None, None
-    precision = (base.modifier - 4) >> 16
-    scale = ((base.modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
-    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
-        return None, None, scale
-    highest = Decimal((0, (9,) * precision, -scale))
-    return highest.copy_negate(), highest, scale
-
-
-def _inside(bound: Decimal, is_open: bool, base: _Base, scale: int | None, way: int) -> tuple[Decimal, bool]:
-    """A bound such that what is within it is still so after the type has rounded it; `way` 1 from below, -1 from above."""
-    rounding = ROUND_CEILING if way > 0 else ROUND_FLOOR
-    if scale is not None:
-        step = Decimal((0, (1,), -scale))
-        found = bound.quantize(step, rounding, _exact)
-        return (_exact.add(found, step * way) if is_open and found == bound else found), False
-    kept = _FLOATS.get(base.name)
-    if kept is None or not bound:
-        return bound, is_open
-    found = Context(kept, rounding).create_decimal(bound)
-    if found != bound:
-        return found, False
-    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
-    if base.name != "real" or (whole and not is_open):
-        return found, is_open
-    step = Decimal((0, (1,), bound.adjusted() - kept + 1))
-    return _exact.add(found, step * way), False
-
-
-def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
-    """Whether a type keeps a number as it is."""
-    if kind == "real":
-        return float(np.float32(float(value))) == float(value)
-    return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
-
-
-def _is_within(value: Decimal, low: Decimal | None, high: Decimal | None, wanted: Conditions) -> bool:
-    if (low is not None and value < low) or (high is not None and value > high):
-        return False
-    below = wanted.low is not None and (value < wanted.low[0] or (value == wanted.low[0] and wanted.low[1]))
-    above = wanted.high is not None and (value > wanted.high[0] or (value == wanted.high[0] and wanted.high[1]))
-    return not below and not above
-
-
-def _written(value: Decimal) -> Any:
-    """A number as JSON has it."""
-    text = format(value, "f")
-    return int(text) if "." not in text else Written(text)
