@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def test_numbers_are_those_of_the_log(dsn, run_id, module_conn):
     assert page.points("Loss", "validation") == [[step, loss] for step, *_, loss in logged if loss is not None]
     assert page.points("Learning", "learning rate") == [[step, lr] for step, _, lr, *_ in logged]
     assert page.points("Gradient", "each step") == [[step, norm] for step, _, _, norm, _ in logged]
+
+
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres"])
+def test_what_a_role_has_set_changes_no_report(dsn, run_id, style):
+    options = f"-c extra_float_digits=-15 -c DateStyle={style.replace(' ', '')}"
+    with psycopg.connect(dsn) as usual, psycopg.connect(dsn, options=options) as other:
+        expected, found = (read(Database(conn), run_id, Sampling()) for conn in (usual, other))
+    assert replace(found, written_at=expected.written_at) == expected
 
 
 def test_all_that_the_tables_hold_is_text(dsn, run_id):

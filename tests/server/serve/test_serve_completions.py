@@ -8,10 +8,11 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from tests.server.client.models import MODEL, PROMPT
 from tests.server.serve.conftest import SLOW
-from tests.server.serve.serving import events
+from tests.server.serve.serving import events, serving
 
 GREEDY = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
 DRAWN = GREEDY | {"temperature": 1, "seed": 5}
@@ -280,3 +281,21 @@ def test_embeddings_are_those_of_llm_text_embedding(http, module_conn):
     np.testing.assert_allclose(of_ids["data"][0]["embedding"], answer["data"][0]["embedding"], atol=1e-5)
     last = http.post("/v1/embeddings", json=body | {"pooling": "last", "layer": 1}).json()
     assert math.dist(last["data"][0]["embedding"], answer["data"][0]["embedding"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("v1/embeddings", {"model": MODEL, "input": PROMPT}),
+        ("v1/completions", DRAWN | {"logprobs": 0, "echo": True}),
+        ("api/pictures/next", {"prompt": PROMPT, "model": MODEL}),
+        ("api/pictures/runs", {}),
+    ],
+    ids=str,
+)
+def test_what_a_role_has_set_changes_no_answer(http, dsn, path, asked):
+    options = "-c extra_float_digits=-15 -c DateStyle=German"
+    with serving(conninfo.make_conninfo(dsn, options=options)) as other:
+        answers = [each.post(path, json=asked).raise_for_status().json() for each in (http, other)]
+    usual, found = ({name: each[name] for name in each if name not in ("id", "created")} for each in answers)
+    assert found == usual
