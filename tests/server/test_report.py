@@ -130,6 +130,14 @@ def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "kind"), [(("--seed", "9" * 20), "bigint"), (("--max-tokens", "9" * 11), "integer")], ids=str
+)
+def test_a_number_that_is_too_large_is_said_to_be(dsn, run_id, tmp_path, option, kind):
+    done = shell(dsn, tmp_path, *option)
+    assert (done.returncode, done.stderr) == (1, f"error: {kind} out of range\n")
+
+
 def test_numbers_are_those_of_the_log(dsn, run_id, module_conn):
     page = Page(report(dsn, run_id))
     logged = log(module_conn, run_id, "step, loss, lr, grad_norm, val_loss")

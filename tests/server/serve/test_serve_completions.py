@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import json
 import math
 
 import httpx
@@ -165,6 +166,59 @@ def test_token_ids_are_the_text_that_they_encode(http, module_conn):
     plain = texts(complete(http, **GREEDY))
     assert texts(complete(http, **GREEDY | {"prompt": ids})) == plain
     assert texts(complete(http, **GREEDY | {"prompt": [ids, ids]})) == plain * 2
+
+
+@pytest.fixture
+def of_no_text(module_conn: psycopg.Connection) -> list[list[int]]:
+    """Prompts of ids that the tokenizer gives for no text: an end of text, a byte of a character, and some with one of them."""
+    query = "SELECT llm_encode(%s, %s), (SELECT eos_token_id FROM llm_model_config WHERE model = %s)"
+    row = module_conn.execute(query, (PROMPT, MODEL, MODEL)).fetchone()
+    assert row is not None
+    ids, end = row
+    return [[end], [255], [end, *ids], [*ids, 255]]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"n": 2}, {"echo": True}, {"n": 2, "echo": True}, {"logprobs": 0, "n": 2}], ids=str
+)
+def test_ids_of_no_text_are_continued_as_in_sql(http, module_conn, of_no_text, more):
+    """One prompt and several, whole and as a stream."""
+    call = "SELECT llm_generate(NULL, 12, 1, 0, 1, %s, seed => %s, options => %s)"
+    n = more.get("n", 1)
+
+    def expected(prompts: list[list[int]]) -> list[str]:
+        written = []
+        for k, ids in enumerate(prompts):
+            for seed in range(5 + k * n, 5 + k * n + n):
+                options = json.dumps({"prompt_ids": ids, "echo": more.get("echo", False)})
+                written.append(module_conn.execute(call, (MODEL, seed, options)).fetchone()[0])
+        return written
+
+    for ids in of_no_text:
+        assert texts(complete(http, **DRAWN | more | {"prompt": ids})) == expected([ids])
+    answer = complete(http, **DRAWN | more | {"prompt": of_no_text})
+    assert texts(answer) == expected(of_no_text)
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, of_no_text))
+    with http.stream("POST", "/v1/completions", json=DRAWN | more | {"prompt": of_no_text, "stream": True}) as got:
+        *parts, _ = events(got)
+    for place, text in enumerate(expected(of_no_text)):
+        mine = [part["choices"][0] for part in parts if part["choices"][0]["index"] == place]
+        assert "".join(part["text"] for part in mine) == text
+
+
+def test_scores_of_ids_of_no_text_are_those_of_the_model(http, module_conn, of_no_text):
+    """What lm-evaluation-harness asks for: what follows an end of text, which it sends as an id."""
+    query = "SELECT token, logprob FROM llm_logprobs(%s, %s, from_start => true) ORDER BY position"
+    rows = module_conn.execute(query, (PROMPT, MODEL)).fetchall()
+    asked = {"model": MODEL, "prompt": of_no_text[2], "max_tokens": 0, "echo": True, "logprobs": 1}
+    told = complete(http, **asked)["choices"][0]["logprobs"]
+    assert told["tokens"][1:] == [token for token, _ in rows]
+    np.testing.assert_allclose(told["token_logprobs"][1:], [value for _, value in rows], atol=1e-4)  # of float32
+
+
+def test_an_empty_text_is_one_among_others(http, generate):
+    assert texts(complete(http, **GREEDY | {"prompt": [""]})) == [generate("")]
+    assert texts(complete(http, **GREEDY | {"prompt": ["", PROMPT]})) == [generate(""), generate()]
 
 
 def test_logprobs_are_those_of_the_plain_distribution(http, module_conn):
