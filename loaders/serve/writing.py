@@ -82,7 +82,7 @@ class Writer:
         """The prompts."""
         prompts = await read(self._database, self._conn, self._model.name, self._asked.prompts)
         for prompt in prompts:
-            self._require_window(len(prompt.ids))
+            self._require_window(len(prompt.ids) or 1)
             self.usage.prompt += len(prompt.ids)
         return prompts
 
@@ -135,7 +135,7 @@ class Writer:
         if self._asked.echo:
             yield Piece(prompt.text, await self._scorer.scored(ids, len(ids), places) if self._scores and ids else None)
         given = {"prompt": prompt.text} if prompt.spelled else {"prompt_ids": ids}
-        seen, shown, finish = list(ids), "", None
+        seen, shown, finish = await self._scorer.begun(ids), "", None
         with _refusing("stream"):
             events = self._client.stream(**given, echo=False, **options)
         async with aclosing(events):

@@ -263,9 +263,10 @@ def test_ids_that_are_no_tokens_are_no_alternatives(http, module_conn):
     module_conn.execute("SELECT llm_drop_model('of gaps'), llm_drop_model('gaps')")
 
 
-def test_logprobs_without_alternatives_cost_no_pass(http):
-    some = complete(http, **DRAWN | {"logprobs": 0})["choices"][0]["logprobs"]
-    more = complete(http, **DRAWN | {"logprobs": 2})["choices"][0]["logprobs"]
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_logprobs_without_alternatives_cost_no_pass(http, prompt):
+    some = complete(http, **DRAWN | {"logprobs": 0, "prompt": prompt})["choices"][0]["logprobs"]
+    more = complete(http, **DRAWN | {"logprobs": 2, "prompt": prompt})["choices"][0]["logprobs"]
     assert some["tokens"] == more["tokens"]
     np.testing.assert_allclose(some["token_logprobs"], more["token_logprobs"], atol=1e-4)  # of float32
     assert some["top_logprobs"] == [{}] * len(some["tokens"])
