@@ -16,13 +16,22 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 from tqdm import tqdm
 
+# Else a role or a database may say that numbers come rounded and moments in a form that psycopg does not read. For a transaction:
+# a pooler may be in between.
+EXACT_VALUES = (
+    "SELECT pg_catalog.set_config('extra_float_digits', '1', true), pg_catalog.set_config('DateStyle', 'ISO', true)"
+)
+
 
 class LoaderError(Exception):
     """An error that the user can put right: the program prints its message and exits with status 1."""
 
 
 class Database:
-    """A connection to a database that has pg_gpt2, in whichever schema; LoaderError when it does not have it."""
+    """A connection to a database that has pg_gpt2, in whichever schema; LoaderError when it does not have it.
+
+    In the transaction that it begins, or that is open, values come as they are, whatever the role has set.
+    """
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
@@ -32,6 +41,7 @@ class Database:
                 f'database "{conn.info.dbname}" does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it'
             )
         self.schema: str = found[0]
+        self._cursor().execute(EXACT_VALUES)
 
     def query(self, text: str) -> sql.Composed:
         """The statement `text`, in which {name} stands for an object of the extension and %s for a parameter."""

@@ -247,7 +247,7 @@ def _decoded(database: Database, name: str, tokens: list[int], first: int, last:
 
 def _continuation(database: Database, name: str, prompt: str, sampling: Sampling) -> str:
     row = database.execute(
-        "SELECT {llm_generate}(%s, %s, temperature => %s, model_name => %s, seed => %s, echo => false)",
+        "SELECT {llm_generate}(%s, %s::int4, temperature => %s, model_name => %s, seed => %s::int8, echo => false)",
         *(prompt, sampling.max_tokens, sampling.temperature, name, sampling.seed),
     ).fetchone()
     assert row is not None  # a scalar function

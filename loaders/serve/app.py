@@ -7,6 +7,7 @@ import psycopg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 from . import openai, window
 from .chat import answers as chat
@@ -33,6 +34,8 @@ def create_app(settings: Settings) -> Starlette:
     return Starlette(
         routes=[*openai.routes(database), *chat.routes(database, renderer), *window.routes(database)],
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers=dict.fromkeys((ApiError, psycopg.Error, HTTPException, Exception), respond),
+        exception_handlers=dict.fromkeys(
+            (ApiError, ClientDisconnect, psycopg.Error, HTTPException, Exception), respond
+        ),
         lifespan=lifespan,
     )

@@ -57,7 +57,7 @@ class Asked:
         stream, n = given.get("stream", False), given.get("n", 1)
         asked = cls(
             model=given["model"],
-            prompts=several(given["prompt"], "prompt") if given.get("prompt", "") != "" else [""],
+            prompts=several(given.get("prompt", ""), "prompt"),
             n=n,
             best_of=given.get("best_of", n),
             logprobs=given.get("logprobs"),

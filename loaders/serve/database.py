@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from starlette.requests import HTTPConnection
 
+from ..common import EXACT_VALUES
 from .errors import Busy, Forbidden, NoRole
 from .settings import Settings
 
@@ -108,6 +109,7 @@ class Database:
         async with self._turns[generating].turn(), _lent(self._pools[generating]) as conn:
             await conn.set_read_only(not writing)
             async with conn.transaction():
+                await conn.execute(EXACT_VALUES)
                 if role is not None:
                     await _become(conn, role)
                 yield conn

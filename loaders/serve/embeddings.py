@@ -11,7 +11,7 @@ from .asked import within
 from .database import Connection, Database
 from .errors import ApiError
 from .models import model_of
-from .prompts import as_text, ids_of, several
+from .prompts import Prompt, read, several
 
 MOST_INPUTS = 2048  # OpenAI's
 # The texts of this request, which stand in a setting: the query itself is always the same.
@@ -46,17 +46,29 @@ async def embeddings(database: Database, conn: Connection, given: EmbeddingReque
     inputs = several(given["input"], "input")
     within(len(inputs), 1, MOST_INPUTS, "input", "the inputs of a request")
     model = await model_of(database, conn, given["model"])
-    texts = [await as_text(database, conn, model.name, each, "input") for each in inputs]
-    if not all(texts):
-        raise ApiError("input must not be empty", param="input", code="invalid_value")
-    tokens = sum(map(len, await ids_of(database, conn, model.name, texts)))
-    await conn.execute(KEEP, (SETTING, texts))
+    prompts = await read(database, conn, model.name, inputs)
+    for each in prompts:
+        _require_text(each, model.name)
+    tokens = sum(len(each.ids) for each in prompts)
+    await conn.execute(KEEP, (SETTING, [each.text for each in prompts]))
     client = AsyncPGLLMClient(conn, model=model.name)
     rows = client.embedding_rows(SOURCE, layer=given.get("layer"), pooling=given.get("pooling", "mean"))
     found = [row.embedding async for row in rows]
     data = [_described(number, each, form, given.get("dimensions")) for number, each in enumerate(found)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": model.name, "usage": usage}
+
+
+def _require_text(given: Prompt, model: str) -> None:
+    """ApiError for what is empty, or token ids of no text."""
+    if not given.text:
+        raise ApiError("input must not be empty", param="input", code="invalid_value")
+    if not given.spelled:
+        raise ApiError(
+            f"the token ids in input are not those that the tokenizer of {model} gives for a text; send the text itself",
+            param="input",
+            code="invalid_value",
+        )
 
 
 def _described(number: int, embedding: list[float] | None, form: str, dimensions: int | None) -> dict[str, Any]:

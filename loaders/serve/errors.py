@@ -4,7 +4,7 @@ import re
 
 import psycopg
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 RETRY_AFTER = "1"  # seconds, when all sessions are busy
@@ -117,6 +117,8 @@ def body_of(error: ApiError) -> dict[str, dict[str, str | None]]:
 
 def respond(_: Request, error: Exception) -> Response:
     """The answer to a request that ended in `error`."""
+    if isinstance(error, ClientDisconnect):  # nobody reads it
+        return Response(status_code=499)
     if isinstance(error, psycopg.Error):
         error = of_database(error)
     if isinstance(error, HTTPException):  # Starlette's: no such path, no such method

@@ -22,6 +22,14 @@ LACKING = """
     SELECT i.id FROM generate_series(0, %s::int4 - 1) AS i (id)
     WHERE NOT EXISTS (SELECT FROM {llm_bpe_vocab} AS v WHERE v.model = %s::text AND v.token_id = i.id)
 """
+# The token that an empty text is continued after.
+END = """
+    SELECT coalesce(c.eos_token_id, (
+        SELECT v.token_id FROM {llm_bpe_vocab} AS v WHERE v.model = %s AND ('eos' = ANY (v.roles) OR v.token = '<|endoftext|>')
+        ORDER BY 'eos' = ANY (v.roles) DESC LIMIT 1
+    ))
+    FROM {llm_model_config} AS c WHERE c.model = %s
+"""
 BYTES = "SELECT i.id, {llm_decode_bytes}(ARRAY[i.id], %s::text) FROM unnest(%s::int4[]) AS i (id)"
 
 
@@ -67,6 +75,7 @@ class Scorer:
         self._database, self._conn, self._model, self._most = database, conn, model, most
         self._tokens: dict[int, bytes] = {}
         self._lacking: list[int] | None = None
+        self._owner = model.base or model.name  # of the vocabulary
 
     async def _named(self, ids: Collection[int]) -> dict[int, str]:
         """Tokens as text; one that is a part of a character is written bytes:\\x.. as OpenAI does."""
@@ -74,6 +83,14 @@ class Scorer:
             cursor = await self._conn.execute(self._database.query(BYTES), (self._model.name, unknown))
             self._tokens.update(await cursor.fetchall())
         return {token: _as_text(self._tokens[token]) for token in ids}
+
+    async def begun(self, ids: Sequence[int]) -> list[int]:
+        """What the model reads of a prompt: its ids, or the end of a text where it is empty."""
+        if ids:
+            return list(ids)
+        cursor = await self._conn.execute(self._database.query(END), (self._owner, self._model.name))
+        ((end,),) = await cursor.fetchall()
+        return [end]
 
     async def chosen(self, ids: Sequence[int], logprobs: Sequence[float], places: Places) -> Logprobs:
         """Tokens of known log-probabilities, without alternatives."""
@@ -100,8 +117,7 @@ class Scorer:
     async def _no_tokens(self, rows: np.ndarray) -> list[int]:
         """Those of the ids that `rows` are about that are no tokens, where alternatives are wanted."""
         if self._lacking is None and self._most and len(rows):
-            owner = self._model.base or self._model.name
-            cursor = await self._conn.execute(self._database.query(LACKING), (rows.shape[1], owner))
+            cursor = await self._conn.execute(self._database.query(LACKING), (rows.shape[1], self._owner))
             self._lacking = [token for (token,) in await cursor.fetchall()]
         return self._lacking or []
 

@@ -19,7 +19,7 @@ from .asked import DECLARED, Asked
 from .database import Database
 from .embeddings import EmbeddingRequest, embeddings
 from .models import all_models, model_of
-from .streaming import Event, EventStream, answered
+from .streaming import Event, EventStream, unless_closed
 from .writing import Piece, Writer
 
 DONE = "[DONE]"
@@ -58,7 +58,7 @@ class Api:
         asked = Asked.of(await parameters.read(request, *DECLARED))
         if asked.stream:
             return EventStream(self._streamed(request, asked))
-        return await answered(request, self._completed(request, asked))
+        return await unless_closed(request.receive, self._completed(request, asked))
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings"""
@@ -68,7 +68,7 @@ class Api:
             async with self._database.session(request, generating=True) as conn:
                 return JSONResponse(await embeddings(self._database, conn, given))
 
-        return await answered(request, work())
+        return await unless_closed(request.receive, work())
 
     async def _completed(self, request: Request, asked: Asked) -> Response:
         texts = [Piece() for _ in range(len(asked.prompts) * asked.best_of)]

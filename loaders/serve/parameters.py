@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -43,7 +44,7 @@ async def json_object(request: Request, most: int) -> dict[str, Any]:
             raise TooLong(f"the body is longer than {most >> 20} MiB")
         parts.append(part)
     try:
-        found = json.loads(b"".join(parts), parse_constant=_no_constant)
+        found = json.loads(b"".join(parts), parse_constant=_no_constant, parse_float=_float)
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is not JSON: {error}", code="invalid_json") from None
@@ -54,6 +55,12 @@ async def json_object(request: Request, most: int) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _float(text: str) -> float:
+    if not isfinite(value := float(text)):
+        raise ApiError(f"{text} is too large: numbers must be finite", code="invalid_value")
+    return value
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a request gives as prompt or input: a text, token ids, or several of either."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .database import Connection, Database
@@ -17,28 +18,38 @@ DECODED = """
 """
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A text and token ids that stand for it."""
+
+    text: str
+    ids: Sequence[int]
+    spelled: bool = True
+    """Whether the ids are those that the tokenizer gives for the text. Otherwise they are what is continued."""
+
+
 def several(given: Any, name: str) -> list[Text]:
-    """One text or several, each a string or token ids. ApiError where there is none."""
+    """One text or several, each a string or token ids. ApiError where there is none, or no ids."""
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         return [given]
-    if not given or not all(given):
+    if not given or [] in given:
         raise ApiError(f"{name} must not be empty", param=name, code="invalid_value")
     return list(given)
 
 
-async def as_text(database: Database, conn: Connection, model: str, text: Text, name: str) -> str:
-    """A text that was given as token ids. ApiError where the tokenizer gives other ids for it, which are those of no text."""
-    if isinstance(text, str):
-        return text
-    cursor = await conn.execute(database.query(DECODED), {"model": model, "ids": list(text)})
-    ((decoded, same),) = await cursor.fetchall()
-    if not same:
-        raise ApiError(
-            f"the token ids in {name} are not those that the tokenizer of {model} gives for a text; send the text itself",
-            param=name,
-            code="invalid_value",
-        )
-    return decoded
+async def read(database: Database, conn: Connection, model: str, given: Sequence[Text]) -> list[Prompt]:
+    """What was given, with its ids, and with the text that ids make."""
+    encoded = iter(await ids_of(database, conn, model, [each for each in given if isinstance(each, str)]))
+    return [
+        Prompt(each, next(encoded)) if isinstance(each, str) else await _decoded(database, conn, model, each)
+        for each in given
+    ]
+
+
+async def _decoded(database: Database, conn: Connection, model: str, ids: Sequence[int]) -> Prompt:
+    cursor = await conn.execute(database.query(DECODED), {"model": model, "ids": list(ids)})
+    ((text, same),) = await cursor.fetchall()
+    return Prompt(text, ids, same)
 
 
 async def ids_of(database: Database, conn: Connection, model: str, texts: Sequence[str]) -> list[list[int]]:

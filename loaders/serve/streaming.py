@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import psycopg
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -41,14 +41,6 @@ async def unless_closed(receive: Receive, work: Awaitable[T]) -> T:
 async def _closed(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def answered(request: Request, work: Awaitable[Response]) -> Response:
-    """As `unless_closed`, for a handler: nobody reads the response to a connection that is closed."""
-    try:
-        return await unless_closed(request.receive, work)
-    except ClientDisconnect:
-        return Response(status_code=499)
 
 
 class EventStream(Response):

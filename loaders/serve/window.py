@@ -22,7 +22,7 @@ from .errors import ApiError
 from .parameters import json_object
 from .pictures import PICTURES, WRITE, Picture, shown
 from .shared import Shared
-from .streaming import EventStream, answered
+from .streaming import EventStream, unless_closed
 
 STATIC = Path(__file__).parent / "static"
 MOST = 1 << 20  # bytes of a request
@@ -53,7 +53,7 @@ def routes(database: Database) -> list[BaseRoute]:
             key = chosen.sql, tuple(values.values()), database.role(request)
             return _response(await shared.get(key, draw))
 
-        return await answered(request, answer())
+        return await unless_closed(request.receive, answer())
 
     async def write(request: Request) -> Response:
         values = WRITE.given(await json_object(request, MOST))

@@ -13,9 +13,8 @@ from .database import Connection, Database
 from .errors import ApiError
 from .likely import Logprobs, Places, Scorer
 from .models import Model
-from .prompts import as_text, ids_of
+from .prompts import Prompt, read
 
-Prompt = tuple[str | None, Sequence[int]]  # a text and its ids, or ids alone
 TOGETHER = 16  # tokens whose alternatives are looked up in one pass
 
 
@@ -73,36 +72,36 @@ class Writer:
         """Pieces of all texts with their numbers, best_of for each prompt: as whole texts that were written together, or one text
         after the other."""
         prompts = await self._read()
-        together = self._shares_passes and len(prompts) * self._asked.best_of > 1
-        async with aclosing(self._together(prompts) if together else self._in_turn(prompts)) as pieces:
+        written = self._together if self._shares_passes(prompts) else self._in_turn
+        async with aclosing(written(prompts)) as pieces:
             async for number, piece in pieces:
                 self.usage.completion += piece.tokens
                 yield number, piece
 
     async def _read(self) -> list[Prompt]:
         """The prompts."""
-        context = self._database, self._conn, self._model.name
-        prompts = [await as_text(*context, given, "prompt") for given in self._asked.prompts]
-        ids = await ids_of(*context, prompts)
-        for length in map(len, ids):
-            self._require_window(length)
-            self.usage.prompt += length
-        return list(zip(prompts, ids))
+        prompts = await read(self._database, self._conn, self._model.name, self._asked.prompts)
+        for prompt in prompts:
+            self._require_window(len(prompt.ids) or 1)
+            self.usage.prompt += len(prompt.ids)
+        return prompts
 
-    @property
-    def _shares_passes(self) -> bool:
-        """Whether texts can be written together: nothing is wanted of a single token, and no model drafts them."""
-        return not self._asked.stream and not self._scores and "draft_model" not in self._asked.options
+    def _shares_passes(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether texts are written together: there are several, nothing is wanted of a single token, no model drafts them, and
+        one call takes the prompts, which are texts or the ids of only one."""
+        if self._asked.stream or self._scores or "draft_model" in self._asked.options:
+            return False
+        one_call = len(prompts) == 1 or all(prompt.spelled for prompt in prompts)
+        return one_call and len(prompts) * self._asked.best_of > 1
 
     async def _together(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         best_of, echo = self._asked.best_of, self._asked.echo
         options = {**self._asked.options, "n": best_of, "echo": echo, "logprobs": best_of > self._asked.n}
-        given = [text for text, _ in prompts if text is not None]
         with _refusing("generate_texts"):
-            if given:
-                texts = await self._client.generate_texts(given, **options)
-            else:  # a chat
-                texts = await self._client.generate_texts(prompt_ids=prompts[0][1], **options)
+            if prompts[0].spelled:
+                texts = await self._client.generate_texts([prompt.text for prompt in prompts], **options)
+            else:
+                texts = await self._client.generate_texts(prompt_ids=prompts[0].ids, **options)
         for number, each in enumerate(texts):
             yield number, Piece(each.text, None, each.finish_reason, each.logprob or 0.0, each.n_tokens)
 
@@ -110,7 +109,7 @@ class Writer:
         seed = self._asked.options.get("seed")
         for number in range(len(prompts) * self._asked.best_of):
             options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
-            async with aclosing(self._text(*prompts[number // self._asked.best_of], options)) as pieces:
+            async with aclosing(self._text(prompts[number // self._asked.best_of], options)) as pieces:
                 async for piece in pieces:
                     yield number, piece
 
@@ -130,16 +129,15 @@ class Writer:
             f"{what}, and the model's longest context is {window}", param=param, code="context_length_exceeded"
         )
 
-    async def _text(
-        self, prompt: str | None, ids: Sequence[int], options: Mapping[str, Any]
-    ) -> AsyncGenerator[Piece, None]:
-        """Pieces of a text that follows `prompt`, whose ids are `ids`; where it is None, of one that follows the ids alone."""
-        places = Places()
-        if self._asked.echo and prompt is not None:
-            yield Piece(prompt, await self._scorer.scored(ids, len(ids), places) if self._scores and ids else None)
-        seen, shown, finish = list(ids), "", None
+    async def _text(self, prompt: Prompt, options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        """Pieces of a text that follows `prompt`."""
+        places, ids = Places(), prompt.ids
+        if self._asked.echo:
+            yield Piece(prompt.text, await self._scorer.scored(ids, len(ids), places) if self._scores and ids else None)
+        given = {"prompt": prompt.text} if prompt.spelled else {"prompt_ids": ids}
+        seen, shown, finish = await self._scorer.begun(ids), "", None
         with _refusing("stream"):
-            events = self._client.stream(prompt, prompt_ids=ids if prompt is None else None, echo=False, **options)
+            events = self._client.stream(**given, echo=False, **options)
         async with aclosing(events):
             async for some in _grouped(events, TOGETHER if self._asked.logprobs else 1):
                 seen += [event.token_id for event in some]

@@ -99,6 +99,16 @@ def test_a_pair_that_cannot_be_a_row_is_skipped_and_told_of(conn, said):
     assert conn.execute("SELECT count(*) FROM llm_dataset").fetchone()[0] == 2
 
 
+def test_weights_have_all_their_digits(conn):
+    """Whatever the session does to floats that become text."""
+    with conn.transaction():
+        conn.execute("SET LOCAL extra_float_digits = -15")
+        weights = "VALUES ('low', ' low', 0.12345678901234566::float8), ('low', ' low', 1.25), ('low', ' low', 2)"
+        conn.execute("SELECT llm_dataset_load_pairs(%s, 'm')", [weights])
+    found = conn.execute("SELECT array_agg(weight ORDER BY id) FROM llm_dataset").fetchone()[0]
+    assert found == [0.12345678901234566, 1.25, 2]
+
+
 def test_columns_go_by_their_places_and_order_and_comments_stay(conn):
     source = (
         """SELECT prompt || '', completion || '', id / 2.0::numeric FROM pairs ORDER BY id DESC; -- the last first"""

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -129,6 +130,14 @@ def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "kind"), [(("--seed", "9" * 20), "bigint"), (("--max-tokens", "9" * 11), "integer")], ids=str
+)
+def test_a_number_that_is_too_large_is_said_to_be(dsn, run_id, tmp_path, option, kind):
+    done = shell(dsn, tmp_path, *option)
+    assert (done.returncode, done.stderr) == (1, f"error: {kind} out of range\n")
+
+
 def test_numbers_are_those_of_the_log(dsn, run_id, module_conn):
     page = Page(report(dsn, run_id))
     logged = log(module_conn, run_id, "step, loss, lr, grad_norm, val_loss")
@@ -137,6 +146,14 @@ def test_numbers_are_those_of_the_log(dsn, run_id, module_conn):
     assert page.points("Loss", "validation") == [[step, loss] for step, *_, loss in logged if loss is not None]
     assert page.points("Learning", "learning rate") == [[step, lr] for step, _, lr, *_ in logged]
     assert page.points("Gradient", "each step") == [[step, norm] for step, _, _, norm, _ in logged]
+
+
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres"])
+def test_what_a_role_has_set_changes_no_report(dsn, run_id, style):
+    options = f"-c extra_float_digits=-15 -c DateStyle={style.replace(' ', '')}"
+    with psycopg.connect(dsn) as usual, psycopg.connect(dsn, options=options) as other:
+        expected, found = (read(Database(conn), run_id, Sampling()) for conn in (usual, other))
+    assert replace(found, written_at=expected.written_at) == expected
 
 
 def test_all_that_the_tables_hold_is_text(dsn, run_id):

@@ -19,8 +19,9 @@ from ..database import Connection, Database
 from ..likely import Logprobs
 from ..models import Model, model_of
 from ..openai import DONE
-from ..streaming import Event, EventStream, answered
-from ..writing import Piece, Prompt, Usage, Writer
+from ..prompts import Prompt
+from ..streaming import Event, EventStream, unless_closed
+from ..writing import Piece, Usage, Writer
 from .asked import DECLARED, ChatAsked
 from .prompt import encoded, template_of
 from .renderer import Renderer, TemplateFailed
@@ -47,7 +48,7 @@ class ChatWriter(Writer):
             raise TemplateFailed("it makes an empty text")
         self._require_window(len(self._ids), "messages")
         self.usage.prompt = len(self._ids)
-        return [(None, self._ids)]
+        return [Prompt("", self._ids, spelled=False)]
 
 
 class Chats:
@@ -61,7 +62,7 @@ class Chats:
         asked = ChatAsked.of(await parameters.read(request, *DECLARED))
         if asked.stream:
             return EventStream(self._streamed(request, asked))
-        return await answered(request, self._completed(request, asked))
+        return await unless_closed(request.receive, self._completed(request, asked))
 
     async def _completed(self, request: Request, asked: ChatAsked) -> Response:
         texts, usage = [Piece() for _ in range(asked.n)], Usage()

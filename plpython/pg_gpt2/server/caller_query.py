@@ -84,7 +84,7 @@ def weighted_pairs(source: str, search_path: str) -> Iterator[Weighted]:
     """
     kinds: Kinds = {"prompt": "S", "completion": "S", "weight": "N"}
     for row in _rows_of_columns(source, search_path, kinds, PAIRS):
-        yield row["prompt"], row["completion"], _number(row.get("weight", "1"))
+        yield row["prompt"], row["completion"], _number(row.get("weight", 1))
 
 
 def labelled(source: str, search_path: str, with_choices: bool) -> Iterator[Labelled]:
@@ -104,14 +104,15 @@ def _rows_of_columns(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a query whose columns, all or the `least` first of them, are of these kinds, by these names.
 
-    Arrays come as lists of texts, all else as texts.
+    Arrays come as lists of texts, numbers as Python has them, all else as texts.
     """
     with _search_path(search_path):
         rows, columns = _open(source, example)
         rows.close()
     _require_columns(columns, kinds, example, least)
     types = {
-        name: db.qualified("llm_texts") if kind == "A" else TEXT for name, kind in [*kinds.items()][: len(columns)]
+        name: {"A": db.qualified("llm_texts"), "N": None}.get(kind or "", TEXT)
+        for name, kind in [*kinds.items()][: len(columns)]
     }
     with _search_path(search_path):
         with _only_reading(example):
@@ -124,21 +125,21 @@ def _rows_of_columns(
     rows.close()
 
 
-def _number(text: str | None) -> float | None:
-    if text is None:
+def _number(value: Any) -> float | None:
+    if value is None:
         return None
     try:
-        return float(text)
-    except ValueError:  # as of the type money
+        return float(value)
+    except ValueError:  # as of the type money, which comes as a text
         raise InvalidParameter(
-            f"a weight of source is not a number: {text[:40]!r}", hint="Cast it to double precision in the query."
+            f"a weight of source is not a number: {value[:40]!r}", hint="Cast it to double precision in the query."
         ) from None
 
 
-def _renamed(source: str, types: Mapping[str, str]) -> str:
-    """A query for what `source` gives, its columns by other names and of other types."""
+def _renamed(source: str, types: Mapping[str, str | None]) -> str:
+    """A query for what `source` gives, its columns by other names and of other types; None leaves one as it is."""
     # What has been opened before is one statement, so its parentheses are balanced: it cannot end the one around it.
-    columns = ", ".join(f"s.{name}::{of_type} AS {name}" for name, of_type in types.items())
+    columns = ", ".join(f"s.{name}{f'::{of_type}' if of_type else ''} AS {name}" for name, of_type in types.items())
     return f"SELECT {columns} FROM (\n{_without_its_end(source)}\n) AS s ({', '.join(types)})"
 
 

@@ -68,14 +68,29 @@ def planned_once(n_bytes: int) -> Iterator[None]:
     if n_bytes < PLANNED:
         yield
         return
-    before = (row("SELECT pg_catalog.current_setting('plan_cache_mode') AS mode") or {})["mode"]
-    _set_plan_cache_mode("force_generic_plan")
+    with _setting("plan_cache_mode", "force_generic_plan"):
+        yield
+
+
+@contextmanager
+def exact_floats() -> Iterator[None]:
+    """Around statements that make text or JSON of floats: with all their digits, whatever the session has set. It ends as
+    `planned_once` does."""
+    with _setting("extra_float_digits", "1"):
+        yield
+
+
+@contextmanager
+def _setting(name: str, value: str) -> Iterator[None]:
+    before = (row("SELECT pg_catalog.current_setting($1) AS value", ["pg_catalog.text"], name) or {})["value"]
+    _set(name, value)
     yield
-    _set_plan_cache_mode(before)
+    _set(name, before)
 
 
-def _set_plan_cache_mode(mode: str) -> None:
-    run("SELECT pg_catalog.set_config('plan_cache_mode', $1, true)", ["pg_catalog.text"], mode)
+def _set(name: str, value: str) -> None:
+    # A procedure calls this under its caller's path, which may have a type "text" of its own.
+    run("SELECT pg_catalog.set_config($1, $2, true)", ["pg_catalog.text"] * 2, name, value)
 
 
 def command(sql: str, **names: str) -> list[Row]:
@@ -140,8 +155,7 @@ def _plan(sql: str, types: Sequence[str]) -> Any:
 
 def set_search_path(path: str) -> None:
     """Set search_path until the transaction ends."""
-    # A procedure calls this under its caller's path, which may have a type "text" of its own.
-    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
+    _set("search_path", path)
 
 
 @contextmanager

@@ -214,6 +214,27 @@ def test_moments_are_those_of_the_rows_in_every_style(conn, sql, saved):
         assert sql(f"{history} ON c.id = h.checkpoint_id")
 
 
+@pytest.mark.parametrize("suffix", [None, ".safetensors"])
+def test_a_configuration_is_saved_with_all_its_digits(conn, sql, model, server_files, suffix):
+    """Whatever the session does to floats that become text."""
+    epsilon, alpha = 1.2345678912345678e-05, 3.5355339059327378
+    sql("UPDATE llm_model_config SET layer_norm_epsilon = %s WHERE model = 'm' RETURNING 1", epsilon)
+    sql("SELECT llm_adapter_create('of m', 'm', r => 2, alpha => %s)", alpha)
+    with conn.transaction():
+        sql("SELECT set_config('extra_float_digits', '-15', true)")
+        for name in ("m", "of m"):
+            save(sql, name, "", suffix and str(server_files / f"{name}{suffix}"))
+        assert sql("SHOW extra_float_digits") == "-15"
+    found = conn.execute(
+        "SELECT (config ->> 'layer_norm_epsilon')::float8, (config -> 'adapter' ->> 'alpha')::float8 FROM llm_checkpoint"
+        " ORDER BY id"
+    ).fetchall()
+    assert found == [(epsilon, None), (epsilon, alpha)]
+    sql("SELECT llm_drop_model('of m')")
+    for file in server_files.glob(f"*m{suffix}"):
+        file.unlink()
+
+
 def test_a_load_right_after_a_save_changes_nothing(conn, sql, saved):
     sql("SELECT llm_checkpoint_load('m', %s)", saved)
     rows = conn.execute("SELECT event, changed, l2_change FROM llm_param_history('m', 'wte')").fetchall()

@@ -1,5 +1,6 @@
 """The programs: from the shell, by path and as modules, and wherever the extension is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import psycopg
 import pytest
 import safetensors.numpy
 
-from loaders import save_model
+from loaders import save_adapter, save_model
 from loaders.common import Database, LoaderError
 from loaders.vocabulary import Vocabulary
 from tests.server.loaders.hub import assert_same, hub_names, load, weights
@@ -51,3 +52,17 @@ def test_programs_run_from_the_shell(dsn, directory, tmp_path, way):
     assert unknown.stderr == 'error: model "unknown" does not exist\n'
     for name in ("convert_gpt2_checkpoint", "ingest_tokenizer", "prepare_dataset", "load_adapter", "save_adapter"):
         assert shell(name, "--help").returncode == 0
+
+
+@pytest.mark.parametrize("digits", [-15, 0])
+def test_what_a_role_has_set_rounds_nothing_that_is_saved(dsn, conn, directory, tmp_path, digits):
+    epsilon, alpha = 1.2345678912345678e-05, 3.5355339059327378
+    load(conn, directory, "exact")
+    conn.execute("UPDATE llm_model_config SET layer_norm_epsilon = %s WHERE model = 'exact'", [epsilon])
+    conn.execute("SELECT llm_adapter_create('of exact', 'exact', r => 2, alpha => %s)", [alpha])
+    with psycopg.connect(dsn, options=f"-c extra_float_digits={digits}") as rounding:
+        save_model.save_model(Database(rounding), "exact", tmp_path / "model")
+        save_adapter.save_adapter(Database(rounding), "of exact", tmp_path / "adapter")
+    conn.execute("SELECT llm_drop_model('of exact'), llm_drop_model('exact')")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["layer_norm_epsilon"] == epsilon
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == alpha

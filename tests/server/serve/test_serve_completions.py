@@ -2,16 +2,18 @@
 
 import base64
 import codecs
+import json
 import math
 
 import httpx
 import numpy as np
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from tests.server.client.models import MODEL, PROMPT
 from tests.server.serve.conftest import SLOW
-from tests.server.serve.serving import events
+from tests.server.serve.serving import events, serving
 
 GREEDY = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
 DRAWN = GREEDY | {"temperature": 1, "seed": 5}
@@ -166,6 +168,59 @@ def test_token_ids_are_the_text_that_they_encode(http, module_conn):
     assert texts(complete(http, **GREEDY | {"prompt": [ids, ids]})) == plain * 2
 
 
+@pytest.fixture
+def of_no_text(module_conn: psycopg.Connection) -> list[list[int]]:
+    """Prompts of ids that the tokenizer gives for no text: an end of text, a byte of a character, and some with one of them."""
+    query = "SELECT llm_encode(%s, %s), (SELECT eos_token_id FROM llm_model_config WHERE model = %s)"
+    row = module_conn.execute(query, (PROMPT, MODEL, MODEL)).fetchone()
+    assert row is not None
+    ids, end = row
+    return [[end], [255], [end, *ids], [*ids, 255]]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"n": 2}, {"echo": True}, {"n": 2, "echo": True}, {"logprobs": 0, "n": 2}], ids=str
+)
+def test_ids_of_no_text_are_continued_as_in_sql(http, module_conn, of_no_text, more):
+    """One prompt and several, whole and as a stream."""
+    call = "SELECT llm_generate(NULL, 12, 1, 0, 1, %s, seed => %s, options => %s)"
+    n = more.get("n", 1)
+
+    def expected(prompts: list[list[int]]) -> list[str]:
+        written = []
+        for k, ids in enumerate(prompts):
+            for seed in range(5 + k * n, 5 + k * n + n):
+                options = json.dumps({"prompt_ids": ids, "echo": more.get("echo", False)})
+                written.append(module_conn.execute(call, (MODEL, seed, options)).fetchone()[0])
+        return written
+
+    for ids in of_no_text:
+        assert texts(complete(http, **DRAWN | more | {"prompt": ids})) == expected([ids])
+    answer = complete(http, **DRAWN | more | {"prompt": of_no_text})
+    assert texts(answer) == expected(of_no_text)
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, of_no_text))
+    with http.stream("POST", "/v1/completions", json=DRAWN | more | {"prompt": of_no_text, "stream": True}) as got:
+        *parts, _ = events(got)
+    for place, text in enumerate(expected(of_no_text)):
+        mine = [part["choices"][0] for part in parts if part["choices"][0]["index"] == place]
+        assert "".join(part["text"] for part in mine) == text
+
+
+def test_scores_of_ids_of_no_text_are_those_of_the_model(http, module_conn, of_no_text):
+    """What lm-evaluation-harness asks for: what follows an end of text, which it sends as an id."""
+    query = "SELECT token, logprob FROM llm_logprobs(%s, %s, from_start => true) ORDER BY position"
+    rows = module_conn.execute(query, (PROMPT, MODEL)).fetchall()
+    asked = {"model": MODEL, "prompt": of_no_text[2], "max_tokens": 0, "echo": True, "logprobs": 1}
+    told = complete(http, **asked)["choices"][0]["logprobs"]
+    assert told["tokens"][1:] == [token for token, _ in rows]
+    np.testing.assert_allclose(told["token_logprobs"][1:], [value for _, value in rows], atol=1e-4)  # of float32
+
+
+def test_an_empty_text_is_one_among_others(http, generate):
+    assert texts(complete(http, **GREEDY | {"prompt": [""]})) == [generate("")]
+    assert texts(complete(http, **GREEDY | {"prompt": ["", PROMPT]})) == [generate(""), generate()]
+
+
 def test_logprobs_are_those_of_the_plain_distribution(http, module_conn):
     """Of the prompt with echo, of what follows, and of the alternatives: as llm_logprobs and llm_next_token have them."""
     answer = complete(http, **GREEDY | {"logprobs": 3, "echo": True, "max_tokens": 20})
@@ -208,9 +263,10 @@ def test_ids_that_are_no_tokens_are_no_alternatives(http, module_conn):
     module_conn.execute("SELECT llm_drop_model('of gaps'), llm_drop_model('gaps')")
 
 
-def test_logprobs_without_alternatives_cost_no_pass(http):
-    some = complete(http, **DRAWN | {"logprobs": 0})["choices"][0]["logprobs"]
-    more = complete(http, **DRAWN | {"logprobs": 2})["choices"][0]["logprobs"]
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+def test_logprobs_without_alternatives_cost_no_pass(http, prompt):
+    some = complete(http, **DRAWN | {"logprobs": 0, "prompt": prompt})["choices"][0]["logprobs"]
+    more = complete(http, **DRAWN | {"logprobs": 2, "prompt": prompt})["choices"][0]["logprobs"]
     assert some["tokens"] == more["tokens"]
     np.testing.assert_allclose(some["token_logprobs"], more["token_logprobs"], atol=1e-4)  # of float32
     assert some["top_logprobs"] == [{}] * len(some["tokens"])
@@ -280,3 +336,21 @@ def test_embeddings_are_those_of_llm_text_embedding(http, module_conn):
     np.testing.assert_allclose(of_ids["data"][0]["embedding"], answer["data"][0]["embedding"], atol=1e-5)
     last = http.post("/v1/embeddings", json=body | {"pooling": "last", "layer": 1}).json()
     assert math.dist(last["data"][0]["embedding"], answer["data"][0]["embedding"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("v1/embeddings", {"model": MODEL, "input": PROMPT}),
+        ("v1/completions", DRAWN | {"logprobs": 0, "echo": True}),
+        ("api/pictures/next", {"prompt": PROMPT, "model": MODEL}),
+        ("api/pictures/runs", {}),
+    ],
+    ids=str,
+)
+def test_what_a_role_has_set_changes_no_answer(http, dsn, path, asked):
+    options = "-c extra_float_digits=-15 -c DateStyle=German"
+    with serving(conninfo.make_conninfo(dsn, options=options)) as other:
+        answers = [each.post(path, json=asked).raise_for_status().json() for each in (http, other)]
+    usual, found = ({name: each[name] for name in each if name not in ("id", "created")} for each in answers)
+    assert found == usual

@@ -25,7 +25,8 @@ SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "m
         ({"prompt": {"a": 1}}, 400, "prompt", "invalid_type"),
         ({"prompt": []}, 400, "prompt", "invalid_value"),
         ({"prompt": [1, "a"]}, 400, "prompt", "invalid_type"),
-        ({"prompt": [255, 255]}, 400, "prompt", "invalid_value"),  # no text has these ids
+        ({"prompt": [[]]}, 400, "prompt", "invalid_value"),
+        ({"prompt": [1] * 65}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": [999999]}, 400, None, "22023"),
         ({"prompt": "low " * 200}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": "a\0b"}, 400, None, "invalid_value"),
@@ -110,6 +111,12 @@ def test_an_error_between_two_tokens_has_our_words(http, stream):
         (b"[1]", "invalid_json"),
         (b'{"model": NaN}', "invalid_json"),
         (b'{"prompt": "\\ud800"}', "invalid_json"),
+        (b'{"temperature": 1e999}', "invalid_value"),
+        (b'{"logit_bias": {"5": -1e999}}', "invalid_value"),
+        (
+            b'{"response_format": {"type": "json_schema", "json_schema": {"schema": {"maximum": 1e999}}}}',
+            "invalid_value",
+        ),
         (b"\xff\xfe", "invalid_json"),
         (b"[" * 100000, "invalid_json"),
     ],

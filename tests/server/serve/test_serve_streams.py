@@ -88,6 +88,18 @@ def test_a_request_that_is_left_before_it_is_answered_stops_computing(http, conn
     assert wait_for(0, conn) < SOON
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/api/pictures/runs"])
+def test_who_leaves_while_sending_a_body_is_no_error(dsn, model, path, capfd):
+    with serving(dsn) as http:
+        address = urlsplit(str(http.base_url))
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 99"]
+            connection.sendall("\r\n".join([*lines, "", '{"model":']).encode())
+            time.sleep(0.2)  # until it reads the body
+        assert http.get("/v1/models").status_code == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_a_session_is_as_new_after_a_stream_that_was_left(http, conn):
     expected = http.post("/v1/completions", json=SHORT | {"seed": 3}).json()["choices"]
     for _ in range(10):

@@ -154,6 +154,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
 # --- saving -----------------------------------------------------------------------------------------------------------------
 
 
+@db.exact_floats()  # for config
 def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
@@ -204,6 +205,7 @@ def save(model: str, note: str) -> int:
     return saved.id
 
 
+@db.exact_floats()
 def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
     real = _new_path(server_files.to_write(path))
