@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats.source import LFS_POINTER
 from psycopg import sql
 from psycopg.rows import tuple_row
@@ -18,6 +19,15 @@ from tqdm import tqdm
 
 class LoaderError(Exception):
     """An error that the user can put right: the program prints its message and exits with status 1."""
+
+
+@contextmanager
+def as_loader_error() -> Iterator[None]:
+    """An error of the engine becomes a LoaderError."""
+    try:
+        yield
+    except PgGpt2Error as error:
+        raise LoaderError(f"{error.message} ({error.hint})") from None
 
 
 class Database:
