@@ -1,7 +1,7 @@
 """The files of a tokenizer, as transformers 3 to 5 wrote them: GPT-2's byte-level BPE is read, any other is refused by name.
 
 tokenizer.json decides where vocab.json says otherwise; added_tokens.json, special_tokens_map.json and tokenizer_config.json
-add to either. `tokenizers` parses tokenizer.json, and says which ids its added tokens have.
+add to either, and the last goes before it. `tokenizers` parses tokenizer.json, and says which ids its added tokens have.
 """
 
 import json
@@ -129,10 +129,10 @@ def read_directory(directory: Path) -> Files:
     flags = {found.ids[token.content]: token for _, token in beside}
     found.added = found.added | flags if DECODER in config else flags | found.added
     for name, token in named.items():
-        token_id = found.ids.get(token.content)
-        if token_id is None:
+        if token.content not in found.ids:
             print(f"{directory} has no id for {name} {token.content!r}, which is left out", file=sys.stderr)
             continue
+        token_id = found.ids[token.content]
         said = found.added.setdefault(token_id, token)
         if not name.endswith("]"):  # those of a list are what is said of them elsewhere
             found.added[token_id] = said._replace(special=True)
