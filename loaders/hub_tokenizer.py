@@ -152,8 +152,8 @@ def chat_template(directory: Path) -> str | None:
         except ValueError as error:
             raise LoaderError(f"{path} is not UTF-8: {error}") from None
     elif isinstance(said, list) and all(isinstance(each, dict) for each in said):
-        named = {each.get("name"): each.get("template") for each in said}
-        if others := sorted(str(name) for name in named if name != "default"):
+        named = {str(each.get("name")): each.get("template") for each in said}
+        if others := sorted(name for name in named if name != "default"):
             print(
                 f"{directory} has chat templates for other uses, which are left out: {', '.join(others)}",
                 file=sys.stderr,
