@@ -3,8 +3,6 @@
 import sys
 from importlib import import_module
 
-from .common import run
-
 COMMANDS = {
     "load-model": "loaders.load_model",
     "save-model": "loaders.save_model",
@@ -31,6 +29,15 @@ def _summary(module: str) -> str:
 
 def main() -> None:
     """Run the command that the first argument names."""
+    try:
+        from .common import run  # what it imports takes long enough to be interrupted
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+    run(command)
+
+
+def command() -> None:
+    """The command itself; its module may import much, too."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("", "-h", "--help"):
         print(overview())
@@ -43,7 +50,7 @@ def main() -> None:
     if name not in COMMANDS:
         raise SystemExit(f"error: there is no command {name}; pg-gpt2 --help lists the commands")
     sys.argv = [f"pg-gpt2 {name}", *sys.argv[2:]]
-    run(import_module(COMMANDS[name]).main)
+    import_module(COMMANDS[name]).main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the loaders share: arguments, connection, the extension's schema, COPY, files, progress, errors without traceback."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from pg_gpt2.formats.source import LFS_POINTER
+from pg_gpt2.errors import PgGpt2Error
+from pg_gpt2.formats.source import LFS_POINTER, shown
 from pg_llm_client.statements import FIND_SCHEMA, statement
 from psycopg import sql
 from psycopg.rows import tuple_row
@@ -25,6 +27,15 @@ EXACT_VALUES = (
 
 class LoaderError(Exception):
     """An error that the user can put right: the program prints its message and exits with status 1."""
+
+
+@contextmanager
+def as_loader_error() -> Iterator[None]:
+    """An error of the engine becomes a LoaderError."""
+    try:
+        yield
+    except PgGpt2Error as error:
+        raise LoaderError(f"{error.message} ({error.hint})") from None
 
 
 class Database:
@@ -116,13 +127,31 @@ def bar(total: int | None, what: str, unit: str = "B") -> tqdm:
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`, beside it: at the end it is renamed to `path`, after an error it is removed."""
+    """A file to write in place of `path`, beside it: at the end it is renamed to `path`, after an error it is removed.
+
+    Of a symbolic link the target is meant. LoaderError where there is something else than a file.
+    """
+    if path.exists() and not path.is_file():
+        raise LoaderError(f"{path} is there already, and is no file")
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """A file to write where the user says: what is there and is no file, as a device or a pipe, is written to as it is."""
+    if path.is_dir():
+        raise LoaderError(f"{path} is a directory; name a file")
+    if path.exists() and not path.is_file():
+        yield path
+    else:
+        with complete(path) as partial:
+            yield partial
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -145,6 +174,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def run(program: Callable[[], None]) -> None:
     """Run a loader's main function; an error that the user can put right is told without a traceback, with status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path need not be text
+    try:
+        _told(program)
+    finally:
+        _flush()
+
+
+def _told(program: Callable[[], None]) -> None:
     try:
         program()
     except LoaderError as error:
@@ -154,7 +192,22 @@ def run(program: Callable[[], None]) -> None:
         lines += [f"{label}: {text}" for label, text in (("DETAIL", error.diag.message_detail),) if text]
         lines += [f"HINT: {error.diag.message_hint}"] if error.diag.message_hint else []
         raise SystemExit("error: " + "\n".join(lines)) from None
+    except BrokenPipeError:  # whoever reads what is written has enough
+        raise SystemExit(1) from None
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
+    except UnicodeEncodeError as error:  # of the command line, on its way to the server
+        raise SystemExit(f"error: {shown(error.object)} is not UTF-8") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
+
+
+def _flush() -> None:
+    """Write what was printed: the interpreter, which would do it at its end, tells of an error there in its own way."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where it goes when it is tried again
+        raise SystemExit(1 if isinstance(error, BrokenPipeError) else f"error: {error}") from None

@@ -15,17 +15,18 @@ from pg_gpt2.formats.checkpoint import hub_metadata
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import arguments, bar, complete, run
+from loaders.common import arguments, bar, output, run
 from loaders.hub_model import HubModel
 from loaders.load_model import about_weights, locate
 
 
-def convert(hub: HubModel, output: Path) -> None:
-    """Write the model to `output`, as .npz."""
+def convert(hub: HubModel, target: Path) -> None:
+    """Write the model to `target`, as .npz."""
     with (
-        complete(output) as path,
-        zipfile.ZipFile(path, "w") as archive,
-        bar(hub.config.n_bytes(), f"writing {output.name}") as progress,
+        output(target) as path,
+        open(path, "wb") as file,  # once: a pipe has no second time
+        zipfile.ZipFile(file, "w") as archive,
+        bar(hub.config.n_bytes(), f"writing {target.name}") as progress,
     ):
         for name, tensor in hub.tensors.items():
             header = {"descr": "<f4", "fortran_order": False, "shape": tensor.shape}

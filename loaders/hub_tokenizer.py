@@ -1,7 +1,7 @@
 """The files of a tokenizer, as transformers 3 to 5 wrote them: GPT-2's byte-level BPE is read, any other is refused by name.
 
 tokenizer.json decides where vocab.json says otherwise; added_tokens.json, special_tokens_map.json and tokenizer_config.json
-add to either. `tokenizers` parses tokenizer.json, and says which ids its added tokens have.
+add to either, and the last goes before it. `tokenizers` parses tokenizer.json, and says which ids its added tokens have.
 """
 
 import json
@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pg_gpt2.errors import PgGpt2Error
-from pg_gpt2.formats.vocab import parse_merges, parse_vocab
+from pg_gpt2.formats.source import shown
+from pg_gpt2.formats.vocab import checked_vocab, parse_merges, parse_vocab
 from pg_gpt2.tokenizer.added import AddedToken
 from tokenizers import Tokenizer
 
-from loaders.common import LoaderError, read_json
+from loaders.common import LoaderError, as_loader_error, read_json
 
 MOST_BYTES = 1 << 20  # of a chat template, as llm_model_config has it
 ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 PLAIN_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+DECODER = "added_tokens_decoder"  # of CONFIG
 Parsed = TypeVar("Parsed")
 
 
@@ -47,10 +48,8 @@ def read_plain(vocab: Path, merges: Path) -> Files:
 
 
 def _parsed(parse: Callable[[bytes, str], Parsed], path: Path) -> Parsed:
-    try:
+    with as_loader_error():
         return parse(path.read_bytes(), str(path))
-    except PgGpt2Error as error:
-        raise LoaderError(f"{error.message} ({error.hint})") from None
 
 
 def read_tokenizer_json(path: Path) -> Files:
@@ -63,8 +62,10 @@ def read_tokenizer_json(path: Path) -> Files:
         raise LoaderError(f"{path} {other}, which GPT-2's does not")
     model = parsed["model"]
     merges = [(left, right) for left, right in model["merges"]]
-    added = {token["id"]: _added(token) for token in parsed["added_tokens"]}
-    return Files(model["vocab"] | {token.content: token_id for token_id, token in added.items()}, merges, added)
+    added = {token["id"]: _added(token, path) for token in parsed["added_tokens"]}
+    ids = model["vocab"] | {token.content: token_id for token_id, token in added.items()}
+    with as_loader_error():
+        return Files(checked_vocab(ids, str(path)), merges, added)
 
 
 def _other_settings(parsed: dict[str, Any]) -> Iterator[str]:
@@ -96,11 +97,13 @@ def _adds_tokens(processor: dict[str, Any]) -> bool:
     return processor["type"] != "TemplateProcessing" or any("SpecialToken" in piece for piece in processor["single"])
 
 
-def _added(fields: Mapping[str, Any], *, special: bool = False) -> AddedToken:
-    """A token as Hugging Face's JSON has it; what is not said is as for its AddedToken."""
+def _added(fields: Any, path: Path, *, special: bool = False) -> AddedToken:
+    """A token as the JSON in a file has it, of Hugging Face; what is not said is as for its AddedToken."""
+    if not isinstance(fields, dict) or not isinstance(content := fields.get("content"), str):
+        raise LoaderError(f"{path} has a token that is no object with a content: {shown(fields)}")
     special = special or bool(fields.get("special"))
     flags = {name: bool(fields.get(name)) for name in ("lstrip", "rstrip", "single_word")}
-    return AddedToken(fields["content"], special, **flags, normalized=bool(fields.get("normalized", not special)))
+    return AddedToken(content, special, **flags, normalized=bool(fields.get("normalized", not special)))
 
 
 def read_directory(directory: Path) -> Files:
@@ -113,23 +116,28 @@ def read_directory(directory: Path) -> Files:
         found = read_tokenizer_json(directory / "tokenizer.json")
     else:
         found = _read_plain_files(directory, config.get("tokenizer_class"))
-    named = _named(config)
-    if "added_tokens_decoder" not in config:
-        named |= _named(_read_object(directory / "special_tokens_map.json"))
+    named = _named(directory / CONFIG)
+    if DECODER not in config:
+        named |= _named(directory / "special_tokens_map.json")
+    beside = _added_beside(directory, config, named)
     token_of = {token_id: token for token, token_id in found.ids.items()}
-    for token_id, token in _added_beside(directory, config, named):
+    for token_id, token in beside:
         if token.content not in found.ids:
             if (taken := token_of.setdefault(token_id, token.content)) != token.content:
                 raise LoaderError(f"the files of {directory} give id {token_id} to {taken!r} and to {token.content!r}")
             found.ids[token.content] = token_id
-        found.added.setdefault(found.ids[token.content], token)
+    flags = {found.ids[token.content]: token for _, token in beside}
+    found.added = found.added | flags if DECODER in config else flags | found.added
     for name, token in named.items():
         if token.content not in found.ids:
             print(f"{directory} has no id for {name} {token.content!r}, which is left out", file=sys.stderr)
             continue
-        found.added.setdefault(found.ids[token.content], token)
+        token_id = found.ids[token.content]
+        said = found.added.setdefault(token_id, token)
+        if not name.endswith("]"):  # those of a list are what is said of them elsewhere
+            found.added[token_id] = said._replace(special=True)
         if name.removesuffix("_token") in ROLES:
-            found.roles[name.removesuffix("_token")] = found.ids[token.content]
+            found.roles[name.removesuffix("_token")] = token_id
     found.chat_template = chat_template(directory)
     return found
 
@@ -144,8 +152,8 @@ def chat_template(directory: Path) -> str | None:
         except ValueError as error:
             raise LoaderError(f"{path} is not UTF-8: {error}") from None
     elif isinstance(said, list) and all(isinstance(each, dict) for each in said):
-        named = {each.get("name"): each.get("template") for each in said}
-        if others := sorted(str(name) for name in named if name != "default"):
+        named = {str(each.get("name")): each.get("template") for each in said}
+        if others := sorted(name for name in named if name != "default"):
             print(
                 f"{directory} has chat templates for other uses, which are left out: {', '.join(others)}",
                 file=sys.stderr,
@@ -172,14 +180,18 @@ def _read_plain_files(directory: Path, tokenizer_class: str | None) -> Files:
     return read_plain(*found)
 
 
-def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
-    """The special tokens that a JSON object names, by what it calls them; those without a role have numbers."""
-    found = {f"{role}_token": config.get(f"{role}_token") for role in ROLES}
+def _named(path: Path) -> dict[str, AddedToken]:
+    """The special tokens that the JSON object in a file names, by what it calls them; those of a list have numbers."""
+    said = _read_object(path)
+    found = {f"{role}_token": said.get(f"{role}_token") for role in ROLES}
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = config.get(key) or ()
-        found |= {f"{key}[{n}]": token for n, token in enumerate(more.values() if isinstance(more, dict) else more)}
+        more = said.get(key) or []
+        if not isinstance(more, dict | list):
+            raise LoaderError(f"{path} has {key} that are no list: {shown(more)}")
+        listed = {f"{key}[{n}]": token for n, token in enumerate(more)}
+        found |= {f"{key}.{name}": token for name, token in more.items()} if isinstance(more, dict) else listed
     return {
-        name: _added(token if isinstance(token, dict) else {"content": token}, special=True)
+        name: _added({"content": token} if isinstance(token, str) else token, path, special=True)
         for name, token in found.items()
         if token
     }
@@ -187,15 +199,31 @@ def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 def _added_beside(
     directory: Path, config: Mapping[str, Any], named: Mapping[str, AddedToken]
-) -> Iterator[tuple[int, AddedToken]]:
+) -> list[tuple[int, AddedToken]]:
     """(id, token) of the added tokens that are not in tokenizer.json, which it may have, too."""
-    if "added_tokens_decoder" in config:
-        for token_id, fields in config["added_tokens_decoder"].items():
-            yield int(token_id), _added(fields)
-        return
-    special = {token.content for token in named.values()}
-    for content, token_id in _read_object(directory / "added_tokens.json").items():
-        yield token_id, AddedToken(content, content in special, normalized=content not in special)
+    if DECODER in config:
+        path, said = directory / CONFIG, config[DECODER]
+        if not isinstance(said, dict):
+            raise LoaderError(f"{path} has an {DECODER} that is no object: {shown(said)}")
+        found = [(_number(token_id), _added(fields, path)) for token_id, fields in said.items()]
+    else:
+        path, special = directory / "added_tokens.json", {token.content for token in named.values()}
+        found = [
+            (token_id, AddedToken(content, content in special, normalized=content not in special))
+            for content, token_id in _read_object(path).items()
+        ]
+    if found:
+        with as_loader_error():
+            checked_vocab({token.content: token_id for token_id, token in found}, str(path))
+    return found
+
+
+def _number(text: str) -> Any:
+    """An id that is a key of a JSON object; the text, where it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ hub's hash.
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -35,22 +36,25 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "encoder.json",
 def locate(source: str, revision: str | None = None, file: str | None = None, *, adapter: bool = False) -> Path:
     """The directory or file that `source` names: a path, a shipped model or adapter, or one of the hub; with `file` that one in
     it."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
-        return path if file is None else path / file
-    if (SHIPPED / source / (ADAPTER_CONFIG if adapter else "config.json")).exists():
-        return SHIPPED / source
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
+        found = path
+    elif (SHIPPED / source / (ADAPTER_CONFIG if adapter else "config.json")).exists():
+        found = SHIPPED / source
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise LoaderError(f"{source} does not exist")
-    from loaders import hub
+    else:
+        from loaders import hub
 
-    found = hub.Repository(source, revision, file, adapter=adapter).fetch()
-    return found if file is None else found / file
+        return hub.Repository(source, revision, file, adapter=adapter).fetch() / (file or "")
+    if revision is not None:
+        raise LoaderError(f"{source} is {found}, and no model of the hub: it has no revision {revision}")
+    return found / (file or "")
 
 
 def default_name(source: str) -> str:
     """The directory's name, that of a GGUF file, or the last part of a hub id; the hub's gpt2 is the extension's gpt2-small."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.exists() and path.name == "gpt2":
         return "gpt2-small"
     path = path.resolve()

@@ -115,6 +115,8 @@ class LoraConfig:
     def _layer(self, module: str) -> int | None:
         """The block that the layer is in, as layers_pattern finds it."""
         patterns = self.fields.get("layers_pattern") or [r"[^.]*"]
+        if not isinstance(patterns, str | list):
+            raise LoaderError(f"{CONFIG} has a layers_pattern that is neither a string nor a list of strings")
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             if found := self._search("layers_pattern", rf"(?:^|.*?\.){pattern}\.(\d+)\..*", module):
                 return int(found[1])

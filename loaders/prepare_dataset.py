@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+from pg_gpt2.tokenizer.bpe import Tokenizer
 from psycopg import sql
-from tokenizers import Tokenizer
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import Database, LoaderError, arguments, bar, connect, fetched, run
+from loaders.common import Database, LoaderError, arguments, as_loader_error, bar, connect, fetched, run
 from loaders.vocabulary import Vocabulary
 
 GPT2_POSITIONS = 1024
 ROWS = 100  # of a query that are fetched at a time
-BATCH_BYTES = 8 << 20  # of text that is handed to the tokenizer's threads at once
 
 
 def find_files(patterns: Iterable[str]) -> list[Path]:
@@ -72,28 +71,14 @@ def query_texts(conn: psycopg.Connection, query: str) -> Iterator[str]:
 
 
 def encode(texts: Iterable[str], tokenizer: Tokenizer, end_of_text: int) -> np.ndarray:
-    """All ids, int32, with one `end_of_text` after each text."""
+    """All ids, int32, with one `end_of_text` after each text; LoaderError when the vocabulary lacks a token of one."""
     parts: list[np.ndarray] = [np.empty(0, np.int32)]
     with bar(None, "tokenizing") as progress:
-        for batch, size in batches(texts):
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                parts.append(np.array([*encoding.ids, end_of_text], np.int32))
-            progress.update(size)
+        for text in texts:
+            with as_loader_error():
+                parts.append(np.array([*tokenizer.encode(text), end_of_text], np.int32))
+            progress.update(len(text))
     return np.concatenate(parts)
-
-
-def batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
-    """Texts in batches of about BATCH_BYTES, and the characters of each."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch, size
-            batch, size = [], 0
-    if batch:
-        yield batch, size
 
 
 def cut(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -195,7 +180,7 @@ def main() -> None:
         vocabulary = find_vocabulary(database, args.tokenizer, args.model)
         end_of_text = find_end_of_text(database, args.model, vocabulary, args.end_of_text)
         texts = query_texts(conn, args.query) if args.input is None else file_texts(find_files(args.input))
-        ids = encode(texts, vocabulary.tokenizer(), end_of_text)
+        ids = encode(texts, vocabulary.encoder(), end_of_text)
         tokens, target, left = cut(ids, block_size)
         if not len(tokens):
             raise LoaderError(f"{len(ids)} tokens do not fill one block of {block_size} and its target")

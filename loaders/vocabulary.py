@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from pg_gpt2.tokenizer import bpe
 from pg_gpt2.tokenizer.added import AddedToken
-from pg_gpt2.tokenizer.bpe import token_bytes
 from pg_gpt2.tokenizer.tables import END_OF_TEXT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loaders import hub_tokenizer
-from loaders.common import Database, LoaderError
+from loaders.common import Database, LoaderError, as_loader_error
 
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")  # of an added token, columns of llm_bpe_vocab
 
@@ -74,8 +74,14 @@ class Vocabulary:
         roles = {role: token_id for _, token_id, roles, *_ in rows for role in roles}
         return cls(ids, merges, added, roles, chat_template_of(database, model)) if ids else None
 
+    def encoder(self) -> bpe.Tokenizer:
+        """What llm_encode encodes with. It refuses a text that the vocabulary lacks a token of."""
+        with as_loader_error():
+            tokens = {token_id: bpe.token_bytes(token) for token, token_id in self.ids.items()}
+            return bpe.Tokenizer.of(tokens, self.merges, added=self.added)
+
     def tokenizer(self) -> Tokenizer:
-        """An encoder as llm_encode is one: special tokens are ordinary text, `<|endoftext|>` included."""
+        """The same for the library: special tokens are ordinary text, `<|endoftext|>` included. It drops what has no token."""
         try:
             tokenizer = Tokenizer(models.BPE(self.ids, self.merges))
         except Exception as error:  # the library raises nothing narrower
@@ -101,7 +107,7 @@ class Vocabulary:
             "llm_bpe_vocab",
             {"model": "text", "token_id": "int4", "token": "text", "bytes": "bytea", "roles": "text[]", "added": "bool"}
             | dict.fromkeys(FLAGS, "bool"),
-            ((model, number, token, token_bytes(token), *self._said(number)) for token, number in self.ids.items()),
+            ((model, number, token, bpe.token_bytes(token), *self._said(number)) for token, number in self.ids.items()),
         )
         database.copy(
             "llm_bpe_merges",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from ..common import Database, LoaderError, arguments, complete, connect, run
+from ..common import Database, LoaderError, arguments, connect, output, run
 from .data import Sampling, read
 from .page import render
 
@@ -40,7 +40,7 @@ def main() -> None:
         database = Database(conn)
         run_id = last_run(database) if args.run is None else args.run
         report = read(database, run_id, Sampling(args.prompt, args.max_tokens, args.temperature, args.seed))
-    with complete(args.output) as path:
+    with output(args.output) as path:
         path.write_text(render(report), encoding="utf-8")
     print(f'wrote run {run_id} of model "{report.run.model}" to {args.output}')
 

@@ -12,6 +12,7 @@ from ..load_model import SHIPPED, load_model
 from .settings import Settings
 
 MODEL = "postgresql-docs"
+MOST_PORT = 65535
 
 
 def main() -> None:
@@ -77,6 +78,8 @@ def _parsed() -> tuple[Settings, bool]:
         raise LoaderError(f"at {settings.host} others can connect: give an --api-key, or PG_GPT2_API_KEY")
     if settings.pool_size < 1 or settings.queue_size < 1:
         raise LoaderError("--pool-size and --queue-size must be 1 or more")
+    if not 0 <= settings.port <= MOST_PORT:
+        raise LoaderError(f"--port must be from 0 to {MOST_PORT}, not {settings.port}")
     return settings, args.shipped
 
 

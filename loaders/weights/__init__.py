@@ -47,9 +47,11 @@ def files_of(directory: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    if not names or any(Path(name).name != name for name in names):
+    said = read_json(index).get("weight_map")
+    found = [*said.values()] if isinstance(said, dict) else []
+    if not found or not all(isinstance(name, str) and name.isprintable() and Path(name).name == name for name in found):
         raise LoaderError(f"{index} does not name files of its own directory")
+    names = sorted(set(found))
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:
         raise LoaderError(f"{index} names {missing[0]}, which is not there")

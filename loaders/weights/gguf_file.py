@@ -5,6 +5,8 @@ gelu of OpenAI for them, whatever the model had that was converted: the file doe
 differs from the embedding, as also where the two were quantised in different ways.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,22 +57,23 @@ def read(path: Path) -> Weights:
         import gguf
     except ImportError:
         raise LoaderError(f"{path} is a GGUF file, which needs the package gguf: pip install 'pg_gpt2[gguf]'") from None
-    try:
+    with _readable(path):
         reader = gguf.GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-    except Exception as error:  # the package raises whatever NumPy does about damage
-        raise LoaderError(f"{path} is not a GGUF file that gguf can read: {error}") from None
+        eos = reader.get_field("tokenizer.ggml.eos_token_id")
+        fields = {theirs: said.get(f"gpt2.{ours}") for theirs, ours in SIZES.items()}
+        fields |= {} if eos is None else {"eos_token_id": eos.contents()}
     if said.get("general.architecture") != "gpt2":
         raise LoaderError(f"{path} is of architecture {said.get('general.architecture')}, and not gpt2")
     if reader.byte_order == "S":
         raise LoaderError(f"{path} is of the other byte order than this machine")
-    tensors = [(_name(tensor.name), _tensor(tensor)) for tensor in reader.tensors]
-    fields = {theirs: said.get(f"gpt2.{ours}") for theirs, ours in SIZES.items()}
+    with _readable(path):
+        tensors = [(_name(tensor.name), _tensor(tensor)) for tensor in reader.tensors]
     fields["vocab_size"] = next((tensor.shape[0] for name, tensor in tensors if name == "wte.weight"), None)
     if (epsilon := said.get("gpt2.attention.layer_norm_epsilon")) is not None:
-        fields["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5 is written as the next float32
-    if (eos := reader.get_field("tokenizer.ggml.eos_token_id")) is not None:
-        fields["eos_token_id"] = eos.contents()
+        fields["layer_norm_epsilon"] = epsilon
+        if isinstance(epsilon, float):
+            fields["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5 is written as the next float32
     has_tokens = reader.get_field("tokenizer.ggml.tokens") is not None
     return Weights(
         tensors,
@@ -79,6 +82,17 @@ def read(path: Path) -> Weights:
         assumed={"activation_function", "tie_word_embeddings"},
         vocabulary=(lambda: _vocabulary(reader, path)) if has_tokens else None,
     )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """LoaderError for damage, about which the package raises whatever NumPy does."""
+    try:
+        yield
+    except LoaderError:
+        raise
+    except Exception as error:
+        raise LoaderError(f"{path} is not a GGUF file that gguf can read: {error}") from None
 
 
 def _name(theirs: str) -> str:
@@ -102,26 +116,37 @@ def _vocabulary(reader: Any, path: Path) -> Vocabulary:
     """The tokenizer in the file, unless it is not GPT-2's."""
 
     def said(name: str) -> Any:
-        field = reader.get_field(f"tokenizer.ggml.{name}")
-        return None if field is None else field.contents()
+        with _readable(path):
+            field = reader.get_field(f"tokenizer.{name}")
+            return None if field is None else field.contents()
 
-    if said("model") != "gpt2" or said("pre") not in SPLITS:
-        raise LoaderError(f"{path} has a tokenizer of kind {said('model')}, {said('pre')}, and not GPT-2's")
+    def texts(name: str) -> list[str]:
+        found = said(f"ggml.{name}") or []
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise LoaderError(f"{path} has a tokenizer whose {name} are no texts")
+        return found
+
+    model, pre = said("ggml.model"), said("ggml.pre")
+    if model != "gpt2" or pre not in SPLITS:
+        raise LoaderError(f"{path} has a tokenizer of kind {model}, {pre}, and not GPT-2's")
     for setting in ("add_bos_token", "add_eos_token", "add_space_prefix"):
-        if said(setting):
+        if said(f"ggml.{setting}"):
             raise LoaderError(f"{path} has a tokenizer with {setting}, which GPT-2's does not do")
-    tokens = said("tokens")
-    kinds = said("token_type") or [1] * len(tokens)
+    tokens = texts("tokens")
+    kinds = said("ggml.token_type") or [1] * len(tokens)
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise LoaderError(f"{path} has a tokenizer whose token_type is not one for each of its {len(tokens)} tokens")
     ids = {token: number for number, (token, kind) in enumerate(zip(tokens, kinds)) if kind != UNUSED}
     added = {
         number: AddedToken(token, special=kind == CONTROL)
         for number, (token, kind) in enumerate(zip(tokens, kinds))
         if kind in (CONTROL, USER_DEFINED)
     }
-    roles = {ours: said(f"{theirs}_token_id") for ours, theirs in ROLES.items()}
+    roles = {ours: said(f"ggml.{theirs}_token_id") for ours, theirs in ROLES.items()}
     known = {role: number for role, number in roles.items() if number in ids.values()}
-    merges = [(left, right) for left, _, right in (m.partition(" ") for m in said("merges") or [])]
-    template = reader.get_field("tokenizer.chat_template")
-    found = Vocabulary(ids, merges, added, known, None if template is None else template.contents())
+    named = {number: AddedToken(tokens[number], special=True) for number in known.values()}  # whatever their kind
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in texts("merges"))]
+    template = said("chat_template")
+    found = Vocabulary(ids, merges, named | added, known, template if isinstance(template, str) else None)
     found.tokenizer()
     return found

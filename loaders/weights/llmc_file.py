@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pg_gpt2.core.config import block_shapes
+from pg_gpt2.limits import MOST_LAYERS
 
 from loaders.common import LoaderError
 from loaders.weights.tensors import DTYPES, Stored, Tensor, Weights
@@ -27,6 +28,8 @@ def read(path: Path) -> Weights:
     n_positions, vocab, n_layer, n_head, d, padded = map(int, header[2:])
     if min(n_positions, vocab, n_layer, n_head, d) < 1 or padded < vocab:
         raise LoaderError(f"{path}: a model of llm.c cannot have the sizes {header[2:].tolist()}")
+    if n_layer > MOST_LAYERS:
+        raise LoaderError(f"{path}: n_layer {n_layer} is more than {MOST_LAYERS}")
     dtype = VERSIONS[int(header[1])]
     tensors: list[tuple[str, Tensor]] = []
     offset = HEADER

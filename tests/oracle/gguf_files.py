@@ -57,7 +57,7 @@ def write(path, model, kind, *, vocabulary=None, head=False, **metadata):
         writer.add_tokenizer_pre(metadata.pop("pre", "gpt-2"))
         writer.add_token_list([*tokens, "[PAD300]"])
         plain = [4 if token.startswith("<|") else 1 for token in tokens[:-1]]  # user-defined, normal
-        writer.add_token_types([*plain, 3, 5])  # control, unused
+        writer.add_token_types([*plain, metadata.pop("kind_of_end", 3), 5])  # control, unused
         writer.add_token_merges([" ".join(pair) for pair in merges])
         writer.add_eos_token_id(len(tokens) - 1)
     for name, value in metadata.items():

@@ -150,6 +150,45 @@ def test_directories_with_added_tokens_are_read_as_auto_tokenizer_reads_them_and
         assert mine.decode(ids) == theirs.decode(ids) == again.decode(ids)
 
 
+@pytest.fixture(params=["a role given later", "two files that differ", "a list", "names of its own"])
+def plain_special(request, tmp_path):
+    """A directory whose tokenizer.json calls [END] and [MORE] not special, and whose tokenizer_config.json names them."""
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCAB))
+    (tmp_path / "merges.txt").write_bytes((LEARNED / "merges.txt").read_bytes())
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path)
+    theirs.add_tokens(["[END]", HubToken("[MORE]", lstrip=True)])
+    theirs.eos_token = "[END]"
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    end, more = theirs.convert_tokens_to_ids(["[END]", "[MORE]"])
+    config |= {
+        "a role given later": {},
+        "two files that differ": {
+            "pad_token": {"__type": "AddedToken", "content": "[MORE]"},
+            "added_tokens_decoder": {
+                str(end): {"content": "[END]", "special": False, "normalized": True},
+                str(more): {"content": "[MORE]", "rstrip": True, "special": False, "normalized": True},
+            },
+        },
+        "a list": {"extra_special_tokens": ["[MORE]"]},
+        "names of its own": {"extra_special_tokens": {"more_token": "[MORE]"}},
+    }[request.param]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_token_that_has_a_role_is_special_whatever_tokenizer_json_says(plain_special):
+    """As for AutoTokenizer, both ways: a user cannot type it."""
+    theirs, found = AutoTokenizer.from_pretrained(plain_special), Vocabulary.find(plain_special)
+    special = {token_id for token_id, token in theirs.added_tokens_decoder.items() if token.special}
+    assert {token_id for token_id, token in found.added.items() if token.special} == special > {found.eos}
+    for text in ("a[END]b", "a [END] b [MORE] c", "[MORE]\n[END][MORE]"):
+        for split in (True, False):
+            ids = theirs(text, split_special_tokens=split)["input_ids"]
+            assert ours(found).encode(text, special=not split) == ids, (text, split)
+
+
 def test_an_end_of_text_of_its_own_is_saved_as_such(tmp_path):
     """`</s>` of id 2: nothing is added to the vocabulary for transformers' default, `<|endoftext|>`."""
     vocab = {"</s>" if token == "<|endoftext|>" else token: i for token, i in VOCAB.items()}

@@ -108,6 +108,16 @@ def test_the_added_tokens_in_a_gguf_file_are_found_as_transformers_finds_them(mo
     assert ours.encode("<|user|>the").ids[0] == 298
 
 
+@pytest.mark.parametrize("kind", [1, 3], ids=["normal", "control"])
+def test_an_end_of_text_in_a_gguf_file_is_special_whatever_its_kind(model, vocabulary, tmp_path, kind):
+    gguf_files.write(tmp_path / "tiny.gguf", model, Kind.F16, vocabulary=vocabulary, kind_of_end=kind)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    ours = HubModel(tmp_path).vocabulary().encoder()
+    for text in ("the tables<|endoftext|>", "<|endoftext|> it's <|endoftext|>"):
+        for split in (False, True):
+            assert ours.encode(text, special=not split) == theirs(text, split_special_tokens=split)["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +143,18 @@ def test_damaged_gguf_files(model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(whole)
     with pytest.raises(LoaderError, match="has 2 GGUF files; name one"):
         HubModel(tmp_path)
+
+
+def test_a_damaged_token_is_told(model, vocabulary, tmp_path):
+    """The weights do not need it."""
+    path = tmp_path / "tiny.gguf"
+    gguf_files.write(path, model, Kind.Q8_0, vocabulary=vocabulary)
+    whole, text = path.read_bytes(), b"<|endoftext|>"
+    assert whole.count(text) == 1
+    path.write_bytes(whole.replace(text, b"\xff" * len(text)))
+    read(path)
+    with pytest.raises(LoaderError, match=r"tiny\.gguf is not a GGUF file that gguf can read: .*utf-8"):
+        HubModel(path).vocabulary()
 
 
 def test_a_gguf_file_goes_into_the_database_with_its_tokenizer(model, vocabulary, tmp_path, dsn):

@@ -194,6 +194,9 @@ def test_llmc_checkpoints_that_are_not_whole(tmp_path):
     path.write_bytes(whole[:100])
     with pytest.raises(LoaderError, match=r"no checkpoint of llm\.c"):
         HubModel(path)
+    path.write_bytes(whole[:16] + (100_000).to_bytes(4, "little") + whole[20:])
+    with pytest.raises(LoaderError, match="n_layer 100000 is more than 10000"):
+        HubModel(path)
     path.write_bytes(whole[:16] + bytes(4) + whole[20:])
     with pytest.raises(LoaderError, match="cannot have the sizes"):
         HubModel(path)

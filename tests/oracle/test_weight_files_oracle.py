@@ -1,6 +1,7 @@
 """Directories and pickled state dicts as transformers 3 to 5 left them: what from_pretrained loads is what the loader loads."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -186,6 +187,52 @@ def test_pytorch_model_bin(tmp_path, zipped, dtype):
     torch.save(with_masks(model), path, _use_new_zipfile_serialization=zipped)
     assert_as_transformers(tmp_path, model)
     assert_same(read(path), model)
+
+
+@pytest.mark.parametrize(
+    "state", [lambda model: model.state_dict(keep_vars=True), lambda model: dict(model.named_parameters())]
+)
+def test_a_state_dict_of_parameters(model, tmp_path, state):
+    with_config(model, tmp_path)
+    torch.save(state(model), tmp_path / "pytorch_model.bin")
+    assert_as_transformers(tmp_path, model)
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "meta"])
+def test_a_tensor_that_is_no_plain_array_is_told(model, tmp_path, kind):
+    with_config(model, tmp_path)
+    state = model.state_dict()
+    wpe = state["transformer.wpe.weight"]
+    state["transformer.wpe.weight"] = wpe.to_sparse() if kind == "sparse_coo" else wpe.to("meta")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoaderError, match=rf"tensor transformer\.wpe\.weight has dtype float32 \({kind}\)"):
+        HubModel(tmp_path)
+
+
+def test_names_that_are_no_texts_are_told(tmp_path):
+    torch.save({7: torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoaderError, match="neither a state_dict nor a checkpoint of nanoGPT; it has 7"):
+        HubModel(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_damage_is_told_whatever_the_unpickler_stumbles_over(tmp_path, zipped):
+    """One to four bytes that are others: 1,000 files, of which some are still files."""
+    small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, n_positions=4, vocab_size=6))
+    with_config(small, tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(small.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            damaged[rng.randrange(4, len(damaged))] = rng.choice((rng.randrange(256), *b"\0.q}"))
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except LoaderError:
+            refused += 1
+    assert 100 < refused < 1000
 
 
 def test_shards_of_pytorch_model_bin(model, tmp_path):

@@ -13,7 +13,7 @@ MAX_TOKEN_ID = 2**31 - 1  # the column is an integer
 
 def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
     """Token (printable form) -> id, from a JSON object; `source` names the file in errors."""
-    return _checked_vocab(load_json(data, source), source)
+    return checked_vocab(load_json(data, source), source)
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
@@ -41,8 +41,8 @@ def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str
     return merges
 
 
-def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
-    """`vocab` if it is a vocabulary; ids need not be contiguous."""
+def checked_vocab(vocab: Any, source: str) -> dict[str, int]:
+    """`vocab`, token -> id, if it is a vocabulary; ids need not be contiguous."""
     if not isinstance(vocab, dict) or not vocab:
         raise MalformedData(
             f"{source} holds no vocabulary: expected a JSON object of token and id",

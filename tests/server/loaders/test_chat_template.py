@@ -33,11 +33,12 @@ def with_template(directory, vocabulary):
         (CHATML, None, CHATML),
         (NAMED, None, CHATML),
         (NAMED[:1], None, None),
+        ([{"name": ["tool_use"], "template": "x"}, {"name": "tool_use"}, *NAMED], None, CHATML),
         (None, CHATML, CHATML),
         ("of before", CHATML, CHATML),
         (None, None, None),
     ],
-    ids=["one", "named", "named without a default", "chat_template.jinja", "both", "none"],
+    ids=["one", "named", "named without a default", "a name that is none", "chat_template.jinja", "both", "none"],
 )
 def test_it_is_the_one_that_transformers_uses(vocabulary, tmp_path, capsys, said, file, expected):
     plain_files(tmp_path, vocabulary)
@@ -45,7 +46,7 @@ def test_it_is_the_one_that_transformers_uses(vocabulary, tmp_path, capsys, said
     if file is not None:
         (tmp_path / "chat_template.jinja").write_text(file, encoding="utf-8")
     assert Vocabulary.find(tmp_path).chat_template == expected
-    assert ("left out: tool_use" in capsys.readouterr().err) == isinstance(said, list)
+    assert ("tool_use" in capsys.readouterr().err) == isinstance(said, list)
 
 
 @pytest.mark.parametrize(("said", "named"), [({"a": 1}, "no text"), ("é" * 600_000, "longer than 1,048,576 bytes")])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from loaders import ingest_tokenizer, save_model
 from loaders.common import Database, LoaderError
@@ -84,6 +85,66 @@ def test_a_tokenizer_that_is_not_gpt2s_is_refused(tmp_path, place, change, messa
     parsed[place] = {**(parsed[place] or {}), **change}
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
     with pytest.raises(LoaderError, match=message):
+        Vocabulary.find(tmp_path)
+
+
+LEARNED = ROOT / "tests/golden/tokenizer/learned"
+
+
+def with_gaps(path, gap):
+    """A tokenizer.json with two tokens that `tokenizers` added, whose vocabulary has no token of id `gap`."""
+    ids = json.loads((LEARNED / "vocab.json").read_bytes())
+    merges = [tuple(line.split(" ")) for line in (LEARNED / "merges.txt").read_text().splitlines()[1:]]
+    made = Tokenizer(models.BPE({token: i + (i >= gap) for token, i in ids.items()}, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<a>", "<b>"])
+    made.save(str(path))
+
+
+def test_ids_that_are_given_twice_are_told(tmp_path):
+    """`tokenizers` counts the tokens of a vocabulary with gaps, and gives an added one the id of the last."""
+    with_gaps(tmp_path / "tokenizer.json", 400)
+    with pytest.raises(LoaderError, match=r"tokenizer\.json: id 600 is given to '<\|endoftext\|>' and to '<a>'"):
+        Vocabulary.find(tmp_path / "tokenizer.json")
+
+
+DECODER = "added_tokens_decoder"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        ("added_tokens.json", {"<a>": [1]}, r"the id of token '<a>' is \[1\]"),
+        ("added_tokens.json", {"<a>": -1}, "the id of token '<a>' is -1"),
+        ("added_tokens.json", {"<a>": 2**31}, "the id of token '<a>' is 2147483648"),
+        ("added_tokens.json", {"<a>": True}, "the id of token '<a>' is True"),
+        ("added_tokens.json", {"<a>": 600, "<b>": 600}, "id 600 is given to '<a>' and to '<b>'"),
+        ("tokenizer_config.json", {DECODER: [1]}, f"an {DECODER} that is no object"),
+        ("tokenizer_config.json", {DECODER: None}, f"an {DECODER} that is no object"),
+        ("tokenizer_config.json", {DECODER: {"600": "<a>"}}, "a token that is no object with a content: '<a>'"),
+        ("tokenizer_config.json", {DECODER: {"600": {"special": True}}}, "no object with a content"),
+        ("tokenizer_config.json", {DECODER: {"many": {"content": "<a>"}}}, "the id of token '<a>' is 'many'"),
+        ("tokenizer_config.json", {DECODER: {"9" * 5000: {"content": "<a>"}}}, "the id of token '<a>' is"),
+        ("tokenizer_config.json", {"eos_token": {"content": 1}}, "no object with a content"),
+        ("tokenizer_config.json", {"eos_token": 7}, "no object with a content: 7"),
+        ("tokenizer_config.json", {"extra_special_tokens": 3}, "extra_special_tokens that are no list"),
+        ("tokenizer_config.json", {"additional_special_tokens": "<a>"}, "additional_special_tokens that are no list"),
+        ("special_tokens_map.json", {"pad_token": {"lstrip": True}}, "no object with a content"),
+    ],
+)
+def test_added_tokens_that_are_none_are_told(tmp_path, name, said, message):
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).write_bytes((LEARNED / file).read_bytes())
+    (tmp_path / name).write_text(json.dumps(said))
+    with pytest.raises(LoaderError, match=rf"{name}.*{message}"):
+        Vocabulary.find(tmp_path)
+
+
+def test_an_id_that_the_database_cannot_have_is_told(tmp_path):
+    parsed = json.loads((LEARNED / "tokenizer.json").read_bytes())
+    parsed["model"]["vocab"]["ab"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    with pytest.raises(LoaderError, match="the id of token 'ab' is 2147483648"):
         Vocabulary.find(tmp_path)
 
 

@@ -285,6 +285,7 @@ def assert_nothing_of(conn, model):
         ("target_modules that is neither a string nor a list of strings", {"target_modules": [1]}),
         ("target_modules that is no regular expression", {"target_modules": "(c_attn"}),
         ("layers_pattern that is no regular expression", {"layers_to_transform": [0, 1], "layers_pattern": "("}),
+        ("layers_pattern that is neither a string nor a list", {"layers_to_transform": [0, 1], "layers_pattern": 3}),
         (r"not part of an adapter of attn\.c_attn in 2 blocks", {"target_modules": ["c_attn"]}),
         (r"attn\.c_proj\.lora_A\.weight is missing", {"target_modules": "all-linear", "exclude_modules": ["c_fc"]}),
     ],

@@ -168,11 +168,31 @@ def test_damaged_and_absent_files(directory, tmp_path):
     (directory / "model.safetensors").unlink()
     with pytest.raises(LoaderError, match=r"has no model\.safetensors, pytorch_model\.bin, ckpt\.pt or GGUF file"):
         HubModel(directory)
-    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
-    with pytest.raises(LoaderError, match="of its own directory"):
-        HubModel(directory)
-    with pytest.raises(LoaderError, match="does not exist"):
-        load_model.locate(str(tmp_path / "nowhere"))
+    for named in (
+        {"a": "../b.safetensors"},
+        {},
+        {"a": 1},
+        {"a": "b.safetensors", "c": None},
+        {"a": "\0"},
+        None,
+        ["a"],
+        1,
+    ):
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+        with pytest.raises(LoaderError, match="of its own directory"):
+            HubModel(directory)
+    for nowhere in (str(tmp_path / "nowhere"), "~nobody.of.this.name/model"):
+        with pytest.raises(LoaderError, match="does not exist"):
+            load_model.locate(nowhere)
+
+
+def test_a_file_or_revision_of_what_is_here_is_not_passed_over(directory):
+    for source in (str(directory), "postgresql-docs"):
+        assert load_model.locate(source, file="config.json").name == "config.json"
+        with pytest.raises(OSError, match=r"nosuch\.gguf"):
+            HubModel(load_model.locate(source, file="nosuch.gguf"))
+        with pytest.raises(LoaderError, match="no model of the hub: it has no revision main"):
+            load_model.locate(source, "main")
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"

@@ -1,9 +1,14 @@
 """Data: blocks without seams between texts, the same as the server makes, and fit for the model."""
 
+import json
+from dataclasses import replace
+
+import psycopg
 import pytest
+from pg_gpt2.tokenizer.added import AddedToken
 
 from loaders import ingest_tokenizer, prepare_dataset
-from loaders.common import LoaderError
+from loaders.common import Database, LoaderError
 from loaders.prepare_dataset import find_files
 from loaders.vocabulary import Vocabulary
 from tests.server.loaders.hub import TEXTS, run
@@ -45,6 +50,43 @@ def test_dataset_from_a_query_equals_the_server_s_own(dsn, conn, vocabulary, mon
     conn.execute("SELECT llm_dataset_load(%s, 'server', 16, 'train', 0.3)", [query])
     assert rows_of(conn, "client") == rows_of(conn, "server")
     assert rows_of(conn, "client")
+
+
+def test_a_text_that_the_vocabulary_has_no_bytes_for_is_refused_as_by_llm_encode(
+    dsn, conn, vocabulary, tmp_path, monkeypatch
+):
+    """`tokenizers` drops them, and the text would be stored damaged."""
+    made = json.loads(Vocabulary.find(vocabulary).tokenizer().to_str())
+    for token in ("~", "Ã"):  # no merge has either
+        assert not any(token in pair for pair in made["model"]["merges"])
+        del made["model"]["vocab"][token]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    run(ingest_tokenizer, monkeypatch, "--dsn", dsn, "--model", "lack", "--tokenizer", tmp_path / "tokenizer.json")
+    with pytest.raises(psycopg.Error, match="lacks the token '~'"):
+        conn.execute("SELECT llm_encode('a~b', 'lack')")
+    command = ["--dsn", dsn, "--model", "lack", "--block-size", 4, "--input", tmp_path / "text.txt"]
+    for text, token in (("a~bc abc abc", "~"), ("béz abc abc", "Ã")):
+        (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+        with pytest.raises(LoaderError, match=f"lacks the token '{token}'"):
+            run(prepare_dataset, monkeypatch, *command)
+    (tmp_path / "text.txt").write_text("abc abc abc")
+    run(prepare_dataset, monkeypatch, *command)
+    assert rows_of(conn, "lack")
+
+
+def test_tokens_that_strip_and_are_white_space_are_found_as_by_llm_encode(dsn, conn, vocabulary, tmp_path, monkeypatch):
+    """In such a text `tokenizers` panics."""
+    made = Vocabulary.find(vocabulary)
+    new = {300: AddedToken("<think>", rstrip=True), 301: AddedToken("\n", lstrip=True)}
+    added = replace(made, ids=made.ids | {token.content: i for i, token in new.items()}, added=made.added | new)
+    with conn.transaction():
+        added.store(Database(conn), "strips", replace=False)
+    text = "y<think>     \n\n\n  y"
+    (tmp_path / "text.txt").write_text(text)
+    (ids,) = conn.execute("SELECT llm_encode(%s, 'strips')", [text]).fetchone()
+    options = ("--block-size", len(ids), "--input", tmp_path / "text.txt")
+    run(prepare_dataset, monkeypatch, "--dsn", dsn, "--model", "strips", *options)
+    assert rows_of(conn, "strips") == [("train", ids, [*ids[1:], 299])]
 
 
 def test_brackets_that_are_in_a_name(tmp_path, monkeypatch):
