@@ -15,12 +15,14 @@ from .. import db
 from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
-# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded. One that is
+# interrupted or abandoned may have kept no step.
 LAST_RUN = """
     SELECT coalesce(
         (SELECT max(run_id) FROM {schema}.llm_run AS r
          WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
-           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+           AND (r.status NOT IN ('running', 'abandoned')
+                OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
         load.run_id)
     FROM (VALUES (1)) AS always
     LEFT JOIN (
