@@ -21,6 +21,7 @@ from ...training.batches import BatchOrder
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
+from ..storage import sharing
 from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
@@ -102,7 +103,8 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED},"
+            f" shared = shared || {sharing.changed_too('llm_run.model')} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
