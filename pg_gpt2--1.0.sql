@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 f4959addc9c9 @extschema@'] = importer['import_package']('pg_gpt2 f4959addc9c9 @extschema@', '@extschema@')
+    GD['pg_gpt2 13ef47f31f16 @extschema@'] = importer['import_package']('pg_gpt2 13ef47f31f16 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 f4959addc9c9 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 13ef47f31f16 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -16781,6 +16781,7 @@ def drop_model(model: str) -> None:
     store.lock(model)
     adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
+    sharing.forget_runs(model)
     audit.drop_all(model)
     dropped = adapters.forget(model)
     deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}
@@ -19436,6 +19437,12 @@ from .storage import reading, shared_folder, store, weights
 from .tape import recording, tape_rows
 from .training import audit
 
+ENABLED = {  # the mode of each trigger of a table that is in a dump, as in pg_trigger.tgenabled
+    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O"},
+    "llm_bpe_vocab": {"changed": "A", "replicated": "R"},
+    "llm_bpe_merges": {"changed": "A", "replicated": "R"},
+}
+MODES = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "O": "ENABLE"}
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
@@ -19596,6 +19603,8 @@ def _database() -> Iterator[Finding]:
         role = (db.row("SELECT current_user AS name") or {})["name"]
         yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
+    yield from _triggers()
+    yield from _without_configuration()
     models = db.query(
         "SELECT m.model, base, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models AS m"
         " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v"
@@ -19613,6 +19622,37 @@ def _database() -> Iterator[Finding]:
         default = store.only_model(tell=False) or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _triggers() -> Iterator[Finding]:
+    """Tables whose triggers are not as CREATE EXTENSION made them. Restoring a dump made with --disable-triggers does that."""
+    for table, modes in ENABLED.items():
+        rows = db.query(
+            "SELECT tgname AS name, tgenabled AS mode, tgrelid::regclass::text AS place FROM pg_trigger"
+            " WHERE tgrelid = $1::regclass AND NOT tgisinternal ORDER BY tgname",
+            ["text"],
+            db.qualified(table),
+        )
+        wrong = [row for row in rows if modes.get(row["name"], row["mode"]) != row["mode"]]
+        if wrong:
+            names = ", ".join(row["name"] for row in wrong)
+            actions = ", ".join(f"{MODES[modes[row['name']]]} TRIGGER {row['name']}" for row in wrong)
+            statement = f"ALTER TABLE {wrong[0]['place']} {actions};"
+            yield f"triggers of {table}", f"not as installed: {names}", "warn", statement
+
+
+def _without_configuration() -> Iterator[Finding]:
+    """Weights that belong to no model; no row where there are none."""
+    rows = db.query(
+        "SELECT DISTINCT model FROM {schema}.llm_param AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = p.model) ORDER BY model"
+    )
+    if rows:
+        hint = (
+            "They are no models without their rows of llm_model_config. Where a dump was restored that --disable-triggers"
+            " made: DELETE FROM llm_model_config WHERE preset, and restore that table again. llm_drop_model removes them."
+        )
+        yield "weights without a configuration", ", ".join(row["model"] for row in rows), "error", hint
 
 
 def _older_versions() -> Iterator[Finding]:
@@ -21567,12 +21607,15 @@ from .. import db
 from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
-# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+# The run that last changed a model, its own or of a model that shares tensors with it: the latest one that began after the latest
+# load, else that of what was loaded. One that is interrupted or abandoned may have kept no step.
 LAST_RUN = """
     SELECT coalesce(
         (SELECT max(run_id) FROM {schema}.llm_run AS r
-         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
-           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+         WHERE (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1)))
+           AND r.run_id > coalesce(load.after_run, 0)
+           AND (r.status NOT IN ('running', 'abandoned')
+                OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
         load.run_id)
     FROM (VALUES (1)) AS always
     LEFT JOIN (
@@ -21844,10 +21887,12 @@ def restore(saved: Checkpoint, model: str) -> None:
     store.finish_manual_run(model)
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
-        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
+        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run",
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
+    for other in sharing.others(model):
+        sharing.record_change(other, model)
     adapters.follow(model)
 
 
@@ -22809,6 +22854,25 @@ from . import adapters, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
+_TRAINED = (  # what an adapter shares with its base is only read
+    f"(SELECT * FROM {{schema}}.llm_param_share WHERE target_name {store.IS_OWN}"
+    " OR NOT EXISTS (SELECT FROM {schema}.llm_adapter AS a WHERE a.model = target_model))"
+)
+
+
+def changed_too(model: str = "$1") -> str:
+    """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
+    {model, name}. They are its sources', its targets', and those of its sources' other targets."""
+    return f"""
+        (SELECT coalesce(jsonb_agg(to_jsonb(tensor) ORDER BY model, name), '[]') FROM (
+            SELECT source_model AS model, source_name AS name FROM {_TRAINED} AS s WHERE target_model = {model}
+            UNION SELECT target_model, target_name FROM {_TRAINED} AS s WHERE source_model = {model}
+            UNION SELECT o.target_model, o.target_name
+            FROM {_TRAINED} AS s JOIN {_TRAINED} AS o USING (source_model, source_name, source_token_id)
+            WHERE s.target_model = {model} AND o.target_model <> {model}
+        ) AS tensor)
+    """
+
 
 def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
     """Share one block, or with `token_id` None all of a tensor; how many."""
@@ -22828,6 +22892,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
             ["text", "text", "int4", "text", "text", "int4"],
             *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
         )
+    record_change(target, source)
     adapters.follow(target)
     return len(blocks)
 
@@ -22939,8 +23004,38 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         ["text", "text", "int4"],
         *(target, name, token_id),
     )
+    if not copy_optimizer_state:
+        record_change(target, target)
     adapters.follow(target)
     return copied
+
+
+def record_change(model: str, source: str) -> None:
+    """Enter that `model` has other weights now, which no run of it has left."""
+    db.run(
+        "INSERT INTO {schema}.llm_checkpoint_restore (model, source, step, after_run)"
+        " SELECT $1, $2, $3, coalesce(max(run_id), 0) FROM {schema}.llm_run",
+        ["text", "text", "int8"],
+        *(model, source, store.last_step(model, store.config(model))),
+    )
+
+
+def others(model: str) -> list[str]:
+    """The models of which tensors change with those of `model`."""
+    rows = db.query(
+        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t", ["text"], model
+    )
+    return sorted(row["name"] for row in rows)
+
+
+def forget_runs(model: str) -> None:
+    """No run of another model has changed `model`, which is dropped."""
+    db.run(
+        "UPDATE {schema}.llm_run SET shared = (SELECT coalesce(jsonb_agg(t), '[]') FROM jsonb_array_elements(shared) AS t"
+        " WHERE t ->> 'model' <> $1) WHERE shared @> jsonb_build_array(jsonb_build_object('model', $1))",
+        ["text"],
+        model,
+    )
 
 
 def forget(target: str, which: str = "true") -> int:
@@ -23515,16 +23610,18 @@ EVENTS = """
                NULL::integer AS checkpoint_id,
                CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
                CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
-        FROM {schema}.llm_run AS r
-        JOIN (
-            SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
-        ) AS l USING (run_id)
+        FROM {schema}.llm_run AS r, LATERAL (
+            SELECT min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE run_id = r.run_id
+        ) AS l
+        WHERE l.high IS NOT NULL
+            AND (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1, 'name', $2)))
         UNION ALL
         SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
         UNION ALL
-        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore
+        WHERE model = $1 AND checkpoint_id IS NOT NULL
         UNION ALL
-        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
+        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p HAVING bool_or(name = $2)
     )
     SELECT to_jsonb(at) #>> '{}' AS at, event, run_id, checkpoint_id, first_step, last_step
     FROM event ORDER BY event.at, run_id, checkpoint_id
@@ -24950,6 +25047,7 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24960,7 +25058,7 @@ from ...core.config import GPT2Config
 from ...core.ops import IGNORED
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from ...tokenizer.bpe import Tokenizer
-from ...training.trainer import Batch
+from ...training.trainer import Batch, nothing_counts
 from .. import db
 from ..prompts import end_of_text
 from ..storage.store import find_config
@@ -24981,6 +25079,22 @@ class Row(NamedTuple):
     def is_plain(self) -> bool:
         """Whether all of its targets count, with weight 1."""
         return self.weight == 1 and self.targets.min() != IGNORED
+
+
+class RowGone(UndefinedObject):
+    """A row of llm_dataset is not there."""
+
+
+@contextmanager
+def unchanged(model: str) -> Iterator[None]:
+    """Around the steps of a run, which names rows itself: one that is gone was deleted by somebody else (22000)."""
+    try:
+        yield
+    except RowGone as error:
+        raise InconsistentData(
+            f'the data of model "{model}" were changed by somebody else during training: {error.message}',
+            hint="Do not delete or replace rows of llm_dataset while a model is trained; then train again.",
+        ) from None
 
 
 # Rows that a model learns from: its own, and those of no model with ids that it has.
@@ -25136,16 +25250,30 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
     return np.asarray([row["id"] for row in rows])
 
 
-def refuse_long(model: str, config: GPT2Config, split: str) -> None:
-    """Refuse (22023) rows that are longer than the model's window, before a run reaches one of them after many steps."""
+# Whether a row may be what rows() refuses; null where it has nulls.
+UNFIT = (
+    "cardinality(tokens) > $4 OR $2 <= ANY (tokens) OR 0 > ANY (tokens) OR $2 <= ANY (target)"
+    f" OR CASE WHEN array_ndims(target) = 1 THEN 0 > ANY (array_remove(target, {IGNORED})) ELSE true END"
+)
+
+
+def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> None:
+    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps. `alone`: a step
+    has one row, a target of which must carry loss."""
     row = db.row(
-        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
-        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
-        ["text", "int4", "text", "int4"],
-        *(model, config.vocab, split, config.n_positions),
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE}"
+        f" AND ({UNFIT} OR ($5 AND {IGNORED} = ALL (target))) IS NOT FALSE ORDER BY id LIMIT 1",
+        ["text", "int4", "text", "int4", "bool"],
+        *(model, config.vocab, split, config.n_positions, alone),
     )
     if row:
-        _check_size(row["id"], row["size"], model, config)
+        require_loss([row["id"]], rows([row["id"]], model, config))
+
+
+def require_loss(ids: Sequence[int], found: Sequence[Row]) -> None:
+    """Refuse (22023) rows of which no target carries loss."""
+    if found and all((row.targets == IGNORED).all() for row in found):
+        raise nothing_counts(ids)
 
 
 def digest(model: str, config: GPT2Config) -> str:
@@ -25185,7 +25313,7 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
         by_id[row["id"]] = Row(tokens, targets, row["weight"], int.from_bytes(digest[:8], "big", signed=True))
     for row_id in ids:
         if row_id not in by_id:
-            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+            raise RowGone(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
     return [by_id[row_id] for row_id in ids]
 
 
@@ -25671,7 +25799,7 @@ from dataclasses import asdict, dataclass
 
 from ...training.optim import lr_schedule
 from .. import db
-from ..storage import store
+from ..storage import sharing, store
 from . import datasets, environment, run_log, runs
 from .audit import Auditor
 from .plan import settings_of
@@ -25728,7 +25856,8 @@ def _manual_run(session: Session, seed: int) -> int:
     """The model's run of steps by hand: the one that left these weights, else a new one."""
     found = environment.current()
     row = db.row(
-        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
+        f"SELECT r.run_id, l.lineage = $2 AND r.shared = {sharing.changed_too()} AS same,"
+        " coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
         " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
         " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
         ["text", "text", "jsonb"],
@@ -25826,7 +25955,7 @@ class LocalSteps:
         made = [(one.weight, *next(mine)) for one, mine in zip(read, losses) if one.tokens]
         weight = sum(own for own, _, _ in made)
         if not weight:
-            raise nothing_counts()
+            raise nothing_counts(self._ids[step])
         loss, norm = (sum(one[0] * one[i] for one in made) / weight for i in (1, 2))
         result = StepResult(loss, norm, sum(one.tokens for one in read))
         digests = [digest for one in read for digest in one.digests]
@@ -26559,6 +26688,7 @@ from dataclasses import dataclass, field
 
 from ...training.trainer import StepResult
 from .. import db
+from ..storage import sharing
 from .session import Session
 
 # $2: steps done, $3: session.environment().
@@ -26572,7 +26702,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
     """A row of llm_run; its run_id."""
     row = db.row(
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
-        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        f" weights_digest, environment, shared) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, {sharing.changed_too()})"
         # Where an older snapshot does not show the manual run, this gives 40001 and not a duplicate key.
         " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
@@ -26948,6 +27078,7 @@ from ...training.batches import BatchOrder
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
+from ..storage import sharing
 from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
@@ -26971,8 +27102,9 @@ class Run:
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
-        for split in ("train", "val") if plan.eval_every else ("train",):
-            datasets.refuse_long(session.model, session.config, split)
+        datasets.refuse_unfit(session.model, session.config, "train", plan.batch_size * plan.grad_accum == 1)
+        if plan.eval_every:
+            datasets.refuse_unfit(session.model, session.config, "val", alone=False)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
         if plan.course.evaluates and self._val_rows is not None:
@@ -27029,7 +27161,8 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED},"
+            f" shared = shared || {sharing.changed_too('llm_run.model')} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
@@ -27186,9 +27319,10 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan, fleet)
     run.begin()
-    while not run.over:
-        if run.go_on():
-            run.keep()
+    with datasets.unchanged(session.model):
+        while not run.over:
+            if run.go_on():
+                run.keep()
     run.end()
     return run.run_id
 
@@ -27202,7 +27336,7 @@ def train_committing(
     if not run.resume():
         run.begin()
     run.commit()
-    with run.interruptible():
+    with run.interruptible(), datasets.unchanged(session.model):
         _make_steps(run, commit_every, flush_seconds)
 
 
@@ -27324,6 +27458,7 @@ class Learner:
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
+        datasets.require_loss(ids, rows)
         parts = [self._micro_batches(rows[part], batch_size, dropout_p) for part in cut(len(rows), shards)]
         return numbered(parts), [row.digest for row in rows]
 
@@ -31228,6 +31363,7 @@ from ..fast.tape import Audit, Tape, Value
 from ..op_checks import check_p
 from . import optim
 
+NAMED = 5  # rows in an error
 MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
 
 
@@ -31481,10 +31617,12 @@ def evaluate(
     ) * batch.total(), batch.total()
 
 
-def nothing_counts() -> InvalidParameter:
-    """The error for data without a loss."""
+def nothing_counts(ids: Sequence[int] = ()) -> InvalidParameter:
+    """The error for data without a loss; `ids` of llm_dataset, where they are its rows."""
+    named = ", ".join(map(str, ids[:NAMED])) + (", ..." if len(ids) > NAMED else "")
+    rows = f"row{'s' * (len(ids) > 1)} {named} of llm_dataset" if named else "these rows"
     return InvalidParameter(
-        f"no target of these rows carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
+        f"no target of {rows} carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
     )
 
 
@@ -31562,11 +31700,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31579,11 +31717,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -31793,6 +31931,7 @@ CREATE TABLE llm_run (
     weights_digest  text,
     environment     jsonb NOT NULL,
     resumed         jsonb NOT NULL DEFAULT '[]',
+    shared          jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
     best_checkpoint integer,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -31821,6 +31960,8 @@ COMMENT ON COLUMN llm_run.environment IS
 COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
+COMMENT ON COLUMN llm_run.shared IS
+    'The tensors of other models that it changed as well, because they share them: an array of {model, name}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.best_checkpoint IS
     'The checkpoint with the best weights so far of a run of llm_train_run with keep_best; null once it has ended, and '
@@ -32019,11 +32160,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32041,11 +32182,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32101,11 +32242,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32118,11 +32259,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32137,11 +32278,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32171,11 +32312,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32188,11 +32329,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32205,11 +32346,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32264,11 +32405,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32299,11 +32440,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32316,11 +32457,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32331,11 +32472,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32351,11 +32492,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32375,11 +32516,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32405,11 +32546,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32420,11 +32561,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32433,11 +32574,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32451,11 +32592,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32469,11 +32610,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32484,11 +32625,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32506,11 +32647,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32524,11 +32665,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32539,11 +32680,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32554,11 +32695,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32587,11 +32728,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32632,11 +32773,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32664,11 +32805,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32722,11 +32863,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32751,11 +32892,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32791,11 +32932,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32818,11 +32959,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32850,11 +32991,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -32875,11 +33016,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -32901,11 +33042,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -32917,11 +33058,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -32938,11 +33079,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -33000,11 +33141,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33026,11 +33167,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33053,11 +33194,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33075,11 +33216,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33104,11 +33245,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33144,11 +33285,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33167,11 +33308,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33191,11 +33332,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33212,11 +33353,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33244,11 +33385,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33273,11 +33414,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33306,11 +33447,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33352,11 +33493,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33389,11 +33530,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33465,11 +33606,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.train(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33517,11 +33658,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33538,11 +33679,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.options(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33559,11 +33700,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33607,11 +33748,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33624,11 +33765,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33641,11 +33782,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33657,11 +33798,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33750,7 +33891,7 @@ COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = 
 CREATE TABLE llm_checkpoint_restore (
     id            bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
     model         text NOT NULL,
-    checkpoint_id integer NOT NULL,
+    checkpoint_id integer,
     source        text NOT NULL,
     step          bigint NOT NULL,
     run_id        bigint,
@@ -33759,15 +33900,18 @@ CREATE TABLE llm_checkpoint_restore (
 );
 CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
 COMMENT ON TABLE llm_checkpoint_restore IS
-    'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
+    'Log of checkpoints loaded, of models copied from one, and of weights that changed by sharing: with llm_run, what a '
+    'model''s weights came from.';
 COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
 COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
-COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS 'The checkpoint; it may have been dropped since.';
-COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from.';
-COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step of the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS
+    'The checkpoint; it may have been dropped since. Null = tensors were shared, or became copies without the '
+    'optimizer''s state, or the model that they are shared with was loaded.';
+COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from, or that the weights are shared with.';
+COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step that the model then had.';
 COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_restore.after_run IS
-    'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
+    'Last run_id in use at that time, or 0: later runs continue from these weights.';
 COMMENT ON COLUMN llm_checkpoint_restore.at IS 'When it was loaded.';
 
 SELECT pg_extension_config_dump('llm_checkpoint', '');
@@ -33782,11 +33926,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33799,11 +33943,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33816,11 +33960,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33843,11 +33987,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -33858,11 +34002,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -33873,11 +34017,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -33895,11 +34039,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -33923,15 +34067,16 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
-    'step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a '
+    'step updates every tensor), checkpoints saved and loaded, and now. Runs of other models that share the tensor are among '
+    'them, with the steps of those models. Where its values are still known, at a '
     'checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the '
     'L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
 
@@ -33953,11 +34098,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -33977,11 +34122,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34000,11 +34145,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34020,11 +34165,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34099,11 +34244,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34128,11 +34273,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34150,11 +34295,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34163,11 +34308,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34177,11 +34322,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34190,11 +34335,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34204,11 +34349,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34217,11 +34362,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34236,11 +34381,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34256,11 +34401,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34270,11 +34415,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34284,11 +34429,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34303,11 +34448,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34325,11 +34470,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34340,11 +34485,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34353,11 +34498,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34366,11 +34511,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34388,11 +34533,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34413,11 +34558,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34436,11 +34581,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34464,11 +34609,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34479,11 +34624,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34497,11 +34642,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34517,11 +34662,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34546,11 +34691,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34569,11 +34714,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34586,11 +34731,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34609,11 +34754,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34627,7 +34772,7 @@ COMMENT ON FUNCTION llm_op IS
     'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
     'gelu_exact, relu, silu, quick_gelu, tanh, softmax, layernorm {eps}, linear, mlp, attention {n_head}, '
     'causal_attention {n_head, factor of scores}, embedding {ids}, cross_entropy {target: int or int[], weight} (the mean; a target of -100 '
-    'carries no loss, weight is a number for each target), lm_head_loss {target, weight}, '
+    'carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
     'dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
     'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
@@ -34636,11 +34781,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34649,11 +34794,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34666,11 +34811,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34683,11 +34828,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34725,11 +34870,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34752,11 +34897,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34774,11 +34919,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34809,11 +34954,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34827,11 +34972,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -34857,11 +35002,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -34872,11 +35017,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -34887,11 +35032,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -34902,11 +35047,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -34917,11 +35062,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -34934,11 +35079,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -34966,11 +35111,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -34989,11 +35134,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35008,11 +35153,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35024,11 +35169,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35040,11 +35185,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35103,11 +35248,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35131,11 +35276,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35161,11 +35306,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35176,11 +35321,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35191,11 +35336,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 f4959addc9c9 @extschema@' not in GD:
+if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 f4959addc9c9 @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

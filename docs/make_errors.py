@@ -48,15 +48,25 @@ def kinds(package: Path) -> dict[str, tuple[str, str]]:
 
 def entries(package: Path) -> list[Entry]:
     """All errors, each once, in the order of the list."""
-    known = kinds(package)
+    known = _sqlstates(package)
     return sorted(
         {
-            Entry(known[call.func.id][0], text(call.args[0]), _hint(call, around))
+            Entry(known[call.func.id], text(call.args[0]), _hint(call, around))
             for tree in _trees(package)
             for call, around in _calls(tree)
             if isinstance(call.func, ast.Name) and call.func.id in known
         }
     )
+
+
+def _sqlstates(package: Path) -> dict[str, str]:
+    """Class -> SQLSTATE, also of one that has it from its base."""
+    found = {name: sqlstate for name, (sqlstate, _) in kinds(package).items()}
+    for tree in _trees(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found |= {node.name: found[base] for base in map(ast.unparse, node.bases) if base in found}
+    return found
 
 
 def _trees(package: Path) -> Iterator[ast.Module]:

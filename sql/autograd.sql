@@ -71,7 +71,7 @@ COMMENT ON FUNCTION llm_op IS
     'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
     'gelu_exact, relu, silu, quick_gelu, tanh, softmax, layernorm {eps}, linear, mlp, attention {n_head}, '
     'causal_attention {n_head, factor of scores}, embedding {ids}, cross_entropy {target: int or int[], weight} (the mean; a target of -100 '
-    'carries no loss, weight is a number for each target), lm_head_loss {target, weight}, '
+    'carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
     'dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
     'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 

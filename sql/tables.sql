@@ -197,6 +197,7 @@ CREATE TABLE llm_run (
     weights_digest  text,
     environment     jsonb NOT NULL,
     resumed         jsonb NOT NULL DEFAULT '[]',
+    shared          jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
     best_checkpoint integer,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -225,6 +226,8 @@ COMMENT ON COLUMN llm_run.environment IS
 COMMENT ON COLUMN llm_run.resumed IS
     'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
     'of {after_step, at, environment}.';
+COMMENT ON COLUMN llm_run.shared IS
+    'The tensors of other models that it changed as well, because they share them: an array of {model, name}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.best_checkpoint IS
     'The checkpoint with the best weights so far of a run of llm_train_run with keep_best; null once it has ended, and '

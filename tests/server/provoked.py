@@ -669,6 +669,10 @@ HOOKED = [
         "CREATE ROLE keeps_nothing; SELECT llm_grant_usage('keeps_nothing', 'train'); SET ROLE keeps_nothing;"
         " SELECT llm_train('bare', 1)",
     ),
+    hooked(
+        "data = module('server.training.datasets'); data.row_ids = lambda *_: data.np.asarray([-1])",
+        "SELECT llm_train('bare', 1)",
+    ),
     hooked("module('server.training.worker').HELLO = \"SELECT 1 WHERE false --\"", on_servers()),
     hooked(
         "worker = module('server.training.worker')\nworker.HELLO = worker.HELLO.replace('extversion FROM', \"'0.9' FROM\")",

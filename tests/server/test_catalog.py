@@ -231,6 +231,15 @@ def test_every_relation_and_column_has_a_comment(module_conn):
     assert missing == []
 
 
+def test_the_comment_of_llm_op_lists_the_ops_that_there_are(module_conn):
+    (comment,) = module_conn.execute("SELECT obj_description(oid) FROM pg_proc WHERE proname = 'llm_op'").fetchone()
+    listed = re.search(r"Ops: (.*?)\. ", re.sub(r" *(\{.*?\}|\(.*?\))", "", comment))[1]  # type: ignore[index]
+    with pytest.raises(psycopg.errors.UndefinedObject) as unknown:
+        module_conn.execute("SELECT llm_op('nosuch', '{}')")
+    there = str(unknown.value.diag.message_hint).removeprefix("Ops: ").removesuffix(".")
+    assert sorted(re.split(", | and ", listed)) == there.split(", ")
+
+
 def test_the_module_table_is_writable_by_its_owner_only(conn, module_conn):
     """Its rows run as the server's operating-system user."""
     module_conn.execute("CREATE ROLE someone")

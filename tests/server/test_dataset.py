@@ -129,3 +129,38 @@ def test_what_needs_an_end_of_text_token_refuses_a_model_without_one_alike(conn,
         conn.execute("DELETE FROM llm_bpe_vocab WHERE model = 'm' AND token = '<|endoftext|>'")
         with refused, conn.transaction():
             conn.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "target", "told"),
+    [
+        ("{1,777}", "{2,3}", "has a token id outside 0..261"),
+        ("{1,2}", "{2,777}", "has a token id outside 0..261"),
+        ("{-1,2}", "{2,3}", "has a token id outside 0..261"),
+        ("{1,2}", "{-100,-99}", "has a token id outside 0..261"),
+        ("{1,2}", "{NULL,2}", "has an array with nulls"),
+        ("{1,NULL}", "{1,2}", "has an array with nulls"),
+        ("{1,2}", "{{1,2}}", "has an array with nulls or more than one dimension"),
+        ("{1,2}", "{-100,-100}", "no target of row {row} of llm_dataset carries loss"),
+    ],
+)
+def test_a_row_that_no_step_can_learn_from_ends_a_run_before_its_first_step(conn, tokens, target, told):
+    load(conn)
+    row = conn.execute(
+        "INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', %s, %s) RETURNING id", [tokens, target]
+    ).fetchone()[0]
+    runs = conn.execute("SELECT count(*) FROM llm_run").fetchone()
+    for call in ("SELECT llm_train('m', 3, batch_size => 1)", "CALL llm_train_run('m', 3, batch_size => 1)"):
+        with pytest.raises(psycopg.DataError, match=told.format(row=row)) as caught:
+            conn.execute(call)
+        assert f"{row} of llm_dataset" in str(caught.value)
+        assert conn.execute("SELECT count(*) FROM llm_run").fetchone() == runs
+
+
+def test_a_row_without_loss_beside_others_is_learned_from_as_nothing(conn):
+    load(conn)
+    conn.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1,2}', '{-100,-100}')")
+    for size, accumulated in ((2, 1), (1, 2)):
+        conn.execute(
+            "SELECT llm_train('m', 1, batch_size => %s, grad_accum => %s, log_every => 0)", [size, accumulated]
+        )

@@ -167,6 +167,41 @@ def test_data_go_to_a_role_that_is_no_superuser(source, new_database, tmp_path):
             conn.execute("DROP ROLE restorer")
 
 
+ENABLED = (
+    "SELECT array_agg(concat_ws(' ', tgrelid::regclass, tgname, tgenabled) ORDER BY tgrelid::regclass::text, tgname)"
+    " FROM pg_trigger WHERE NOT tgisinternal"
+)
+
+
+@pytest.mark.parametrize("presets", [True, False])
+def test_the_doctor_says_what_a_dump_with_disable_triggers_leaves_and_how_to_mend_it(
+    source, new_database, tmp_path, presets
+):
+    """While there are presets the configurations are refused, as a key that is there already."""
+    target, dump = new_database(), str(tmp_path / "dump")
+    wrong = "SELECT item, hint FROM llm_doctor() WHERE item LIKE 'triggers of %' OR item LIKE 'weights without %' ORDER BY 1"
+    run("pg_dump", "--data-only", "--disable-triggers", "-f", dump, source)
+    with psycopg.connect(target, autocommit=True) as conn:
+        installed = conn.execute(ENABLED).fetchone()
+        assert conn.execute(wrong).fetchall() == []
+        if not presets:
+            conn.execute("DELETE FROM llm_model_config WHERE preset")
+        done = subprocess.run(
+            [f"{BINDIR}/psql", "-X", "-q", "-o", os.devnull, "-f", dump, "-d", target], capture_output=True, text=True
+        )
+        assert ("llm_model_config_pkey" in done.stderr) is presets
+        found = dict(conn.execute(wrong).fetchall())
+        assert ("weights without a configuration" in found) is presets
+        statements = [hint for item, hint in found.items() if item.startswith("triggers of ")]
+        assert len(statements) == 3
+        for statement in statements:
+            conn.execute(statement)
+        assert conn.execute(ENABLED).fetchone() == installed
+        if not presets:
+            assert conn.execute(wrong).fetchall() == []
+            assert contents(target) == contents(source)
+
+
 def test_a_tensor_as_large_as_wte_of_gpt2_xl(new_database: Callable[..., str]) -> None:
     """50257 x 1600 values, 322 MB in blocks of 4 MiB, from pg_dump to psql without a file between."""
     source, target = new_database(), new_database("template0")

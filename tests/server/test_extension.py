@@ -191,6 +191,18 @@ def test_it_stays_in_its_schema(conn):
         conn.execute("ALTER EXTENSION pg_gpt2 SET SCHEMA pg_catalog")
 
 
+def test_a_schema_that_was_renamed_works_again_under_its_old_name(empty):
+    with empty.transaction(force_rollback=True):
+        empty.execute("CREATE SCHEMA first; CREATE EXTENSION pg_gpt2 SCHEMA first CASCADE")
+        made = "SELECT {0}.llm_init_model('m', 1, 2, 8, 16, 50), {0}.llm_logits('{{1}}', 'm')"
+        empty.execute("ALTER SCHEMA first RENAME TO second")
+        with pytest.raises(psycopg.Error) as caught, empty.transaction():
+            empty.execute(made.format("second"))
+        assert caught.value.sqlstate in ("42P01", "3F000")
+        empty.execute("ALTER SCHEMA second RENAME TO first")
+        assert empty.execute(made.format("first")).fetchone()[1]
+
+
 def test_only_a_superuser_creates_it(empty):
     empty.execute("CREATE ROLE creator; GRANT ALL ON SCHEMA public TO creator")
     empty.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO creator").format(sql.Identifier(empty.info.dbname)))

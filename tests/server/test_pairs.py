@@ -185,8 +185,13 @@ def test_the_loss_is_the_weighted_mean_over_what_counts_however_rows_are_batched
 
 def test_nothing_to_learn_from_is_said(conn):
     conn.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1,2}', '{-100,-100}')")
-    for call in ("llm_train_step('m')", "llm_evaluate('m', 'train')", "llm_loss('m', '{1,2}', '{-100,-100}')"):
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="no target of these rows carries loss"):
+    (row,) = conn.execute("SELECT id FROM llm_dataset WHERE model = 'm'").fetchone()
+    for call, rows in (
+        ("llm_train_step('m')", f"row {row} of llm_dataset"),
+        ("llm_evaluate('m', 'train')", "these rows"),
+        ("llm_loss('m', '{1,2}', '{-100,-100}')", "these rows"),
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=f"no target of {rows} carries loss"):
             conn.execute(f"SELECT {call}")
 
 

@@ -39,8 +39,8 @@ def models(sql: Sql) -> Iterator[None]:
     sql("DELETE FROM llm_dataset")
 
 
-def train(sql: Sql, model: str, steps: int = 2) -> None:
-    sql("SELECT llm_train(%s, %s, batch_size => 2, lr_max => 0.01, log_every => 0)", model, steps)
+def train(sql: Sql, model: str, steps: int = 2) -> object:
+    return sql("SELECT llm_train(%s, %s, batch_size => 2, lr_max => 0.01, log_every => 0)", model, steps)
 
 
 def wte(sql: Sql, model: str) -> object:
@@ -214,3 +214,85 @@ def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
         sql("ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY")
         sql("DROP OWNED BY reader")
         sql("DROP ROLE reader")
+
+
+# --- what a replay and a history know of the models that share --------------------------------------------------------------
+
+
+def replayed(sql: Sql, run: object) -> object:
+    """Whether a replay of an honest run, which must agree, compared the model's weights of now with those that it left."""
+    assert sql("SELECT what FROM llm_replay(%s)", run) is None
+    return sql("SELECT note LIKE '%%llm_param compared%%' FROM llm_replay(%s)", run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "SELECT llm_train('a', 1, log_every => 0)",
+        "SELECT llm_train_step('a')",
+        "CALL llm_train_run('a', 1)",
+        "SELECT llm_train('d', 1, log_every => 0)",
+        "SELECT llm_train('a', 1, log_every => 0); SELECT llm_unshare_param('b', 'wte', NULL)",
+        "SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)",
+        "SELECT llm_share_param('c', 'wpe', NULL, 'b')",
+        "SELECT llm_checkpoint_load('a', min(id)) FROM llm_checkpoint WHERE model = 'a'",
+    ],
+)
+def test_what_sharing_changed_after_a_run_is_no_fault_of_the_run(sql, models, change):
+    sql("SELECT llm_init_model('d', 1, 4, 16, 16, 50, seed => 2)")
+    sql("SELECT llm_share_param('a', 'wte', NULL, 'd')")
+    sql("SELECT llm_checkpoint_save('a')")
+    sql("SELECT llm_checkpoint_save('b')")
+    run = train(sql, "b")
+    assert replayed(sql, run) is True
+    sql(change)
+    assert replayed(sql, run) is False
+    saved = sql("SELECT llm_checkpoint_save('b')")
+    assert replayed(sql, run) is False
+    later = train(sql, "b")
+    assert replayed(sql, later) is True
+    assert sql("SELECT run_id IS DISTINCT FROM %s FROM llm_checkpoint WHERE id = %s", run, saved)
+
+
+def test_a_copy_of_shared_rows_is_compared_as_they_were(sql, models):
+    sql("SELECT llm_checkpoint_save('b')")
+    run = train(sql, "b")
+    sql("SELECT llm_unshare_param('b', 'wte', NULL)")
+    train(sql, "a")
+    assert replayed(sql, run) is True
+
+
+def test_the_history_of_a_shared_tensor_has_the_runs_of_all_who_share_it(sql, conn, models):
+    first = train(sql, "b", 3)
+    second = train(sql, "a", 1)
+    saved = sql("SELECT llm_checkpoint_save('b')")
+    history = "SELECT event, run_id, first_step, last_step FROM llm_param_history('b', %s)"
+    runs = [("run", first, 1, 3), ("run", second, 4, 4)]
+    rest = [("checkpoint", second, None, 4), ("now", None, None, 4)]
+    assert conn.execute(history, ["wte"]).fetchall() == runs + rest
+    assert conn.execute(history, ["wpe"]).fetchall() == runs[:1] + rest
+    assert sql("SELECT run_id FROM llm_checkpoint WHERE id = %s", saved) == second
+
+
+def test_a_new_model_of_the_name_of_a_dropped_one_has_not_its_runs(sql, models):
+    train(sql, "a")
+    sql("SELECT llm_drop_model('b')")
+    sql("SELECT llm_init_model('b', 1, 4, 16, 16, 50)")
+    assert sql("SELECT run_id FROM llm_checkpoint WHERE id = llm_checkpoint_save('b')") is None
+    assert sql("SELECT array_agg(event) FROM llm_param_history('b', 'wte')") == ["now"]
+
+
+def test_steps_by_hand_before_and_after_sharing_are_two_runs(sql, models):
+    for change in (
+        "SELECT llm_unshare_param('b', 'wte', NULL)",
+        "SELECT llm_share_param('a', 'wte', NULL, 'b')",
+        "SELECT 1",
+    ):
+        sql("SELECT llm_train_step('a')")
+        sql(change)
+    sql("SELECT llm_train_step('a')")
+    assert sql("SELECT array_agg(shared ORDER BY run_id) FROM llm_run WHERE model = 'a'") == [
+        [{"name": "wte", "model": "b"}],
+        [],
+        [{"name": "wte", "model": "b"}],
+    ]

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -108,6 +109,19 @@ def test_a_run_whose_data_changed_is_not_resumed(conn, connect):
         "abandoned",
         "finished",
     ]
+
+
+def test_data_that_go_during_a_run_are_said_to_have_been_changed(conn, connect):
+    make_model(conn, "robbed")
+    call = "CALL llm_train_run('robbed', 1000000, commit_every => 1, flush_seconds => 0, log_every => 0)"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(connect().execute, call)
+        wait_for_steps(conn, "robbed", 2)
+        conn.execute("DELETE FROM llm_dataset WHERE model = 'robbed'")
+        with pytest.raises(psycopg.Error, match='the data of model "robbed" were changed by somebody else') as caught:
+            running.result()
+    assert caught.value.sqlstate == "22000"
+    assert one(conn, "SELECT status FROM llm_train_progress WHERE model = 'robbed'") == "interrupted"
 
 
 def test_an_interrupted_run_does_not_look_like_a_running_one(conn, connect):

@@ -21,6 +21,12 @@ from .storage import reading, shared_folder, store, weights
 from .tape import recording, tape_rows
 from .training import audit
 
+ENABLED = {  # the mode of each trigger of a table that is in a dump, as in pg_trigger.tgenabled
+    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O"},
+    "llm_bpe_vocab": {"changed": "A", "replicated": "R"},
+    "llm_bpe_merges": {"changed": "A", "replicated": "R"},
+}
+MODES = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "O": "ENABLE"}
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
@@ -181,6 +187,8 @@ def _database() -> Iterator[Finding]:
         role = (db.row("SELECT current_user AS name") or {})["name"]
         yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
+    yield from _triggers()
+    yield from _without_configuration()
     models = db.query(
         "SELECT m.model, base, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models AS m"
         " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v"
@@ -198,6 +206,37 @@ def _database() -> Iterator[Finding]:
         default = store.only_model(tell=False) or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _triggers() -> Iterator[Finding]:
+    """Tables whose triggers are not as CREATE EXTENSION made them. Restoring a dump made with --disable-triggers does that."""
+    for table, modes in ENABLED.items():
+        rows = db.query(
+            "SELECT tgname AS name, tgenabled AS mode, tgrelid::regclass::text AS place FROM pg_trigger"
+            " WHERE tgrelid = $1::regclass AND NOT tgisinternal ORDER BY tgname",
+            ["text"],
+            db.qualified(table),
+        )
+        wrong = [row for row in rows if modes.get(row["name"], row["mode"]) != row["mode"]]
+        if wrong:
+            names = ", ".join(row["name"] for row in wrong)
+            actions = ", ".join(f"{MODES[modes[row['name']]]} TRIGGER {row['name']}" for row in wrong)
+            statement = f"ALTER TABLE {wrong[0]['place']} {actions};"
+            yield f"triggers of {table}", f"not as installed: {names}", "warn", statement
+
+
+def _without_configuration() -> Iterator[Finding]:
+    """Weights that belong to no model; no row where there are none."""
+    rows = db.query(
+        "SELECT DISTINCT model FROM {schema}.llm_param AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = p.model) ORDER BY model"
+    )
+    if rows:
+        hint = (
+            "They are no models without their rows of llm_model_config. Where a dump was restored that --disable-triggers"
+            " made: DELETE FROM llm_model_config WHERE preset, and restore that table again. llm_drop_model removes them."
+        )
+        yield "weights without a configuration", ", ".join(row["model"] for row in rows), "error", hint
 
 
 def _older_versions() -> Iterator[Finding]:

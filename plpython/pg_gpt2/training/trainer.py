@@ -26,6 +26,7 @@ from ..fast.tape import Audit, Tape, Value
 from ..op_checks import check_p
 from . import optim
 
+NAMED = 5  # rows in an error
 MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
 
 
@@ -279,10 +280,12 @@ def evaluate(
     ) * batch.total(), batch.total()
 
 
-def nothing_counts() -> InvalidParameter:
-    """The error for data without a loss."""
+def nothing_counts(ids: Sequence[int] = ()) -> InvalidParameter:
+    """The error for data without a loss; `ids` of llm_dataset, where they are its rows."""
+    named = ", ".join(map(str, ids[:NAMED])) + (", ..." if len(ids) > NAMED else "")
+    rows = f"row{'s' * (len(ids) > 1)} {named} of llm_dataset" if named else "these rows"
     return InvalidParameter(
-        f"no target of these rows carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
+        f"no target of {rows} carries loss: all are {IGNORED}", hint="A row needs a target that is a token id."
     )
 
 

@@ -109,6 +109,25 @@ def test_a_checkpoint_knows_the_run_that_it_came_from(sql, model):
     assert sql(run, save(sql, "fork")) == first
 
 
+def test_a_run_that_kept_no_step_has_changed_nothing(conn, sql, connect, model):
+    """Cut off before its first commit, and then abandoned for another that ends like it."""
+    save(sql, "m")
+    run, worker = train(sql, 3), connect()
+    for steps in (10**6, 2 * 10**6):
+        for patience in (700, 2000, 6000, 20000):  # until the run was entered, on a busy machine too
+            worker.execute(f"SET statement_timeout = {patience}")
+            with pytest.raises(errors.QueryCanceled):
+                worker.execute(f"CALL llm_train_run('m', {steps}, commit_every => {steps})")
+            if sql("SELECT n_steps = %s FROM llm_run ORDER BY run_id DESC LIMIT 1", steps):
+                break
+    assert sql("SELECT array_agg(status ORDER BY run_id) FROM llm_run WHERE run_id > %s", run) == [
+        "abandoned",
+        "running",
+    ]
+    assert sql("SELECT run_id FROM llm_checkpoint WHERE id = %s", save(sql, "m")) == run
+    assert sql("SELECT note FROM llm_replay(%s)", run).endswith("llm_param compared")
+
+
 def test_a_model_whose_rows_do_not_fit_is_not_saved(sql, conn, model, server_files):
     for damage in (
         "DELETE FROM llm_param WHERE model = 'm' AND name = 'wte' AND token_id = 20",

@@ -150,6 +150,7 @@ def drop_model(model: str) -> None:
     store.lock(model)
     adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
+    sharing.forget_runs(model)
     audit.drop_all(model)
     dropped = adapters.forget(model)
     deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}

@@ -15,12 +15,15 @@ from .. import db
 from . import adapters, checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
-# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+# The run that last changed a model, its own or of a model that shares tensors with it: the latest one that began after the latest
+# load, else that of what was loaded. One that is interrupted or abandoned may have kept no step.
 LAST_RUN = """
     SELECT coalesce(
         (SELECT max(run_id) FROM {schema}.llm_run AS r
-         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
-           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+         WHERE (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1)))
+           AND r.run_id > coalesce(load.after_run, 0)
+           AND (r.status NOT IN ('running', 'abandoned')
+                OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
         load.run_id)
     FROM (VALUES (1)) AS always
     LEFT JOIN (
@@ -292,10 +295,12 @@ def restore(saved: Checkpoint, model: str) -> None:
     store.finish_manual_run(model)
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
-        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
+        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run",
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
+    for other in sharing.others(model):
+        sharing.record_change(other, model)
     adapters.follow(model)
 
 

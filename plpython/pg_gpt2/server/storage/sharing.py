@@ -10,6 +10,25 @@ from . import adapters, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
+_TRAINED = (  # what an adapter shares with its base is only read
+    f"(SELECT * FROM {{schema}}.llm_param_share WHERE target_name {store.IS_OWN}"
+    " OR NOT EXISTS (SELECT FROM {schema}.llm_adapter AS a WHERE a.model = target_model))"
+)
+
+
+def changed_too(model: str = "$1") -> str:
+    """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
+    {model, name}. They are its sources', its targets', and those of its sources' other targets."""
+    return f"""
+        (SELECT coalesce(jsonb_agg(to_jsonb(tensor) ORDER BY model, name), '[]') FROM (
+            SELECT source_model AS model, source_name AS name FROM {_TRAINED} AS s WHERE target_model = {model}
+            UNION SELECT target_model, target_name FROM {_TRAINED} AS s WHERE source_model = {model}
+            UNION SELECT o.target_model, o.target_name
+            FROM {_TRAINED} AS s JOIN {_TRAINED} AS o USING (source_model, source_name, source_token_id)
+            WHERE s.target_model = {model} AND o.target_model <> {model}
+        ) AS tensor)
+    """
+
 
 def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
     """Share one block, or with `token_id` None all of a tensor; how many."""
@@ -29,6 +48,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
             ["text", "text", "int4", "text", "text", "int4"],
             *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
         )
+    record_change(target, source)
     adapters.follow(target)
     return len(blocks)
 
@@ -140,8 +160,38 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         ["text", "text", "int4"],
         *(target, name, token_id),
     )
+    if not copy_optimizer_state:
+        record_change(target, target)
     adapters.follow(target)
     return copied
+
+
+def record_change(model: str, source: str) -> None:
+    """Enter that `model` has other weights now, which no run of it has left."""
+    db.run(
+        "INSERT INTO {schema}.llm_checkpoint_restore (model, source, step, after_run)"
+        " SELECT $1, $2, $3, coalesce(max(run_id), 0) FROM {schema}.llm_run",
+        ["text", "text", "int8"],
+        *(model, source, store.last_step(model, store.config(model))),
+    )
+
+
+def others(model: str) -> list[str]:
+    """The models of which tensors change with those of `model`."""
+    rows = db.query(
+        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t", ["text"], model
+    )
+    return sorted(row["name"] for row in rows)
+
+
+def forget_runs(model: str) -> None:
+    """No run of another model has changed `model`, which is dropped."""
+    db.run(
+        "UPDATE {schema}.llm_run SET shared = (SELECT coalesce(jsonb_agg(t), '[]') FROM jsonb_array_elements(shared) AS t"
+        " WHERE t ->> 'model' <> $1) WHERE shared @> jsonb_build_array(jsonb_build_object('model', $1))",
+        ["text"],
+        model,
+    )
 
 
 def forget(target: str, which: str = "true") -> int:

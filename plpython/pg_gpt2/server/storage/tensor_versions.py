@@ -143,16 +143,18 @@ EVENTS = """
                NULL::integer AS checkpoint_id,
                CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
                CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
-        FROM {schema}.llm_run AS r
-        JOIN (
-            SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
-        ) AS l USING (run_id)
+        FROM {schema}.llm_run AS r, LATERAL (
+            SELECT min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE run_id = r.run_id
+        ) AS l
+        WHERE l.high IS NOT NULL
+            AND (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1, 'name', $2)))
         UNION ALL
         SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
         UNION ALL
-        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+        SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore
+        WHERE model = $1 AND checkpoint_id IS NOT NULL
         UNION ALL
-        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
+        SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p HAVING bool_or(name = $2)
     )
     SELECT to_jsonb(at) #>> '{}' AS at, event, run_id, checkpoint_id, first_step, last_step
     FROM event ORDER BY event.at, run_id, checkpoint_id

@@ -6,6 +6,7 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ...core.config import GPT2Config
 from ...core.ops import IGNORED
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from ...tokenizer.bpe import Tokenizer
-from ...training.trainer import Batch
+from ...training.trainer import Batch, nothing_counts
 from .. import db
 from ..prompts import end_of_text
 from ..storage.store import find_config
@@ -37,6 +38,22 @@ class Row(NamedTuple):
     def is_plain(self) -> bool:
         """Whether all of its targets count, with weight 1."""
         return self.weight == 1 and self.targets.min() != IGNORED
+
+
+class RowGone(UndefinedObject):
+    """A row of llm_dataset is not there."""
+
+
+@contextmanager
+def unchanged(model: str) -> Iterator[None]:
+    """Around the steps of a run, which names rows itself: one that is gone was deleted by somebody else (22000)."""
+    try:
+        yield
+    except RowGone as error:
+        raise InconsistentData(
+            f'the data of model "{model}" were changed by somebody else during training: {error.message}',
+            hint="Do not delete or replace rows of llm_dataset while a model is trained; then train again.",
+        ) from None
 
 
 # Rows that a model learns from: its own, and those of no model with ids that it has.
@@ -192,16 +209,30 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
     return np.asarray([row["id"] for row in rows])
 
 
-def refuse_long(model: str, config: GPT2Config, split: str) -> None:
-    """Refuse (22023) rows that are longer than the model's window, before a run reaches one of them after many steps."""
+# Whether a row may be what rows() refuses; null where it has nulls.
+UNFIT = (
+    "cardinality(tokens) > $4 OR $2 <= ANY (tokens) OR 0 > ANY (tokens) OR $2 <= ANY (target)"
+    f" OR CASE WHEN array_ndims(target) = 1 THEN 0 > ANY (array_remove(target, {IGNORED})) ELSE true END"
+)
+
+
+def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> None:
+    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps. `alone`: a step
+    has one row, a target of which must carry loss."""
     row = db.row(
-        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
-        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
-        ["text", "int4", "text", "int4"],
-        *(model, config.vocab, split, config.n_positions),
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE}"
+        f" AND ({UNFIT} OR ($5 AND {IGNORED} = ALL (target))) IS NOT FALSE ORDER BY id LIMIT 1",
+        ["text", "int4", "text", "int4", "bool"],
+        *(model, config.vocab, split, config.n_positions, alone),
     )
     if row:
-        _check_size(row["id"], row["size"], model, config)
+        require_loss([row["id"]], rows([row["id"]], model, config))
+
+
+def require_loss(ids: Sequence[int], found: Sequence[Row]) -> None:
+    """Refuse (22023) rows of which no target carries loss."""
+    if found and all((row.targets == IGNORED).all() for row in found):
+        raise nothing_counts(ids)
 
 
 def digest(model: str, config: GPT2Config) -> str:
@@ -241,7 +272,7 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
         by_id[row["id"]] = Row(tokens, targets, row["weight"], int.from_bytes(digest[:8], "big", signed=True))
     for row_id in ids:
         if row_id not in by_id:
-            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+            raise RowGone(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
     return [by_id[row_id] for row_id in ids]
 
 

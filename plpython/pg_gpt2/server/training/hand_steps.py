@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from ...training.optim import lr_schedule
 from .. import db
-from ..storage import store
+from ..storage import sharing, store
 from . import datasets, environment, run_log, runs
 from .audit import Auditor
 from .plan import settings_of
@@ -67,7 +67,8 @@ def _manual_run(session: Session, seed: int) -> int:
     """The model's run of steps by hand: the one that left these weights, else a new one."""
     found = environment.current()
     row = db.row(
-        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
+        f"SELECT r.run_id, l.lineage = $2 AND r.shared = {sharing.changed_too()} AS same,"
+        " coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
         " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
         " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
         ["text", "text", "jsonb"],

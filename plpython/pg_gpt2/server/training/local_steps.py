@@ -79,7 +79,7 @@ class LocalSteps:
         made = [(one.weight, *next(mine)) for one, mine in zip(read, losses) if one.tokens]
         weight = sum(own for own, _, _ in made)
         if not weight:
-            raise nothing_counts()
+            raise nothing_counts(self._ids[step])
         loss, norm = (sum(one[0] * one[i] for one in made) / weight for i in (1, 2))
         result = StepResult(loss, norm, sum(one.tokens for one in read))
         digests = [digest for one in read for digest in one.digests]

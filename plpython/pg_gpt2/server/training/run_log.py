@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ...training.trainer import StepResult
 from .. import db
+from ..storage import sharing
 from .session import Session
 
 # $2: steps done, $3: session.environment().
@@ -19,7 +20,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
     """A row of llm_run; its run_id."""
     row = db.row(
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
-        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        f" weights_digest, environment, shared) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, {sharing.changed_too()})"
         # Where an older snapshot does not show the manual run, this gives 40001 and not a duplicate key.
         " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],

@@ -21,6 +21,7 @@ from ...training.batches import BatchOrder
 from ...training.options import Course
 from ...training.trainer import StepResult
 from .. import db
+from ..storage import sharing
 from . import datasets, evaluated, run_log
 from .audit import Auditor
 from .best import Best, InCheckpoint, InMemory, put_back, told
@@ -44,8 +45,9 @@ class Run:
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
-        for split in ("train", "val") if plan.eval_every else ("train",):
-            datasets.refuse_long(session.model, session.config, split)
+        datasets.refuse_unfit(session.model, session.config, "train", plan.batch_size * plan.grad_accum == 1)
+        if plan.eval_every:
+            datasets.refuse_unfit(session.model, session.config, "val", alone=False)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
         if plan.course.evaluates and self._val_rows is not None:
@@ -102,7 +104,8 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED} WHERE run_id = $1",
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED},"
+            f" shared = shared || {sharing.changed_too('llm_run.model')} WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
@@ -259,9 +262,10 @@ def train(session: Session, plan: RunPlan, fleet: Fleet | None = None) -> int:
     """All steps in the caller's transaction; the run_id."""
     run = Run(session, plan, fleet)
     run.begin()
-    while not run.over:
-        if run.go_on():
-            run.keep()
+    with datasets.unchanged(session.model):
+        while not run.over:
+            if run.go_on():
+                run.keep()
     run.end()
     return run.run_id
 
@@ -275,7 +279,7 @@ def train_committing(
     if not run.resume():
         run.begin()
     run.commit()
-    with run.interruptible():
+    with run.interruptible(), datasets.unchanged(session.model):
         _make_steps(run, commit_every, flush_seconds)
 
 

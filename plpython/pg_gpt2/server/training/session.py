@@ -94,6 +94,7 @@ class Learner:
         53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
         """
         rows = datasets.rows(ids, self.model, self.config)
+        datasets.require_loss(ids, rows)
         parts = [self._micro_batches(rows[part], batch_size, dropout_p) for part in cut(len(rows), shards)]
         return numbered(parts), [row.digest for row in rows]
 
