@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 13ef47f31f16 @extschema@'] = importer['import_package']('pg_gpt2 13ef47f31f16 @extschema@', '@extschema@')
+    GD['pg_gpt2 bed647bfe92e @extschema@'] = importer['import_package']('pg_gpt2 bed647bfe92e @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 13ef47f31f16 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 bed647bfe92e @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -15229,7 +15229,7 @@ from ...core.config import Adapter
 from ...errors import WrongState, require
 from .. import resources, vocabularies
 from ..entry import entry
-from ..storage import adapters, store, weights
+from ..storage import adapters, locks, store, weights
 
 
 @entry
@@ -15239,7 +15239,7 @@ def create(model: str, base: str, r: int, alpha: float, targets: list[str], drop
     require(base=base, r=r, alpha=alpha, targets=targets, dropout_p=dropout_p, seed=seed)
     adapter = Adapter(r, alpha, tuple(targets), dropout_p)
     adapters.require_base(base)
-    store.lock(base, model)
+    locks.lock(base, model)
     config = replace(adapters.require_base(base), adapter=adapter)  # as it is now that nobody can change it
     adapters.require_new(model)
     vocabularies.require_none(model)
@@ -15257,7 +15257,7 @@ def merge(model: str, target: str) -> None:
     store.require_name(target, "target")
     if store.config(model).adapter is None:
         raise _nothing_to_merge(model)
-    store.lock(target)
+    locks.lock(target)
     store.require_no_weights(target)
     loaded = weights.load(model)
     if loaded.base is None:  # while the lock was waited for, another model got the name
@@ -15971,7 +15971,7 @@ from ...tensor import check_shape, from_bytes
 from .. import db
 from ..arrays import received
 from ..entry import entry
-from ..storage import store, weights
+from ..storage import locks, store, weights
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape
@@ -16038,7 +16038,7 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     config = store.config(model)  # a misspelt name would seem to have no gradients
-    store.lock(model)
+    locks.lock(model)
     total, turn, trained = 0, 1, store.trained(config, "$2")
     # A row shared as several tensors gets the gradient of each in its turn.
     while updated := _accumulate(model, trained, turn):
@@ -16642,7 +16642,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, sharing, store, vocabulary_file, weights
+from ..storage import adapters, checkpoints, locks, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -16675,7 +16675,7 @@ def init_model(
     if seed is None:
         raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
     store.require_name(model)
-    store.lock(model)
+    locks.lock(model)
     store.require_no_weights(model)
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
@@ -16743,7 +16743,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    base = store.lock(target, beside=lambda: adapters.base_of(source))
+    base = locks.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
     if base is None:
@@ -16778,7 +16778,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
-    store.lock(model)
+    locks.lock(model)
     adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     sharing.forget_runs(model)
@@ -17031,7 +17031,7 @@ and DELETE find their rows on a subscriber. It leaves TRUNCATE out, which would 
 from ...errors import DuplicateObject, FeatureNotSupported, InvalidParameter, require
 from .. import db
 from ..entry import entry
-from ..storage import store
+from ..storage import locks, store
 
 # What a reader of a model needs, and the column by which a row belongs to one.
 TABLES = {
@@ -17151,7 +17151,7 @@ def _send_added(before: dict[str, str], literal: str | None) -> None:
         added = f"{before[table]} IS NOT TRUE" + (f" AND {column} = ANY ({literal})" if literal else "")
         if table == "llm_model_config":
             rows = db.command("SELECT model FROM {schema}.llm_model_config WHERE {added}", added=added)
-            store.lock(*(row["model"] for row in rows))
+            locks.lock(*(row["model"] for row in rows))
         db.command(
             "WITH added AS (DELETE FROM {schema}.{table} WHERE {added} RETURNING *)"
             " INSERT INTO {schema}.{table} SELECT * FROM added",
@@ -17595,7 +17595,7 @@ from ..arrays import received
 from ..caller_query import source_texts, weighted_pairs
 from ..entry import entry
 from ..prompts import draw_seed
-from ..storage import store, weights
+from ..storage import locks, store, weights
 from ..tape import recording
 from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
 from ..training.plan import RunPlan
@@ -17740,7 +17740,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
     _check_shape(store.config(model), given)
-    store.lock(model)
+    locks.lock(model)
     trained = session.Session(model, threads.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
@@ -17754,7 +17754,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
     plan, threads, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
-    store.lock(model)
+    locks.lock(model)
     trained = session.Session(model, threads.grad_workers)
     with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
@@ -17776,7 +17776,7 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
             hint="0 commits every commit_every steps, however short.",
         )
     _check_shape(store.config(model), given)
-    with store.session_lock(model, wait):
+    with locks.session_lock(model, wait):
         trained = session.Session(model, threads.grad_workers)
         with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)
@@ -17854,7 +17854,7 @@ from ...formats.checkpoint import COUNTS
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
-from ..storage import adapters, server_files, sharing, store
+from ..storage import adapters, locks, server_files, sharing, store
 
 ROW_BYTES = 400  # of Python's objects that say which row of llm_param is meant
 
@@ -17873,7 +17873,7 @@ def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     store.require_name(model)
     with server_files.open_to_read(path) as file:
         beside = _config_beside(path)
-        store.lock(model)  # so that the configuration is still there when the tensors are
+        locks.lock(model)  # so that the configuration is still there when the tensors are
         return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
@@ -17905,7 +17905,7 @@ def _content(path: str) -> bytes | None:
 def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
     """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
-        store.lock(model)
+        locks.lock(model)
         if not replace:
             store.require_no_weights(model)
         known = store.find_config(model)
@@ -17954,7 +17954,7 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
     store.require_name(model)
     require(config=config)
     base, said = _described(config)
-    store.lock(model)
+    locks.lock(model)
     if not replace:
         store.require_no_weights(model)
     wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
@@ -18133,7 +18133,7 @@ from ...tokenizer import bpe_train
 from .. import db, resources, vocabularies
 from ..caller_query import source_texts
 from ..entry import entry, require_trigger_of
-from ..storage import server_files, store
+from ..storage import locks, server_files, store
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
@@ -18144,7 +18144,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
     require(source=source, vocab_size=vocab_size)
     store.require_name(model)
-    store.lock(model)
+    locks.lock(model)
     vocabularies.require_none(model)
     if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
         raise InvalidParameter(
@@ -21604,7 +21604,7 @@ from dataclasses import dataclass
 from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
-from . import adapters, checkpoint_files, server_files, sharing, store
+from . import adapters, checkpoint_files, locks, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model, its own or of a model that shares tensors with it: the latest one that began after the latest
@@ -21858,7 +21858,7 @@ def _new_path(real: str) -> str:
 
 def go_back(model: str, checkpoint_id: int) -> Checkpoint:
     """Put `model` back to a checkpoint of its own."""
-    store.lock(model)
+    locks.lock(model)
     saved = find(checkpoint_id, model, lock=True)
     restore(saved, model)
     return saved
@@ -22045,6 +22045,116 @@ class Checksum:
     def digest(self) -> bytes:
         """SIZE bytes."""
         return self._hash.digest()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.locks', $pg_gpt2_source$"""The lock of a model, which all take that change its weights, and those of the models whose weights it shares. Readers take
+none.
+
+It is advisory, because a procedure that commits has to hold it across its commits.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from ...errors import LockNotAvailable
+from .. import db
+from . import store
+
+LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+
+
+class _Changed(Exception):
+    """While locks were waited for, it became other ones that are needed."""
+
+
+def lock(*models: str, beside: Callable[[], str | None] = lambda: None) -> str | None:
+    """Wait until no other session changes `models` and the one that `beside` finds, which is returned; and make others wait until
+    this transaction ends.
+
+    If it is other locks that are needed when all are taken, these are let go first: out of the order of names, two sessions could
+    wait for each other.
+    """
+    while True:
+        with suppress(_Changed), db.savepoint():
+            other = beside()
+            wanted = models if other is None else (*models, other)
+            names = locked_with(*wanted)
+            for name in names:
+                _take(name, "advisory_xact_lock")
+            if beside() != other or locked_with(*wanted) != names:
+                raise _Changed
+            return other
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; a session that has to wait is told which session it waits for."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') ends"
+        " llm_train_run after the step that it is at"
+    )
+
+
+def locked_with(*models: str) -> list[str]:
+    """`models` and those that they share weights of, in the order in which all take their locks; but not the base of an adapter,
+    which it only reads."""
+    rows = db.query(
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = ANY ($1)"
+        f" AND (target_name {store.IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = target_model))",
+        ["text[]"],
+        list(models),
+    )
+    return sorted({*models, *(row["source_model"] for row in rows)})
+
+
+@contextmanager
+def session_lock(model: str, wait: bool) -> Iterator[None]:
+    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    names: list[str] = []
+    with ExitStack() as taken:
+        while (needed := locked_with(model)) != names:  # see `lock`
+            taken.close()
+            names = needed
+            for name in names:
+                _take_for_session(name, wait)
+                taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
+        yield
+
+
+def _take_for_session(model: str, wait: bool) -> None:
+    if wait:
+        _take(model, "advisory_lock")
+    elif not _tried(model, "advisory_lock"):
+        holder = _holder(model)
+        raise LockNotAvailable(
+            f'model "{model}" is being trained by another session',
+            hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.mapped', $pg_gpt2_source$"""Which sessions have a model's weights in memory: those that map its file, as the kernel tells (/proc on Linux).
 
@@ -22850,7 +22960,7 @@ only reads its base.
 
 from ...errors import InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import adapters, store
+from . import adapters, locks, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
@@ -22880,7 +22990,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target, beside=lambda: adapters.base_of(source))
+    locks.lock(source, target, beside=lambda: adapters.base_of(source))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
@@ -22979,7 +23089,7 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
     """Put copies in the place of shared blocks; how many."""
-    store.lock(target)
+    locks.lock(target)
     config = store.find_config(target)
     if config is not None and name in config.param_shapes() and name not in config.trained_shapes():
         adapters.refuse(target, f'have a "{name}" other than that of its base')
@@ -23043,19 +23153,18 @@ def forget(target: str, which: str = "true") -> int:
     its weights are replaced or dropped; how many it shared."""
     return db.run(f"DELETE FROM {{schema}}.llm_param_share WHERE target_model = $1 AND {which}", ["text"], target)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, and how weights are laid out in blocks.
 
 Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 
 from ... import host
 from ...core.config import ARCHITECTURE, Adapter, GPT2Config
-from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
+from ...errors import DuplicateObject, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
 from ...tensor import to_bytes
 from .. import db
 
@@ -23224,106 +23333,6 @@ def check_overrides(
                 f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
                 hint="Leave it out: the shape comes from llm_model_config.",
             )
-
-
-# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
-# hold it across its commits.
-LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
-
-
-class _Changed(Exception):
-    """While locks were waited for, it became other ones that are needed."""
-
-
-def lock(*models: str, beside: Callable[[], str | None] = lambda: None) -> str | None:
-    """Wait until no other session changes `models` and the one that `beside` finds, which is returned; and make others wait until
-    this transaction ends.
-
-    If it is other locks that are needed when all are taken, these are let go first: out of the order of names, two sessions could
-    wait for each other.
-    """
-    while True:
-        with suppress(_Changed), db.savepoint():
-            other = beside()
-            wanted = models if other is None else (*models, other)
-            names = locked_with(*wanted)
-            for name in names:
-                _take(name, "advisory_xact_lock")
-            if beside() != other or locked_with(*wanted) != names:
-                raise _Changed
-            return other
-
-
-def _take(model: str, function: str) -> None:
-    """Take the lock of `model`; a session that has to wait is told which session it waits for."""
-    if not _tried(model, function):
-        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
-        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
-
-
-def _tried(model: str, function: str) -> bool:
-    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
-
-
-def _holder(model: str) -> str:
-    """Who has the lock of `model`, and what makes it let go."""
-    row = db.row(
-        # Whether a session of another role is idle is hidden from most: null.
-        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
-        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
-        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
-        ["text"],
-        model,
-    )
-    if row is None:
-        return "another session had it a moment ago"
-    pid = row["pid"]
-    if pid is None:
-        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
-    if row["idle"]:
-        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
-    return (
-        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') ends"
-        " llm_train_run after the step that it is at"
-    )
-
-
-def locked_with(*models: str) -> list[str]:
-    """`models` and those that they share weights of, in the order in which all take their locks; but not the base of an adapter,
-    which it only reads."""
-    rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = ANY ($1)"
-        f" AND (target_name {IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = target_model))",
-        ["text[]"],
-        list(models),
-    )
-    return sorted({*models, *(row["source_model"] for row in rows)})
-
-
-@contextmanager
-def session_lock(model: str, wait: bool) -> Iterator[None]:
-    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
-    names: list[str] = []
-    with ExitStack() as taken:
-        while (needed := locked_with(model)) != names:  # see `lock`
-            taken.close()
-            names = needed
-            for name in names:
-                _take_for_session(name, wait)
-                taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
-        yield
-
-
-def _take_for_session(model: str, wait: bool) -> None:
-    if wait:
-        _take(model, "advisory_lock")
-    elif not _tried(model, "advisory_lock"):
-        holder = _holder(model)
-        raise LockNotAvailable(
-            f'model "{model}" is being trained by another session',
-            hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
-        )
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -31700,11 +31709,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31717,11 +31726,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -32160,11 +32169,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32182,11 +32191,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32242,11 +32251,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32259,11 +32268,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32278,11 +32287,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32312,11 +32321,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32329,11 +32338,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32346,11 +32355,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32405,11 +32414,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32440,11 +32449,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32457,11 +32466,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32472,11 +32481,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32492,11 +32501,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32516,11 +32525,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32546,11 +32555,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32561,11 +32570,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32574,11 +32583,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32592,11 +32601,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32610,11 +32619,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32625,11 +32634,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32647,11 +32656,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32665,11 +32674,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32680,11 +32689,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32695,11 +32704,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32728,11 +32737,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32773,11 +32782,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32805,11 +32814,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32863,11 +32872,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32892,11 +32901,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32932,11 +32941,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32959,11 +32968,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -32991,11 +33000,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -33016,11 +33025,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -33042,11 +33051,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -33058,11 +33067,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -33079,11 +33088,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -33141,11 +33150,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33167,11 +33176,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33194,11 +33203,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33216,11 +33225,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33245,11 +33254,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33285,11 +33294,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33308,11 +33317,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33332,11 +33341,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33353,11 +33362,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33385,11 +33394,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33414,11 +33423,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33447,11 +33456,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33493,11 +33502,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33530,11 +33539,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33606,11 +33615,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33658,11 +33667,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33679,11 +33688,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.options(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33700,11 +33709,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33748,11 +33757,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33765,11 +33774,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33782,11 +33791,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33798,11 +33807,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33812,7 +33821,7 @@ COMMENT ON FUNCTION llm_worker_gradients IS
 
 -- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
 --
--- Order of locks: the model's lock (store.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
+-- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
 -- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
 -- for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
 -- extension's tables in any order, and fails on them (tried).
@@ -33926,11 +33935,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33943,11 +33952,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33960,11 +33969,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -33987,11 +33996,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -34002,11 +34011,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -34017,11 +34026,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -34039,11 +34048,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -34067,11 +34076,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -34098,11 +34107,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -34122,11 +34131,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34145,11 +34154,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34165,11 +34174,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34194,7 +34203,7 @@ WITH latest AS (
 ), metrics AS (
     SELECT
         l.*, coalesce(s.checkpoints, 0) AS checkpoints, s.at AS saved_at,
-        -- Whoever changes a model holds this lock: see store.lock.
+        -- Whoever changes a model holds this lock: see locks.lock.
         CASE WHEN NOT pg_is_in_recovery() THEN EXISTS (  -- a standby has no locks to look at
             SELECT FROM pg_locks AS k
             WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
@@ -34244,11 +34253,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34273,11 +34282,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34295,11 +34304,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34308,11 +34317,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34322,11 +34331,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34335,11 +34344,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34349,11 +34358,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34362,11 +34371,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34381,11 +34390,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34401,11 +34410,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34415,11 +34424,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34429,11 +34438,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34448,11 +34457,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34470,11 +34479,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34485,11 +34494,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34498,11 +34507,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34511,11 +34520,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34533,11 +34542,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34558,11 +34567,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34581,11 +34590,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34609,11 +34618,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34624,11 +34633,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34642,11 +34651,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34662,11 +34671,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34691,11 +34700,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34714,11 +34723,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34731,11 +34740,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34754,11 +34763,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34781,11 +34790,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34794,11 +34803,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34811,11 +34820,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34828,11 +34837,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34870,11 +34879,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34897,11 +34906,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34919,11 +34928,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34954,11 +34963,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34972,11 +34981,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -35002,11 +35011,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -35017,11 +35026,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -35032,11 +35041,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -35047,11 +35056,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -35062,11 +35071,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -35079,11 +35088,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -35111,11 +35120,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -35134,11 +35143,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35153,11 +35162,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35169,11 +35178,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35185,11 +35194,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35248,11 +35257,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35276,11 +35285,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35306,11 +35315,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35321,11 +35330,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35336,11 +35345,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 13ef47f31f16 @extschema@' not in GD:
+if 'pg_gpt2 bed647bfe92e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 13ef47f31f16 @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 bed647bfe92e @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

@@ -62,10 +62,11 @@ def entries(package: Path) -> list[Entry]:
 def _sqlstates(package: Path) -> dict[str, str]:
     """Class -> SQLSTATE, also of one that has it from its base."""
     found = {name: sqlstate for name, (sqlstate, _) in kinds(package).items()}
-    for tree in _trees(package):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                found |= {node.name: found[base] for base in map(ast.unparse, node.bases) if base in found}
+    classes = [node for tree in _trees(package) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for node in classes:
+        for base in map(ast.unparse, node.bases):
+            if base in found:
+                found[node.name] = found[base]
     return found
 
 

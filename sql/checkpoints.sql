@@ -1,6 +1,6 @@
 -- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
 --
--- Order of locks: the model's lock (store.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
+-- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
 -- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
 -- for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
 -- extension's tables in any order, and fails on them (tried).

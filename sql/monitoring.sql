@@ -59,7 +59,7 @@ WITH latest AS (
 ), metrics AS (
     SELECT
         l.*, coalesce(s.checkpoints, 0) AS checkpoints, s.at AS saved_at,
-        -- Whoever changes a model holds this lock: see store.lock.
+        -- Whoever changes a model holds this lock: see locks.lock.
         CASE WHEN NOT pg_is_in_recovery() THEN EXISTS (  -- a standby has no locks to look at
             SELECT FROM pg_locks AS k
             WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2

@@ -8,7 +8,7 @@ from ...core.config import Adapter
 from ...errors import WrongState, require
 from .. import resources, vocabularies
 from ..entry import entry
-from ..storage import adapters, store, weights
+from ..storage import adapters, locks, store, weights
 
 
 @entry
@@ -18,7 +18,7 @@ def create(model: str, base: str, r: int, alpha: float, targets: list[str], drop
     require(base=base, r=r, alpha=alpha, targets=targets, dropout_p=dropout_p, seed=seed)
     adapter = Adapter(r, alpha, tuple(targets), dropout_p)
     adapters.require_base(base)
-    store.lock(base, model)
+    locks.lock(base, model)
     config = replace(adapters.require_base(base), adapter=adapter)  # as it is now that nobody can change it
     adapters.require_new(model)
     vocabularies.require_none(model)
@@ -36,7 +36,7 @@ def merge(model: str, target: str) -> None:
     store.require_name(target, "target")
     if store.config(model).adapter is None:
         raise _nothing_to_merge(model)
-    store.lock(target)
+    locks.lock(target)
     store.require_no_weights(target)
     loaded = weights.load(model)
     if loaded.base is None:  # while the lock was waited for, another model got the name

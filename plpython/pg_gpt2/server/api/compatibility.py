@@ -7,7 +7,7 @@ from ...tensor import check_shape, from_bytes
 from .. import db
 from ..arrays import received
 from ..entry import entry
-from ..storage import store, weights
+from ..storage import locks, store, weights
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape
@@ -74,7 +74,7 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     config = store.config(model)  # a misspelt name would seem to have no gradients
-    store.lock(model)
+    locks.lock(model)
     total, turn, trained = 0, 1, store.trained(config, "$2")
     # A row shared as several tensors gets the gradient of each in its turn.
     while updated := _accumulate(model, trained, turn):

@@ -11,7 +11,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, sharing, store, vocabulary_file, weights
+from ..storage import adapters, checkpoints, locks, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -44,7 +44,7 @@ def init_model(
     if seed is None:
         raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
     store.require_name(model)
-    store.lock(model)
+    locks.lock(model)
     store.require_no_weights(model)
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
@@ -112,7 +112,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
-    base = store.lock(target, beside=lambda: adapters.base_of(source))
+    base = locks.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
     if base is None:
@@ -147,7 +147,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
-    store.lock(model)
+    locks.lock(model)
     adapters.refuse_if_base(model)
     sharing.refuse_if_used(model)
     sharing.forget_runs(model)

@@ -7,7 +7,7 @@ and DELETE find their rows on a subscriber. It leaves TRUNCATE out, which would 
 from ...errors import DuplicateObject, FeatureNotSupported, InvalidParameter, require
 from .. import db
 from ..entry import entry
-from ..storage import store
+from ..storage import locks, store
 
 # What a reader of a model needs, and the column by which a row belongs to one.
 TABLES = {
@@ -127,7 +127,7 @@ def _send_added(before: dict[str, str], literal: str | None) -> None:
         added = f"{before[table]} IS NOT TRUE" + (f" AND {column} = ANY ({literal})" if literal else "")
         if table == "llm_model_config":
             rows = db.command("SELECT model FROM {schema}.llm_model_config WHERE {added}", added=added)
-            store.lock(*(row["model"] for row in rows))
+            locks.lock(*(row["model"] for row in rows))
         db.command(
             "WITH added AS (DELETE FROM {schema}.{table} WHERE {added} RETURNING *)"
             " INSERT INTO {schema}.{table} SELECT * FROM added",

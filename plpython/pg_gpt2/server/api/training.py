@@ -26,7 +26,7 @@ from ..arrays import received
 from ..caller_query import source_texts, weighted_pairs
 from ..entry import entry
 from ..prompts import draw_seed
-from ..storage import store, weights
+from ..storage import locks, store, weights
 from ..tape import recording
 from ..training import audit, datasets, fleet, hand_steps, pairs, runs, session
 from ..training.plan import RunPlan
@@ -171,7 +171,7 @@ def train_step(model: str, batch_id: int | None, **given: Any) -> float:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
     _check_shape(store.config(model), given)
-    store.lock(model)
+    locks.lock(model)
     trained = session.Session(model, threads.grad_workers)
     loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
     trained.keep()
@@ -185,7 +185,7 @@ def train(model: str, n_steps: int, **given: Any) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
     plan, threads, servers = _plan(model, n_steps, given)
     _check_shape(store.config(model), given)
-    store.lock(model)
+    locks.lock(model)
     trained = session.Session(model, threads.grad_workers)
     with fleet.shared(trained, servers, plan.course) as helping:
         run_id = runs.train(trained, plan, helping)
@@ -207,7 +207,7 @@ def train_run(model: str, n_steps: int, **given: Any) -> None:
             hint="0 commits every commit_every steps, however short.",
         )
     _check_shape(store.config(model), given)
-    with store.session_lock(model, wait):
+    with locks.session_lock(model, wait):
         trained = session.Session(model, threads.grad_workers)
         with fleet.shared(trained, servers, plan.course) as helping:
             runs.train_committing(trained, plan, helping, commit_every, flush_seconds)

@@ -29,7 +29,7 @@ from ...formats.checkpoint import COUNTS
 from ...tensor import FLOAT32
 from .. import db
 from ..entry import entry
-from ..storage import adapters, server_files, sharing, store
+from ..storage import adapters, locks, server_files, sharing, store
 
 ROW_BYTES = 400  # of Python's objects that say which row of llm_param is meant
 
@@ -48,7 +48,7 @@ def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     store.require_name(model)
     with server_files.open_to_read(path) as file:
         beside = _config_beside(path)
-        store.lock(model)  # so that the configuration is still there when the tensors are
+        locks.lock(model)  # so that the configuration is still there when the tensors are
         return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
@@ -80,7 +80,7 @@ def _content(path: str) -> bytes | None:
 def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
     """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
-        store.lock(model)
+        locks.lock(model)
         if not replace:
             store.require_no_weights(model)
         known = store.find_config(model)
@@ -129,7 +129,7 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
     store.require_name(model)
     require(config=config)
     base, said = _described(config)
-    store.lock(model)
+    locks.lock(model)
     if not replace:
         store.require_no_weights(model)
     wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)

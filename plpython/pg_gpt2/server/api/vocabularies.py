@@ -8,7 +8,7 @@ from ...tokenizer import bpe_train
 from .. import db, resources, vocabularies
 from ..caller_query import source_texts
 from ..entry import entry, require_trigger_of
-from ..storage import server_files, store
+from ..storage import locks, server_files, store
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
@@ -19,7 +19,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
     require(source=source, vocab_size=vocab_size)
     store.require_name(model)
-    store.lock(model)
+    locks.lock(model)
     vocabularies.require_none(model)
     if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
         raise InvalidParameter(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ...core.config import ARCHITECTURE, GPT2Config
 from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
 from .. import db
-from . import adapters, checkpoint_files, server_files, sharing, store
+from . import adapters, checkpoint_files, locks, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model, its own or of a model that shares tensors with it: the latest one that began after the latest
@@ -266,7 +266,7 @@ def _new_path(real: str) -> str:
 
 def go_back(model: str, checkpoint_id: int) -> Checkpoint:
     """Put `model` back to a checkpoint of its own."""
-    store.lock(model)
+    locks.lock(model)
     saved = find(checkpoint_id, model, lock=True)
     restore(saved, model)
     return saved

@@ -6,7 +6,7 @@ only reads its base.
 
 from ...errors import InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import adapters, store
+from . import adapters, locks, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
@@ -36,7 +36,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         raise InvalidParameter(
             f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
         )
-    store.lock(source, target, beside=lambda: adapters.base_of(source))
+    locks.lock(source, target, beside=lambda: adapters.base_of(source))
     blocks = _blocks(source, name, token_id)
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
@@ -135,7 +135,7 @@ def refuse_if_used(model: str, name: str | None = None, token_id: int | None = N
 
 def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
     """Put copies in the place of shared blocks; how many."""
-    store.lock(target)
+    locks.lock(target)
     config = store.find_config(target)
     if config is not None and name in config.param_shapes() and name not in config.trained_shapes():
         adapters.refuse(target, f'have a "{name}" other than that of its base')
