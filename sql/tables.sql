@@ -305,7 +305,8 @@ CREATE TABLE llm_tape (
     name    text NOT NULL,
     inputs  bigint[] NOT NULL,
     output  bigint NOT NULL,
-    extra   jsonb NOT NULL DEFAULT '{}'
+    extra   jsonb NOT NULL DEFAULT '{}',
+    recorded_by text NOT NULL DEFAULT current_user
 );
 CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
 CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
@@ -320,6 +321,7 @@ COMMENT ON COLUMN llm_tape.name IS 'Name of the op.';
 COMMENT ON COLUMN llm_tape.inputs IS 'Handles of its inputs, ids in llm_tensor_rt.';
 COMMENT ON COLUMN llm_tape.output IS 'Handle of its result.';
 COMMENT ON COLUMN llm_tape.extra IS 'What shapes do not say: attributes such as eps, axis, n_head, target.';
+COMMENT ON COLUMN llm_tape.recorded_by IS 'The role that recorded it: what row-level security goes by.';
 
 CREATE UNLOGGED TABLE llm_tensor_rt (
     id            bigint PRIMARY KEY DEFAULT nextval('llm_handle_seq'),
@@ -327,7 +329,8 @@ CREATE UNLOGGED TABLE llm_tensor_rt (
     data          bytea,
     grad          bytea,
     shape         integer[] NOT NULL,
-    requires_grad boolean NOT NULL
+    requires_grad boolean NOT NULL,
+    recorded_by   text NOT NULL DEFAULT current_user
 );
 ALTER TABLE llm_tensor_rt
     ALTER data SET STORAGE EXTERNAL,
@@ -341,6 +344,7 @@ COMMENT ON COLUMN llm_tensor_rt.data IS
 COMMENT ON COLUMN llm_tensor_rt.grad IS 'Its gradient, after a backward pass.';
 COMMENT ON COLUMN llm_tensor_rt.shape IS 'Its shape; {} for a single number.';
 COMMENT ON COLUMN llm_tensor_rt.requires_grad IS 'Whether a backward pass computes its gradient.';
+COMMENT ON COLUMN llm_tensor_rt.recorded_by IS 'The role that recorded it: what row-level security goes by.';
 
 CREATE UNLOGGED TABLE llm_tensor_map (
     tape_id   bigint NOT NULL,

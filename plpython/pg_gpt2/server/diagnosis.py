@@ -128,7 +128,7 @@ def _misnamed() -> Iterator[Finding]:
         "SELECT DISTINCT split_part(pair, '=', 1) AS name, substr(pair, strpos(pair, '=') + 1) AS value"
         " FROM pg_db_role_setting AS given, unnest(setconfig) AS pair"
         " WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
-        " AND setrole IN (0, session_user::regrole) AND lower(pair) LIKE 'pg\\_gpt2.%'"
+        " AND setrole IN (0, quote_ident(session_user)::regrole) AND lower(pair) LIKE 'pg\\_gpt2.%'"
         " AND lower(split_part(pair, '=', 1)) NOT IN (SELECT name FROM {schema}.llm_settings) ORDER BY name"
     )
     for row in rows:

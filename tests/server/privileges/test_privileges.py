@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.server.privileges.reading import READING, TABLES
 
@@ -204,6 +205,29 @@ def test_public_may_read_no_model(conn, role):
         with pytest.raises(DENIED):
             conn.execute("SELECT FROM llm_models")
         assert conn.execute("SELECT count(*) > 0 FROM llm_module").fetchone() == (True,)
+
+
+@pytest.mark.parametrize("name", ["AppX", "john.doe@x", "r'o\\ \"x", "first last", "16384", "-"])
+def test_a_role_may_have_any_name(connect, name):
+    """It is no identifier that somebody wrote: another role may have it in lower case."""
+    conn = connect()
+    with conn.transaction(force_rollback=True):
+        conn.execute("CREATE ROLE appx")
+        conn.execute(sql.SQL("CREATE ROLE {0}; ALTER ROLE {0} SET pg_gpt2.modle = 'm'").format(sql.Identifier(name)))
+        conn.execute("SELECT llm_grant_usage('appx', 'admin'), llm_grant_usage(%s, 'admin')", [name])
+        conn.execute("SET LOCAL pg_gpt2.tape = 'session'; SET LOCAL SESSION AUTHORIZATION appx")
+        (of_appx,) = conn.execute("SELECT llm_tape_id()").fetchone()
+        conn.execute(sql.SQL("SET LOCAL SESSION AUTHORIZATION {}").format(sql.Identifier(name)))
+        assert conn.execute("SELECT llm_tape_id()").fetchone() != (of_appx,)
+        conn.execute("SELECT llm_op('gelu', ARRAY[llm_variable(pg_llm_tensor('{1,2}'), '{2}', true)])")
+        conn.execute("SELECT llm_backprop()")
+        recorded = "SELECT DISTINCT recorded_by FROM {} WHERE tape_id = llm_tape_id()"
+        for table in ("llm_tape", "llm_tensor_rt"):
+            assert conn.execute(recorded.format(table)).fetchall() == [(name,)]
+        conn.execute("SELECT llm_init_model('own', 1, 2, 8, 16, 50)")
+        conn.execute("INSERT INTO llm_dataset (model, split, tokens, target) VALUES ('own', 'train', '{1,2}', '{2,3}')")
+        conn.execute("SELECT llm_train('own', 1, batch_size => 1)")
+        assert conn.execute("SELECT value FROM llm_doctor() WHERE item = 'pg_gpt2.modle'").fetchall() == [("m",)]
 
 
 def test_what_is_refused_names_who_gives_the_right(warm, role):

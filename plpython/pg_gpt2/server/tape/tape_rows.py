@@ -41,7 +41,7 @@ def own_tape() -> int:
     DISCARD ALL, which the interpreter's memory would outlive.
     """
     kept = db.row(
-        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || current_user::regrole::oid AS drawn_by,"
+        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || quote_ident(current_user)::regrole::oid AS drawn_by,"
         " current_setting('pg_gpt2.tape', true) AS owner,"
         " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
         " current_setting('pg_gpt2.session_tape', true) AS session"
