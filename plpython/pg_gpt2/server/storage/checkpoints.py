@@ -20,7 +20,7 @@ from .checkpoint_files import Part
 LAST_RUN = """
     SELECT coalesce(
         (SELECT max(run_id) FROM {schema}.llm_run AS r
-         WHERE (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1)))
+         WHERE (r.model = $1 OR EXISTS (SELECT FROM jsonb_array_elements(r.shared) AS t WHERE t ->> 'model' = $1))
            AND r.run_id > coalesce(load.after_run, 0)
            AND (r.status NOT IN ('running', 'abandoned')
                 OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),

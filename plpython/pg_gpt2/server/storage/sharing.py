@@ -188,7 +188,8 @@ def forget_runs(model: str) -> None:
     """No run of another model has changed `model`, which is dropped."""
     db.run(
         "UPDATE {schema}.llm_run SET shared = (SELECT coalesce(jsonb_agg(t), '[]') FROM jsonb_array_elements(shared) AS t"
-        " WHERE t ->> 'model' <> $1) WHERE shared @> jsonb_build_array(jsonb_build_object('model', $1))",
+        " WHERE t ->> 'model' <> $1)"
+        " WHERE EXISTS (SELECT FROM jsonb_array_elements(shared) AS t WHERE t ->> 'model' = $1)",
         ["text"],
         model,
     )

@@ -137,8 +137,9 @@ def norm(state: Snapshot, name: str) -> float:
 
 # What happened to a model, in the order of time: training, saving, loading, and what it has now. PL/Python passes a moment on as
 # text, which not every DateStyle reads as what was written; that of JSON is read everywhere.
+ASKED = "(SELECT model FROM asked)"  # a name, which may be long, is once in the plan
 EVENTS = """
-    WITH event AS (
+    WITH asked AS MATERIALIZED (SELECT $1 AS model), event AS (
         SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
                NULL::integer AS checkpoint_id,
                CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
@@ -147,12 +148,14 @@ EVENTS = """
             SELECT min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE run_id = r.run_id
         ) AS l
         WHERE l.high IS NOT NULL
-            AND (r.model = $1 OR r.shared @> jsonb_build_array(jsonb_build_object('model', $1, 'name', $2)))
+            AND {model} IN (
+                SELECT r.model UNION ALL SELECT t ->> 'model' FROM jsonb_array_elements(r.shared) AS t WHERE t ->> 'name' = $2
+            )
         UNION ALL
-        SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
+        SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = {model}
         UNION ALL
         SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore
-        WHERE model = $1 AND checkpoint_id IS NOT NULL
+        WHERE model = {model} AND checkpoint_id IS NOT NULL
         UNION ALL
         SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p HAVING bool_or(name = $2)
     )
@@ -165,9 +168,8 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: Snapshot | None = None
     found = False
-    for row in db.query(
-        EVENTS.replace("{rows}", store.trained(store.find_config(model))), ["text", "text"], model, name
-    ):
+    rows = store.trained(store.find_config(model), ASKED)
+    for row in db.query(EVENTS.replace("{rows}", rows).replace("{model}", ASKED), ["text", "text"], model, name):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
