@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 bd96a93dc7ab @extschema@'] = importer['import_package']('pg_gpt2 bd96a93dc7ab @extschema@', '@extschema@')
+    GD['pg_gpt2 03f97b63e2db @extschema@'] = importer['import_package']('pg_gpt2 03f97b63e2db @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 bd96a93dc7ab @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 03f97b63e2db @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -15638,7 +15638,7 @@ from collections.abc import Iterator
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
 from ..entry import entry
-from ..storage import checkpoint_files, checkpoints, store, tensor_versions
+from ..storage import checkpoint_files, checkpoint_removal, checkpoints, store, tensor_versions
 
 
 @entry
@@ -15684,7 +15684,7 @@ def drop(checkpoint_id: int) -> None:
     """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
     found = checkpoints.find(checkpoint_id)
-    if not checkpoints.drop([checkpoint_id]):
+    if not checkpoint_removal.drop(found.model, [checkpoint_id]):
         raise UndefinedObject(f"checkpoint {checkpoint_id} does not exist", hint="Another session dropped it.")
     if found.file_path is not None:
         db.notice(f'the file "{found.file_path}" stays where it is')
@@ -15699,7 +15699,7 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
     if keep_every is not None:
         require_positive(keep_every=keep_every)
     _require_known(model)
-    return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+    return checkpoint_removal.drop(model, checkpoint_removal.prunable(model, keep_last, keep_every))
 
 
 def _require_known(model: str) -> None:
@@ -16642,7 +16642,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, locks, sharing, store, vocabulary_file, weights
+from ..storage import adapters, checkpoint_removal, checkpoints, locks, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -16786,7 +16786,7 @@ def drop_model(model: str) -> None:
     dropped = adapters.forget(model)
     deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}
     dropped += sum(deleted.values())
-    dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    dropped += checkpoint_removal.drop_all(model) + sharing.forget(model)
     dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
@@ -21590,15 +21590,96 @@ def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
             *(places, [len(data) for _, data in batch], whole),
         )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoint_removal', $pg_gpt2_source$"""Removing checkpoints, with what nothing needs any more. Files that hold one stay."""
+
+from collections.abc import Sequence
+
+from .. import db
+from .checkpoints import BLOCKS
+
+
+def drop(model: str, checkpoint_ids: Sequence[int]) -> int:
+    """Remove checkpoints of `model`, and the blocks that no other of it needs; how many there were."""
+    row = db.row(  # one statement: by a policy parts may be visible only as long as their checkpoint is
+        "WITH gone AS (DELETE FROM {schema}.llm_checkpoint WHERE model = $1 AND id = ANY ($2) RETURNING id),"
+        " parts AS (DELETE FROM {schema}.llm_checkpoint_part AS p USING gone WHERE p.checkpoint_id = gone.id)"
+        " SELECT count(*) AS n FROM gone",
+        ["text", "int4[]"],
+        *(model, list(checkpoint_ids)),
+    )
+    dropped = (row or {})["n"]
+    if dropped:
+        sweep(model)
+    return dropped
+
+
+def drop_all(model: str) -> int:
+    """Remove all checkpoints of `model`, and what those left whose rows were deleted by hand; how many there were."""
+    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
+    dropped = drop(model, [row["id"] for row in rows])
+    if not dropped:
+        sweep(model)
+    return dropped
+
+
+def sweep(model: str) -> None:
+    """Delete blocks of `model` that no checkpoint of it has, and parts of no checkpoint. It must see every checkpoint of the
+    model that is committed, and waits for those being saved.
+
+    It does nothing where it may not see them all: in an older snapshot, after which the next drop does it, and where policies are
+    on some of the tables only. Where they are on all, they hide whole models (docs/how-to/hide-models.md).
+    """
+    sees_all = db.row(
+        "SELECT bool_or(row_security_active(t)) AS filtered FROM unnest(ARRAY["
+        "'{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part', '{schema}.llm_checkpoint_blob']::regclass[]) AS t"
+        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
+        " AND count(DISTINCT row_security_active(t)) = 1"
+    )
+    if sees_all is None:
+        return
+    db.run(f"SELECT pg_advisory_xact_lock({BLOCKS})", ["text"], model)
+    if not sees_all["filtered"]:  # else a part may only seem to be of no checkpoint
+        db.run(
+            "DELETE FROM {schema}.llm_checkpoint_part AS p"
+            " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
+        )
+    db.run(
+        "WITH used AS (SELECT unnest(ARRAY[p.data, p.m, p.v]) AS digest FROM {schema}.llm_checkpoint AS c"
+        " JOIN {schema}.llm_checkpoint_part AS p ON p.checkpoint_id = c.id WHERE c.model = $1)"
+        " DELETE FROM {schema}.llm_checkpoint_blob AS b"
+        " WHERE b.model = $1 AND NOT EXISTS (SELECT FROM used WHERE used.digest = b.digest)",
+        ["text"],
+        model,
+    )
+
+
+OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on
+    "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
+    " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
+)
+
+
+def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
+    those with the best weights of a run that may go on, which are the run's."""
+    rows = db.query(
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS}"
+        f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS} ORDER BY id DESC LIMIT $2)",
+        ["text", "int4", "int4"],
+        *(model, keep_last, keep_every),
+    )
+    return [row["id"] for row in rows]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
 What is saved into the database is read by one statement: of one snapshot, whatever is committed beside it, and no weight passes
-through Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
-sql/checkpoints.sql.
+through Python. A block is stored under its model and its SHA-256, and compared with that when it is loaded. The order of locks
+is in sql/checkpoints.sql.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...core.config import ARCHITECTURE, GPT2Config
@@ -21629,6 +21710,9 @@ CONFIG = f"""
         (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
          WHERE a.model = c.model), '{{}}')
 """
+# The advisory lock of the blocks of model $1: shared by those who save checkpoints of it, held alone by who removes blocks that
+# none has (checkpoint_removal.sweep).
+BLOCKS = "'{schema}.llm_checkpoint_blob'::regclass::oid::integer, hashtext($1)"
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -21735,10 +21819,10 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
     found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
     for row in db.cursor(
         "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.model = $2 AND b.digest = c.{kind}"
         f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
-        ["int4"],
-        saved.id,
+        ["int4", "text"],
+        *(saved.id, saved.model),
     ):
         part = found[row["name"], row["token_id"]]
         if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
@@ -21753,7 +21837,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
 def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    db.run(f"SELECT pg_advisory_xact_lock_shared({BLOCKS})", ["text"], model)  # before the snapshot
     begun = db.row(  # first the row: a policy then sees whose checkpoint the parts are of
         "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config)"
         " VALUES ($1, 0, $2, 0, 0, '{}') RETURNING id",
@@ -21775,15 +21859,15 @@ def save(model: str, note: str) -> int:
             WHERE saved.id = $2 AND c.model = $1 AND t.step IS NOT NULL
             RETURNING saved.id
         ), blobs AS (
-            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
-            SELECT DISTINCT ON (digest) digest, data
+            INSERT INTO {{schema}}.llm_checkpoint_blob (model, digest, data)
+            SELECT DISTINCT ON (digest) $1, digest, data
             FROM (
                 SELECT data_digest, data FROM state
                 UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
                 UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
             ) AS block (digest, data)
             ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
+            ON CONFLICT DO NOTHING
         ), parts AS (
             INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
             SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
@@ -21931,15 +22015,15 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
         " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
         " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " JOIN {schema}.llm_checkpoint_blob AS data ON data.model = $3 AND data.digest = c.data"
         " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.model = $3 AND m.digest = c.m"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.model = $3 AND v.digest = c.v"
         " WHERE c.checkpoint_id = $2"
         " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
         ' ORDER BY c.name COLLATE "C", c.token_id',
-        ["text", "int4"],
-        *(model, saved.id),
+        ["text", "int4", "text"],
+        *(model, saved.id, saved.model),
     )
     wrong = db.row(
         "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
@@ -21951,66 +22035,6 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
     )
     if wrong:
         raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
-
-
-# --- removing ---------------------------------------------------------------------------------------------------------------
-
-
-def drop(checkpoint_ids: Sequence[int]) -> int:
-    """Remove checkpoints, and the blocks that no other needs; how many there were."""
-    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
-    if dropped:
-        sweep()
-    return dropped
-
-
-def drop_all(model: str) -> int:
-    """Remove all checkpoints of `model`; how many there were."""
-    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
-    return drop([row["id"] for row in rows])
-
-
-def sweep() -> None:
-    """Delete blocks that no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
-
-    It does nothing where it may not see them all, in an older snapshot or under a policy: the next drop will do it.
-    """
-    sees_all = db.row(
-        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
-        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
-        " AND NOT bool_or(row_security_active(t))"
-    )
-    if sees_all is None:
-        return
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
-    db.run(
-        "DELETE FROM {schema}.llm_checkpoint_part AS p"
-        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
-    )
-    used = " AND ".join(
-        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
-        for column in ("data", "m", "v")
-    )
-    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
-
-
-OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on
-    "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
-    " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
-)
-
-
-def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
-    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
-    those with the best weights of a run that may go on, which are the run's."""
-    rows = db.query(
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS}"
-        f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS} ORDER BY id DESC LIMIT $2)",
-        ["text", "int4", "int4"],
-        *(model, keep_last, keep_every),
-    )
-    return [row["id"] for row in rows]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checksum', $pg_gpt2_source$"""Checksums at nearly the speed of memory, some seven times SHA-256's: they tell damage and changes, not forgeries.
 
@@ -23569,7 +23593,11 @@ class Snapshot:
                 *(self.model, part.name, part.token_id),
             )
         else:
-            row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
+            row = db.row(
+                "SELECT data FROM {schema}.llm_checkpoint_blob WHERE model = $1 AND digest = $2",
+                ["text", "bytea"],
+                *(found.model, part.data),
+            )
         if row is None:
             raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
         if found is not None and checkpoint_files.sha256(row["data"]) != part.data:
@@ -24899,7 +24927,7 @@ from ...tensor import FLOAT32
 from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db, resources
-from ..storage import checkpoints
+from ..storage import checkpoint_removal, checkpoints
 from ..storage.checkpoint_files import KINDS
 from .session import Learner
 
@@ -24994,7 +25022,7 @@ class InCheckpoint:
         found = entered(self._run_id)
         if found is not None:
             self._enter(None)
-            checkpoints.drop([found])
+            checkpoint_removal.drop(self._learner.model, [found])
 
     def _enter(self, checkpoint_id: int | None) -> None:
         db.run(
@@ -31712,11 +31740,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31729,11 +31757,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -32176,11 +32204,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32198,11 +32226,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32258,11 +32286,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32275,11 +32303,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32294,11 +32322,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32328,11 +32356,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32345,11 +32373,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32362,11 +32390,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32421,11 +32449,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32456,11 +32484,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32473,11 +32501,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32488,11 +32516,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32508,11 +32536,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32532,11 +32560,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32562,11 +32590,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32577,11 +32605,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32590,11 +32618,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32608,11 +32636,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32626,11 +32654,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32641,11 +32669,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32663,11 +32691,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32681,11 +32709,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32696,11 +32724,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32711,11 +32739,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32744,11 +32772,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32789,11 +32817,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32821,11 +32849,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32879,11 +32907,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32908,11 +32936,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32948,11 +32976,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.options(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -32975,11 +33003,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -33007,11 +33035,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -33032,11 +33060,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -33058,11 +33086,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -33074,11 +33102,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -33095,11 +33123,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -33157,11 +33185,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33183,11 +33211,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33210,11 +33238,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33232,11 +33260,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33261,11 +33289,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33301,11 +33329,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33324,11 +33352,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33348,11 +33376,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33369,11 +33397,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33401,11 +33429,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33430,11 +33458,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33463,11 +33491,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.loss(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33509,11 +33537,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33546,11 +33574,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33622,11 +33650,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.train(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33674,11 +33702,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33695,11 +33723,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.options(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33716,11 +33744,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33764,11 +33792,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33781,11 +33809,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33798,11 +33826,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33814,11 +33842,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33828,9 +33856,9 @@ COMMENT ON FUNCTION llm_worker_gradients IS
 
 -- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
 --
--- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
--- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
--- for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
+-- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the advisory lock of the model's blocks. Removing
+-- what no checkpoint of a model needs any more takes the last alone, so that it waits for checkpoints of that model being saved and
+-- they for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
 -- extension's tables in any order, and fails on them (tried).
 
 CREATE TABLE llm_checkpoint (
@@ -33858,7 +33886,7 @@ COMMENT ON COLUMN llm_checkpoint.created_at IS 'When it was saved.';
 COMMENT ON COLUMN llm_checkpoint.note IS 'What the user wrote about it.';
 COMMENT ON COLUMN llm_checkpoint.n_params IS 'Number of weights.';
 COMMENT ON COLUMN llm_checkpoint.bytes IS
-    'Bytes of weights and optimizer state. Tensors that other checkpoints have as well are stored once.';
+    'Bytes of weights and optimizer state. Tensors that other checkpoints of the model have as well are stored once.';
 COMMENT ON COLUMN llm_checkpoint.config IS 'The configuration, as in llm_model_config.';
 COMMENT ON COLUMN llm_checkpoint.file_path IS 'The file on the server that holds it; null = the database does.';
 COMMENT ON COLUMN llm_checkpoint.manifest IS
@@ -33867,15 +33895,19 @@ COMMENT ON COLUMN llm_checkpoint.manifest IS
 
 -- No CHECK (digest = sha256(data)): a save would read and hash every block twice, which is a fifth more CPU time where all are
 -- new, and three quarters where all are there already. What is loaded is compared with its digest in any case. Where roles that
--- save do not trust one another, a policy checks what they insert: see docs/how-to/tenants.md.
+-- save do not trust one another, policies let each write blocks of its own models only: see docs/how-to/tenants.md. For the same
+-- reason models share no blocks: whoever may write a part could name the digest of another's block, and would have its weights.
 CREATE TABLE llm_checkpoint_blob (
-    digest bytea PRIMARY KEY,
-    data   bytea NOT NULL
+    model  text NOT NULL,
+    digest bytea NOT NULL,
+    data   bytea NOT NULL,
+    PRIMARY KEY (model, digest)
 );
 ALTER TABLE llm_checkpoint_blob ALTER data SET STORAGE EXTERNAL;
 COMMENT ON TABLE llm_checkpoint_blob IS
-    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints and models '
+    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints of the model '
     'have it.';
+COMMENT ON COLUMN llm_checkpoint_blob.model IS 'The model that the checkpoints are of, see llm_checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
 COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
 
@@ -33890,9 +33922,6 @@ CREATE TABLE llm_checkpoint_part (
     v             bytea,
     PRIMARY KEY (checkpoint_id, name, token_id)
 );
-CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
-CREATE INDEX llm_checkpoint_part_m ON llm_checkpoint_part (m);
-CREATE INDEX llm_checkpoint_part_v ON llm_checkpoint_part (v);
 COMMENT ON TABLE llm_checkpoint_part IS
     'What a checkpoint consists of: a row for each row that llm_param had, with digests in place of bytes.';
 COMMENT ON COLUMN llm_checkpoint_part.checkpoint_id IS 'The checkpoint.';
@@ -33900,7 +33929,7 @@ COMMENT ON COLUMN llm_checkpoint_part.name IS 'Name of the tensor.';
 COMMENT ON COLUMN llm_checkpoint_part.token_id IS 'First row of the block, as in llm_param.';
 COMMENT ON COLUMN llm_checkpoint_part.shape IS 'Shape of the block.';
 COMMENT ON COLUMN llm_checkpoint_part.step IS 'Number of AdamW updates that the block had had.';
-COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights, see llm_checkpoint_blob.';
+COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights: that of a row of llm_checkpoint_blob of the checkpoint''s model.';
 COMMENT ON COLUMN llm_checkpoint_part.m IS 'Digest of the first moment; null = zeros.';
 COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = zeros.';
 
@@ -33942,15 +33971,15 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
-    'are kept in the database, where equal tensors of several checkpoints are stored once; or, for members of '
+    'are kept in the database, where equal tensors of several checkpoints of a model are stored once; or, for members of '
     'pg_write_server_files, in a new .safetensors or .npz file on the server, of which the database keeps digests. '
     'Gradients are not saved.';
 
@@ -33959,11 +33988,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -33976,11 +34005,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -34003,11 +34032,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -34018,14 +34047,14 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
-    'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
+    'Remove a checkpoint, with the tensors that no other checkpoint of its model has. Its file, where it has one, stays: remove it '
     'by hand.';
 
 CREATE FUNCTION llm_checkpoint_prune(model text, keep_last integer, keep_every integer DEFAULT NULL)
@@ -34033,11 +34062,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -34055,11 +34084,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -34083,11 +34112,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -34114,11 +34143,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -34138,11 +34167,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34161,11 +34190,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34181,11 +34210,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34260,11 +34289,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34289,11 +34318,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34311,11 +34340,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34324,11 +34353,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34338,11 +34367,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34351,11 +34380,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34365,11 +34394,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34378,11 +34407,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34397,11 +34426,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34417,11 +34446,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34431,11 +34460,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34445,11 +34474,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34464,11 +34493,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34486,11 +34515,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34501,11 +34530,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34514,11 +34543,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34527,11 +34556,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34549,11 +34578,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34574,11 +34603,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34597,11 +34626,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34625,11 +34654,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34640,11 +34669,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34658,11 +34687,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34678,11 +34707,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34707,11 +34736,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34730,11 +34759,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34747,11 +34776,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34770,11 +34799,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34797,11 +34826,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34810,11 +34839,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34827,11 +34856,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34844,11 +34873,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34886,11 +34915,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34913,11 +34942,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34935,11 +34964,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34970,11 +34999,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -34988,11 +35017,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -35018,11 +35047,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -35033,11 +35062,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -35048,11 +35077,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -35063,11 +35092,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -35078,11 +35107,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -35095,11 +35124,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -35127,11 +35156,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -35150,11 +35179,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35169,11 +35198,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35185,11 +35214,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35201,11 +35230,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35264,11 +35293,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35292,11 +35321,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35322,11 +35351,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35337,11 +35366,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35352,11 +35381,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd96a93dc7ab @extschema@' not in GD:
+if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 bd96a93dc7ab @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

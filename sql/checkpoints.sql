@@ -1,8 +1,8 @@
 -- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
 --
--- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
--- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
--- for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
+-- Order of locks: the model's lock (locks.lock), rows of llm_checkpoint, then the advisory lock of the model's blocks. Removing
+-- what no checkpoint of a model needs any more takes the last alone, so that it waits for checkpoints of that model being saved and
+-- they for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
 -- extension's tables in any order, and fails on them (tried).
 
 CREATE TABLE llm_checkpoint (
@@ -30,7 +30,7 @@ COMMENT ON COLUMN llm_checkpoint.created_at IS 'When it was saved.';
 COMMENT ON COLUMN llm_checkpoint.note IS 'What the user wrote about it.';
 COMMENT ON COLUMN llm_checkpoint.n_params IS 'Number of weights.';
 COMMENT ON COLUMN llm_checkpoint.bytes IS
-    'Bytes of weights and optimizer state. Tensors that other checkpoints have as well are stored once.';
+    'Bytes of weights and optimizer state. Tensors that other checkpoints of the model have as well are stored once.';
 COMMENT ON COLUMN llm_checkpoint.config IS 'The configuration, as in llm_model_config.';
 COMMENT ON COLUMN llm_checkpoint.file_path IS 'The file on the server that holds it; null = the database does.';
 COMMENT ON COLUMN llm_checkpoint.manifest IS
@@ -39,15 +39,19 @@ COMMENT ON COLUMN llm_checkpoint.manifest IS
 
 -- No CHECK (digest = sha256(data)): a save would read and hash every block twice, which is a fifth more CPU time where all are
 -- new, and three quarters where all are there already. What is loaded is compared with its digest in any case. Where roles that
--- save do not trust one another, a policy checks what they insert: see docs/how-to/tenants.md.
+-- save do not trust one another, policies let each write blocks of its own models only: see docs/how-to/tenants.md. For the same
+-- reason models share no blocks: whoever may write a part could name the digest of another's block, and would have its weights.
 CREATE TABLE llm_checkpoint_blob (
-    digest bytea PRIMARY KEY,
-    data   bytea NOT NULL
+    model  text NOT NULL,
+    digest bytea NOT NULL,
+    data   bytea NOT NULL,
+    PRIMARY KEY (model, digest)
 );
 ALTER TABLE llm_checkpoint_blob ALTER data SET STORAGE EXTERNAL;
 COMMENT ON TABLE llm_checkpoint_blob IS
-    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints and models '
+    'Contents of checkpoints: blocks of weights or moments, each stored once, however many checkpoints of the model '
     'have it.';
+COMMENT ON COLUMN llm_checkpoint_blob.model IS 'The model that the checkpoints are of, see llm_checkpoint.';
 COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
 COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
 
@@ -62,9 +66,6 @@ CREATE TABLE llm_checkpoint_part (
     v             bytea,
     PRIMARY KEY (checkpoint_id, name, token_id)
 );
-CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
-CREATE INDEX llm_checkpoint_part_m ON llm_checkpoint_part (m);
-CREATE INDEX llm_checkpoint_part_v ON llm_checkpoint_part (v);
 COMMENT ON TABLE llm_checkpoint_part IS
     'What a checkpoint consists of: a row for each row that llm_param had, with digests in place of bytes.';
 COMMENT ON COLUMN llm_checkpoint_part.checkpoint_id IS 'The checkpoint.';
@@ -72,7 +73,7 @@ COMMENT ON COLUMN llm_checkpoint_part.name IS 'Name of the tensor.';
 COMMENT ON COLUMN llm_checkpoint_part.token_id IS 'First row of the block, as in llm_param.';
 COMMENT ON COLUMN llm_checkpoint_part.shape IS 'Shape of the block.';
 COMMENT ON COLUMN llm_checkpoint_part.step IS 'Number of AdamW updates that the block had had.';
-COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights, see llm_checkpoint_blob.';
+COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights: that of a row of llm_checkpoint_blob of the checkpoint''s model.';
 COMMENT ON COLUMN llm_checkpoint_part.m IS 'Digest of the first moment; null = zeros.';
 COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = zeros.';
 
@@ -116,7 +117,7 @@ SET search_path = pg_catalog, pg_temp
 AS @checkpoints.save@;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
-    'are kept in the database, where equal tensors of several checkpoints are stored once; or, for members of '
+    'are kept in the database, where equal tensors of several checkpoints of a model are stored once; or, for members of '
     'pg_write_server_files, in a new .safetensors or .npz file on the server, of which the database keeps digests. '
     'Gradients are not saved.';
 
@@ -167,7 +168,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @checkpoints.drop@;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
-    'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
+    'Remove a checkpoint, with the tensors that no other checkpoint of its model has. Its file, where it has one, stays: remove it '
     'by hand.';
 
 CREATE FUNCTION llm_checkpoint_prune(model text, keep_last integer, keep_every integer DEFAULT NULL)

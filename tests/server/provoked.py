@@ -649,7 +649,10 @@ HOOKED = [
         "mapped = module('server.storage.mapped'); mapped.PROCESSES = '/nowhere'",
         "SELECT * FROM llm_model_sessions()",
     ),
-    hooked("module('server.storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
+    hooked(
+        "module('server.storage.checkpoint_removal').drop = lambda model, ids: 0",
+        f"SELECT llm_checkpoint_drop({FIRST})",
+    ),
     hooked(
         "def full(**options): raise OSError(28, 'No space left on device')\n"
         "module('server.storage.server_files').tempfile = type('tempfile', (), {'mkstemp': staticmethod(full)})",

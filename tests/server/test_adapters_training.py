@@ -260,6 +260,7 @@ def test_a_checkpoint_brings_back_rank_and_targets(sql, models):
     sql("SELECT llm_drop_model('b')")
     sql("SELECT llm_adapter_create('b', 'base', r => 1, alpha => 3)")
     sql("UPDATE llm_checkpoint SET model = 'b' WHERE id = %s", saved)
+    sql("UPDATE llm_checkpoint_blob SET model = 'b'")
     sql("SELECT llm_checkpoint_load('b', %s)", saved)
     assert sql(LOGITS, "b") == before
     assert sql("SELECT count(DISTINCT (r, alpha, targets)) FROM llm_adapter") == 1

@@ -5,6 +5,7 @@ looked at: as one that takes no model, or with a statement whose outcome for a h
 """
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 import psycopg
@@ -204,6 +205,7 @@ ROWS = {
             ),
             *(
                 "llm_checkpoint",
+                "llm_checkpoint_blob",
                 "llm_checkpoint_restore",
                 "llm_tensor_map",
                 "llm_models",
@@ -217,7 +219,6 @@ ROWS = {
     "llm_param_share": "'south/poet' IN (source_model, target_model)",
     "llm_adapter": "base = 'south/poet'",
     "llm_checkpoint_part": f"checkpoint_id IN {HIDDEN}",
-    "llm_checkpoint_blob": f"digest IN (SELECT data FROM llm_checkpoint_part WHERE checkpoint_id IN {HIDDEN})",
     "llm_tape": TAPES,
     "llm_tensor_rt": TAPES,
 }
@@ -365,6 +366,8 @@ def test_the_role_can_use_what_is_its_own(connect, places):
         conn.execute("SELECT llm_backprop(model => 'north/new')")
     assert visible_models(conn) == ["north/new", "north/poet"]
     conn.execute("SELECT llm_checkpoint_drop(%s)", [saved])
+    assert connect().execute("SELECT FROM llm_checkpoint_blob WHERE model = 'north/new'").fetchall() == []
+    assert connect().execute("SELECT FROM llm_checkpoint_part WHERE checkpoint_id = %s", [saved]).fetchall() == []
     conn.execute("SELECT llm_drop_model('north/new')")
 
 
@@ -373,7 +376,8 @@ def test_dropping_a_checkpoint_leaves_those_that_are_hidden(connect, places):
     count = "SELECT (SELECT count(*) FROM llm_checkpoint_part), (SELECT count(*) FROM llm_checkpoint_blob)"
     conn, owner = connect(), connect()
     before = owner.execute(count).fetchone()
-    for off in ((), ("llm_checkpoint_blob",), ("llm_checkpoint_blob", "llm_checkpoint_part")):
+    off_in_turn = (), *combinations(("llm_checkpoint", "llm_checkpoint_part", "llm_checkpoint_blob"), 1)
+    for off in (*off_in_turn, *combinations(("llm_checkpoint", "llm_checkpoint_part", "llm_checkpoint_blob"), 2)):
         with conn.transaction(force_rollback=True):
             for table in off:
                 conn.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
@@ -383,6 +387,35 @@ def test_dropping_a_checkpoint_leaves_those_that_are_hidden(connect, places):
             conn.execute("RESET ROLE")
             after = conn.execute(count).fetchone()
             assert all(x >= y for x, y in zip(after, before)), off
+
+
+def names_a_hidden_block(owner: psycopg.Connection, thief: psycopg.Connection, model: str, tensor: str) -> None:
+    """The checkpoint of `model` that `thief` makes, with the digest of the hidden model's `tensor` put in, shows and loads
+    nothing of it: whoever has found out a digest has not the block."""
+    digest, data = owner.execute(
+        f"SELECT digest, b.data FROM llm_checkpoint_part AS p JOIN llm_checkpoint_blob AS b ON digest = p.data"
+        f" WHERE checkpoint_id IN {HIDDEN} AND name = %s ORDER BY checkpoint_id LIMIT 1",
+        [tensor],
+    ).fetchone()
+    with thief.transaction(force_rollback=True):
+        saved = thief.execute("SELECT llm_checkpoint_save(%s)", [model]).fetchone()[0]
+        changed = "UPDATE llm_checkpoint_part SET data = %s WHERE checkpoint_id = %s AND name = %s"
+        assert thief.execute(changed, [digest, saved, tensor]).rowcount == 1
+        assert thief.execute("SELECT data FROM llm_checkpoint_blob WHERE digest = %s", [digest]).fetchall() == []
+        for statement in (
+            "SELECT llm_checkpoint_load(%(model)s, %(saved)s)",
+            "SELECT llm_copy_model(%(model)s, %(model)s || ' again', %(saved)s)",
+            "SELECT * FROM llm_checkpoint_diff(%(saved)s)",
+            "SELECT * FROM llm_param_history(%(model)s, %(tensor)s)",
+        ):
+            with pytest.raises(psycopg.errors.DataException), thief.transaction():
+                thief.execute(statement, {"model": model, "saved": saved, "tensor": tensor})
+        found = thief.execute("SELECT data FROM llm_param WHERE model = %s AND name = %s", [model, tensor]).fetchone()
+        assert found != (data,)
+
+
+def test_the_digest_of_a_hidden_block_opens_nothing(connect, places):
+    names_a_hidden_block(connect(), connect(options="-c role=north"), "north/poet", "wpe")
 
 
 @pytest.mark.parametrize("relation", sorted(ROWS))

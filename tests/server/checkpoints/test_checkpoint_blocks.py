@@ -9,16 +9,18 @@ from tests.server.checkpoints.steps import STATE, blobs, save, sqlstate, train
 
 
 def test_equal_tensors_are_stored_once(sql, model):
+    """Of a model: what a copy has is its own (sql/checkpoints.sql)."""
     save(sql, "m")
     once = blobs(sql)
     save(sql, "m")
     assert blobs(sql) == once
+    sql("UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1) WHERE model = 'm' AND name = 'wpe'")
+    save(sql, "m")
+    assert blobs(sql) == once + 1
     sql("SELECT llm_copy_model('m', 'twin')")
     save(sql, "twin")
-    assert blobs(sql) == once
-    sql("UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1) WHERE model = 'twin' AND name = 'wpe'")
     save(sql, "twin")
-    assert blobs(sql) == once + 1
+    assert blobs(sql) == once + 1 + once
 
 
 def test_drop_removes_what_no_other_checkpoint_has(sql, model):
@@ -39,12 +41,26 @@ def test_dropping_a_model_drops_its_checkpoints_only(sql, model):
     sql("SELECT llm_copy_model('m', 'twin')")
     save(sql, "m")
     once = blobs(sql)
-    save(sql, "twin")
+    twin = save(sql, "twin")
     sql("SELECT llm_drop_model('m')")
     assert sql("SELECT array_agg(DISTINCT model) FROM llm_checkpoint_list()") == ["twin"]
     assert blobs(sql) == once
+    before = sql(STATE, "twin")
+    sql("UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1) WHERE model = 'twin' AND name = 'wpe'")
+    assert sql(STATE, "twin") != before
+    sql("SELECT llm_checkpoint_load('twin', %s)", twin)
+    assert sql(STATE, "twin") == before
     sql("SELECT llm_drop_model('twin')")
     assert blobs(sql) == 0
+
+
+def test_what_was_deleted_by_hand_goes_with_the_model(sql, model):
+    save(sql, "m")
+    sql("DELETE FROM llm_checkpoint RETURNING 1")
+    assert blobs(sql) > 0
+    sql("SELECT llm_drop_model('m')")
+    assert blobs(sql) == 0
+    assert sql("SELECT count(*) FROM llm_checkpoint_part") == 0
 
 
 def test_prune_keeps_the_last_ones_and_every_nth_step(sql, model, server_files):
@@ -94,6 +110,17 @@ def test_a_drop_waits_for_a_save_that_needs_the_same_blocks(sql, connect, model)
     dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
     train(sql, 1)
     assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
+
+
+def test_a_drop_does_not_wait_for_a_save_of_another_model(sql, connect, model):
+    sql("SELECT llm_copy_model('m', 'twin')")
+    one = save(sql, "twin")
+    saver, dropper = connect(), connect()
+    with saver.transaction():
+        saver.execute("SELECT llm_checkpoint_save('m')")
+        dropper.execute("SET lock_timeout = '1s'")
+        dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
+    assert sql("SELECT count(*) FROM llm_checkpoint_blob WHERE model = 'twin'") == 0
 
 
 def test_a_drop_by_an_old_snapshot_removes_no_block_that_it_cannot_see_in_use(sql, connect, model):

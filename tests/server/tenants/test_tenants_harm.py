@@ -3,17 +3,19 @@
 import psycopg
 import pytest
 
+from tests.server.test_hidden_models import names_a_hidden_block
+
 SAVED = """
     SELECT (SELECT md5(string_agg(p::text, ',' ORDER BY name, token_id))
             FROM llm_checkpoint_part AS p WHERE checkpoint_id = {saved}),
-        (SELECT md5(string_agg(b::text, ',' ORDER BY digest)) FROM llm_checkpoint_blob AS b),
+        (SELECT md5(string_agg(b::text, ',' ORDER BY digest)) FROM llm_checkpoint_blob AS b WHERE model = 'south/poet'),
         (SELECT md5(c::text) FROM llm_checkpoint AS c WHERE id = {saved})
 """
 
 
 @pytest.fixture
 def shared(connect, places):
-    """A checkpoint of the attacker's own that shares all blocks with one of the victim's, whose id this is."""
+    """A checkpoint of the attacker's own that has the same blocks as one of the victim's, whose id this is."""
     owner, (there, _) = connect(), places
     owner.execute("UPDATE llm_checkpoint SET model = 'north/poet' WHERE id = %s", [there["infile"]])
     owner.execute(
@@ -21,8 +23,12 @@ def shared(connect, places):
         " WHERE checkpoint_id = %s",
         [there["infile"], there["saved"]],
     )
+    owner.execute(
+        "INSERT INTO llm_checkpoint_blob SELECT 'north/poet', digest, data FROM llm_checkpoint_blob WHERE model = 'south/poet'"
+    )
     yield there["saved"], there["infile"]
     owner.execute("DELETE FROM llm_checkpoint_part WHERE checkpoint_id = %s", [there["infile"]])
+    owner.execute("DELETE FROM llm_checkpoint_blob WHERE model = 'north/poet'")
     owner.execute("UPDATE llm_checkpoint SET model = 'south/poet' WHERE id = %s", [there["infile"]])
 
 
@@ -34,10 +40,11 @@ def shared(connect, places):
         "DELETE FROM llm_checkpoint_part WHERE checkpoint_id = {saved}",
         "UPDATE llm_checkpoint SET note = 'x' WHERE id = {saved}",
         "UPDATE llm_checkpoint_blob SET data = 'x'",
-        "UPDATE llm_checkpoint_blob SET data = 'x', digest = sha256('x')"
+        "UPDATE llm_checkpoint_blob SET model = 'south/poet', digest = sha256('x')"
         " WHERE digest = (SELECT digest FROM llm_checkpoint_blob LIMIT 1)",
+        "UPDATE llm_checkpoint SET model = 'south/poet' WHERE id = {own}",
         "DELETE FROM llm_checkpoint_blob",
-        "INSERT INTO llm_checkpoint_blob VALUES (sha256('what another will save'), 'something else')",
+        "INSERT INTO llm_checkpoint_blob VALUES ('south/poet', sha256('what another will save'), 'something else')",
         "SELECT llm_checkpoint_drop({saved})",
         "SELECT llm_checkpoint_drop({own})",
     ],
@@ -56,3 +63,10 @@ def test_what_another_has_saved_is_nobody_s_to_damage(connect, shared, statement
             pass
         conn.execute("RESET ROLE")
         assert conn.execute(SAVED.format(saved=saved)).fetchone() == before
+
+
+def test_the_digest_of_another_s_block_opens_nothing(connect, places):
+    thief = connect(options="-c role=north")
+    thief.execute("SELECT llm_adapter_create('north/thief', 'tiny', 2, 4, '{attn.c_attn,mlp.c_fc}', seed => 3)")
+    names_a_hidden_block(connect(), thief, "north/thief", "h.0.attn.c_attn.lora_A")
+    thief.execute("SELECT llm_drop_model('north/thief')")

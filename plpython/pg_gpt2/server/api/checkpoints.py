@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
 from ..entry import entry
-from ..storage import checkpoint_files, checkpoints, store, tensor_versions
+from ..storage import checkpoint_files, checkpoint_removal, checkpoints, store, tensor_versions
 
 
 @entry
@@ -51,7 +51,7 @@ def drop(checkpoint_id: int) -> None:
     """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
     found = checkpoints.find(checkpoint_id)
-    if not checkpoints.drop([checkpoint_id]):
+    if not checkpoint_removal.drop(found.model, [checkpoint_id]):
         raise UndefinedObject(f"checkpoint {checkpoint_id} does not exist", hint="Another session dropped it.")
     if found.file_path is not None:
         db.notice(f'the file "{found.file_path}" stays where it is')
@@ -66,7 +66,7 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
     if keep_every is not None:
         require_positive(keep_every=keep_every)
     _require_known(model)
-    return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+    return checkpoint_removal.drop(model, checkpoint_removal.prunable(model, keep_last, keep_every))
 
 
 def _require_known(model: str) -> None:

@@ -11,7 +11,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, locks, sharing, store, vocabulary_file, weights
+from ..storage import adapters, checkpoint_removal, checkpoints, locks, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -155,7 +155,7 @@ def drop_model(model: str) -> None:
     dropped = adapters.forget(model)
     deleted = {table: db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES}
     dropped += sum(deleted.values())
-    dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    dropped += checkpoint_removal.drop_all(model) + sharing.forget(model)
     dropped += vocabularies.forget_chat_template(model)  # of a preset, whose row stays
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:

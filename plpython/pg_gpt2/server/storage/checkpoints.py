@@ -1,12 +1,12 @@
 """Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
 What is saved into the database is read by one statement: of one snapshot, whatever is committed beside it, and no weight passes
-through Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
-sql/checkpoints.sql.
+through Python. A block is stored under its model and its SHA-256, and compared with that when it is loaded. The order of locks
+is in sql/checkpoints.sql.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...core.config import ARCHITECTURE, GPT2Config
@@ -37,6 +37,9 @@ CONFIG = f"""
         (SELECT jsonb_build_object('adapter', to_jsonb(a) - 'model' - 'base' - 'seed') FROM {{schema}}.llm_adapter AS a
          WHERE a.model = c.model), '{{}}')
 """
+# The advisory lock of the blocks of model $1: shared by those who save checkpoints of it, held alone by who removes blocks that
+# none has (checkpoint_removal.sweep).
+BLOCKS = "'{schema}.llm_checkpoint_blob'::regclass::oid::integer, hashtext($1)"
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -143,10 +146,10 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
     found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
     for row in db.cursor(
         "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.model = $2 AND b.digest = c.{kind}"
         f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
-        ["int4"],
-        saved.id,
+        ["int4", "text"],
+        *(saved.id, saved.model),
     ):
         part = found[row["name"], row["token_id"]]
         if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
@@ -161,7 +164,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
 def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    db.run(f"SELECT pg_advisory_xact_lock_shared({BLOCKS})", ["text"], model)  # before the snapshot
     begun = db.row(  # first the row: a policy then sees whose checkpoint the parts are of
         "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config)"
         " VALUES ($1, 0, $2, 0, 0, '{}') RETURNING id",
@@ -183,15 +186,15 @@ def save(model: str, note: str) -> int:
             WHERE saved.id = $2 AND c.model = $1 AND t.step IS NOT NULL
             RETURNING saved.id
         ), blobs AS (
-            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
-            SELECT DISTINCT ON (digest) digest, data
+            INSERT INTO {{schema}}.llm_checkpoint_blob (model, digest, data)
+            SELECT DISTINCT ON (digest) $1, digest, data
             FROM (
                 SELECT data_digest, data FROM state
                 UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
                 UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
             ) AS block (digest, data)
             ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
+            ON CONFLICT DO NOTHING
         ), parts AS (
             INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
             SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
@@ -339,15 +342,15 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
         " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
         " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " JOIN {schema}.llm_checkpoint_blob AS data ON data.model = $3 AND data.digest = c.data"
         " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.model = $3 AND m.digest = c.m"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.model = $3 AND v.digest = c.v"
         " WHERE c.checkpoint_id = $2"
         " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
         ' ORDER BY c.name COLLATE "C", c.token_id',
-        ["text", "int4"],
-        *(model, saved.id),
+        ["text", "int4", "text"],
+        *(model, saved.id, saved.model),
     )
     wrong = db.row(
         "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
@@ -359,63 +362,3 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
     )
     if wrong:
         raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
-
-
-# --- removing ---------------------------------------------------------------------------------------------------------------
-
-
-def drop(checkpoint_ids: Sequence[int]) -> int:
-    """Remove checkpoints, and the blocks that no other needs; how many there were."""
-    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
-    if dropped:
-        sweep()
-    return dropped
-
-
-def drop_all(model: str) -> int:
-    """Remove all checkpoints of `model`; how many there were."""
-    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
-    return drop([row["id"] for row in rows])
-
-
-def sweep() -> None:
-    """Delete blocks that no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
-
-    It does nothing where it may not see them all, in an older snapshot or under a policy: the next drop will do it.
-    """
-    sees_all = db.row(
-        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
-        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
-        " AND NOT bool_or(row_security_active(t))"
-    )
-    if sees_all is None:
-        return
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
-    db.run(
-        "DELETE FROM {schema}.llm_checkpoint_part AS p"
-        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
-    )
-    used = " AND ".join(
-        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
-        for column in ("data", "m", "v")
-    )
-    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
-
-
-OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on
-    "model = $1 AND file_path IS NULL AND NOT EXISTS (SELECT FROM {schema}.llm_run AS r"
-    " WHERE r.best_checkpoint = c.id AND r.status IN ('running', 'stopped'))"
-)
-
-
-def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
-    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`; but for
-    those with the best weights of a run that may go on, which are the run's."""
-    rows = db.query(
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS}"
-        f" AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        f"SELECT id FROM {{schema}}.llm_checkpoint AS c WHERE {OF_USERS} ORDER BY id DESC LIMIT $2)",
-        ["text", "int4", "int4"],
-        *(model, keep_last, keep_every),
-    )
-    return [row["id"] for row in rows]

@@ -92,7 +92,11 @@ class Snapshot:
                 *(self.model, part.name, part.token_id),
             )
         else:
-            row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
+            row = db.row(
+                "SELECT data FROM {schema}.llm_checkpoint_blob WHERE model = $1 AND digest = $2",
+                ["text", "bytea"],
+                *(found.model, part.data),
+            )
         if row is None:
             raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
         if found is not None and checkpoint_files.sha256(row["data"]) != part.data:

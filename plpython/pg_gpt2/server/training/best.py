@@ -15,7 +15,7 @@ from ...tensor import FLOAT32
 from ...training.early import Evaluations
 from ...training.trainer import Trainer
 from .. import db, resources
-from ..storage import checkpoints
+from ..storage import checkpoint_removal, checkpoints
 from ..storage.checkpoint_files import KINDS
 from .session import Learner
 
@@ -110,7 +110,7 @@ class InCheckpoint:
         found = entered(self._run_id)
         if found is not None:
             self._enter(None)
-            checkpoints.drop([found])
+            checkpoint_removal.drop(self._learner.model, [found])
 
     def _enter(self, checkpoint_id: int | None) -> None:
         db.run(
