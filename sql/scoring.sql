@@ -37,30 +37,26 @@ COMMENT ON FUNCTION llm_text_embedding IS
 
 -- The cosine is SQL, so that it may run in a parallel plan. Only its errors are PL/Python: they run no statement, so they are safe in
 -- a worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
-CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer, ndims_a integer, ndims_b integer)
+CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer, ndims integer)
 RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-several = [name for name, ndims in (('a', ndims_a), ('b', ndims_b)) if (ndims or 0) > 1]
 message = f'the arrays have different numbers of elements, {count_a} and {count_b}'
 hint = 'Compare embeddings of one model: they have d_model numbers each.'
-if several:
-    message = f'{several[0]} must be an array of one dimension'
-    hint = 'ARRAY(SELECT unnest(a)) makes one of all its elements.'
-error = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})(message)
-error.sqlstate, error.hint = '22023', hint
-raise error
+if (ndims or 1) > 1:
+    message, hint = 'a and b must be arrays of one dimension', 'ARRAY(SELECT unnest(a)) makes one of all its elements.'
+raise type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins', 'sqlstate': '22023', 'hint': hint})(message)
 $$;
 COMMENT ON FUNCTION llm_cosine_sent IS
-    'What llm_cosine calls: the error for arrays of so many numbers, which differ, or of so many dimensions.';
+    'What llm_cosine calls: the error for arrays of so many numbers, which differ, or of as many dimensions.';
 
 CREATE FUNCTION llm_cosine(a real[], b real[])
 RETURNS double precision
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
     WHEN cardinality(a) <> cardinality(b) OR array_ndims(a) > 1 OR array_ndims(b) > 1
-        THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b), array_ndims(a), array_ndims(b))
+        THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b), greatest(array_ndims(a), array_ndims(b)))
     WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
         SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
         FROM (

@@ -66,10 +66,10 @@ SELECT is(llm_cosine(a, b), cosine, format('cosine of %s and %s', a, b)) FROM (V
 SELECT is(round(llm_cosine('{1,2,3}', '{4,-5,6}')::numeric, 12), round((12 / sqrt(14 * 77))::numeric, 12), 'by the formula');
 SELECT throws_matching($$SELECT llm_cosine('{1,2}', '{1,2,3}')$$, 'different numbers of elements, 2 and 3', 'of different lengths');
 SELECT throws_ok($$SELECT llm_cosine('{1,2}', '{}')$$, '22023', NULL, 'with its SQLSTATE');
-SELECT throws_ok($$SELECT llm_cosine('{{1,2},{3,4}}', '{1,2,3,4}')$$, '22023', 'pg_gpt2: a must be an array of one dimension', 'a matrix');
-SELECT throws_ok($$SELECT llm_cosine('{1,NULL}', '{{1,2}}')$$, '22023', 'pg_gpt2: b must be an array of one dimension', 'of one row too');
-SELECT throws_ok($$SELECT llm_cosine_sent(1, 2, 1, 1)$$, '22023', NULL, 'which comes from there');
-SELECT throws_ok($$SELECT llm_cosine_sent(NULL, 2, NULL, NULL)$$, '22023', NULL, 'whatever it is given');
+SELECT throws_ok($$SELECT llm_cosine('{{1,2},{3,4}}', '{1,2,3,4}')$$, '22023', 'pg_gpt2: a and b must be arrays of one dimension', 'a matrix');
+SELECT throws_ok($$SELECT llm_cosine('{1,NULL}', '{{1,2}}')$$, '22023', 'pg_gpt2: a and b must be arrays of one dimension', 'of one row too');
+SELECT throws_ok($$SELECT llm_cosine_sent(1, 2, 1)$$, '22023', NULL, 'which comes from there');
+SELECT throws_ok($$SELECT llm_cosine_sent(NULL, 2, NULL)$$, '22023', NULL, 'whatever it is given');
 SELECT ok(llm_cosine(llm_text_embedding('lower'), llm_text_embedding('lower')) > 0.999999, 'of embeddings');
 
 -- A window of one position: each token is predicted from the one before.

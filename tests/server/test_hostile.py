@@ -59,7 +59,7 @@ EXAMPLES = {
     "llm_perplexity_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
     "llm_embedding_rows": "source => 'VALUES (1, ''low the'')', model_name => 'm'",
     "llm_cosine": "a => '{1,2}', b => '{3,4}'",
-    "llm_cosine_sent": "count_a => 1, count_b => 2, ndims_a => 1, ndims_b => 1",
+    "llm_cosine_sent": "count_a => 1, count_b => 2, ndims => 1",
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
     " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
