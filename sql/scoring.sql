@@ -39,12 +39,12 @@ COMMENT ON FUNCTION llm_text_embedding IS
 -- a worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
 CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer, ndims integer)
 RETURNS double precision
-LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 message = f'the arrays have different numbers of elements, {count_a} and {count_b}'
 hint = 'Compare embeddings of one model: they have d_model numbers each.'
-if (ndims or 1) > 1:
+if ndims > 1:
     message, hint = 'a and b must be arrays of one dimension', 'ARRAY(SELECT unnest(a)) makes one of all its elements.'
 raise type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins', 'sqlstate': '22023', 'hint': hint})(message)
 $$;

@@ -170,6 +170,25 @@ def test_samples_are_what_the_model_generates(dsn, run_id, sql):
     assert "Temperature 0.5, seed 3, up to 20 tokens." in page.text
 
 
+def test_a_model_that_writes_no_more_has_a_report_that_says_so(dsn, run_id, module_conn):
+    """Of a run that went wrong one wants the curves. What was asked for wrongly is an error, all the same."""
+    saved = module_conn.execute("SELECT llm_checkpoint_save(%s)", [NAME]).fetchone()[0]
+    module_conn.execute(
+        "UPDATE llm_param SET data = pg_llm_tensor(array_fill('NaN'::float8, ARRAY[octet_length(data) / 4]))"
+        " WHERE model = %s AND name = 'ln_f.bias'",
+        [NAME],
+    )
+    try:
+        page = Page(report(dsn, run_id))
+        assert "The server drew none: pg_gpt2: the model's logits are not finite." in page.text
+        assert page.points("Loss", "training")
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="temperature"):
+            report(dsn, run_id, temperature=-1)
+    finally:
+        module_conn.execute("SELECT llm_checkpoint_load(%s, %s)", [NAME, saved])
+        module_conn.execute("SELECT llm_checkpoint_drop(%s)", [saved])
+
+
 def test_samples_begin_with_a_word_or_a_text_of_the_validation_data_and_stop_at_its_end(dsn, run_id, module_conn):
     rows = module_conn.execute("SELECT llm_decode(tokens, %s) FROM llm_dataset WHERE split = 'val'", [NAME]).fetchall()
     with psycopg.connect(dsn) as conn:

@@ -256,6 +256,14 @@ def test_the_doctor_lists_a_setting_that_is_no_value(conn, finding, setting, val
     assert finding("encoding") == ("UTF8", "ok", None), "and goes on"
 
 
+def test_the_doctor_tells_of_a_limit_that_leaves_room_for_little(conn, finding):
+    assert finding("max_memory")[1:] == ("ok", None)
+    conn.execute("SET pg_gpt2.max_memory = '1kB'")
+    value, status_, hint = finding("max_memory")
+    assert (value, status_, "53200" in hint) == ("1 kB", "warn", True)
+    conn.execute("RESET pg_gpt2.max_memory")
+
+
 def test_the_doctor_tells_of_names_that_are_no_settings(connect, conn):
     """PostgreSQL takes any name with a prefix."""
     database = conn.info.dbname

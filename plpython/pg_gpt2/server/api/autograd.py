@@ -15,6 +15,7 @@ from ...errors import (
     UndefinedObject,
     WrongState,
     require,
+    shown,
 )
 from ...fast.ops import lookup
 from ...limits import MOST_BYTES, MOST_INPUTS
@@ -91,7 +92,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
         result = recorder.apply(name, *values, **attrs)
     except PgGpt2Error as error:
         described = f"{error.detail}; " if error.detail else ""
-        error.detail = f"{described}op {name} of handles {inputs}"
+        error.detail = f"{described}op {name} of handles {shown(inputs)}"
         raise
     recorder.flush()
     return result.id
