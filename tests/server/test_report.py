@@ -126,6 +126,7 @@ def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
     done = shell(dsn, tmp_path, "--run", "999")
     assert done.returncode == 1
     assert done.stderr.startswith("error: run 999 does not exist")
+    assert "FROM llm_run lists the runs" in done.stderr, "manual ones included"
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
