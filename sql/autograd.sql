@@ -70,10 +70,11 @@ COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
     'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
     'gelu_exact, relu, silu, quick_gelu, tanh, softmax, layernorm {eps}, linear, mlp, attention {n_head}, '
-    'causal_attention {n_head, factor of scores}, embedding {ids}, cross_entropy {target: int or int[], weight} (the mean; a target of -100 '
-    'carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
+    'causal_attention {n_head, factor of scores, p and seed of dropout}, embedding {ids}, cross_entropy {target: int or int[], weight} '
+    '(the mean; a target of -100 carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
     'dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
-    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces. Dropout '
+    'without a seed draws one, which the tape keeps.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea

@@ -35,25 +35,28 @@ COMMENT ON FUNCTION llm_text_embedding IS
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
 
--- The cosine is SQL, so that it may run in a parallel plan. Only its error is PL/Python: it runs no statement, so it is safe in a
--- worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
-CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer)
+-- The cosine is SQL, so that it may run in a parallel plan. Only its errors are PL/Python: they run no statement, so they are safe in
+-- a worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
+CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer, ndims integer)
 RETURNS double precision
-LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-error = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})(
-    f'the arrays have different numbers of elements, {count_a} and {count_b}')
-error.sqlstate, error.hint = '22023', 'Compare embeddings of one model: they have d_model numbers each.'
-raise error
+message = f'the arrays have different numbers of elements, {count_a} and {count_b}'
+hint = 'Compare embeddings of one model: they have d_model numbers each.'
+if ndims > 1:
+    message, hint = 'a and b must be arrays of one dimension', 'ARRAY(SELECT unnest(a)) makes one of all its elements.'
+raise type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins', 'sqlstate': '22023', 'hint': hint})(message)
 $$;
-COMMENT ON FUNCTION llm_cosine_sent IS 'What llm_cosine calls: the error for arrays of so many numbers, which differ.';
+COMMENT ON FUNCTION llm_cosine_sent IS
+    'What llm_cosine calls: the error for arrays of so many numbers, which differ, or of as many dimensions.';
 
 CREATE FUNCTION llm_cosine(a real[], b real[])
 RETURNS double precision
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
-    WHEN cardinality(a) <> cardinality(b) THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b))
+    WHEN cardinality(a) <> cardinality(b) OR array_ndims(a) > 1 OR array_ndims(b) > 1
+        THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b), greatest(array_ndims(a), array_ndims(b)))
     WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
         SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
         FROM (
@@ -64,4 +67,4 @@ END;
 COMMENT ON FUNCTION llm_cosine IS
     'Cosine of the angle between two vectors, as embeddings are compared: 1 for the same direction, 0 for nothing in '
     'common. NaN where one of them is zero, as in pgvector; null where one is null, empty, or has a null element. '
-    'Arrays of different lengths are an error (22023).';
+    'Arrays of different lengths, or of several dimensions, are an error (22023).';

@@ -309,6 +309,6 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
-    'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
+    'Runs, without the manual ones, of steps done by hand, which are in llm_run: with the last committed step and '
+    'loss, tokens per second over the last 20 steps, and for a running one the time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
     'cannot tell, and says running). servers: what each server did for that step, see llm_train_log.';

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+from psycopg import errors
 from psycopg.rows import class_row
 
 from ..common import Database, LoaderError
@@ -108,6 +109,7 @@ class Report:
     validation: list[tuple[int, float]]
     checkpoints: list[Checkpoint]
     samples: list[Sample]
+    refused: str | None  # why the server drew no samples, as for weights that are no numbers
     sampling: Sampling
     written_at: datetime
 
@@ -181,18 +183,20 @@ def read(database: Database, run_id: int, sampling: Sampling) -> Report:
     """The report of a run, in a REPEATABLE READ transaction all from one snapshot; LoaderError for an unknown run."""
     runs = _rows(database, Run, RUN, run_id)
     if not runs:
-        raise LoaderError(f"run {run_id} does not exist; SELECT run_id, model FROM llm_train_progress lists the runs")
+        raise LoaderError(f"run {run_id} does not exist; SELECT run_id, model FROM llm_run lists the runs")
     (model,) = _rows(database, Model, MODEL, runs[0].model)
     validation = database.execute(VALIDATION, run_id).fetchall()
     now = database.execute("SELECT now()").fetchone()
     assert now is not None  # one row, as every query without FROM
+    samples, refused = _samples_or_refusal(database, runs[0].model, model, sampling)
     return Report(
         run=runs[0],
         model=model,
         points=_rows(database, Point, CURVES, POINTS, run_id),
         validation=validation[:: -(-len(validation) // POINTS) or 1],
         checkpoints=_rows(database, Checkpoint, CHECKPOINTS, runs[0].model),
-        samples=_samples(database, runs[0].model, model, sampling),
+        samples=samples,
+        refused=refused,
         sampling=sampling,
         written_at=now[0],
     )
@@ -201,6 +205,17 @@ def read(database: Database, run_id: int, sampling: Sampling) -> Report:
 def _rows(database: Database, kind: type[Any], query: str, *args: Any) -> list[Any]:
     with database.conn.cursor(row_factory=class_row(kind)) as cursor:
         return cursor.execute(database.query(query), args).fetchall()
+
+
+def _samples_or_refusal(
+    database: Database, name: str, model: Model, sampling: Sampling
+) -> tuple[list[Sample], str | None]:
+    """The samples, or the server's error about the model or its memory; errors about `sampling` go to the caller."""
+    try:
+        with database.conn.transaction():  # a savepoint: the snapshot of the report outlives an error
+            return _samples(database, name, model, sampling), None
+    except (errors.DataException, errors.OutOfMemory) as error:
+        return [], error.diag.message_primary
 
 
 def _samples(database: Database, name: str, model: Model, sampling: Sampling) -> list[Sample]:

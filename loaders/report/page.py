@@ -107,6 +107,9 @@ def _figure(place: int, title: str) -> Markup:
 def _samples(report: Report) -> Iterator[Markup]:
     yield tag("h2", "Samples")
     sampling, model, run = report.sampling, report.model, report.run
+    if report.refused is not None:
+        yield tag("p", f"The server drew none: {report.refused}.", class_="muted")
+        return
     if not report.samples:
         missing = "vocabulary, so it writes no text" if model.n_params else "weights"
         yield tag("p", f"The model has no {missing}.", class_="muted")

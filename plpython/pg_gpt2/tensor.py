@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import host
-from .errors import InvalidParameter
+from .errors import InvalidParameter, shown
 from .fast import slices
 from .limits import MOST_DIMENSIONS
 
@@ -54,6 +54,6 @@ def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
         )
     if any(type(dim) is not int or dim <= 0 for dim in shape):
         raise InvalidParameter(
-            f"{name} has shape {list(shape)}; every dimension must be positive",
+            f"{name} has shape {shown(shape)}; every dimension must be positive",
             hint="Example: ARRAY[2, 3] for two rows of three.",
         )

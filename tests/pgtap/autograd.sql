@@ -1,7 +1,7 @@
 -- Handles: a transformer block written in SQL and differentiated, against torch (tests/golden/block.json); errors; the mode.
 -- pg_prove runs this from the root of the checkout.
 BEGIN;
-SELECT plan(69);
+SELECT plan(70);
 \set golden `cat tests/golden/block.json`
 CREATE TEMPORARY TABLE golden AS SELECT :'golden'::jsonb AS j;
 CREATE FUNCTION pg_temp.numbers(list jsonb) RETURNS double precision[] LANGUAGE sql AS
@@ -103,7 +103,8 @@ FROM (VALUES ('layernorm', '{"eps": "x"}'), ('reshape', '{}'), ('reshape', '{"sh
 SELECT throws_ok($$SELECT llm_variable('\x00000000', '{2}', true)$$, '22023', NULL, 'bytes that are not of the shape');
 SELECT throws_ok(format('SELECT llm_backprop(%s)', :a), '22023', NULL, 'a variable was not computed');
 SELECT throws_ok('SELECT llm_value(-1)', '42704', NULL, 'value of an unknown handle');
-SELECT throws_ok($$SELECT llm_backprop(NULL, 'nope')$$, '55000', NULL, 'a model that the value does not depend on');
+SELECT throws_ok($$SELECT llm_backprop(NULL, 'gpt2-small')$$, '55000', NULL, 'a model that the value does not depend on');
+SELECT throws_ok($$SELECT llm_backprop(NULL, 'nope')$$, '42704', NULL, 'a model that there is not');
 
 -- The mode.
 SELECT is(flag, false, 'off by default') FROM llm_autograd_mode;

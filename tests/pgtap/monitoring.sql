@@ -1,6 +1,6 @@
 -- Monitoring and retention: llm_sparkline, llm_run_sparkline, llm_log_prune, llm_metrics.
 BEGIN;
-SELECT plan(39);
+SELECT plan(40);
 
 SELECT volatility_is('llm_log_prune', '{text,interval,integer}'::name[], 'volatile');
 SELECT is(has_function_privilege('public', 'llm_log_prune(text, interval, integer)', 'EXECUTE'), false, 'PUBLIC may not prune the log');
@@ -50,6 +50,7 @@ SELECT is((SELECT count(*) FROM llm_train_log WHERE model = 'b'), 248::bigint, '
 SELECT is(llm_log_prune(older_than => '0', keep_every => NULL), 12 + 244::bigint, 'all models, all ages');
 SELECT is(llm_log_prune(older_than => '0', keep_every => NULL), 0::bigint, 'once');
 SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log WHERE model = 'b'), ARRAY[3, 205, 206, 250]::bigint[], 'the ends stay');
+SELECT is(llm_log_prune(older_than => '170000000 years'), 0::bigint, 'nothing is older than time');
 SELECT throws_ok($$SELECT llm_log_prune('nope')$$, '42704', NULL, 'an unknown model');
 SELECT throws_ok($$SELECT llm_log_prune(NULL, NULL)$$, '22004', NULL, 'older_than null');
 SELECT throws_ok($$SELECT llm_log_prune(NULL, '-1 day')$$, '22023', NULL, 'older_than negative');

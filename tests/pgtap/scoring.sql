@@ -1,6 +1,6 @@
 -- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding, llm_cosine.
 BEGIN;
-SELECT plan(74);
+SELECT plan(77);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
@@ -66,8 +66,10 @@ SELECT is(llm_cosine(a, b), cosine, format('cosine of %s and %s', a, b)) FROM (V
 SELECT is(round(llm_cosine('{1,2,3}', '{4,-5,6}')::numeric, 12), round((12 / sqrt(14 * 77))::numeric, 12), 'by the formula');
 SELECT throws_matching($$SELECT llm_cosine('{1,2}', '{1,2,3}')$$, 'different numbers of elements, 2 and 3', 'of different lengths');
 SELECT throws_ok($$SELECT llm_cosine('{1,2}', '{}')$$, '22023', NULL, 'with its SQLSTATE');
-SELECT throws_ok($$SELECT llm_cosine_sent(1, 2)$$, '22023', NULL, 'which comes from there');
-SELECT throws_ok($$SELECT llm_cosine_sent(NULL, 2)$$, '22023', NULL, 'whatever it is given');
+SELECT throws_ok($$SELECT llm_cosine('{{1,2},{3,4}}', '{1,2,3,4}')$$, '22023', 'pg_gpt2: a and b must be arrays of one dimension', 'a matrix');
+SELECT throws_ok($$SELECT llm_cosine('{1,NULL}', '{{1,2}}')$$, '22023', 'pg_gpt2: a and b must be arrays of one dimension', 'of one row too');
+SELECT throws_ok($$SELECT llm_cosine_sent(1, 2, 1)$$, '22023', NULL, 'which comes from there');
+SELECT is(llm_cosine_sent(NULL, 2, 1), NULL, 'and knows no nulls');
 SELECT ok(llm_cosine(llm_text_embedding('lower'), llm_text_embedding('lower')) > 0.999999, 'of embeddings');
 
 -- A window of one position: each token is predicted from the one before.
@@ -84,7 +86,8 @@ INSERT INTO llm_dataset (model, split, tokens, target) VALUES ('t', 'val', '{1,2
 UPDATE llm_param SET data = pg_llm_tensor(array_fill('NaN'::double precision, ARRAY[8])) WHERE model = 't' AND name = 'ln_f.bias';
 SELECT throws_ok(statement, '22000', NULL, statement) FROM (VALUES
     ($$SELECT llm_generate('low')$$), ($$SELECT * FROM llm_next_token('low')$$), ($$SELECT * FROM llm_logprobs('lower')$$),
-    ($$SELECT llm_perplexity('lower')$$), ($$SELECT llm_text_embedding('low')$$), ($$SELECT * FROM llm_evaluate('t')$$)) AS v (statement);
+    ($$SELECT llm_perplexity('lower')$$), ($$SELECT llm_text_embedding('low')$$), ($$SELECT * FROM llm_evaluate('t')$$),
+    ($$SELECT * FROM llm_logit_lens('low')$$)) AS v (statement);
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -115,6 +115,23 @@ def test_the_last_step_says_which_op_had_the_largest_gradient(conn, model):
     assert norm > 0
 
 
+@pytest.mark.parametrize(
+    ("op", "attributes", "shape"),
+    [("dropout", '{"p": 0.5}', (8, 12)), ("causal_attention", '{"p": 0.5, "n_head": 1}', (8, 12))],
+)
+def test_dropout_without_a_seed_draws_one_that_the_tape_keeps(conn, op, attributes, shape):
+    """By random(), so that setseed() fixes it; the gradient drops what the value did."""
+    handle = variable(conn, tensor(*shape))
+    call = "SELECT llm_value(llm_op(%s, ARRAY[%s]::bigint[], %s))"
+    conn.execute("SELECT setseed(0.25)")
+    first, second = (value(conn, call, op, handle, attributes) for _ in range(2))
+    conn.execute("SELECT setseed(0.25)")
+    assert value(conn, call, op, handle, attributes) == first != second
+    assert value(conn, "SELECT bool_and(extra ? 'seed') FROM llm_tape WHERE tape_id = llm_tape_id()") is True
+    assert conn.execute("SELECT * FROM llm_replay_tape()").fetchall() == []
+    conn.execute("SELECT llm_prune_autograd_state()")
+
+
 def test_nothing_is_written_while_recording_is_off(conn, model):
     before = counts(conn)
     embedded = value(conn, "SELECT llm_embed(%s, 'm')", TOKENS)

@@ -44,7 +44,7 @@ def test_no_object_is_written_in_c(functions):
 
 def test_every_function_is_parallel_unsafe_but_one_in_plain_sql_and_its_error(functions):
     safe = offenders(functions, lambda f: f["proparallel"] != "u")
-    assert safe == ["llm_cosine(real[],real[])", "llm_cosine_sent(integer,integer)"]
+    assert safe == ["llm_cosine(real[],real[])", "llm_cosine_sent(integer,integer,integer)"]
 
 
 def test_every_function_is_security_invoker_but_for_one_trigger_that_nobody_may_call(functions, module_conn):

@@ -104,6 +104,16 @@ def test_the_last_layer_of_the_lens_is_the_model(conn, model):
     assert [row[3] for row in rows[-3:]] == pytest.approx([row[1] for row in last], rel=1e-5)
 
 
+def test_the_lens_says_at_which_layer_numbers_end(conn, model):
+    with conn.transaction(force_rollback=True):
+        conn.execute(
+            "UPDATE llm_param SET data = pg_llm_tensor(array_fill('NaN'::float8, ARRAY[octet_length(data) / 4]))"
+            " WHERE model = 'm' AND name = 'h.1.ln_1.bias'"
+        )
+        with pytest.raises(errors.DataException, match="after 2 blocks are not finite"):
+            conn.execute("SELECT * FROM llm_logit_lens(%s, 'm')", (PROMPT,))
+
+
 def test_token_embedding_is_a_row_of_wte(conn, model):
     wte = np.frombuffer(value(conn, "SELECT data FROM llm_param WHERE model = 'm' AND name = 'wte'"), "<f4").reshape(
         -1, 16

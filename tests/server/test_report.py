@@ -126,6 +126,7 @@ def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
     done = shell(dsn, tmp_path, "--run", "999")
     assert done.returncode == 1
     assert done.stderr.startswith("error: run 999 does not exist")
+    assert "FROM llm_run lists the runs" in done.stderr, "manual ones included"
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -168,6 +169,25 @@ def test_samples_are_what_the_model_generates(dsn, run_id, sql):
     page = Page(report(dsn, run_id, prompts=["<b>the"], max_tokens=20, temperature=0.5, seed=3))
     assert sql("SELECT llm_generate('<b>the', 20, 0.5, model_name => %s, seed => 3)", NAME) in page.text
     assert "Temperature 0.5, seed 3, up to 20 tokens." in page.text
+
+
+def test_a_model_that_writes_no_more_has_a_report_that_says_so(dsn, run_id, module_conn):
+    """Of a run that went wrong one wants the curves. What was asked for wrongly is an error, all the same."""
+    saved = module_conn.execute("SELECT llm_checkpoint_save(%s)", [NAME]).fetchone()[0]
+    module_conn.execute(
+        "UPDATE llm_param SET data = pg_llm_tensor(array_fill('NaN'::float8, ARRAY[octet_length(data) / 4]))"
+        " WHERE model = %s AND name = 'ln_f.bias'",
+        [NAME],
+    )
+    try:
+        page = Page(report(dsn, run_id))
+        assert "The server drew none: pg_gpt2: the model's logits are not finite." in page.text
+        assert page.points("Loss", "training")
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="temperature"):
+            report(dsn, run_id, temperature=-1)
+    finally:
+        module_conn.execute("SELECT llm_checkpoint_load(%s, %s)", [NAME, saved])
+        module_conn.execute("SELECT llm_checkpoint_drop(%s)", [saved])
 
 
 def test_samples_begin_with_a_word_or_a_text_of_the_validation_data_and_stop_at_its_end(dsn, run_id, module_conn):

@@ -99,7 +99,7 @@ def test_what_needs_more_than_the_limit_is_refused_before_it_is_taken(connect, s
     with pytest.raises(psycopg.errors.OutOfMemory) as caught:
         conn.execute(statement)
     assert caught.value.sqlstate == "53200"
-    assert caught.value.diag.message_hint
+    assert "smaller model" in (caught.value.diag.message_hint or "")
     # A text of 20 MB is in memory in a few copies, and 16 MB that are free are kept.
     assert peak(conn) - before < 160 << 10
     assert conn.execute("SELECT llm_generate('low', 0, model_name => 'm')").fetchone() == ("low",)
@@ -254,6 +254,14 @@ def test_the_doctor_lists_a_setting_that_is_no_value(conn, finding, setting, val
     assert found[:2] == (value, "error")
     assert setting in found[2]
     assert finding("encoding") == ("UTF8", "ok", None), "and goes on"
+
+
+def test_the_doctor_tells_of_a_limit_that_leaves_room_for_little(conn, finding):
+    assert finding("max_memory")[1:] == ("ok", None)
+    conn.execute("SET pg_gpt2.max_memory = '1kB'")
+    value, status_, hint = finding("max_memory")
+    assert (value, status_, "53200" in hint) == ("1 kB", "warn", True)
+    conn.execute("RESET pg_gpt2.max_memory")
 
 
 def test_the_doctor_tells_of_names_that_are_no_settings(connect, conn):

@@ -45,6 +45,17 @@ def test_a_misspelt_name_is_not_one_that_has_nothing(conn, models, call):
         conn.execute(call, ["tiyn"])
 
 
+def test_gradients_by_a_misspelt_name_are_not_by_a_model_that_had_no_part(conn, models):
+    recorded = "WITH y AS (SELECT llm_op('gelu', ARRAY[llm_variable('\\x0000803f', '{1}', true)]) AS id)"
+    call = f"{recorded} SELECT llm_backprop(id, %s) FROM y"
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="does not depend"):
+        conn.execute(call, ["tiny"])
+    for statement in (call, "SELECT llm_backprop(NULL, %s)"):
+        with pytest.raises(psycopg.errors.UndefinedObject) as raised:
+            conn.execute(statement, ["tiyn"])
+        assert (raised.value.diag.message_hint or "").startswith('Perhaps you meant "tiny".')
+
+
 def test_a_model_that_a_policy_hides_is_not_meant(connect, models):
     """Only the names that the caller sees are compared."""
     conn = connect()

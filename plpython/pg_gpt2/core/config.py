@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, shown
 from ..limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
@@ -46,7 +46,7 @@ class Adapter:
     def __post_init__(self) -> None:
         if type(self.r) is not int or not 0 < self.r < 1 << 31:
             raise InvalidParameter(
-                f"r must be a positive integer, not {self.r!r}", hint="LoRA uses 1 to 64; 8 is usual."
+                f"r must be a positive integer, not {shown(self.r)}", hint="LoRA uses 1 to 64; 8 is usual."
             )
         if not abs(self.alpha) <= MOST_ALPHA:
             raise InvalidParameter(
@@ -55,7 +55,7 @@ class Adapter:
         unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise InvalidParameter(
-                f"targets {list(self.targets)} are not different linear layers of a block",
+                f"targets {shown(self.targets)} are not different linear layers of a block",
                 hint=f"Give some of {', '.join(LINEAR_LAYERS)}.",
             )
         if not 0 <= self.dropout_p < 1:
@@ -84,24 +84,26 @@ class Architecture:
     def __post_init__(self) -> None:
         if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise InvalidParameter(
-                f"activation_function {self.activation_function!r} is not known",
+                f"activation_function {shown(self.activation_function)} is not known",
                 hint=f"It is one of {', '.join(ACTIVATIONS)}; GPT-2's is gelu_new.",
             )
         inner, eps = self.n_inner, self.layer_norm_epsilon
         if inner is not None and (type(inner) is not int or not 0 < inner < 1 << 31):
             raise InvalidParameter(
-                f"n_inner must be a positive integer, not {inner!r}", hint="Null stands for 4 d_model, as in GPT-2."
+                f"n_inner must be a positive integer, not {shown(inner)}",
+                hint="Null stands for 4 d_model, as in GPT-2.",
             )
         if type(eps) not in (int, float) or not 0 < eps <= MOST_EPS:
             raise InvalidParameter(
-                f"layer_norm_epsilon must be above 0 and at most {MOST_EPS:g}, not {eps!r}", hint="GPT-2's is 1e-5."
+                f"layer_norm_epsilon must be above 0 and at most {MOST_EPS:g}, not {shown(eps)}",
+                hint="GPT-2's is 1e-5.",
             )
         object.__setattr__(self, "layer_norm_epsilon", float(eps))
         for field in fields(Architecture):
             value = getattr(self, field.name)
             if type(field.default) is bool and type(value) is not bool:
                 raise InvalidParameter(
-                    f"{field.name} must be true or false, not {value!r}",
+                    f"{field.name} must be true or false, not {shown(value)}",
                     hint=f"GPT-2's is {str(field.default).lower()}.",
                 )
 
@@ -151,7 +153,7 @@ class GPT2Config(Architecture):
             value = getattr(self, field)
             if type(value) is not int or not 0 < value < 1 << 31:
                 raise InvalidParameter(
-                    f"{field} must be a positive integer, not {value!r}",
+                    f"{field} must be a positive integer, not {shown(value)}",
                     hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
                 )
         if self.n_layer > MOST_LAYERS:
@@ -161,14 +163,14 @@ class GPT2Config(Architecture):
         eos = self.eos_token_id
         if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
             raise InvalidParameter(
-                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                f"eos_token_id {shown(eos)} is not one of {self.vocab} token ids",
                 hint="Null stands for that of the vocabulary.",
             )
         if self.stop_token_ids is not None:
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
             if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
                 raise InvalidParameter(
-                    f"stop_token_ids has {unknown[0]!r}, which is not one of {self.vocab} token ids",
+                    f"stop_token_ids has {shown(unknown[0])}, which is not one of {self.vocab} token ids",
                     hint="Null stands for eos_token_id alone.",
                 )
         if self.d_model % self.n_head:

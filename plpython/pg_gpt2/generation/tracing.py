@@ -17,6 +17,7 @@ from ..core.tape import Eager
 from ..fast.attend import factor_of
 from ..fast.attention import split_qkv
 from ..fast.ops import lookup
+from .decode import checked
 
 Params = Mapping[str, np.ndarray]
 
@@ -115,11 +116,13 @@ def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], laye
 
 
 def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
+    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings.
+
+    22000 at the first layer whose logits are not finite."""
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
     streams = [step.data[-1:] for step in run.steps if step.name in ends]
     for layer, x in enumerate(streams):
         logits = gpt2.project(Eager(), params, gpt2.last_norm(Eager(), params, x, config))
-        yield layer, lookup("softmax")(logits)[0]
+        yield layer, lookup("softmax")(checked(logits, f"the model's logits after {layer} blocks"))[0]

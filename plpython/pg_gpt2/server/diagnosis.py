@@ -30,6 +30,7 @@ MODES = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "O": "ENABLE"}
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
+LITTLE_MEMORY = 64 << 20  # that a session may use; the weights of GPT-2 small are 500 MB
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 MUCH_ROOM = 64 << 20  # of llm_param beside what its rows hold, below which nothing is said
 LEAN = 10  # times what the rows hold; with autovacuum every 5 seconds many short runs keep it at 3 to 8
@@ -142,7 +143,9 @@ def _hardware() -> Iterator[Finding]:
     yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
     yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
     with suppress(InvalidParameter):  # it is among the settings
-        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
+        limit = resources.memory_limit()
+        hint = "Few models fit, and calls are refused with 53200. Raise pg_gpt2.max_memory, or max_memory in llm_limit."
+        yield _check("max_memory", resources.megabytes(limit), limit >= LITTLE_MEMORY, hint)
     available = resources.available_memory()
     if available is not None:
         hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."

@@ -169,7 +169,7 @@ def require_memory(wanted: int, purpose: str) -> None:
     if wanted > limit:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
-            hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
+            hint="Use a smaller batch, a shorter block or a smaller model, or raise pg_gpt2.max_memory.",
         )
     if wanted < SMALL:
         return

@@ -15,6 +15,7 @@ from ...errors import (
     UndefinedObject,
     WrongState,
     require,
+    shown,
 )
 from ...fast.ops import lookup
 from ...limits import MOST_BYTES, MOST_INPUTS
@@ -23,6 +24,7 @@ from .. import db, resources
 from ..arrays import received
 from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
+from ..storage import store
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape, tape_owner
@@ -78,7 +80,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
             hint="Apply it to parts, and then to their results.",
         )
     attrs = attributes.parse(name, extra)
-    if name == "dropout" and "seed" not in attrs:
+    if "p" in attrs and "seed" not in attrs:  # of dropout, also within causal_attention
         attrs["seed"] = draw_seed()
     if name in ("attention", "causal_attention"):
         attrs.setdefault("chunk", resources.attention_chunk())
@@ -90,7 +92,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
         result = recorder.apply(name, *values, **attrs)
     except PgGpt2Error as error:
         described = f"{error.detail}; " if error.detail else ""
-        error.detail = f"{described}op {name} of handles {inputs}"
+        error.detail = f"{described}op {name} of handles {shown(inputs)}"
         raise
     recorder.flush()
     return result.id
@@ -152,6 +154,8 @@ def grad(handle: int | None) -> bytes | None:
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
     resources.apply_settings()
+    if model is not None:
+        store.config(model)
     tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:

@@ -7,6 +7,8 @@ from ..arrays import received
 from ..entry import entry
 from ..storage import store
 
+OLDEST = "6000 years"  # a timestamp reaches back to 4713 BC, and no row is older than this
+
 
 @entry
 @received(numbers="double precision")
@@ -30,9 +32,7 @@ def of_run(run_id: int, width: int) -> str:
         *(run_id, width),
     )
     if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
-        raise UndefinedObject(
-            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
-        )
+        raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists the runs.")
     return sparkline([row["loss"] for row in rows])
 
 
@@ -51,10 +51,10 @@ def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int
         " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
         ") AS ends"
         " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
-        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
+        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - least($2::interval, $4::interval)"
         " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
         " AND NOT EXISTS ("
         "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
-        ["text", "text", "int8"],
-        *(model, older_than, keep_every),
+        ["text", "text", "int8", "text"],
+        *(model, older_than, keep_every, OLDEST),
     )
