@@ -300,11 +300,40 @@ def test_a_publication_of_something_else_is_left_alone(pair: Pair) -> None:
     publish(pair, ["m"], "empty")
 
 
+def test_a_publication_of_a_schema_is_left_alone(pair: Pair) -> None:
+    """Also while the schema has no tables."""
+    if pair.publisher.info.server_version < 150000:
+        pytest.skip("PostgreSQL 14 has none")
+    pair.publisher.execute("CREATE SCHEMA mine; CREATE PUBLICATION theirs FOR TABLES IN SCHEMA mine")
+    for models in (["m"], None):
+        with pytest.raises(psycopg.errors.DuplicateObject, match="all of schema mine"):
+            publish(pair, models, "theirs")
+    assert pair.publisher.execute("SELECT pnnspid::regnamespace::text FROM pg_publication_namespace").fetchall() == [
+        ("mine",)
+    ]
+
+
 def test_the_base_of_an_adapter_must_be_published_with_it(pair: Pair) -> None:
     for models in (["style"], ["sharing", "copy"]):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match='uses tensors of "m"') as raised:
             publish(pair, models)
         assert "Publish" in (raised.value.diag.message_hint or "")
+
+
+def test_a_published_model_does_not_come_to_use_one_that_is_not(pair: Pair) -> None:
+    """By sharing, or as an adapter in the place of a model of its name: its subscribers could not compute it."""
+    publish(pair, ["copy"], "other")
+    publish(pair, ["copy", "m"])
+    share, own = "SELECT llm_share_param('m', 'wpe', NULL, 'copy')", pair.publisher
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='in publication "other", and "m" is not'):
+        own.execute(share)
+    own.execute("DROP PUBLICATION other")
+    own.execute(share)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='"sharing" is not') as raised:
+        own.execute("SELECT llm_drop_model('copy'), llm_adapter_create('copy', 'sharing')")
+    assert "llm_publish" in (raised.value.diag.message_hint or "")
+    own.execute("SELECT llm_share_param('copy', 'wpe', NULL, 'sharing')")
+    own.execute("SELECT llm_drop_model('sharing'), llm_drop_model('copy'), llm_adapter_create('copy', 'm')")
 
 
 def test_a_restored_publication_is_whole_when_it_is_made_again(pair: Pair, new_database: Callable[..., str]) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from .. import __version__
-from ..errors import InsufficientPrivilege, InvalidParameter
+from ..errors import InsufficientPrivilege, InvalidParameter, PgGpt2Error
 from ..fast import blas_library, threads
 from . import db, importer, resources
 from .storage import reading, shared_folder, store, weights
@@ -258,6 +258,10 @@ def _older_versions() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
+    try:
+        reading.require_whole(row["model"], store.config(row["model"]))
+    except PgGpt2Error as error:
+        return f"model {row['model']}", error.message, "error", error.hint
     adapts = "" if row["base"] is None else f", adapter of {row['base']}"
     value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."

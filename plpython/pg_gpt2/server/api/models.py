@@ -11,7 +11,7 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoints, locks, sharing, store, vocabulary_file, weights
+from ..storage import adapters, checkpoints, locks, reading, sharing, store, vocabulary_file, weights
 from ..training import audit
 
 
@@ -115,6 +115,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     base = locks.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
+        reading.require_whole(source, config)
     if base is None:
         store.require_no_weights(target)
     else:
