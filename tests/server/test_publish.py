@@ -161,12 +161,14 @@ def test_a_warm_session_of_a_subscriber_sees_new_weights_and_vocabularies(pair: 
 
 def test_a_subscriber_trains_its_own_models_beside(pair: Pair) -> None:
     """With ids of its own for runs, data, checkpoints and tape, an adapter of a published model among them; and what the
-    publisher empties, or drops, takes nothing from it."""
+    publisher empties, or drops, takes nothing from it. A model that they use is kept until they do not."""
     publish(pair, ["m"])
     pair.subscribe("models")
     own = pair.subscriber
     own.execute("SET client_min_messages = warning")
-    own.execute("SELECT llm_copy_model('m', 'mine'), llm_adapter_create('my style', 'm')")
+    own.execute(
+        "SELECT llm_copy_model('m', 'mine'), llm_adapter_create('my style', 'm'), llm_copy_model('m', 'with wpe')"
+    )
     own.execute(
         "SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 270, 'other'), llm_init_model('other', 1, 2, 16, 32)"
     )
@@ -177,13 +179,26 @@ def test_a_subscriber_trains_its_own_models_beside(pair: Pair) -> None:
     pair.publisher.execute(TRAIN, ["m"])
     pair.catch_up()
     pair.assert_same("m")
-    assert models_of(own) == ["m", "mine", "my style", "other"]
+    own.execute("SELECT llm_share_param('m', 'wpe', NULL, 'with wpe')")
+    assert models_of(own) == ["m", "mine", "my style", "other", "with wpe"]
     kept = "SELECT model, md5(string_agg(md5(data), '' ORDER BY name, token_id)) FROM llm_param WHERE model <> 'm' GROUP BY model"
     before = own.execute(kept).fetchall()
     pair.publisher.execute("SELECT llm_drop_model(model) FROM unnest('{style,sharing,m,copy}'::text[]) AS model")
     pair.publisher.execute("TRUNCATE llm_param, llm_bpe_vocab")
+    states = own.execute(STATE).fetchall()
+    refused = "SELECT apply_error_count > %s FROM pg_stat_subscription_stats"
+    pair.wait(own, refused, [0])
+    assert own.execute(STATE).fetchall() == states, "all of the transaction is undone"
+    own.execute("SELECT llm_adapter_merge('my style', 'whole'), llm_drop_model('my style')")
+    (errors,) = own.execute("SELECT apply_error_count FROM pg_stat_subscription_stats").fetchone() or (0,)
+    pair.wait(own, refused, [errors + 1])  # one may have begun before
+    assert "m" in models_of(own), "tensors are shared with it"
+    before = own.execute(kept).fetchall()
+    own.execute("SELECT llm_unshare_param('with wpe', 'wpe', NULL)")
     pair.catch_up()
-    assert own.execute(kept).fetchall() == before
+    assert models_of(own) == ["mine", "other", "whole", "with wpe"]
+    assert set(before) - set(own.execute(kept).fetchall()) == {row for row in before if row[0] == "with wpe"}
+    assert own.execute("SELECT llm_generate('low', 3, model_name => 'whole') <> ''").fetchone() == (True,)
     assert own.execute("SELECT llm_generate('low', 3, model_name => 'mine') <> ''").fetchone() == (True,)
 
 

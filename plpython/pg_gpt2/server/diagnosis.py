@@ -22,7 +22,7 @@ from .tape import recording, tape_rows
 from .training import audit
 
 ENABLED = {  # the mode of each trigger of a table that is in a dump, as in pg_trigger.tgenabled
-    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O"},
+    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O", "keeps_used": "R"},
     "llm_bpe_vocab": {"changed": "A", "replicated": "R"},
     "llm_bpe_merges": {"changed": "A", "replicated": "R"},
 }
