@@ -25,6 +25,7 @@ WRITES = (
     "SELECT llm_generate('The subscriber', 24, seed => 3, model_name => %s), llm_encode('The subscriber', %s)::text,"
     " (SELECT c::text FROM llm_model_config AS c WHERE model = %s)"
 )
+COPIED = "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
 numbers = count(1)
 
 
@@ -37,17 +38,20 @@ class Pair:
 
     def subscribe(self, *publications: str) -> None:
         """Subscribe to publications, and wait until what is there is copied."""
+        self.begin(*publications)
+        self.wait(self.subscriber, COPIED, [])
+
+    def begin(self, *publications: str, user: str | None = None) -> None:
+        """Subscribe to publications, as `user` of the publisher."""
         self.publisher.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [self.name])
         info = self.publisher.info
-        where = conninfo.make_conninfo(host=info.host, port=info.port, user=info.user, dbname=info.dbname)
+        where = conninfo.make_conninfo(host=info.host, port=info.port, user=user or info.user, dbname=info.dbname)
         self.subscriber.execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {2}"
                 " WITH (create_slot = false, slot_name = {0}, synchronous_commit = on)"
             ).format(sql.Identifier(self.name), where, sql.SQL(", ").join(map(sql.Identifier, publications)))
         )
-        states = "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
-        self.wait(self.subscriber, states, [])
 
     def catch_up(self) -> None:
         """Wait until the subscriber has what the publisher wrote."""
@@ -326,6 +330,25 @@ def test_a_publication_of_a_schema_is_left_alone(pair: Pair) -> None:
     assert pair.publisher.execute("SELECT pnnspid::regnamespace::text FROM pg_publication_namespace").fetchall() == [
         ("mine",)
     ]
+
+
+def test_what_policies_hide_from_the_replicator_is_not_left_out_in_silence(pair: Pair) -> None:
+    """With row_security off the copy is refused, until the role may pass the policies by: docs/how-to/many-servers.md."""
+    publish(pair, ["m"])
+    own = pair.publisher
+    own.execute("CREATE ROLE replicator LOGIN REPLICATION; ALTER ROLE replicator SET row_security = off")
+    try:
+        own.execute("SELECT llm_grant_usage('replicator', 'read')")
+        own.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
+        pair.begin("models", user="replicator")
+        pair.wait(pair.subscriber, "SELECT bool_or(sync_error_count > 0) FROM pg_stat_subscription_stats", [])
+        assert pair.subscriber.execute(COPIED).fetchone() == (False,)
+        own.execute("ALTER ROLE replicator BYPASSRLS")
+        pair.wait(pair.subscriber, COPIED, [])
+        pair.assert_same("m")
+        pair.unsubscribe()
+    finally:
+        own.execute("DROP OWNED BY replicator; DROP ROLE replicator")
 
 
 def test_the_base_of_an_adapter_must_be_published_with_it(pair: Pair) -> None:
