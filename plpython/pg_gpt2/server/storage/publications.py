@@ -1,4 +1,4 @@
-"""What of models other servers get, by the publications that api/publishing.py makes."""
+"""Which models subscribers get, by the publications that api/publishing.py makes; what is not among them none of these may use."""
 
 from collections.abc import Iterable
 
