@@ -1,4 +1,4 @@
-"""Which models subscribers get, by the publications that api/publishing.py makes; what is not among them none of these may use."""
+"""Which models subscribers get, by the publications of api/publishing.py: none of them may use one that is not among them."""
 
 from collections.abc import Iterable
 
