@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 03f97b63e2db @extschema@'] = importer['import_package']('pg_gpt2 03f97b63e2db @extschema@', '@extschema@')
+    GD['pg_gpt2 5179be924238 @extschema@'] = importer['import_package']('pg_gpt2 5179be924238 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 03f97b63e2db @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 5179be924238 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -1307,7 +1307,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any
 
-from ..errors import InvalidParameter
+from ..errors import InvalidParameter, shown
 from ..limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
@@ -1344,7 +1344,7 @@ class Adapter:
     def __post_init__(self) -> None:
         if type(self.r) is not int or not 0 < self.r < 1 << 31:
             raise InvalidParameter(
-                f"r must be a positive integer, not {self.r!r}", hint="LoRA uses 1 to 64; 8 is usual."
+                f"r must be a positive integer, not {shown(self.r)}", hint="LoRA uses 1 to 64; 8 is usual."
             )
         if not abs(self.alpha) <= MOST_ALPHA:
             raise InvalidParameter(
@@ -1353,7 +1353,7 @@ class Adapter:
         unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise InvalidParameter(
-                f"targets {list(self.targets)} are not different linear layers of a block",
+                f"targets {shown(self.targets)} are not different linear layers of a block",
                 hint=f"Give some of {', '.join(LINEAR_LAYERS)}.",
             )
         if not 0 <= self.dropout_p < 1:
@@ -1382,24 +1382,26 @@ class Architecture:
     def __post_init__(self) -> None:
         if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise InvalidParameter(
-                f"activation_function {self.activation_function!r} is not known",
+                f"activation_function {shown(self.activation_function)} is not known",
                 hint=f"It is one of {', '.join(ACTIVATIONS)}; GPT-2's is gelu_new.",
             )
         inner, eps = self.n_inner, self.layer_norm_epsilon
         if inner is not None and (type(inner) is not int or not 0 < inner < 1 << 31):
             raise InvalidParameter(
-                f"n_inner must be a positive integer, not {inner!r}", hint="Null stands for 4 d_model, as in GPT-2."
+                f"n_inner must be a positive integer, not {shown(inner)}",
+                hint="Null stands for 4 d_model, as in GPT-2.",
             )
         if type(eps) not in (int, float) or not 0 < eps <= MOST_EPS:
             raise InvalidParameter(
-                f"layer_norm_epsilon must be above 0 and at most {MOST_EPS:g}, not {eps!r}", hint="GPT-2's is 1e-5."
+                f"layer_norm_epsilon must be above 0 and at most {MOST_EPS:g}, not {shown(eps)}",
+                hint="GPT-2's is 1e-5.",
             )
         object.__setattr__(self, "layer_norm_epsilon", float(eps))
         for field in fields(Architecture):
             value = getattr(self, field.name)
             if type(field.default) is bool and type(value) is not bool:
                 raise InvalidParameter(
-                    f"{field.name} must be true or false, not {value!r}",
+                    f"{field.name} must be true or false, not {shown(value)}",
                     hint=f"GPT-2's is {str(field.default).lower()}.",
                 )
 
@@ -1449,7 +1451,7 @@ class GPT2Config(Architecture):
             value = getattr(self, field)
             if type(value) is not int or not 0 < value < 1 << 31:
                 raise InvalidParameter(
-                    f"{field} must be a positive integer, not {value!r}",
+                    f"{field} must be a positive integer, not {shown(value)}",
                     hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
                 )
         if self.n_layer > MOST_LAYERS:
@@ -1459,14 +1461,14 @@ class GPT2Config(Architecture):
         eos = self.eos_token_id
         if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
             raise InvalidParameter(
-                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                f"eos_token_id {shown(eos)} is not one of {self.vocab} token ids",
                 hint="Null stands for that of the vocabulary.",
             )
         if self.stop_token_ids is not None:
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
             if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
                 raise InvalidParameter(
-                    f"stop_token_ids has {unknown[0]!r}, which is not one of {self.vocab} token ids",
+                    f"stop_token_ids has {shown(unknown[0])}, which is not one of {self.vocab} token ids",
                     hint="Null stands for eos_token_id alone.",
                 )
         if self.d_model % self.n_head:
@@ -14312,6 +14314,7 @@ from ..core.tape import Eager
 from ..fast.attend import factor_of
 from ..fast.attention import split_qkv
 from ..fast.ops import lookup
+from .decode import checked
 
 Params = Mapping[str, np.ndarray]
 
@@ -14410,14 +14413,16 @@ def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], laye
 
 
 def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
+    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings.
+
+    22000 at the first layer whose logits are not finite."""
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
     streams = [step.data[-1:] for step in run.steps if step.name in ends]
     for layer, x in enumerate(streams):
         logits = gpt2.project(Eager(), params, gpt2.last_norm(Eager(), params, x, config))
-        yield layer, lookup("softmax")(logits)[0]
+        yield layer, lookup("softmax")(checked(logits, f"the model's logits after {layer} blocks"))[0]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.trees', $pg_gpt2_source$"""Texts that begin alike as a tree of tokens, each of which is read once; and such a tree in parts that fit a pass.
 
@@ -15360,6 +15365,8 @@ def grant_usage(role: str, level: str) -> None:
         raise InvalidParameter(
             f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
         )
+    if not role:
+        raise InvalidParameter("role must not be an empty name", hint="Name a role; public stands for all of them.")
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
@@ -15446,6 +15453,7 @@ from ...errors import (
     UndefinedObject,
     WrongState,
     require,
+    shown,
 )
 from ...fast.ops import lookup
 from ...limits import MOST_BYTES, MOST_INPUTS
@@ -15454,6 +15462,7 @@ from .. import db, resources
 from ..arrays import received
 from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
+from ..storage import store
 from ..tape import recording, tape_rows
 from ..tape.recording import Recorder
 from ..tape.tape_rows import own_tape, tape_owner
@@ -15509,7 +15518,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
             hint="Apply it to parts, and then to their results.",
         )
     attrs = attributes.parse(name, extra)
-    if name == "dropout" and "seed" not in attrs:
+    if "p" in attrs and "seed" not in attrs:  # of dropout, also within causal_attention
         attrs["seed"] = draw_seed()
     if name in ("attention", "causal_attention"):
         attrs.setdefault("chunk", resources.attention_chunk())
@@ -15521,7 +15530,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
         result = recorder.apply(name, *values, **attrs)
     except PgGpt2Error as error:
         described = f"{error.detail}; " if error.detail else ""
-        error.detail = f"{described}op {name} of handles {inputs}"
+        error.detail = f"{described}op {name} of handles {shown(inputs)}"
         raise
     recorder.flush()
     return result.id
@@ -15583,6 +15592,8 @@ def grad(handle: int | None) -> bytes | None:
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
     resources.apply_settings()
+    if model is not None:
+        store.config(model)
     tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:
@@ -16642,14 +16653,25 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoint_removal, checkpoints, locks, sharing, store, vocabulary_file, weights
+from ..storage import (
+    adapters,
+    checkpoint_removal,
+    checkpoints,
+    locks,
+    reading,
+    sharing,
+    store,
+    vocabulary_file,
+    weights,
+)
 from ..training import audit
 
 
 @entry
 def config_changed(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's. Before it gets another name: refuse
-    (0A000), since weights, vocabulary and all else would be left behind."""
+    (0A000), since weights, vocabulary and all else would be left behind. Before a subscription deletes one: refuse (2BP01) while
+    adapters of it, or models that share its tensors, are here; all that the publisher's transaction did is undone with that."""
     if trigger["event"] == "UPDATE":
         require_trigger_of(trigger, "BEFORE UPDATE ROW", "llm_model_config")
         old, new = trigger["old"]["model"], trigger["new"]["model"]
@@ -16657,6 +16679,11 @@ def config_changed(trigger: dict[str, Any]) -> None:
             f'model "{old}" cannot be renamed: its weights and all else are found by the name',
             hint=f"llm_copy_model('{old}', '{new}') copies it; then llm_drop_model('{old}').",
         )
+    if trigger["event"] == "DELETE":
+        require_trigger_of(trigger, "BEFORE DELETE ROW", "llm_model_config")
+        adapters.refuse_if_base(trigger["old"]["model"])
+        sharing.refuse_if_used(trigger["old"]["model"])
+        return
     require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
@@ -16746,6 +16773,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     base = locks.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
+        reading.require_whole(source, config)
     if base is None:
         store.require_no_weights(target)
     else:
@@ -16813,6 +16841,8 @@ from ..arrays import received
 from ..entry import entry
 from ..storage import store
 
+OLDEST = "6000 years"  # a timestamp reaches back to 4713 BC, and no row is older than this
+
 
 @entry
 @received(numbers="double precision")
@@ -16836,9 +16866,7 @@ def of_run(run_id: int, width: int) -> str:
         *(run_id, width),
     )
     if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
-        raise UndefinedObject(
-            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
-        )
+        raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists the runs.")
     return sparkline([row["loss"] for row in rows])
 
 
@@ -16857,12 +16885,12 @@ def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int
         " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
         ") AS ends"
         " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
-        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
+        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - least($2::interval, $4::interval)"
         " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
         " AND NOT EXISTS ("
         "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
-        ["text", "text", "int8"],
-        *(model, older_than, keep_every),
+        ["text", "text", "int8", "text"],
+        *(model, older_than, keep_every, OLDEST),
     )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits: the model in pieces, each recorded while recording is on."""
@@ -17116,11 +17144,25 @@ def _refuse_other_tables(publication: str) -> None:
         publication,
         [db.qualified(table) for table in TABLES],
     )
-    if row and row["names"]:
+    names = (row or {})["names"] or _schemas(publication)
+    if names:
         raise DuplicateObject(
-            f'publication "{publication}" exists, and has tables that are no models: {row["names"]}',
+            f'publication "{publication}" exists, and has tables that are no models: {names}',
             hint="Choose another name: a subscription can have several publications.",
         )
+
+
+def _schemas(publication: str) -> str | None:
+    """The schemas of which a publication has all tables, those to come included; None where there are none."""
+    if not _has_filters():  # both came with PostgreSQL 15
+        return None
+    row = db.row(
+        "SELECT string_agg('all of schema ' || n.pnnspid::regnamespace, ', ' ORDER BY n.pnnspid) AS names"
+        " FROM pg_publication AS p JOIN pg_publication_namespace AS n ON n.pnpubid = p.oid WHERE p.pubname = $1::name",
+        ["text"],
+        publication,
+    )
+    return (row or {})["names"]
 
 
 def _filters(publication: str) -> dict[str, str]:
@@ -19430,7 +19472,7 @@ from contextlib import suppress
 import numpy as np
 
 from .. import __version__
-from ..errors import InsufficientPrivilege, InvalidParameter
+from ..errors import InsufficientPrivilege, InvalidParameter, PgGpt2Error
 from ..fast import blas_library, threads
 from . import db, importer, resources
 from .storage import reading, shared_folder, store, weights
@@ -19438,7 +19480,7 @@ from .tape import recording, tape_rows
 from .training import audit
 
 ENABLED = {  # the mode of each trigger of a table that is in a dump, as in pg_trigger.tgenabled
-    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O"},
+    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O", "keeps_used": "R"},
     "llm_bpe_vocab": {"changed": "A", "replicated": "R"},
     "llm_bpe_merges": {"changed": "A", "replicated": "R"},
 }
@@ -19446,6 +19488,7 @@ MODES = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "O": "ENABLE"}
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
+LITTLE_MEMORY = 64 << 20  # that a session may use; the weights of GPT-2 small are 500 MB
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 MUCH_ROOM = 64 << 20  # of llm_param beside what its rows hold, below which nothing is said
 LEAN = 10  # times what the rows hold; with autovacuum every 5 seconds many short runs keep it at 3 to 8
@@ -19558,7 +19601,9 @@ def _hardware() -> Iterator[Finding]:
     yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
     yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
     with suppress(InvalidParameter):  # it is among the settings
-        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
+        limit = resources.memory_limit()
+        hint = "Few models fit, and calls are refused with 53200. Raise pg_gpt2.max_memory, or max_memory in llm_limit."
+        yield _check("max_memory", resources.megabytes(limit), limit >= LITTLE_MEMORY, hint)
     available = resources.available_memory()
     if available is not None:
         hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."
@@ -19674,6 +19719,10 @@ def _older_versions() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
+    try:
+        reading.require_whole(row["model"], store.config(row["model"]))
+    except PgGpt2Error as error:
+        return f"model {row['model']}", error.message, "error", error.hint
     adapts = "" if row["base"] is None else f", adapter of {row['base']}"
     value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."
@@ -20393,7 +20442,7 @@ def require_memory(wanted: int, purpose: str) -> None:
     if wanted > limit:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
-            hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
+            hint="Use a smaller batch, a shorter block or a smaller model, or raise pg_gpt2.max_memory.",
         )
     if wanted < SMALL:
         return
@@ -21046,6 +21095,7 @@ def _who_gives_the_right(message: str) -> str | None:
         return None
     refused = db.row(
         "SELECT quote_literal(current_user) AS role,"  # what a policy refuses is to write a row
+        " bool_or(row_security_active(o.oid)) AND current_setting('row_security') = 'off' AS unfiltered,"
         " bool_or(row_security_active(o.oid) AND has_table_privilege(o.oid, 'INSERT, UPDATE')) AS filtered,"
         " has_table_privilege('{schema}.llm_param', 'SELECT')"
         " AND coalesce(bool_and(has_table_privilege(o.oid, 'SELECT')), true) AS reads"
@@ -21058,6 +21108,10 @@ def _who_gives_the_right(message: str) -> str | None:
     )
     if refused is None:
         return None
+    if refused["unfiltered"]:
+        return (
+            f"{found[0]} has row-level security, and this session asks for all rows or an error: SET row_security = on."
+        )
     if refused["filtered"]:
         return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
     level, more = ("train", "or 'admin'") if refused["reads"] else ("read", "or 'train' or 'admin', to write")
@@ -21080,7 +21134,7 @@ import numpy as np
 from ...core.config import Adapter, GPT2Config
 from ...errors import DuplicateObject, FeatureNotSupported, StillUsed, WrongState
 from .. import db
-from . import store
+from . import publications, store
 
 
 def base_of(model: str) -> str | None:
@@ -21125,6 +21179,7 @@ def register(model: str, base: str, config: GPT2Config, seed: int | None = None)
     if adapter is None:
         raise ValueError("no adapter")
     store.register(model, replace(config, adapter=None))
+    publications.require_with(model, [base])  # a name of which there was a model
     db.run(
         "INSERT INTO {schema}.llm_adapter (model, base, r, alpha, targets, dropout_p, seed)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -22225,6 +22280,37 @@ def _maps(pid: int) -> bytes:
         hint="It is read from /proc, as Linux has it. llm_cache_status() tells of this session.",
     )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.publications', $pg_gpt2_source$"""Which models subscribers get, by the publications of api/publishing.py: none of them may use one that is not among them."""
+
+from collections.abc import Iterable
+
+from ...errors import WrongState
+from .. import db
+
+
+def require_with(target: str, sources: Iterable[str]) -> None:
+    """Refuse (55000) to let `target` use tensors of `sources` where subscribers get it, but not all of them."""
+    for publication, models in _published():
+        missing = [] if target not in models else [source for source in sources if source not in models]
+        if missing:
+            raise WrongState(
+                f'"{target}" is in publication "{publication}", and "{missing[0]}" is not',
+                hint=f'Publish "{missing[0]}" first, with llm_publish: without its rows a subscriber cannot compute "{target}".',
+            )
+
+
+def _published() -> Iterable[tuple[str, set[str]]]:
+    """Publications of some models, and which. A filter in the catalogue is an expression of constants, columns and built-in
+    functions, whoever wrote it. PostgreSQL 14 has none, and publishes all."""
+    rows = db.query(
+        "SELECT pubname::text AS name, to_jsonb(t) ->> 'rowfilter' AS filter FROM pg_publication_tables AS t"
+        " WHERE tablename = 'llm_model_config' AND to_jsonb(t) ->> 'rowfilter' <> '' AND schemaname ="
+        " (SELECT nspname FROM pg_namespace WHERE oid = '{schema}'::regnamespace) ORDER BY pubname"
+    )
+    for row in rows:
+        models = db.command("SELECT model FROM {schema}.llm_model_config WHERE {filter}", filter=row["filter"])
+        yield row["name"], {found["model"] for found in models}
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.reading', $pg_gpt2_source$"""Tensors out of rows: the version of what is visible of a model, and its blocks put together.
 
 The rows of an adapter's base are read as the adapter sees them, so that whoever uses it needs no right to anything else.
@@ -22364,6 +22450,17 @@ def digest_of(tensors: Iterable[np.ndarray]) -> str:
     return found.hexdigest()
 
 
+def require_whole(model: str, config: GPT2Config) -> None:
+    """Refuse (22000) a model of which rows are missing, too many or misshapen, as reading its weights would, without that."""
+    rows = db.query(
+        f"SELECT p.name, p.token_id, p.shape FROM {store.resolved()} AS p ORDER BY p.name, p.token_id", ["text"], model
+    )
+    assembly = Assembly(model, config.param_shapes())
+    for row in rows:
+        assembly.place(row["name"], row["token_id"], row["shape"])
+    assembly.check()
+
+
 class Assembly:
     """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
 
@@ -22375,6 +22472,14 @@ class Assembly:
 
     def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
         """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
+        last = self.place(name, first, shape)
+        if name not in self.params:
+            self.params[name] = np.empty(self.shapes[name], FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        return last
+
+    def place(self, name: str, first: int, shape: list[int]) -> bool:
+        """Check that one block is in its place, as `add` does, without its data."""
         if name not in self.shapes:
             raise self._refusal(
                 f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
@@ -22389,9 +22494,6 @@ class Assembly:
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
                 "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
             )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
         self._rows[name] = first + shape[0]
         return self._rows[name] == wanted[0]
 
@@ -22982,9 +23084,9 @@ A source is never a target itself, so that resolving is one step. Whatever chang
 only reads its base.
 """
 
-from ...errors import InvalidParameter, StillUsed, UndefinedObject
+from ...errors import InconsistentData, InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import adapters, locks, store
+from . import adapters, locks, publications, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
@@ -23016,6 +23118,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         )
     locks.lock(source, target, beside=lambda: adapters.base_of(source))
     blocks = _blocks(source, name, token_id)
+    publications.require_with(target, {row["source_model"]: None for row in blocks})
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
         place = row["token_id"] if as_token_id is None else as_token_id
@@ -23128,6 +23231,7 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         *(target, name, token_id, copy_optimizer_state),
     )
     if not copied:
+        _refuse_lost(target, name, token_id)
         raise UndefinedObject(
             f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
             hint="SELECT * FROM llm_param_share lists what is shared.",
@@ -23142,6 +23246,21 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         record_change(target, target)
     adapters.follow(target)
     return copied
+
+
+def _refuse_lost(target: str, name: str, token_id: int | None) -> None:
+    """Refuse (22000) to copy shared blocks of which the source has no row that the caller sees."""
+    row = db.row(
+        "SELECT source_model, source_name FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
+        " AND ($3 IS NULL OR target_token_id = $3) ORDER BY target_token_id LIMIT 1",
+        ["text", "text", "int4"],
+        *(target, name, token_id),
+    )
+    if row:
+        raise InconsistentData(
+            f'model "{target}" shares tensor "{row["source_name"]}" of "{row["source_model"]}", of which there are no rows',
+            hint="They were deleted, or are hidden from this role. llm_share_param lets it use the tensor of another model.",
+        )
 
 
 def record_change(model: str, source: str) -> None:
@@ -26283,12 +26402,20 @@ class Lost(Exception):
 
 
 def dblink_schema() -> str:
-    """The schema of the extension dblink, as an identifier. 55000 without the extension."""
-    row = db.row("SELECT extnamespace::regnamespace::text AS name FROM pg_extension WHERE extname = 'dblink'")
+    """The schema of the extension dblink, as an identifier. 55000 without the extension, 42501 without leave to use it."""
+    row = db.row(
+        "SELECT extnamespace::regnamespace::text AS name, has_schema_privilege(extnamespace, 'USAGE') AS may"
+        " FROM pg_extension WHERE extname = 'dblink'"
+    )
     if row is None:
         raise WrongState(
             "workers are called through dblink, and this database does not have that extension",
             hint="CREATE EXTENSION dblink; it comes with PostgreSQL (contrib).",
+        )
+    if not row["may"]:
+        raise InsufficientPrivilege(
+            f"permission denied for schema {row['name']}, through whose dblink workers are called",
+            hint="Its owner gives it: GRANT USAGE ON SCHEMA.",
         )
     return row["name"]
 
@@ -28720,7 +28847,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import host
-from .errors import InvalidParameter
+from .errors import InvalidParameter, shown
 from .fast import slices
 from .limits import MOST_DIMENSIONS
 
@@ -28767,7 +28894,7 @@ def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
         )
     if any(type(dim) is not int or dim <= 0 for dim in shape):
         raise InvalidParameter(
-            f"{name} has shape {list(shape)}; every dimension must be positive",
+            f"{name} has shape {shown(shape)}; every dimension must be positive",
             hint="Example: ARRAY[2, 3] for two rows of three.",
         )
 $pg_gpt2_source$);
@@ -30739,6 +30866,7 @@ Keys of `options` are the names that Hugging Face's TrainingArguments has for th
 llm_train and llm_train_run; that of `warmup` is 0 in llm_train_step.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31070,7 +31198,7 @@ class Servers(Declared):
             )
         if len(set(self.workers)) < len(self.workers):
             raise InvalidParameter(
-                f"workers {list(self.workers)} names a server twice",
+                f"workers {json.dumps(self.workers, ensure_ascii=False)} names a server twice",
                 hint="A server computes one shard at a time, on all of its cores.",
             )
 
@@ -31740,11 +31868,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31757,11 +31885,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -32204,17 +32332,17 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
     'source_token_id (0 for an unsplit tensor), or all blocks where that is null; returns how many. target_name and '
     'target_token_id default to those of the source. The target''s own rows are removed. Training either model then '
-    'trains both.';
+    'trains both. A target that llm_publish publishes needs the source among its models.';
 
 CREATE FUNCTION llm_unshare_param(
     target_model text,
@@ -32226,11 +32354,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32286,11 +32414,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32303,11 +32431,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32322,20 +32450,23 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
-    'and a subscription rely; and the name of a row does not change.';
+    'Triggers of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
+    'and a subscription rely; the name of a row does not change; and a subscription does not remove what other models use.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();
 ALTER TABLE llm_model_config ENABLE ALWAYS TRIGGER replaces_preset; -- also of a subscription
 CREATE TRIGGER keeps_name BEFORE UPDATE OF model ON llm_model_config
     FOR EACH ROW WHEN (old.model <> new.model) EXECUTE FUNCTION llm_model_config_changed();
+CREATE TRIGGER keeps_used BEFORE DELETE ON llm_model_config
+    FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();
+ALTER TABLE llm_model_config ENABLE REPLICA TRIGGER keeps_used; -- here llm_drop_model looks, and a publisher does not see our models
 
 INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
     ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
@@ -32356,11 +32487,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32373,11 +32504,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32390,11 +32521,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32449,11 +32580,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32484,11 +32615,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32501,11 +32632,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32516,11 +32647,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32536,11 +32667,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32560,11 +32691,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32590,11 +32721,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32605,11 +32736,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32618,11 +32749,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32636,11 +32767,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32654,11 +32785,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32669,11 +32800,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32691,11 +32822,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32709,11 +32840,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32724,11 +32855,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32739,11 +32870,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32772,11 +32903,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32817,11 +32948,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32849,11 +32980,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -32907,11 +33038,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -32936,11 +33067,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -32976,11 +33107,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.options(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -33003,11 +33134,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -33035,11 +33166,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -33060,11 +33191,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -33086,11 +33217,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -33102,11 +33233,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -33123,36 +33254,39 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
     'negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null '
     'for an empty text. The result can be cast to pgvector''s type vector.';
 
--- The cosine is SQL, so that it may run in a parallel plan. Only its error is PL/Python: it runs no statement, so it is safe in a
--- worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
-CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer)
+-- The cosine is SQL, so that it may run in a parallel plan. Only its errors are PL/Python: they run no statement, so they are safe in
+-- a worker. Sums over a set-returning target list, cast once, take half the time of FROM unnest(a, b).
+CREATE FUNCTION llm_cosine_sent(count_a integer, count_b integer, ndims integer)
 RETURNS double precision
-LANGUAGE plpython3u IMMUTABLE PARALLEL SAFE
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-error = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})(
-    f'the arrays have different numbers of elements, {count_a} and {count_b}')
-error.sqlstate, error.hint = '22023', 'Compare embeddings of one model: they have d_model numbers each.'
-raise error
+message = f'the arrays have different numbers of elements, {count_a} and {count_b}'
+hint = 'Compare embeddings of one model: they have d_model numbers each.'
+if ndims > 1:
+    message, hint = 'a and b must be arrays of one dimension', 'ARRAY(SELECT unnest(a)) makes one of all its elements.'
+raise type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins', 'sqlstate': '22023', 'hint': hint})(message)
 $$;
-COMMENT ON FUNCTION llm_cosine_sent IS 'What llm_cosine calls: the error for arrays of so many numbers, which differ.';
+COMMENT ON FUNCTION llm_cosine_sent IS
+    'What llm_cosine calls: the error for arrays of so many numbers, which differ, or of as many dimensions.';
 
 CREATE FUNCTION llm_cosine(a real[], b real[])
 RETURNS double precision
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
-    WHEN cardinality(a) <> cardinality(b) THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b))
+    WHEN cardinality(a) <> cardinality(b) OR array_ndims(a) > 1 OR array_ndims(b) > 1
+        THEN @extschema@.llm_cosine_sent(cardinality(a), cardinality(b), greatest(array_ndims(a), array_ndims(b)))
     WHEN cardinality(a) > 0 AND array_position(a, NULL) IS NULL AND array_position(b, NULL) IS NULL THEN (
         SELECT CASE WHEN xy BETWEEN -length AND length THEN xy / length WHEN length < 'Infinity' THEN sign(xy) ELSE 'NaN' END
         FROM (
@@ -33163,7 +33297,7 @@ END;
 COMMENT ON FUNCTION llm_cosine IS
     'Cosine of the angle between two vectors, as embeddings are compared: 1 for the same direction, 0 for nothing in '
     'common. NaN where one of them is zero, as in pgvector; null where one is null, empty, or has a null element. '
-    'Arrays of different lengths are an error (22023).';
+    'Arrays of different lengths, or of several dimensions, are an error (22023).';
 
 -- sql/choosing.sql
 
@@ -33185,11 +33319,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33211,11 +33345,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33238,11 +33372,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33260,11 +33394,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33289,11 +33423,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33329,11 +33463,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33352,11 +33486,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33376,11 +33510,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33397,11 +33531,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33429,11 +33563,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33458,11 +33592,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33491,11 +33625,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.loss(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33537,11 +33671,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33574,11 +33708,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33650,11 +33784,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33702,11 +33836,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33723,11 +33857,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.options(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33744,11 +33878,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33778,8 +33912,8 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
-    'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
+    'Runs, without the manual ones, of steps done by hand, which are in llm_run: with the last committed step and '
+    'loss, tokens per second over the last 20 steps, and for a running one the time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
     'cannot tell, and says running). servers: what each server did for that step, see llm_train_log.';
 
 -- sql/workers.sql
@@ -33792,11 +33926,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33809,11 +33943,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33826,11 +33960,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33842,11 +33976,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -33971,11 +34105,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -33988,11 +34122,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -34005,11 +34139,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -34032,11 +34166,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -34047,11 +34181,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint of its model has. Its file, where it has one, stays: remove it '
@@ -34062,11 +34196,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -34084,11 +34218,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -34112,11 +34246,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -34143,11 +34277,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -34167,11 +34301,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34190,11 +34324,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34210,11 +34344,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34289,11 +34423,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34318,11 +34452,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34340,11 +34474,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34353,11 +34487,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34367,11 +34501,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34380,11 +34514,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34394,11 +34528,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34407,11 +34541,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34426,11 +34560,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34446,11 +34580,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34460,11 +34594,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34474,11 +34608,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34493,11 +34627,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34515,11 +34649,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34530,11 +34664,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34543,11 +34677,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34556,11 +34690,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34578,11 +34712,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34603,11 +34737,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34626,11 +34760,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34654,11 +34788,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34669,11 +34803,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34687,11 +34821,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34707,11 +34841,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34736,11 +34870,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34759,11 +34893,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34776,11 +34910,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34799,11 +34933,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34816,21 +34950,22 @@ COMMENT ON FUNCTION llm_op IS
     'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
     'a row of llm_tensor_rt. Ops: matmul, addmm {factor} (c + factor a b), add, mul (broadcasting), scale {factor}, gelu, '
     'gelu_exact, relu, silu, quick_gelu, tanh, softmax, layernorm {eps}, linear, mlp, attention {n_head}, '
-    'causal_attention {n_head, factor of scores}, embedding {ids}, cross_entropy {target: int or int[], weight} (the mean; a target of -100 '
-    'carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
+    'causal_attention {n_head, factor of scores, p and seed of dropout}, embedding {ids}, cross_entropy {target: int or int[], weight} '
+    '(the mean; a target of -100 carries no loss, weight is a number for each target), lm_head, lm_head_loss {target, weight}, '
     'dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
-    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces. Dropout '
+    'without a seed draws one, which the tape keeps.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34839,11 +34974,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34856,11 +34991,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -34873,11 +35008,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -34915,11 +35050,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -34942,11 +35077,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -34964,11 +35099,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -34999,11 +35134,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -35017,11 +35152,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -35047,11 +35182,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -35062,11 +35197,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -35077,11 +35212,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -35092,11 +35227,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -35107,11 +35242,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -35124,11 +35259,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -35156,11 +35291,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -35179,11 +35314,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35198,11 +35333,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35214,11 +35349,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35230,11 +35365,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35293,11 +35428,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35321,11 +35456,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35351,11 +35486,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35366,11 +35501,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35381,11 +35516,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 03f97b63e2db @extschema@' not in GD:
+if 'pg_gpt2 5179be924238 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 03f97b63e2db @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 5179be924238 @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

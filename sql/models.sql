@@ -6,13 +6,16 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @models.config_changed@;
 COMMENT ON FUNCTION llm_model_config_changed IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
-    'and a subscription rely; and the name of a row does not change.';
+    'Triggers of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
+    'and a subscription rely; the name of a row does not change; and a subscription does not remove what other models use.';
 CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
     FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();
 ALTER TABLE llm_model_config ENABLE ALWAYS TRIGGER replaces_preset; -- also of a subscription
 CREATE TRIGGER keeps_name BEFORE UPDATE OF model ON llm_model_config
     FOR EACH ROW WHEN (old.model <> new.model) EXECUTE FUNCTION llm_model_config_changed();
+CREATE TRIGGER keeps_used BEFORE DELETE ON llm_model_config
+    FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();
+ALTER TABLE llm_model_config ENABLE REPLICA TRIGGER keeps_used; -- here llm_drop_model looks, and a publisher does not see our models
 
 INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
     ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),

@@ -52,7 +52,7 @@ COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
     'source_token_id (0 for an unsplit tensor), or all blocks where that is null; returns how many. target_name and '
     'target_token_id default to those of the source. The target''s own rows are removed. Training either model then '
-    'trains both.';
+    'trains both. A target that llm_publish publishes needs the source among its models.';
 
 CREATE FUNCTION llm_unshare_param(
     target_model text,

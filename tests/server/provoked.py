@@ -391,6 +391,7 @@ STATEMENTS = [
     "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_changed();"
     " INSERT INTO words VALUES ('lowly', 2)",
     "SELECT llm_grant_usage('public', 'all')",
+    "SELECT llm_grant_usage('')",
     # Settings
     "SET pg_gpt2.threads = 'many'; SELECT llm_logits('{1}', 'bare')",
     "SET pg_gpt2.max_memory = 'lots'; SELECT llm_train('bare', 1)",
@@ -421,6 +422,7 @@ STATEMENTS = [
     "SELECT llm_share_param('t', 'wte', NULL, 'bare')",
     "SELECT llm_unshare_param('t', 'wte')",
     f"{SHARED} SELECT llm_drop_model('t')",
+    f"{SHARED} DELETE FROM llm_param WHERE model = 't'; SELECT llm_unshare_param('bare', 'ln_f.weight', NULL)",
     "SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.weight', 3)",
     "UPDATE llm_param SET shape = '{20,8}', data = substr(data, 1, 640) WHERE model = 'bare' AND name = 'wte'; INSERT INTO"
     " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
@@ -496,6 +498,8 @@ STATEMENTS = [
     "DROP EXTENSION dblink CASCADE; " + on_servers(),
     on_servers('"nosuch"'),
     "CREATE ROLE guest; SELECT llm_grant_usage('guest', 'train'); SET ROLE guest; " + on_servers(),
+    "CREATE SCHEMA apart; ALTER EXTENSION dblink SET SCHEMA apart; CREATE ROLE guest; SELECT llm_grant_usage('guest', 'train');"
+    " SET ROLE guest; " + on_servers(),
     on_servers('"closed"'),
     on_servers('"empty"'),
     on_servers(more=', "worker_timeout": 1e-9'),
@@ -640,6 +644,10 @@ STATEMENTS = [
 
 # What only another session, a disk or a machine can make happen: each in a session of its own. Model held is held by another.
 HOOKED = [
+    hooked(
+        "publications = module('server.storage.publications')\npublications._published = lambda: [('p', {'bare'})]",
+        "SELECT llm_share_param('t', 'wte', NULL, 'bare')",
+    ),
     "CALL llm_train_run('held', 1)",
     hooked(
         "module('server.resources').SMALL = 0; module('server.resources').available_memory = lambda: 0",

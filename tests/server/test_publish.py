@@ -25,6 +25,7 @@ WRITES = (
     "SELECT llm_generate('The subscriber', 24, seed => 3, model_name => %s), llm_encode('The subscriber', %s)::text,"
     " (SELECT c::text FROM llm_model_config AS c WHERE model = %s)"
 )
+COPIED = "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
 numbers = count(1)
 
 
@@ -37,17 +38,20 @@ class Pair:
 
     def subscribe(self, *publications: str) -> None:
         """Subscribe to publications, and wait until what is there is copied."""
+        self.begin(*publications)
+        self.wait(self.subscriber, COPIED, [])
+
+    def begin(self, *publications: str, user: str | None = None) -> None:
+        """Subscribe to publications, as `user` of the publisher."""
         self.publisher.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [self.name])
         info = self.publisher.info
-        where = conninfo.make_conninfo(host=info.host, port=info.port, user=info.user, dbname=info.dbname)
+        where = conninfo.make_conninfo(host=info.host, port=info.port, user=user or info.user, dbname=info.dbname)
         self.subscriber.execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {2}"
                 " WITH (create_slot = false, slot_name = {0}, synchronous_commit = on)"
             ).format(sql.Identifier(self.name), where, sql.SQL(", ").join(map(sql.Identifier, publications)))
         )
-        states = "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel"
-        self.wait(self.subscriber, states, [])
 
     def catch_up(self) -> None:
         """Wait until the subscriber has what the publisher wrote."""
@@ -161,12 +165,14 @@ def test_a_warm_session_of_a_subscriber_sees_new_weights_and_vocabularies(pair: 
 
 def test_a_subscriber_trains_its_own_models_beside(pair: Pair) -> None:
     """With ids of its own for runs, data, checkpoints and tape, an adapter of a published model among them; and what the
-    publisher empties, or drops, takes nothing from it."""
+    publisher empties, or drops, takes nothing from it. A model that they use is kept until they do not."""
     publish(pair, ["m"])
     pair.subscribe("models")
     own = pair.subscriber
     own.execute("SET client_min_messages = warning")
-    own.execute("SELECT llm_copy_model('m', 'mine'), llm_adapter_create('my style', 'm')")
+    own.execute(
+        "SELECT llm_copy_model('m', 'mine'), llm_adapter_create('my style', 'm'), llm_copy_model('m', 'with wpe')"
+    )
     own.execute(
         "SELECT llm_train_bpe($$SELECT 'low lower lowest'$$, 270, 'other'), llm_init_model('other', 1, 2, 16, 32)"
     )
@@ -177,13 +183,26 @@ def test_a_subscriber_trains_its_own_models_beside(pair: Pair) -> None:
     pair.publisher.execute(TRAIN, ["m"])
     pair.catch_up()
     pair.assert_same("m")
-    assert models_of(own) == ["m", "mine", "my style", "other"]
+    own.execute("SELECT llm_share_param('m', 'wpe', NULL, 'with wpe')")
+    assert models_of(own) == ["m", "mine", "my style", "other", "with wpe"]
     kept = "SELECT model, md5(string_agg(md5(data), '' ORDER BY name, token_id)) FROM llm_param WHERE model <> 'm' GROUP BY model"
     before = own.execute(kept).fetchall()
     pair.publisher.execute("SELECT llm_drop_model(model) FROM unnest('{style,sharing,m,copy}'::text[]) AS model")
     pair.publisher.execute("TRUNCATE llm_param, llm_bpe_vocab")
+    states = own.execute(STATE).fetchall()
+    refused = "SELECT apply_error_count > %s FROM pg_stat_subscription_stats"
+    pair.wait(own, refused, [0])
+    assert own.execute(STATE).fetchall() == states, "all of the transaction is undone"
+    own.execute("SELECT llm_adapter_merge('my style', 'whole'), llm_drop_model('my style')")
+    (errors,) = own.execute("SELECT apply_error_count FROM pg_stat_subscription_stats").fetchone() or (0,)
+    pair.wait(own, refused, [errors + 1])  # one may have begun before
+    assert "m" in models_of(own), "tensors are shared with it"
+    before = own.execute(kept).fetchall()
+    own.execute("SELECT llm_unshare_param('with wpe', 'wpe', NULL)")
     pair.catch_up()
-    assert own.execute(kept).fetchall() == before
+    assert models_of(own) == ["mine", "other", "whole", "with wpe"]
+    assert set(before) - set(own.execute(kept).fetchall()) == {row for row in before if row[0] == "with wpe"}
+    assert own.execute("SELECT llm_generate('low', 3, model_name => 'whole') <> ''").fetchone() == (True,)
     assert own.execute("SELECT llm_generate('low', 3, model_name => 'mine') <> ''").fetchone() == (True,)
 
 
@@ -300,11 +319,59 @@ def test_a_publication_of_something_else_is_left_alone(pair: Pair) -> None:
     publish(pair, ["m"], "empty")
 
 
+def test_a_publication_of_a_schema_is_left_alone(pair: Pair) -> None:
+    """Also while the schema has no tables."""
+    if pair.publisher.info.server_version < 150000:
+        pytest.skip("PostgreSQL 14 has none")
+    pair.publisher.execute("CREATE SCHEMA mine; CREATE PUBLICATION theirs FOR TABLES IN SCHEMA mine")
+    for models in (["m"], None):
+        with pytest.raises(psycopg.errors.DuplicateObject, match="all of schema mine"):
+            publish(pair, models, "theirs")
+    assert pair.publisher.execute("SELECT pnnspid::regnamespace::text FROM pg_publication_namespace").fetchall() == [
+        ("mine",)
+    ]
+
+
+def test_what_policies_hide_from_the_replicator_is_not_left_out_in_silence(pair: Pair) -> None:
+    """With row_security off the copy is refused, until the role may pass the policies by: docs/how-to/many-servers.md."""
+    publish(pair, ["m"])
+    own = pair.publisher
+    own.execute("CREATE ROLE replicator LOGIN REPLICATION; ALTER ROLE replicator SET row_security = off")
+    try:
+        own.execute("SELECT llm_grant_usage('replicator', 'read')")
+        own.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
+        pair.begin("models", user="replicator")
+        pair.wait(pair.subscriber, "SELECT bool_or(sync_error_count > 0) FROM pg_stat_subscription_stats", [])
+        assert pair.subscriber.execute(COPIED).fetchone() == (False,)
+        own.execute("ALTER ROLE replicator BYPASSRLS")
+        pair.wait(pair.subscriber, COPIED, [])
+        pair.assert_same("m")
+        pair.unsubscribe()
+    finally:
+        own.execute("DROP OWNED BY replicator; DROP ROLE replicator")
+
+
 def test_the_base_of_an_adapter_must_be_published_with_it(pair: Pair) -> None:
     for models in (["style"], ["sharing", "copy"]):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match='uses tensors of "m"') as raised:
             publish(pair, models)
         assert "Publish" in (raised.value.diag.message_hint or "")
+
+
+def test_a_published_model_does_not_come_to_use_one_that_is_not(pair: Pair) -> None:
+    """By sharing, or as an adapter in the place of a model of its name: its subscribers could not compute it."""
+    publish(pair, ["copy"], "other")
+    publish(pair, ["copy", "m"])
+    share, own = "SELECT llm_share_param('m', 'wpe', NULL, 'copy')", pair.publisher
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='in publication "other", and "m" is not'):
+        own.execute(share)
+    own.execute("DROP PUBLICATION other")
+    own.execute(share)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match='"sharing" is not') as raised:
+        own.execute("SELECT llm_drop_model('copy'), llm_adapter_create('copy', 'sharing')")
+    assert "llm_publish" in (raised.value.diag.message_hint or "")
+    own.execute("SELECT llm_share_param('copy', 'wpe', NULL, 'sharing')")
+    own.execute("SELECT llm_drop_model('sharing'), llm_drop_model('copy'), llm_adapter_create('copy', 'm')")
 
 
 def test_a_restored_publication_is_whole_when_it_is_made_again(pair: Pair, new_database: Callable[..., str]) -> None:

@@ -127,6 +127,23 @@ def test_unshare_makes_a_copy_with_or_without_the_optimizer(sql, models):
     )
 
 
+def test_what_a_source_has_lost_is_told(sql, models):
+    """By whatever would copy it, and by the doctor; its rows were deleted by hand."""
+    finding = "SELECT value || ' ' || status FROM llm_doctor() WHERE item = 'model ' || %s"
+    assert sql("SELECT status FROM llm_doctor() WHERE item = 'model a'") == "warn", "no vocabulary"
+    sql("DELETE FROM llm_param WHERE model = 'a' AND name = 'wte' AND token_id = 20")
+    for model in ("a", "b"):
+        told = f'model "{model}": tensor "wte" has rows 0 to 20 of 50'
+        assert sql(finding, model) == f"{told} error"
+        with pytest.raises(psycopg.errors.DataException, match=told):
+            sql(f"SELECT llm_copy_model('{model}', 'd')")
+    sql("DELETE FROM llm_param WHERE model = 'a' AND name = 'wte'")
+    with pytest.raises(psycopg.errors.DataException, match='shares tensor "wte" of "a", of which there are no rows'):
+        sql("SELECT llm_unshare_param('b', 'wte', NULL)")
+    assert sql("SELECT count(*) FROM llm_param_share WHERE target_model = 'b'") == 2
+    sql("DELETE FROM llm_param_share")
+
+
 def test_a_source_in_use_is_not_dropped(sql, conn, models):
     sql("SELECT llm_share_param('a', 'ln_f.bias', 0, 'c')")
     with pytest.raises(psycopg.Error, match='shares tensors with "b", "c"') as caught:

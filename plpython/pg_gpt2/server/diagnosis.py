@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from .. import __version__
-from ..errors import InsufficientPrivilege, InvalidParameter
+from ..errors import InsufficientPrivilege, InvalidParameter, PgGpt2Error
 from ..fast import blas_library, threads
 from . import db, importer, resources
 from .storage import reading, shared_folder, store, weights
@@ -22,7 +22,7 @@ from .tape import recording, tape_rows
 from .training import audit
 
 ENABLED = {  # the mode of each trigger of a table that is in a dump, as in pg_trigger.tgenabled
-    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O"},
+    "llm_model_config": {"replaces_preset": "A", "keeps_name": "O", "keeps_used": "R"},
     "llm_bpe_vocab": {"changed": "A", "replicated": "R"},
     "llm_bpe_merges": {"changed": "A", "replicated": "R"},
 }
@@ -261,6 +261,10 @@ def _older_versions() -> Iterator[Finding]:
 
 
 def _model(row: db.Row) -> Finding:
+    try:
+        reading.require_whole(row["model"], store.config(row["model"]))
+    except PgGpt2Error as error:
+        return f"model {row['model']}", error.message, "error", error.hint
     adapts = "" if row["base"] is None else f", adapter of {row['base']}"
     value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens{adapts}"
     hint = "It has no vocabulary: only functions on token ids work."

@@ -89,6 +89,7 @@ def _who_gives_the_right(message: str) -> str | None:
         return None
     refused = db.row(
         "SELECT quote_literal(current_user) AS role,"  # what a policy refuses is to write a row
+        " bool_or(row_security_active(o.oid)) AND current_setting('row_security') = 'off' AS unfiltered,"
         " bool_or(row_security_active(o.oid) AND has_table_privilege(o.oid, 'INSERT, UPDATE')) AS filtered,"
         " has_table_privilege('{schema}.llm_param', 'SELECT')"
         " AND coalesce(bool_and(has_table_privilege(o.oid, 'SELECT')), true) AS reads"
@@ -101,6 +102,10 @@ def _who_gives_the_right(message: str) -> str | None:
     )
     if refused is None:
         return None
+    if refused["unfiltered"]:
+        return (
+            f"{found[0]} has row-level security, and this session asks for all rows or an error: SET row_security = on."
+        )
     if refused["filtered"]:
         return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
     level, more = ("train", "or 'admin'") if refused["reads"] else ("read", "or 'train' or 'admin', to write")

@@ -4,6 +4,7 @@ Keys of `options` are the names that Hugging Face's TrainingArguments has for th
 llm_train and llm_train_run; that of `warmup` is 0 in llm_train_step.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -335,7 +336,7 @@ class Servers(Declared):
             )
         if len(set(self.workers)) < len(self.workers):
             raise InvalidParameter(
-                f"workers {list(self.workers)} names a server twice",
+                f"workers {json.dumps(self.workers, ensure_ascii=False)} names a server twice",
                 hint="A server computes one shard at a time, on all of its cores.",
             )
 

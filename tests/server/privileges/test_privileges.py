@@ -253,6 +253,11 @@ def test_what_is_refused_names_who_gives_the_right(warm, role):
     assert hint("SELECT llm_tape_id()") == f"{call}('reader', 'train'); or 'admin'.", (
         "a sequence, which the level read that the role has does not give"
     )
+    warm.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY; SET row_security = off")
+    try:
+        assert hint(READING["generate"]).endswith("SET row_security = on.")
+    finally:
+        warm.execute("ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY; RESET row_security")
     warm.execute(f"ALTER TABLE llm_dataset ENABLE ROW LEVEL SECURITY; GRANT USAGE ON llm_dataset_id_seq TO {role}")
     try:
         assert "row-level security" in hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)")

@@ -122,6 +122,56 @@ def test_estimates_do_not_tell_that_a_name_is_there(connect, places):
                 assert plans[0] == plans[1] == plans[2], (table, column, operator)
 
 
+WAYS = ("enable_indexscan, enable_bitmapscan", "enable_seqscan, enable_bitmapscan", "enable_seqscan, enable_indexscan")
+
+
+def told(conn: psycopg.Connection, table: str, condition: str, off: str) -> tuple:
+    """What EXPLAIN ANALYZE and the statistics say of hidden rows that a condition is true of, with some plans switched off."""
+    statistics = f"SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relid = '{table}'::regclass"
+    with conn.transaction(force_rollback=True):
+        for setting in off.split(", "):
+            conn.execute(f"SET LOCAL {setting} = off")
+        conn.execute("SET LOCAL ROLE north")
+        before = conn.execute(statistics).fetchone()
+        plan = conn.execute(
+            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT FROM {table} WHERE {condition}"
+        )
+        removed = [line for (line,) in plan if "actual" in line or "Removed" in line]
+        read = conn.execute(statistics).fetchone()
+        return removed, *(y - x for x, y in zip(before, read, strict=True))
+
+
+RANGES = [
+    "{c} > '{m}' AND {c} < '{m}~'",
+    "{c} BETWEEN '{m}' AND '{m}~'",
+    "{c} ^@ '{m}'",
+    "starts_with({c}, '{m}')",
+    "{c} LIKE '{m}%'",
+    "{c} ~>=~ '{m}' AND {c} ~<~ '{m}~'",
+    "{c} >= '{m}'::name AND {c} < '{m}~'::name",
+    "{c} >= ALL ('{{{m}}}') AND {c} < ANY ('{{{m}~}}')",
+    "ROW({c}, 1) > ROW('{m}', 0) AND ROW({c}, 1) < ROW('{m}~', 0)",
+]
+
+
+@pytest.mark.parametrize("condition", RANGES)
+def test_a_hidden_name_is_not_read_letter_by_letter(connect, places, condition):
+    """EXPLAIN ANALYZE and the statistics say the same of the first letters of a hidden name and of others."""
+    owner = connect()
+    for table, column in (("llm_param", "model"), ("llm_param_share", "target_model"), ("llm_run", "model")):
+        for off in WAYS:
+            hidden, absent = (
+                told(owner, table, condition.format(c=column, m=name), off) for name in ("south/po", "south/qo")
+            )
+            assert hidden == absent, (table, off)
+
+
+def test_a_whole_name_that_is_guessed_is_told(connect, places):
+    """As the page says; were it not, the page and docs/promises.md could promise more."""
+    hidden, absent = (told(connect(), "llm_param", f"model = 'south/{name}'", WAYS[1]) for name in ("poet", "none"))
+    assert hidden != absent
+
+
 # Functions of the level train, which a tenant needs, while the victim's adapter is in training.
 TRAINING = [
     (name, statement)

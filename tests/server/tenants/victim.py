@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "tenants.md"
-POLICIES = re.search(r"```sql\n(DO .*?)```", PAGE.read_text(), re.DOTALL)[1]
+POLICIES = "".join(re.findall(r"```sql\n(DO .*?)```", PAGE.read_text(), re.DOTALL))
 
 PREPARE = """
     SET client_min_messages = warning;

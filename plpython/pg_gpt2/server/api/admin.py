@@ -80,6 +80,8 @@ def grant_usage(role: str, level: str) -> None:
         raise InvalidParameter(
             f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
         )
+    if not role:
+        raise InvalidParameter("role must not be an empty name", hint="Name a role; public stands for all of them.")
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)

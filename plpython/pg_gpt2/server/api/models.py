@@ -11,14 +11,25 @@ from ...fast import threads
 from ...tokenizer.tables import END_OF_TEXT
 from .. import db, resources, vocabularies
 from ..entry import entry, require_trigger_of
-from ..storage import adapters, checkpoint_removal, checkpoints, locks, sharing, store, vocabulary_file, weights
+from ..storage import (
+    adapters,
+    checkpoint_removal,
+    checkpoints,
+    locks,
+    reading,
+    sharing,
+    store,
+    vocabulary_file,
+    weights,
+)
 from ..training import audit
 
 
 @entry
 def config_changed(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's. Before it gets another name: refuse
-    (0A000), since weights, vocabulary and all else would be left behind."""
+    (0A000), since weights, vocabulary and all else would be left behind. Before a subscription deletes one: refuse (2BP01) while
+    adapters of it, or models that share its tensors, are here; all that the publisher's transaction did is undone with that."""
     if trigger["event"] == "UPDATE":
         require_trigger_of(trigger, "BEFORE UPDATE ROW", "llm_model_config")
         old, new = trigger["old"]["model"], trigger["new"]["model"]
@@ -26,6 +37,11 @@ def config_changed(trigger: dict[str, Any]) -> None:
             f'model "{old}" cannot be renamed: its weights and all else are found by the name',
             hint=f"llm_copy_model('{old}', '{new}') copies it; then llm_drop_model('{old}').",
         )
+    if trigger["event"] == "DELETE":
+        require_trigger_of(trigger, "BEFORE DELETE ROW", "llm_model_config")
+        adapters.refuse_if_base(trigger["old"]["model"])
+        sharing.refuse_if_used(trigger["old"]["model"])
+        return
     require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
@@ -115,6 +131,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     base = locks.lock(target, beside=lambda: adapters.base_of(source))
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
+        reading.require_whole(source, config)
     if base is None:
         store.require_no_weights(target)
     else:

@@ -92,11 +92,25 @@ def _refuse_other_tables(publication: str) -> None:
         publication,
         [db.qualified(table) for table in TABLES],
     )
-    if row and row["names"]:
+    names = (row or {})["names"] or _schemas(publication)
+    if names:
         raise DuplicateObject(
-            f'publication "{publication}" exists, and has tables that are no models: {row["names"]}',
+            f'publication "{publication}" exists, and has tables that are no models: {names}',
             hint="Choose another name: a subscription can have several publications.",
         )
+
+
+def _schemas(publication: str) -> str | None:
+    """The schemas of which a publication has all tables, those to come included; None where there are none."""
+    if not _has_filters():  # both came with PostgreSQL 15
+        return None
+    row = db.row(
+        "SELECT string_agg('all of schema ' || n.pnnspid::regnamespace, ', ' ORDER BY n.pnnspid) AS names"
+        " FROM pg_publication AS p JOIN pg_publication_namespace AS n ON n.pnpubid = p.oid WHERE p.pubname = $1::name",
+        ["text"],
+        publication,
+    )
+    return (row or {})["names"]
 
 
 def _filters(publication: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from ...core.config import Adapter, GPT2Config
 from ...errors import DuplicateObject, FeatureNotSupported, StillUsed, WrongState
 from .. import db
-from . import store
+from . import publications, store
 
 
 def base_of(model: str) -> str | None:
@@ -57,6 +57,7 @@ def register(model: str, base: str, config: GPT2Config, seed: int | None = None)
     if adapter is None:
         raise ValueError("no adapter")
     store.register(model, replace(config, adapter=None))
+    publications.require_with(model, [base])  # a name of which there was a model
     db.run(
         "INSERT INTO {schema}.llm_adapter (model, base, r, alpha, targets, dropout_p, seed)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7)",

@@ -137,6 +137,17 @@ def digest_of(tensors: Iterable[np.ndarray]) -> str:
     return found.hexdigest()
 
 
+def require_whole(model: str, config: GPT2Config) -> None:
+    """Refuse (22000) a model of which rows are missing, too many or misshapen, as reading its weights would, without that."""
+    rows = db.query(
+        f"SELECT p.name, p.token_id, p.shape FROM {store.resolved()} AS p ORDER BY p.name, p.token_id", ["text"], model
+    )
+    assembly = Assembly(model, config.param_shapes())
+    for row in rows:
+        assembly.place(row["name"], row["token_id"], row["shape"])
+    assembly.check()
+
+
 class Assembly:
     """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
 
@@ -148,6 +159,14 @@ class Assembly:
 
     def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
         """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
+        last = self.place(name, first, shape)
+        if name not in self.params:
+            self.params[name] = np.empty(self.shapes[name], FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        return last
+
+    def place(self, name: str, first: int, shape: list[int]) -> bool:
+        """Check that one block is in its place, as `add` does, without its data."""
         if name not in self.shapes:
             raise self._refusal(
                 f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
@@ -162,9 +181,6 @@ class Assembly:
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
                 "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
             )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
         self._rows[name] = first + shape[0]
         return self._rows[name] == wanted[0]
 

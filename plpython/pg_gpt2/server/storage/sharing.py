@@ -4,9 +4,9 @@ A source is never a target itself, so that resolving is one step. Whatever chang
 only reads its base.
 """
 
-from ...errors import InvalidParameter, StillUsed, UndefinedObject
+from ...errors import InconsistentData, InvalidParameter, StillUsed, UndefinedObject
 from .. import db
-from . import adapters, locks, store
+from . import adapters, locks, publications, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
@@ -38,6 +38,7 @@ def share(source: str, name: str, token_id: int | None, target: str, as_name: st
         )
     locks.lock(source, target, beside=lambda: adapters.base_of(source))
     blocks = _blocks(source, name, token_id)
+    publications.require_with(target, {row["source_model"]: None for row in blocks})
     _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
     for row in blocks:
         place = row["token_id"] if as_token_id is None else as_token_id
@@ -150,6 +151,7 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         *(target, name, token_id, copy_optimizer_state),
     )
     if not copied:
+        _refuse_lost(target, name, token_id)
         raise UndefinedObject(
             f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
             hint="SELECT * FROM llm_param_share lists what is shared.",
@@ -164,6 +166,21 @@ def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: 
         record_change(target, target)
     adapters.follow(target)
     return copied
+
+
+def _refuse_lost(target: str, name: str, token_id: int | None) -> None:
+    """Refuse (22000) to copy shared blocks of which the source has no row that the caller sees."""
+    row = db.row(
+        "SELECT source_model, source_name FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
+        " AND ($3 IS NULL OR target_token_id = $3) ORDER BY target_token_id LIMIT 1",
+        ["text", "text", "int4"],
+        *(target, name, token_id),
+    )
+    if row:
+        raise InconsistentData(
+            f'model "{target}" shares tensor "{row["source_name"]}" of "{row["source_model"]}", of which there are no rows',
+            hint="They were deleted, or are hidden from this role. llm_share_param lets it use the tensor of another model.",
+        )
 
 
 def record_change(model: str, source: str) -> None:

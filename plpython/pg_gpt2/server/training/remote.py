@@ -30,12 +30,20 @@ class Lost(Exception):
 
 
 def dblink_schema() -> str:
-    """The schema of the extension dblink, as an identifier. 55000 without the extension."""
-    row = db.row("SELECT extnamespace::regnamespace::text AS name FROM pg_extension WHERE extname = 'dblink'")
+    """The schema of the extension dblink, as an identifier. 55000 without the extension, 42501 without leave to use it."""
+    row = db.row(
+        "SELECT extnamespace::regnamespace::text AS name, has_schema_privilege(extnamespace, 'USAGE') AS may"
+        " FROM pg_extension WHERE extname = 'dblink'"
+    )
     if row is None:
         raise WrongState(
             "workers are called through dblink, and this database does not have that extension",
             hint="CREATE EXTENSION dblink; it comes with PostgreSQL (contrib).",
+        )
+    if not row["may"]:
+        raise InsufficientPrivilege(
+            f"permission denied for schema {row['name']}, through whose dblink workers are called",
+            hint="Its owner gives it: GRANT USAGE ON SCHEMA.",
         )
     return row["name"]
 
