@@ -124,7 +124,7 @@ PICTURES = {
     ),
     "tokens": Picture(
         """
-        SELECT position, token_id, {llm_decode}(ARRAY[token_id], %(model)s::text) AS token
+        SELECT position, token_id, {llm_decode}(ARRAY[token_id], %(model)s::text) AS token, encode(bytes, 'hex') AS bytes
         FROM {llm_tokenize}(%(prompt)s::text, %(model)s::text)
         ORDER BY position LIMIT 1024
         """,
