@@ -12,7 +12,7 @@ from .conftest import MODEL
 
 @contextmanager
 def held(page: Page, picture: str, **asked: object) -> Iterator[list[Route]]:
-    """Requests of a picture with these parameters wait until the block ends; then they are answered, and the page has time to draw."""
+    """Requests of a picture with these parameters wait until the block ends, and then the page has time to draw."""
     waiting: list[Route] = []
 
     def hold(route: Route) -> None:
