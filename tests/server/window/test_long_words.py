@@ -3,6 +3,8 @@
 import pytest
 from playwright.sync_api import Page, expect
 
+from .conftest import settled
+
 LONG = "long" * 30
 NOTES = ("https://example.com/" + "checkpoints/" * 12, "n" * 200)
 WIDTHS = (380, 800, 1280, 1600)
@@ -22,8 +24,7 @@ def long_named(module_conn, model) -> str:
 def fits(page: Page) -> None:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(100)
-        page.wait_for_function(f"document.documentElement.scrollWidth === {width}", timeout=10_000)
+        assert settled(lambda: page.evaluate("document.documentElement.scrollWidth"), width) == width
 
 
 def test_a_long_prompt_fits(open_page, address):
