@@ -27,6 +27,13 @@ def fits(page: Page) -> None:
         assert settled(lambda: page.evaluate("document.documentElement.scrollWidth"), width) == width
 
 
+def lines(page: Page, selector: str) -> int:
+    """How many lines the text of an element has."""
+    return page.locator(selector).first.evaluate(
+        "e => { const all = document.createRange(); all.selectNodeContents(e.firstChild); return all.getClientRects().length; }"
+    )
+
+
 def test_a_long_prompt_fits(open_page, address):
     page = open_page(address)
     page.locator("#prompt").fill("W" * 60)
@@ -58,8 +65,13 @@ def test_a_long_name_fits(open_page, address, long_named):
     page.get_by_role("button", name="Sample now").click()
     expect(page.locator("#samples li").first).to_contain_text(long_named)
     fits(page)
+    page.set_viewport_size({"width": 380, "height": 900})
+    assert lines(page, ".run") == 1, "beside a long name stand whole words"
     for view, ready in (("inside", "#head svg"), ("models", "#memory td"), ("write", "#go")):
         page.goto(f"{address}#{view}")
         page.locator("#model").select_option(long_named)
         expect(page.locator(ready).first).to_be_visible()
         fits(page)
+        if view == "models":
+            expect(page.locator("#memory td").filter(has_text=long_named).first).to_be_visible()
+            assert settled(lambda: lines(page, "#memory th:nth-child(5)"), 1) == 1
