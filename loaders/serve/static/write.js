@@ -79,11 +79,11 @@ async function choose(i) {
   problem(null);
   chosen = i;
   mark();
-  const before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
+  const of = tokens, before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
   if (!tokens[i].afterText) return none("Before this token stand bytes that are no whole character, and so no text: what else could have stood here cannot be asked.");
   const { value: model, dataset: { positions } } = $("model").selectedOptions[0];
   const found = await picture("next", { prompt: before, model });
-  if (chosen !== i) return;
+  if (tokens !== of || chosen !== i) return; // another text since, or another token
   next = { ...found.rows[0], at: i, now: tokens[i]?.id };
   statement($("alternatives-sql"), found);
   const outgrown = next.n_tokens > positions ? ` These follow the last ${positions} tokens, the model's window. The text has outgrown it, and was written from fewer: there the token may have had another probability.` : "";

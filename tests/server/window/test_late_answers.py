@@ -99,6 +99,25 @@ def test_a_sample_is_labelled_with_its_model_and_its_prompt(open_page, address, 
     expect(page.locator("#sample-sql .parameters")).to_contain_text("$2 = 'second'")
 
 
+def test_the_alternatives_are_of_the_text_that_is_shown(open_page, address):
+    page = open_page(address)
+    page.locator("#max_tokens").fill("4")
+    token = page.locator("#text .token")
+    told = page.locator("#alternatives-told")
+    page.locator("#prompt").fill("the cat")
+    page.locator("#go").click()
+    expect(token).to_have_count(4)
+    with held(page, "next", prompt="the cat") as waiting:
+        token.first.click()
+        waits(page, waiting)
+        page.locator("#prompt").fill("the dog")
+        page.locator("#go").click()
+        expect(token).to_have_count(4)
+        token.first.click()
+        expect(told).to_contain_text("After “the dog”")
+    expect(told).to_contain_text("After “the dog”")
+
+
 def test_going_back_to_a_model_shows_its_inside(open_page, address, other_run):
     page = open_page(f"{address}#inside")
     page.locator("#model").select_option(MODEL)
