@@ -69,10 +69,11 @@ NUMBER: tuple[type | None, ...] = (int, float)
 
 WRITE = Picture(
     """
-    SELECT ({llm_generate_stream}(
+    SELECT s.*, {llm_decode_bytes}(ARRAY[s.token_id], %(model)s::text) AS bytes
+    FROM (SELECT ({llm_generate_stream}(
         %(prompt)s::text, max_tokens => %(max_tokens)s::integer, temperature => %(temperature)s::float8,
         topk => %(topk)s::integer, topp => %(topp)s::float8, min_p => %(min_p)s::float8,
-        seed => %(seed)s::bigint, model_name => %(model)s::text, echo => false)).*
+        seed => %(seed)s::bigint, model_name => %(model)s::text, echo => false)).*) AS s
     """,
     {
         "prompt": TEXT,
@@ -124,7 +125,7 @@ PICTURES = {
     ),
     "tokens": Picture(
         """
-        SELECT position, token_id, {llm_decode}(ARRAY[token_id], %(model)s::text) AS token
+        SELECT position, token_id, {llm_decode}(ARRAY[token_id], %(model)s::text) AS token, encode(bytes, 'hex') AS bytes
         FROM {llm_tokenize}(%(prompt)s::text, %(model)s::text)
         ORDER BY position LIMIT 1024
         """,
@@ -134,7 +135,7 @@ PICTURES = {
     "next": Picture(
         """
         SELECT (array_agg(token ORDER BY rank))[:60] AS tokens, (array_agg(token_id ORDER BY rank))[:60] AS ids,
-            array_agg(logit ORDER BY rank) AS logits
+            array_agg(logit ORDER BY rank) AS logits, {llm_token_count}(%(prompt)s::text, %(model)s::text) AS n_tokens
         FROM {llm_next_token}(
             %(prompt)s::text, n => (SELECT vocab FROM {llm_model_config} WHERE model = %(model)s::text), temperature => 1,
             model_name => %(model)s::text)

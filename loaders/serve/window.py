@@ -81,21 +81,31 @@ async def _drawn(database: Database, request: Request, picture: Picture, values:
 async def _written(
     database: Database, request: Request, values: Mapping[str, Any]
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """The statement, then a token at a time, with what it adds to the text: it may be half a character."""
+    """The statement, then a token at a time, with what it adds to the text, and whether that is one, to the byte, behind it."""
     async with database.session(request, generating=True) as conn:
         query = database.query(WRITE.sql)
         yield _told(query.as_string(conn), values)
-        text = ""
+        text, written = "", b""
         async with aclosing(_rows(conn, query, values)) as rows:
             async for row in rows:
                 piece, text = row["text"][len(text) :], row["text"]
+                written += row["bytes"]
                 yield {
                     "token_id": row["token_id"],
                     "token": row["token"],
                     "piece": piece,
+                    "is_text": _is_text(written),
                     "logprob": row["logprob"],
                     "finish_reason": row["finish_reason"],
                 }
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 async def _rows(conn: Connection, query: Any, values: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

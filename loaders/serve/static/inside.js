@@ -5,19 +5,20 @@ import { written } from "./write.js";
 
 const MOST = 96; // tokens that a picture of attention shows
 let seen = null; // {prompt, model, tokens, heads}
-let next = null, asked = null, current = [0, 0];
+let next = null, asked = null, wanted = null, current = [0, 0]; // wanted: the model last asked for, shown yet or not
 
 async function look() {
   asked?.abort();
   const { signal } = asked = new AbortController();
   const model = $("model").value, given = $("inside-prompt").value;
+  wanted = model;
   problem(null);
   $("inside-status").textContent = "looking …";
   try {
     if (!given) throw new Error("The text is empty: there is nothing to look at.");
     const whole = await picture("tokens", { prompt: given, model }, signal);
     const most = Math.min(MOST, $("model").selectedOptions[0].dataset.positions), cut = whole.rows.length > most;
-    const prompt = cut ? whole.rows.slice(0, most).map(({ token }) => token).join("") : given;
+    const prompt = cut ? beginning(whole.rows, most) : given;
     const found = cut ? await picture("tokens", { prompt, model }, signal) : whole;
     const tokens = found.rows.map(({ token }) => token);
     $("tokens").replaceChildren(...found.rows.map(({ token, token_id }) =>
@@ -34,9 +35,21 @@ async function look() {
     await large(...(current[0] < seen.heads.length && current[1] < seen.heads[0].length ? current : [0, 0]), signal);
     $("inside-status").textContent = told(tokens.length, whole.rows.length, cut);
   } catch (error) {
-    if (error.name !== "AbortError") $("inside-status").textContent = "";
+    if (error.name !== "AbortError") {
+      $("inside-status").textContent = "";
+      wanted = null;
+    }
     problem(error);
   }
+}
+
+function beginning(rows, most) { // of a text, as many tokens as end with a whole character: pictures are asked for by text
+  const bytes = rows.map((row) => Uint8Array.from(row.bytes.match(/../g), (two) => parseInt(two, 16)));
+  const isInside = ([first]) => first >> 6 === 2; // a byte that continues a character
+  let n = most;
+  while (n && isInside(bytes[n])) n -= 1;
+  if (!n) throw new Error(`Of this text, no beginning of at most ${most} tokens ends with a whole character.`);
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes.slice(0, n).flatMap((some) => [...some])));
 }
 
 function told(n, all, cut) {
@@ -97,13 +110,13 @@ function canvas(weights) {
 }
 
 async function large(layer, head, signal) {
-  const { prompt, model, tokens } = seen;
+  const of = seen, { prompt, model, tokens } = of;
   current = [layer, head];
   const buttons = [...$("grid").querySelectorAll("button")], at = layer * seen.heads[0].length + head;
   buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === at));
   reach(buttons, at);
   const found = await picture("head", { prompt, layer, head, model }, signal);
-  if (current[0] !== layer || current[1] !== head) return;
+  if (seen !== of || current[0] !== layer || current[1] !== head) return;
   $("head-card").classList.toggle("wide", tokens.length > 30);
   const n = tokens.length, values = new Float32Array(n * n);
   for (const row of found.rows) values[row.query_position * n + row.key_position] = row.weight;
@@ -130,5 +143,5 @@ export function start() {
 }
 
 export function open() {
-  if (!seen || seen.model !== $("model").value) look();
+  if (wanted !== $("model").value) look();
 }

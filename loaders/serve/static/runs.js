@@ -3,7 +3,7 @@ import { $, bytes, el, picture, problem, statement } from "./dom.js";
 
 const SOON = 1000, LATER = 5000; // ms until the next look at least, of a run that learns and of others
 const SHARE = 5, MOST = 10000; // a look is followed by so many times its length without one: many open pages leave the server its time
-let timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "", known = [];
+let comparing = null, timer = 0, isOpen = false, picked = false, allowed = false, run = null, sampled = 0, model = "", saved = "", known = [];
 
 async function look() {
   clearTimeout(timer);
@@ -45,6 +45,7 @@ function described(r) {
 
 async function curves() {
   const of = run, found = await picture("curve", { run_id: of.run_id }), { rows } = found;
+  if (run !== of) return; // another look has begun since
   const x = [Math.min(rows[0]?.step ?? 0, 1), Math.max(of.status === "running" ? of.n_steps ?? 0 : 0, rows.at(-1)?.step ?? 1, 2)];
   const points = (key) => rows.map((row) => [row.step, row[key]]);
   const validation = points("val_loss").filter(([, y]) => y !== null);
@@ -60,14 +61,16 @@ async function curves() {
 }
 
 async function sample() {
-  const found = await picture("sample", { prompt: $("sample-prompt").value, model: run.model }), { text, step } = found.rows[0];
-  $("samples").prepend(el("li", {}, el("small", { textContent: `${run.model}, step ${step.toLocaleString("en")}` }), el("b", { textContent: $("sample-prompt").value }), text));
+  const prompt = $("sample-prompt").value, of = run.model; // both may be others when the answer is there
+  const found = await picture("sample", { prompt, model: of }), { text, step } = found.rows[0];
+  $("samples").prepend(el("li", {}, el("small", { textContent: `${of}, step ${step.toLocaleString("en")}` }), el("b", { textContent: prompt }), text));
   while ($("samples").children.length > 20) $("samples").lastChild.remove();
   statement($("sample-sql"), found);
 }
 
 async function checkpoints() {
-  const found = await picture("checkpoints", { model: run.model }), { rows } = found;
+  const of = run, found = await picture("checkpoints", { model: of.model }), { rows } = found;
+  if (run !== of) return;
   statement($("checkpoints-sql"), found);
   const some = rows.some((row) => row.id !== null);
   $("no-checkpoints").hidden = some;
@@ -88,9 +91,11 @@ async function checkpoints() {
   await compare(rows);
 }
 
-async function compare(rows = known) {
+async function compare(rows = known) { // only the pair last asked for: an earlier answer may come later
+  comparing?.abort();
+  const { signal } = comparing = new AbortController();
   const a = Number($("one").value), b = $("other").value === "" ? null : Number($("other").value);
-  const found = await picture("diff", { a, b }), two = [a, b].map((id) => rows.find((row) => row.id === id));
+  const found = await picture("diff", { a, b }, signal), two = [a, b].map((id) => rows.find((row) => row.id === id));
   const cells = (what, value) => el("tr", {}, el("th", { scope: "row", textContent: what }), ...two.map((row) => el("td", { textContent: row ? value(row) : "–" })));
   const heading = (row) => el("th", { scope: "col", textContent: row ? row.id === null ? "the model" : `checkpoint ${row.id}` : "–" });
   $("both").replaceChildren(el("thead", {}, el("tr", {}, el("td"), ...two.map(heading))), el("tbody", {},

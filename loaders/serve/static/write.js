@@ -2,7 +2,7 @@
 import { $, el, events, percent, picture, problem, reach, roving, statement } from "./dom.js";
 import { distribution } from "./sampling.js";
 
-let tokens = []; // {piece, p}: what stands behind the prompt
+let tokens = []; // {id, piece, p, afterText}: what stands behind the prompt; afterText: whether whole characters alone stand before it
 let prompt = "", running = null, chosen = -1, next = null;
 
 export const written = () => prompt + tokens.map(({ piece }) => piece).join("");
@@ -21,7 +21,7 @@ async function write() {
   $("stop-writing").disabled = false;
   $("written").hidden = false;
   $("write-status").textContent = "writing …";
-  let first = 0, count = 0, finish = "";
+  let first = 0, count = 0, finish = "", afterText = true;
   draw();
   try {
     for await (const event of events("api/write", body, mine.signal)) {
@@ -32,7 +32,8 @@ async function write() {
       count += 1;
       first ||= performance.now() - began;
       finish = event.finish_reason ?? "";
-      add({ piece: event.piece, p: Math.exp(event.logprob), isEnd: event.finish_reason === "stop" && !event.piece });
+      add({ id: event.token_id, piece: event.piece, p: Math.exp(event.logprob), afterText, isEnd: event.finish_reason === "stop" && !event.piece });
+      afterText = event.is_text;
     }
     const rate = count > 1 ? `, ${((count - 1) / (performance.now() - began - first) * 1000).toFixed(0)} a second` : "";
     const end = finish === "stop" ? "; it ended with the end-of-text token" : "";
@@ -78,12 +79,26 @@ async function choose(i) {
   problem(null);
   chosen = i;
   mark();
-  const before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
-  const found = await picture("next", { prompt: before, model: $("model").value });
-  if (chosen !== i) return;
-  next = { ...found.rows[0], at: i, now: tokens[i]?.piece };
+  const of = tokens, before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
+  if (!tokens[i].afterText) return none("Before this token stand bytes that are no whole character, and so no text: what else could have stood here cannot be asked.");
+  const { value: model, dataset: { positions } } = $("model").selectedOptions[0];
+  const found = await picture("next", { prompt: before, model });
+  if (tokens !== of || chosen !== i) return; // another text since, or another token
+  next = { ...found.rows[0], at: i, now: tokens[i]?.id };
   statement($("alternatives-sql"), found);
-  $("alternatives-told").textContent = `After “${before.slice(-60)}”. Choose one, and the text goes on from there. Pale ones are cut off by the knobs.`;
+  const outgrown = next.n_tokens > positions ? ` These follow the last ${positions} tokens, the model's window. The text has outgrown it, and was written from fewer: there the token may have had another probability.` : "";
+  tell(`After “${[...before].slice(-60).join("")}”. Choose one, and the text goes on from there. Pale ones are cut off by the knobs.${outgrown}`);
+}
+
+function none(why) {
+  next = null;
+  $("alternatives-list").replaceChildren();
+  $("alternatives-sql").replaceChildren();
+  tell(why);
+}
+
+function tell(what) {
+  $("alternatives-told").textContent = what;
   $("alternatives").hidden = false;
   offer();
   $("alternatives").focus({ preventScroll: true });
@@ -94,19 +109,19 @@ function offer() { // as the knobs are
   if (!next || $("alternatives").hidden) return;
   const shares = distribution(next.logits, knobs());
   $("alternatives-list").replaceChildren(...next.tokens.slice(0, 12).map((token, rank) => {
-    const { p, cut } = shares[rank];
-    const button = el("button", { type: "button", className: cut ? "cut" : "" },
+    const { p, cut } = shares[rank], isPart = token.includes("\uFFFD"); // of a character: a text cannot go on from it
+    const button = el("button", { type: "button", className: cut ? "cut" : "", disabled: isPart, title: isPart ? "a part of a character" : "" },
       el("span", { className: "name", textContent: charts.visible(token) }),
       el("span", { className: "track" }, el("span", { className: "fill", "--p": p })),
       el("span", { className: "share", textContent: percent(p) }));
-    button.addEventListener("click", () => goOn(token, Math.exp(next.logits[rank] - next.logits[0])
+    button.addEventListener("click", () => goOn(next.ids[rank], token, Math.exp(next.logits[rank] - next.logits[0])
       / next.logits.reduce((sum, logit) => sum + Math.exp(logit - next.logits[0]), 0)));
-    return el("li", { className: token === next.now ? "chosen" : "" }, button);
+    return el("li", { className: next.ids[rank] === next.now ? "chosen" : "" }, button);
   }));
 }
 
-function goOn(piece, p) {
-  tokens = [...tokens.slice(0, next.at), { piece, p }];
+function goOn(id, piece, p) {
+  tokens = [...tokens.slice(0, next.at), { id, piece, p, afterText: true }];
   chosen = -1;
   $("alternatives").hidden = true;
   write();

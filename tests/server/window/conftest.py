@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -87,3 +88,11 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in opened:
         context.close()
     assert wrong == []
+
+
+def settled(measure: Callable[[], int], wanted: int) -> int:
+    """What `measure` gives as soon as that is `wanted`, else after ten seconds: charts are drawn again after the layout."""
+    deadline = time.monotonic() + 10
+    while (found := measure()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from .conftest import MODEL, PROMPT
+from .conftest import MODEL, PROMPT, settled
 
 VIEWS = ("write", "inside", "runs", "models")
 READY = {"write": "#go", "inside": "#head svg", "runs": "#loss svg", "models": "#memory td"}
@@ -102,14 +102,6 @@ def test_alternatives_that_the_knobs_cut_are_pale(open_page, address):
     page.locator("#topk").fill("0")
     page.locator("#topp").fill("0")
     expect(page.locator("#alternatives-list button.cut")).to_have_count(11)
-
-
-def settled(measure, wanted):
-    """What `measure` gives as soon as that is `wanted`, else after ten seconds: charts are drawn again after the layout."""
-    deadline = time.monotonic() + 10
-    while (found := measure()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 def look(page, text=PROMPT):

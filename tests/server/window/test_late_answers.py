@@ -1,0 +1,132 @@
+"""Answers that come later than what was asked after them: the page shows what is chosen, and says of what it is."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from .conftest import MODEL
+
+
+@contextmanager
+def held(page: Page, picture: str, **asked: object) -> Iterator[list[Route]]:
+    """Requests of a picture with these parameters wait until the block ends, and then the page has time to draw."""
+    waiting: list[Route] = []
+
+    def hold(route: Route) -> None:
+        body = json.loads(route.request.post_data or "{}")
+        if all(body.get(name) == value for name, value in asked.items()):
+            waiting.append(route)
+        else:
+            route.continue_()
+
+    page.route(f"**/api/pictures/{picture}", hold)
+    yield waiting
+    for route in waiting:
+        route.continue_()
+    page.unroute(f"**/api/pictures/{picture}")
+    page.wait_for_timeout(1000)
+
+
+@pytest.fixture(scope="module")
+def other_run(module_conn, model) -> int:
+    """A run of another model, later than MODEL's."""
+    module_conn.execute("SELECT llm_copy_model(%s, 'second')", [model])
+    module_conn.execute("SELECT llm_dataset_load('SELECT body FROM t', 'second', 32)")
+    module_conn.execute("SELECT llm_train('second', 4)")
+    (run,) = module_conn.execute("SELECT max(run_id) FROM llm_run").fetchone()
+    return run
+
+
+def runs(page: Page, address: str, run: int) -> None:
+    page.goto(f"{address}#runs")
+    expect(page.locator(f"#run option[value='{run}']")).to_be_attached()
+    page.locator("#run").select_option(str(run))
+    expect(page.locator("#loss-sql .parameters")).to_contain_text(f"$1 = {run}")
+
+
+def waits(page: Page, waiting: list[Route]) -> None:
+    """Until a request is held."""
+    for _ in range(600):
+        if waiting:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("nothing was asked")
+
+
+def test_the_pair_of_checkpoints_that_is_chosen_is_shown(open_page, address):
+    page = open_page(address)
+    runs(page, address, 1)
+    expect(page.locator("#both thead th")).to_have_text(["checkpoint 1", "the model"])
+    with held(page, "diff", a=2, b=None) as waiting:
+        page.locator("#one").select_option("2")
+        waits(page, waiting)
+        page.locator("#other").select_option("1")
+        expect(page.locator("#both thead th")).to_have_text(["checkpoint 2", "checkpoint 1"])
+    expect(page.locator("#both thead th")).to_have_text(["checkpoint 2", "checkpoint 1"])
+    expect(page.locator("#diff-sql .parameters")).to_contain_text("$2 = 1")
+
+
+def test_the_run_that_is_chosen_is_shown(open_page, address, other_run):
+    page = open_page(address)
+    runs(page, address, 1)
+    with held(page, "curve", run_id=other_run) as waiting, held(page, "checkpoints", model="second"):
+        page.locator("#run").select_option(str(other_run))
+        waits(page, waiting)
+        page.locator("#run").select_option("1")
+        expect(page.locator("#run-status")).to_contain_text("step 30")
+        page.evaluate("""window.drawn = [];
+            new MutationObserver(() => drawn.push(document.querySelector("#loss-sql .parameters").textContent))
+                .observe(document.querySelector("#loss-sql"), { childList: true, subtree: true });""")
+    assert not [told for told in page.evaluate("drawn") if f"$1 = {other_run}" in told]
+
+
+def test_a_sample_is_labelled_with_its_model_and_its_prompt(open_page, address, other_run):
+    page = open_page(address)
+    runs(page, address, other_run)
+    page.locator("#sample-prompt").fill("the dog")
+    with held(page, "sample") as waiting:
+        page.get_by_role("button", name="Sample now").click()
+        waits(page, waiting)
+        page.locator("#run").select_option("1")
+        expect(page.locator("#run-status")).to_contain_text("step 30")
+        page.locator("#sample-prompt").fill("the mat")
+    sample = page.locator("#samples li").first
+    expect(sample.locator("small")).to_have_text("second, step 34")
+    expect(sample.locator("b")).to_have_text("the dog")
+    expect(page.locator("#sample-sql .parameters")).to_contain_text("$2 = 'second'")
+
+
+def test_the_alternatives_are_of_the_text_that_is_shown(open_page, address):
+    page = open_page(address)
+    page.locator("#max_tokens").fill("4")
+    token = page.locator("#text .token")
+    told = page.locator("#alternatives-told")
+    page.locator("#prompt").fill("the cat")
+    page.locator("#go").click()
+    expect(token).to_have_count(4)
+    with held(page, "next", prompt="the cat") as waiting:
+        token.first.click()
+        waits(page, waiting)
+        page.locator("#prompt").fill("the dog")
+        page.locator("#go").click()
+        expect(token).to_have_count(4)
+        token.first.click()
+        expect(told).to_contain_text("After “the dog”")
+    expect(told).to_contain_text("After “the dog”")
+
+
+def test_going_back_to_a_model_shows_its_inside(open_page, address, other_run):
+    page = open_page(f"{address}#inside")
+    page.locator("#model").select_option(MODEL)
+    expect(page.locator("#inside-status")).to_contain_text("token")
+    with held(page, "lens", model="second") as waiting:
+        page.locator("#model").select_option("second")
+        waits(page, waiting)
+        page.locator("#model").select_option(MODEL)
+        page.wait_for_timeout(200)
+    expect(page.locator("#inside-status")).to_contain_text("token")
+    for picture in ("tokens", "next", "lens", "grid", "head"):
+        expect(page.locator(f"#{picture}-sql .parameters")).not_to_contain_text("second")
