@@ -29,6 +29,7 @@ from pg_gpt2.generation.sampling import Sampling
 from tests.engine import batches
 from tests.engine.arithmetic import bytes_of
 from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, name_of, random_params
+from tests.engine.traced import bytes_of_arrays
 
 
 @pytest.fixture(params=[False, True], ids=["rows", "panels"])
@@ -288,11 +289,11 @@ def test_the_memory_asked_for_is_what_decoders_take(rooms: list[int], by_panels:
     tracemalloc.start()
     try:
         streams = decode.several(arranged, config, rooms)
-        held, _ = tracemalloc.get_traced_memory()
+        held = bytes_of_arrays()
     finally:
         tracemalloc.stop()
     assert len(streams) == len(rooms)
-    assert 0 <= held - decode.bytes_of_several(arranged, config, rooms) < 8192  # Python's objects
+    assert 0 <= held - decode.bytes_of_several(arranged, config, rooms) < 1024
 
 
 def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
