@@ -322,6 +322,14 @@ def test_texts_of_any_pattern_match_it(pattern: str, seed: int, more: int) -> No
     assert re.fullmatch(pattern, text)
 
 
+def test_more_tokens_than_the_fewest_complete_a_text_too() -> None:
+    made = constraint(pattern := r"(?:(?:(?:\s){2,4}?){2,4}?){2,4}?")
+    for most in range(made.tokens_to_end(made.start), 12):
+        found = drawn(made, most, seed=0)
+        assert len(found) <= most
+        assert re.fullmatch(pattern, said(found))
+
+
 @slow
 @given(patterns(), st.text("abcx01 .-é日🙂\n_", max_size=6))
 def test_what_python_matches_is_allowed(pattern: str, text: str) -> None:

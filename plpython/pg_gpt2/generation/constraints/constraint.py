@@ -50,13 +50,15 @@ class Constraint:
 
     def begin(self, max_tokens: int) -> "Walk":
         """A text of at most `max_tokens`; 22023 where so few cannot complete one."""
-        if not self.fits(self.start, max_tokens):
-            needed = self.tokens_to_end(self.start)
+        if self.fits(self.start, max_tokens):
+            return Walk(self, max_tokens)
+        needed = self.tokens_to_end(self.start)
+        if needed > max_tokens:
             raise InvalidParameter(
                 f"max_tokens is {max_tokens}, and a complete text within the constraint needs {needed}",
                 hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
-        return Walk(self, max_tokens)
+        return Walk(self, needed)  # a way so short is searched only where few tokens are left
 
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""

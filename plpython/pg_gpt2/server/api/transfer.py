@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ... import host
-from ...core.config import PRESETS, Adapter, GPT2Config, in_words
+from ...core.config import ENDS, PRESETS, Adapter, GPT2Config, in_words
 from ...errors import InconsistentData, InvalidParameter, UndefinedFile, UndefinedObject, WrongState, require
 from ...formats import (
     MAX_CONFIG_BYTES,
@@ -132,7 +132,7 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
     locks.lock(model)
     if not replace:
         store.require_no_weights(model)
-    wanted = _as_model(model, said) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
+    wanted = _as_model(model, said, replace) if isinstance(said, GPT2Config) else _as_adapter(model, base, said)
     rows = list(_rows(wanted))
     _make_room(model, wanted, replace)
     adapters.follow(model, [(name, start) for name, start, _ in rows])
@@ -170,12 +170,15 @@ def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:
         ) from None
 
 
-def _as_model(model: str, said: GPT2Config) -> GPT2Config:
-    """The configuration of `model`, with which `said` agrees; `said`, where it has none or is a preset without weights."""
+def _as_model(model: str, said: GPT2Config, replace: bool | None) -> GPT2Config:
+    """The configuration of `model`, with which `said` agrees, or with `replace` but for the tokens that end texts, which it then
+    has as `said`; `said`, where it has none or is a preset without weights."""
     adapters.refuse(model, "become another model")
     known = store.find_config(model)
     if known is None or (known == PRESETS.get(model) and not store.has_weights(model)):
         return said
+    if replace:
+        known = dataclasses.replace(known, **{name: getattr(said, name) for name in ENDS})
     return agreed(model, known, said.to_json() | said.architecture(), "config")
 
 
