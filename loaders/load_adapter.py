@@ -30,9 +30,8 @@ def load_adapter(database: Database, directory: Path, base: str, model: str, *, 
         what = "no adapter" if other is None else f'an adapter of "{other}"'
         raise LoaderError(f'model "{model}" is {what}, which an adapter of "{base}" does not replace; drop it first')
     if not there:
-        database.execute(
-            "SELECT {llm_adapter_create}(%s, %s)", model, base
-        )  # of some rank, which then becomes that of the file
+        # Of some rank, which then becomes that of the file.
+        database.execute("SELECT {llm_adapter_create}(%s, %s)", model, base)
     insert_weights(database, model, {"base": base, **asdict(found.adapter)}, found, replace=True)
     template = chat_template(directory)  # that of its base where there is none
     if template is not None and template != chat_template_of(database, base):

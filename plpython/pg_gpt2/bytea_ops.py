@@ -275,9 +275,8 @@ def mlp_backward(
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
     d_result = from_bytes(dy, (t, d), name="dy")
-    host.require_room(
-        4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward"
-    )  # hidden units; each matrix and its gradient
+    hidden, matrices = 22 * t * d, 5 * 8 * d * d  # numbers; of matrices each and its gradient
+    host.require_room(4 * (hidden + matrices), "pg_llm_mlp_backward")
     return _bytes(_backward("mlp", d_result, None, *arrays))
 
 

@@ -70,9 +70,8 @@ def owner(new_database, policies):
                 "SELECT llm_grant_usage(%s, %s)", [role, role.removeprefix("attacker_").replace("victim", "train")]
             )
         conn.execute(policies)
-        conn.execute(
-            "SELECT setval('llm_tape_tape_id_seq', 73001), setval('llm_handle_seq', 840001)"
-        )  # that nothing else has
+        # Numbers that nothing else has.
+        conn.execute("SELECT setval('llm_tape_tape_id_seq', 73001), setval('llm_handle_seq', 840001)")
         conn.execute("SET ROLE victim")
         conn.execute(RECORD.format(role="victim"))
         conn.execute("RESET ROLE")

@@ -141,9 +141,8 @@ def import_begin(model: str, config: str, replace: bool | None) -> list[tuple[st
 
 def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
     """Name, token_id and shape of each row that holds the model, of an adapter its own."""
-    count = (
-        2 * 4 * config.n_trained() // store.BLOCK_BYTES
-    )  # of a tensor, all rows but the last are more than half full
+    # All rows of a tensor but the last are more than half full.
+    count = 2 * 4 * config.n_trained() // store.BLOCK_BYTES
     host.require_memory(ROW_BYTES * count, f"a list of {count} rows of llm_param")
     for name, shape in config.trained_shapes().items():
         for start, stop in store.row_blocks(shape):

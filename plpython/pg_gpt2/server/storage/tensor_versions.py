@@ -139,9 +139,10 @@ def norm(state: Snapshot, name: str) -> float:
 
 # --- history ----------------------------------------------------------------------------------------------------------------
 
+ASKED = "(SELECT model FROM asked)"  # a name, which may be long, is once in the plan
+
 # What happened to a model, in the order of time: training, saving, loading, and what it has now. PL/Python passes a moment on as
 # text, which not every DateStyle reads as what was written; that of JSON is read everywhere.
-ASKED = "(SELECT model FROM asked)"  # a name, which may be long, is once in the plan
 EVENTS = """
     WITH asked AS MATERIALIZED (SELECT $1 AS model), event AS (
         SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
