@@ -224,7 +224,9 @@ def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
         with pytest.raises(psycopg.Error, match="wte") as caught:
             sql(LOSS, "b")
         assert caught.value.sqlstate == "22000"
-        assert sql("SELECT array_agg(DISTINCT source_model) FROM llm_param_resolved") == ["b"]
+        # PostgreSQL 14's views show a filtered role nothing.
+        shown = ["b"] if conn.info.server_version >= 150000 else None
+        assert sql("SELECT array_agg(DISTINCT source_model) FROM llm_param_resolved") == shown
     finally:
         sql("RESET ROLE")
         sql("DROP POLICY only_b ON llm_param")
