@@ -115,8 +115,8 @@ load: .venv/test/complete
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(IN_PARALLEL) $(PYTEST_ARGS)
 
-# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation.
-OTHER_CODE_TESTS = tests/server/docs tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py)
+# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts, first calls and documentation.
+OTHER_CODE_TESTS = tests/server/docs tests/server/generation $(addprefix tests/server/test_, parity.py weight_file.py first_call.py)
 
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2

@@ -6,7 +6,8 @@ import pytest
 from pg_gpt2.fast import blas_library
 
 blas_library.import_numpy_single_threaded()  # before any test module imports NumPy
-pytest.register_assert_rewrite("tests")  # what tests share asserts, too, and says what differs
+# What tests share asserts, too, and says what differs.
+pytest.register_assert_rewrite(*(f"tests.{topic}" for topic in ("bench", "engine", "fuzz", "oracle", "server")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
