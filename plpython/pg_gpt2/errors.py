@@ -178,6 +178,11 @@ class TooManyOpenFiles(PgGpt2Error):
     sqlstate = "53000"
 
 
+# What is wrong with one text of many: it is too long, or has what the vocabulary lacks, or is empty where a model has no token to
+# begin after.
+OF_A_TEXT = (InvalidParameter, InconsistentData, WrongState)
+
+
 def of_system(error: OSError, what: str) -> PgGpt2Error:
     """What the operating system refused to do with `what`."""
     reason = error.strerror or str(error)

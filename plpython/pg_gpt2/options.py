@@ -239,7 +239,7 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
     values = dict(given)
     for name, (declared, key, value) in said.items():
         parameter = values.get(name)
-        if parameter is not None and parameter != declared.default and parameter != value:
+        if parameter not in (None, declared.default) and declared.check(parameter) != value:
             raise InvalidParameter(
                 f"{name} is {shown(parameter)}, and options say {key} {shown(value)}", hint="Give one of the two."
             )

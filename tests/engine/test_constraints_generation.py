@@ -186,3 +186,25 @@ def test_the_constraint_excludes_what_it_does_not_allow() -> None:
     scores = constrain(np.zeros(EOS + 1, np.float32), history)
     assert np.flatnonzero(scores == 0).tolist() == allowed(made, made.start)[0].tolist()
     assert choose(np.arange(EOS + 1, dtype=np.float32), GREEDY, 0.5, history) == allowed(made, made.start)[0][-1]
+
+
+@pytest.mark.parametrize("eos", [EOS, None])
+def test_a_text_that_could_go_on_ends_where_few_tokens_only_complete_it(
+    weights: DecoderWeights, eos: int | None
+) -> None:
+    """The nearest way to an end in the longest tokens has more than there are, and a search finds one with three."""
+    made = constraint(r"\s{8,30}", eos)
+    assert made.tokens_to_end(made.start) == 3
+    for max_tokens in range(3, 8):
+        for sampling in (GREEDY, Sampling()):
+            options = Options(max_tokens, sampling, eos, constraint=made)
+            (alone, together) = (
+                list(generation.tokens(weights, CONFIG, [1], options)),
+                *batches.texts(weights, CONFIG, [[1]], [options]),
+            )
+            assert together == alone
+            assert re.fullmatch(r"\s{8,30}", said([token.id for token in alone if token.id != eos]))
+            assert [token.finish is not None for token in alone] == [False] * (len(alone) - 1) + [True]
+        asked = beam.Beams(2, max_tokens, eos=eos, constraint=made)
+        for found in beam.beam_search(weights, CONFIG, [1], asked):
+            assert re.fullmatch(r"\s{8,30}", said([i for i in found.ids if i != eos]))

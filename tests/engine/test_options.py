@@ -218,6 +218,7 @@ def test_one_option_under_two_names_or_beside_a_parameter_must_agree() -> None:
     with pytest.raises(InvalidParameter, match=r"^top_k and topk are the same option, and options say 3 and 4$"):
         asked({"top_k": 3, "topk": 4})
     assert asked({"top_k": 3}, topk=3)[1].topk == 3
+    assert asked({"stop_strings": ["a"]}, stop=["a"])[0].stop == ("a",)
     assert asked({"top_k": 50}, topk=50)[1].topk == 50
     with pytest.raises(InvalidParameter, match=r"^topk is 5, and options say top_k 3$"):
         asked({"top_k": 3}, topk=5)

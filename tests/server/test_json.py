@@ -17,6 +17,8 @@ TYPES = """
     CREATE DOMAIN positive AS integer CHECK (VALUE > 0 AND VALUE <= 1000);
     CREATE DOMAIN code AS varchar(6) NOT NULL CHECK (VALUE ~ '^[A-Z]{2}[0-9]*$') CHECK (length(VALUE) >= 3);
     CREATE DOMAIN short_code AS code CHECK (VALUE <> 'AB1');
+    CREATE DOMAIN price AS numeric(6, 2) CHECK (VALUE >= 0);
+    CREATE DOMAIN flag AS boolean;
     CREATE DOMAIN shade AS text CHECK (VALUE IN ('red', 'gr''een', 'blue')) DEFAULT 'red';
     CREATE TYPE place AS (street text, zip char(5), at point, floors positive[]);
     CREATE TABLE named ("it's" mood NOT NULL, "A b" numeric(4, 1), "select" bool[]);
@@ -24,7 +26,17 @@ TYPES = """
 
 COLUMNS = [  # what may stand behind a column's name {c}
     *("text", "varchar(7)", "char(3)", "varchar", "name", "smallint", "integer", "bigint", "real", "double precision"),
-    *("numeric", "numeric(5, 2)", "numeric(3, 0)", "numeric(3, 5)", "numeric(40, 20)", "boolean", "date", "uuid"),
+    *(
+        "numeric",
+        "numeric(5, 2)",
+        "numeric(3, 0)",
+        "numeric(3, 5)",
+        "numeric(40, 20)",
+        "numeric(60, 55)",
+        "boolean",
+        "date",
+        "uuid",
+    ),
     *("time", "timetz", "timestamp", "timestamptz(0)", "mood", "positive", "short_code", "place", "named", "mood[]"),
     *("varchar(2)[]", "code[]", "place[]"),
     "text CHECK ({c} IN ('low', 'high', 'don''t \"know\"'))",
@@ -53,6 +65,10 @@ COLUMNS = [  # what may stand behind a column's name {c}
     "date CHECK ({c} IN ('2024-02-29', '2023-01-01'))",
     "uuid CHECK ({c} = '00000000-0000-4000-8000-000000000000')",
     "positive CHECK ({c} < 10)",
+    "price CHECK ({c} < 9.99)",
+    "flag CHECK ({c})",
+    "numeric(60, 55) CHECK ({c} > 0)",
+    "real CHECK ({c} > -1e40 AND {c} < 1e45)",
     "text CHECK ({c} IS NOT NULL)",
 ]
 FILLED = [  # what the server fills in, or no schema describes
@@ -344,6 +360,7 @@ def test_a_schema_of_rows_within_rows_ends_in_bounded_time(module_conn):
         assert one(module_conn, "SELECT llm_json_schema('w2')")["required"] == [f"c{c}" for c in range(10)]
 
 
+MANY = "Not held: bounds of many digits."
 FEW = "Not held: bounds that few numbers are between."
 TOO_LARGE = "1" + "0" * 5000
 
@@ -401,6 +418,21 @@ TOO_LARGE = "1" + "0" * 5000
         ("real", "x = ANY (ARRAY[0.5, 0.1]::real[])", {"enum": [0.5, 0.10000000149011612]}, True),
         ("numeric", "x < '0.1'::real::numeric", {"type": "number"}, False),
         ("double precision", "x > '1e-30'::real", {"type": "number"}, False),
+        # numbers that a type rounds to an open bound, or beyond a bound
+        ("real", "x < 0.2::real", {"type": "number", "maximum": 0.199999}, True),
+        ("real", "x > 0.7::real", {"type": "number", "minimum": 0.700001}, True),
+        ("real", "x >= 0.7::real", {"type": "number", "minimum": 0.7}, True),
+        ("real", "x <= 0.2000000001", {"type": "number", "maximum": 0.199999}, True),
+        ("double precision", "x < 1e16", {"type": "number", "maximum": 9999999999999900}, True),
+        # numbers that a type does not have
+        ("real", "x > 1e38", {"type": "number", "minimum": 100001 * 10**33, "maximum": 340282 * 10**33}, True),
+        ("real", "x > -1e45", {"type": "number", "minimum": -340282 * 10**33, "maximum": 340282 * 10**33}, True),
+        ("numeric(60, 55)", "x > 99999.5", {"type": "number", "exclusiveMinimum": 99999.5, "maximum": 1e5}, True),
+        ("numeric(60, 30)", "x > 1e25", {"type": "number", "minimum": -1e30, "maximum": 1e30}, MANY),
+        # domains
+        ("price", "x < 50", {"type": "number", "minimum": 0, "maximum": 49.99}, True),
+        ("price", "x IN (-1, 2.5, 1e5)", {"enum": [2.5]}, True),
+        ("flag", "x = true", {"enum": [True]}, True),
     ],
 )
 def test_constants_of_checks_are_what_the_server_takes_them_for(module_conn, kind, check, expected, is_held):

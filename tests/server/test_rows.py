@@ -134,6 +134,37 @@ def test_a_statement_does_not_die_of_one_row(session):
     session.execute("SELECT llm_drop_model('little')")
 
 
+def test_a_statement_does_not_die_of_an_empty_prompt_or_of_bytes_that_are_no_token(session):
+    """Of a vocabulary that has neither an end-of-text token nor all bytes."""
+    session.execute("SELECT llm_init_model('bare', 1, 2, 16, 16, 265)")
+    session.execute(
+        "INSERT INTO llm_bpe_vocab SELECT 'bare', token_id, token, score, bytes FROM llm_bpe_vocab"
+        " WHERE model = 'm' AND token NOT IN ('<|endoftext|>', 'z')"
+    )
+    notices: list[str] = []
+    session.add_notice_handler(lambda diag: notices.append(diag.message_primary))
+    session.execute("SET client_min_messages = notice")
+    source = "VALUES ('good', 'low'), ('empty', ''), ('lacks', 'ooze'), ('last', 'lower')"
+    rows = session.execute("SELECT key, text IS NULL FROM llm_generate_rows(%s, 3, model_name => 'bare')", [source])
+    assert rows.fetchall() == [("good", False), ("empty", True), ("lacks", True), ("last", False)]
+    empty = 'an empty prompt needs an end-of-text token, and model "bare" has none'
+    assert notices == [f"2 rows have no result; first: key empty: {empty}"]
+    call = "SELECT key, choice IS NULL FROM llm_choose_rows(%s, '{low,new}', model_name => 'bare')"
+    assert session.execute(call, [source]).fetchall() == [
+        *(("good", False), ("empty", True), ("lacks", True), ("last", False)),
+    ]
+    assert notices[1:] == notices[:1]
+    labelled = "VALUES ('low', 'new'), ('', 'new'), ('ooze', 'new')"
+    call = "SELECT n FROM llm_evaluate_choices(%s, '{low,new}', model_name => 'bare')"
+    assert session.execute(call, [labelled]).fetchone() == (3,)
+    assert notices[-1] == f"2 rows have no result and count as wrong; first: row 2: {empty}"
+    for function in ("llm_perplexity_rows", "llm_embedding_rows"):
+        found = session.execute(f"SELECT key FROM {function}(%s, model_name => 'bare')", [source]).fetchall()
+        assert found == [("good",), ("empty",), ("lacks",), ("last",)]
+        assert notices[-1].startswith("1 row has no result (key lacks: the vocabulary of")
+    session.execute("SELECT llm_drop_model('bare')")
+
+
 def test_a_long_call_tells_how_far_it_is(session):
     session.execute("CREATE EXTENSION IF NOT EXISTS plpython3u")
     session.execute(

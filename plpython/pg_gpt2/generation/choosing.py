@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import OF_A_TEXT, InvalidParameter, NullNotAllowed, PgGpt2Error
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
 from .decode import check_ids
@@ -26,7 +26,7 @@ SHOWN = 40  # characters of a choice in a message
 BYTES_A_TEXT, BYTES_A_BYTE, BYTES_A_TOKEN = 400, 16, 100  # of memory, for choices as texts and for their tokens
 
 Key = TypeVar("Key")
-Refused = Callable[[Any, InvalidParameter], None]
+Refused = Callable[[Any, PgGpt2Error], None]
 
 
 class Scores(NamedTuple):
@@ -216,7 +216,7 @@ class Chooser:
             asked = None
             try:
                 asked = None if prompt is None or choices is None else choices.asked(prompt)
-            except InvalidParameter as error:
+            except OF_A_TEXT as error:
                 if refused is None:
                     raise
                 refused(key, error)

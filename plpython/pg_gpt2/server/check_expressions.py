@@ -312,7 +312,7 @@ class _Reader:
         """Whether a node is the column, perhaps converted to a type that keeps its values as they are."""
         while node[0] == "cast":
             _, node, to = node
-            if to not in _WIDER.get(self.kind, ()):
+            if to != self.kind and to not in _WIDER.get(self.kind, ()):  # a domain becomes what is under it
                 return False
         return node == ("column", self.column)
 

@@ -1,6 +1,6 @@
 """What a call over many rows tells at its end."""
 
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import PgGpt2Error
 from . import db
 
 LONGER = (  # a NOTICE about one prompt, and about several
@@ -20,7 +20,7 @@ class Report:
         self._about_cut, self._called, self._so = about_cut, called, so
         self._failed, self._first = 0, ""
 
-    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
+    def failed(self, key: str | None, error: PgGpt2Error) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
         self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"

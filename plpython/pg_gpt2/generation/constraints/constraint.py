@@ -58,7 +58,7 @@ class Constraint:
                 f"max_tokens is {max_tokens}, and a complete text within the constraint needs {needed}",
                 hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
-        return Walk(self, needed)  # a way so short is searched only where few tokens are left
+        return Walk(self, needed, cut=True)  # a way so short is searched only where few tokens are left
 
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""
@@ -230,12 +230,13 @@ def _characters(data: bytes) -> str:
 
 
 class Walk:
-    """A text on its way through a constraint, with `left` tokens to go."""
+    """A text on its way through a constraint, with `left` tokens to go; `cut`: fewer than were asked for."""
 
-    def __init__(self, constraint: Constraint, left: int) -> None:
+    def __init__(self, constraint: Constraint, left: int, cut: bool = False) -> None:
         self.constraint = constraint
         self.state = constraint.start
         self.left = left
+        self._cut = cut
         self._allowed: np.ndarray | None = None
 
     def take(self, token: int) -> None:
@@ -250,7 +251,7 @@ class Walk:
         """Whether nothing can follow; where no end-of-text token says so, also whether the tokens left cannot end elsewhere."""
         if self.constraint.eos is None and self.left and self.state.nullable:
             return not len(self.allowed)
-        return self.state is EMPTY
+        return self.state is EMPTY or (self._cut and not self.left)
 
     @property
     def allowed(self) -> np.ndarray:

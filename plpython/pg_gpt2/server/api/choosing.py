@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, NullNotAllowed, require
+from ...errors import OF_A_TEXT, InvalidParameter, NullNotAllowed, PgGpt2Error, require
 from ...generation.choosing import SHOWN, Choices, Chooser, Scores, check_normalization
 from ...generation.tally import Tally
 from ...limits import MOST_IDS
@@ -133,7 +133,7 @@ class _Evaluation:
             row = _Row(number, answer, texts)
             try:
                 choices = self._choices(texts)
-            except (InvalidParameter, NullNotAllowed) as error:
+            except (*OF_A_TEXT, NullNotAllowed) as error:
                 self._refused(row, error)
                 choices = None
             else:
@@ -149,7 +149,7 @@ class _Evaluation:
             self._own = texts, self._encode(texts)
         return self._own[1]
 
-    def _refused(self, row: _Row, error: InvalidParameter | NullNotAllowed) -> None:
+    def _refused(self, row: _Row, error: PgGpt2Error) -> None:
         self._report.failed(str(row.number), error)
 
     def _compare(self, row: _Row) -> None:

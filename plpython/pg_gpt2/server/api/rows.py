@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
+from ...errors import OF_A_TEXT, InvalidParameter, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...generation.options import ManyTexts, gather
@@ -43,7 +43,7 @@ def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report
         if text is not None:
             try:
                 ids = encode(text)
-            except InvalidParameter as error:
+            except OF_A_TEXT as error:
                 report.failed(key, error)
         yield Row(key, text, ids)
 
