@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 beed9cd8de8a @extschema@'] = importer['import_package']('pg_gpt2 beed9cd8de8a @extschema@', '@extschema@')
+    GD['pg_gpt2 72295c0670c2 @extschema@'] = importer['import_package']('pg_gpt2 72295c0670c2 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 beed9cd8de8a @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 72295c0670c2 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -2964,6 +2964,11 @@ class TooManyOpenFiles(PgGpt2Error):
     """The machine or the server has no room for another open file."""
 
     sqlstate = "53000"
+
+
+# What is wrong with one text of many: it is too long, or has what the vocabulary lacks, or is empty where a model has no token to
+# begin after.
+OF_A_TEXT = (InvalidParameter, InconsistentData, WrongState)
 
 
 def of_system(error: OSError, what: str) -> PgGpt2Error:
@@ -8763,7 +8768,7 @@ import numpy as np
 
 from .. import host
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import OF_A_TEXT, InvalidParameter, NullNotAllowed, PgGpt2Error
 from ..fast.layout import DecoderWeights
 from ..tokenizer.bpe import Tokenizer
 from .decode import check_ids
@@ -8777,7 +8782,7 @@ SHOWN = 40  # characters of a choice in a message
 BYTES_A_TEXT, BYTES_A_BYTE, BYTES_A_TOKEN = 400, 16, 100  # of memory, for choices as texts and for their tokens
 
 Key = TypeVar("Key")
-Refused = Callable[[Any, InvalidParameter], None]
+Refused = Callable[[Any, PgGpt2Error], None]
 
 
 class Scores(NamedTuple):
@@ -8967,7 +8972,7 @@ class Chooser:
             asked = None
             try:
                 asked = None if prompt is None or choices is None else choices.asked(prompt)
-            except InvalidParameter as error:
+            except OF_A_TEXT as error:
                 if refused is None:
                     raise
                 refused(key, error)
@@ -9318,7 +9323,7 @@ class Constraint:
                 f"max_tokens is {max_tokens}, and a complete text within the constraint needs {needed}",
                 hint=f"Raise max_tokens to at least {needed}; a constrained text is never cut off.",
             )
-        return Walk(self, needed)  # a way so short is searched only where few tokens are left
+        return Walk(self, needed, cut=True)  # a way so short is searched only where few tokens are left
 
     def after(self, state: Node, token: int) -> Node:
         """The state after a token; NOTHING after one that is not allowed."""
@@ -9490,12 +9495,13 @@ def _characters(data: bytes) -> str:
 
 
 class Walk:
-    """A text on its way through a constraint, with `left` tokens to go."""
+    """A text on its way through a constraint, with `left` tokens to go; `cut`: fewer than were asked for."""
 
-    def __init__(self, constraint: Constraint, left: int) -> None:
+    def __init__(self, constraint: Constraint, left: int, cut: bool = False) -> None:
         self.constraint = constraint
         self.state = constraint.start
         self.left = left
+        self._cut = cut
         self._allowed: np.ndarray | None = None
 
     def take(self, token: int) -> None:
@@ -9510,7 +9516,7 @@ class Walk:
         """Whether nothing can follow; where no end-of-text token says so, also whether the tokens left cannot end elsewhere."""
         if self.constraint.eos is None and self.left and self.state.nullable:
             return not len(self.allowed)
-        return self.state is EMPTY
+        return self.state is EMPTY or (self._cut and not self.left)
 
     @property
     def allowed(self) -> np.ndarray:
@@ -15162,7 +15168,7 @@ def assemble(kinds: Iterable[type[Any]], given: Mapping[str, Any], said: Said) -
     values = dict(given)
     for name, (declared, key, value) in said.items():
         parameter = values.get(name)
-        if parameter is not None and parameter != declared.default and parameter != value:
+        if parameter not in (None, declared.default) and declared.check(parameter) != value:
             raise InvalidParameter(
                 f"{name} is {shown(parameter)}, and options say {key} {shown(value)}", hint="Give one of the two."
             )
@@ -15750,7 +15756,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, NullNotAllowed, require
+from ...errors import OF_A_TEXT, InvalidParameter, NullNotAllowed, PgGpt2Error, require
 from ...generation.choosing import SHOWN, Choices, Chooser, Scores, check_normalization
 from ...generation.tally import Tally
 from ...limits import MOST_IDS
@@ -15879,7 +15885,7 @@ class _Evaluation:
             row = _Row(number, answer, texts)
             try:
                 choices = self._choices(texts)
-            except (InvalidParameter, NullNotAllowed) as error:
+            except (*OF_A_TEXT, NullNotAllowed) as error:
                 self._refused(row, error)
                 choices = None
             else:
@@ -15895,7 +15901,7 @@ class _Evaluation:
             self._own = texts, self._encode(texts)
         return self._own[1]
 
-    def _refused(self, row: _Row, error: InvalidParameter | NullNotAllowed) -> None:
+    def _refused(self, row: _Row, error: PgGpt2Error) -> None:
         self._report.failed(str(row.number), error)
 
     def _compare(self, row: _Row) -> None:
@@ -17236,7 +17242,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ... import host
-from ...errors import InvalidParameter, require
+from ...errors import OF_A_TEXT, InvalidParameter, require
 from ...generation import packing, scoring
 from ...generation.decode import check_ids
 from ...generation.options import ManyTexts, gather
@@ -17271,7 +17277,7 @@ def _encoded(source: Iterator[Keyed], encode: Callable[[str], list[int]], report
         if text is not None:
             try:
                 ids = encode(text)
-            except InvalidParameter as error:
+            except OF_A_TEXT as error:
                 report.failed(key, error)
         yield Row(key, text, ids)
 
@@ -19115,7 +19121,7 @@ class _Reader:
         """Whether a node is the column, perhaps converted to a type that keeps its values as they are."""
         while node[0] == "cast":
             _, node, to = node
-            if to not in _WIDER.get(self.kind, ()):
+            if to != self.kind and to not in _WIDER.get(self.kind, ()):  # a domain becomes what is under it
                 return False
         return node == ("column", self.column)
 
@@ -20156,7 +20162,7 @@ def draw_seed() -> int:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.report', $pg_gpt2_source$"""What a call over many rows tells at its end."""
 
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import PgGpt2Error
 from . import db
 
 LONGER = (  # a NOTICE about one prompt, and about several
@@ -20176,7 +20182,7 @@ class Report:
         self._about_cut, self._called, self._so = about_cut, called, so
         self._failed, self._first = 0, ""
 
-    def failed(self, key: str | None, error: InvalidParameter | NullNotAllowed) -> None:
+    def failed(self, key: str | None, error: PgGpt2Error) -> None:
         """The row with this key has no result because of `error`."""
         self._failed += 1
         self._first = self._first or f"{self._called} {'NULL' if key is None else key}: {error.message}"
@@ -20568,12 +20574,15 @@ Schema = dict[str, Any]
 INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}  # one more than the highest
 FLOATS = {"real": 6, "double precision": 15}  # digits that they keep
 NAMES = {*INTEGERS, *FLOATS, "numeric"}
+_REAL_ENDS = Decimal("3.40282e38")
+_FAR = Decimal("1e36")  # a number beyond a bound may have two digits more
+_COARSE = Decimal("1e15")  # from which doubles are as far apart as numbers that are written
 _exact = Context(prec=3000)
 
 
 def number(kind: str, modifier: int, wanted: Conditions) -> tuple[Schema, list[str]]:
     """The schema of those numbers of a type that are wanted, and what it does not hold."""
-    low, high, scale = _range(kind, modifier)
+    low, high, scale = _range(kind, modifier, wanted)
     if wanted.values is not None:
         good = [v for v in wanted.values if _is_stored(v, kind, scale) and _is_within(v, low, high, wanted)]
         if scale is not None and scale <= 0:  # types of integers read no point
@@ -20581,18 +20590,13 @@ def number(kind: str, modifier: int, wanted: Conditions) -> tuple[Schema, list[s
         return {"enum": [_written(v) for v in dict.fromkeys(good)]}, []
     lows = [(low, False)] if low is not None else []
     highs = [(high, False)] if high is not None else []
+    of_type = {"type": "integer" if scale is not None and scale <= 0 else "number"}
+    any_number = of_type | _between(lows, highs)
     if wanted.low is not None:
         lows.append(_inside(*wanted.low, kind, scale, 1))
     if wanted.high is not None:
         highs.append(_inside(*wanted.high, kind, scale, -1))
-    any_number = {"type": "integer" if scale is not None and scale <= 0 else "number"}
-    schema: Schema = dict(any_number)
-    if lows:
-        bottom, is_open = max(lows)
-        schema["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
-    if highs:
-        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
-        schema["exclusiveMaximum" if is_open else "maximum"] = _written(top)
+    schema = of_type | _between(lows, highs)
     try:
         grammar(schema)
     except InvalidParameter:  # no number is within
@@ -20604,24 +20608,41 @@ def number(kind: str, modifier: int, wanted: Conditions) -> tuple[Schema, list[s
     return schema, []
 
 
+def _between(lows: list[tuple[Decimal, bool]], highs: list[tuple[Decimal, bool]]) -> Schema:
+    """The narrowest of some bounds, which may be open."""
+    found: Schema = {}
+    if lows:
+        bottom, is_open = max(lows)
+        found["exclusiveMinimum" if is_open else "minimum"] = _written(bottom)
+    if highs:
+        top, is_open = min(highs, key=lambda end: (end[0], not end[1]))
+        found["exclusiveMaximum" if is_open else "maximum"] = _written(top)
+    return found
+
+
 def _is_range(wanted: Conditions) -> bool:
     """Whether some number is within what is wanted, before a type rounds the bounds."""
     return wanted.low is None or wanted.high is None or wanted.low[0] < wanted.high[0]
 
 
-def _range(kind: str, modifier: int) -> tuple[Decimal | None, Decimal | None, int | None]:
-    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = any."""
+def _range(kind: str, modifier: int, wanted: Conditions) -> tuple[Decimal | None, Decimal | None, int | None]:
+    """Lowest and highest number of a type, and how many digits behind the point it keeps; None = all that are written."""
     if kind in INTEGERS:
         end = INTEGERS[kind]
         return Decimal(-end), Decimal(end - 1), 0
+    if kind == "real" and any(end is not None and abs(end[0]) >= _FAR for end in (wanted.low, wanted.high)):
+        return _REAL_ENDS.copy_negate(), _REAL_ENDS, None
     if kind != "numeric" or modifier < 4:
         return None, None, None
     precision = (modifier - 4) >> 16
     scale = ((modifier - 4 & 0x7FF) ^ 1024) - 1024  # of 11 bits with a sign
-    if max(precision, precision - scale, scale) > MOST_BOUND_DIGITS:  # numbers that are written have fewer digits
-        return None, None, scale
-    highest = Decimal((0, (9,) * precision, -scale))
-    return highest.copy_negate(), highest, scale
+    kept = scale if scale <= MOST_BOUND_DIGITS else None  # numbers that are written have fewer digits
+    if precision - scale > MOST_BOUND_DIGITS:
+        return None, None, kept
+    highest, places = Decimal((0, (9,) * precision, -scale)), MOST_BOUND_DIGITS - max(0, precision - scale)
+    if scale > places:
+        highest = highest.quantize(Decimal((0, (1,), -places)), ROUND_FLOOR, _exact) or Decimal(0)
+    return highest.copy_negate(), highest, kept
 
 
 def _inside(bound: Decimal, is_open: bool, kind: str, scale: int | None, way: int) -> tuple[Decimal, bool]:
@@ -20636,18 +20657,27 @@ def _inside(bound: Decimal, is_open: bool, kind: str, scale: int | None, way: in
         return bound, is_open
     found = Context(kept, rounding).create_decimal(bound)
     if found != bound:
-        return found, False
-    whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
-    if kind != "real" or (whole and not is_open):
-        return found, is_open
+        end, stored = float(bound), _stored(found, kind)
+        if (stored > end if way > 0 else stored < end) or (stored == end and not is_open):
+            return found, False
+    else:
+        whole = bound == bound.to_integral_value() and abs(bound) <= 2**24
+        if (whole and not is_open) if kind == "real" else not (is_open and abs(bound) >= _COARSE):
+            return found, is_open
     step = Decimal((0, (1,), bound.adjusted() - kept + 1))
     return _exact.add(found, step * way), False
+
+
+def _stored(value: Decimal, kind: str) -> float:
+    """What a number becomes as a real or a double."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(float(value))) if kind == "real" else float(value)
 
 
 def _is_stored(value: Decimal, kind: str, scale: int | None) -> bool:
     """Whether a type keeps a number as it is."""
     if kind == "real":
-        return float(np.float32(float(value))) == float(value)
+        return _stored(value, kind) == float(value)
     return scale is None or value == value.quantize(Decimal((0, (1,), -scale)), context=_exact)
 
 
@@ -31872,11 +31902,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31889,11 +31919,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -32336,11 +32366,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32358,11 +32388,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32418,11 +32448,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32435,11 +32465,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32454,11 +32484,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Triggers of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32491,11 +32521,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32508,11 +32538,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32525,11 +32555,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32584,11 +32614,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32619,11 +32649,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32636,11 +32666,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32651,11 +32681,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32671,11 +32701,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32695,11 +32725,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32725,11 +32755,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32740,11 +32770,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32753,11 +32783,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32771,11 +32801,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32789,11 +32819,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32804,11 +32834,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32826,11 +32856,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32844,11 +32874,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32859,11 +32889,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32874,11 +32904,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32907,11 +32937,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32952,11 +32982,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -32984,11 +33014,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33042,11 +33072,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -33071,11 +33101,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -33111,11 +33141,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.options(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -33138,11 +33168,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -33170,11 +33200,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -33195,11 +33225,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -33221,11 +33251,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -33237,11 +33267,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -33258,11 +33288,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -33323,11 +33353,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33349,11 +33379,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33376,11 +33406,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33398,11 +33428,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33427,11 +33457,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33467,11 +33497,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33490,11 +33520,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33514,11 +33544,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33535,11 +33565,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33567,11 +33597,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33596,11 +33626,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33629,11 +33659,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.loss(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33675,11 +33705,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33712,11 +33742,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33788,11 +33818,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.train(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33840,11 +33870,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33861,11 +33891,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.options(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33882,11 +33912,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33930,11 +33960,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33947,11 +33977,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33964,11 +33994,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -33980,11 +34010,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -34109,11 +34139,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -34126,11 +34156,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -34143,11 +34173,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -34170,11 +34200,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -34185,11 +34215,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint of its model has. Its file, where it has one, stays: remove it '
@@ -34200,11 +34230,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -34222,11 +34252,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -34250,11 +34280,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -34281,11 +34311,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -34305,11 +34335,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34328,11 +34358,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34348,11 +34378,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34427,11 +34457,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34456,11 +34486,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34478,11 +34508,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34491,11 +34521,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34505,11 +34535,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34518,11 +34548,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34532,11 +34562,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34545,11 +34575,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34564,11 +34594,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34584,11 +34614,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34598,11 +34628,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34612,11 +34642,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34631,11 +34661,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34653,11 +34683,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34668,11 +34698,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34681,11 +34711,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34694,11 +34724,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34716,11 +34746,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34741,11 +34771,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34764,11 +34794,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34792,11 +34822,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34807,11 +34837,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34825,11 +34855,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34845,11 +34875,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34874,11 +34904,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34897,11 +34927,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -34914,11 +34944,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34937,11 +34967,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34965,11 +34995,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -34978,11 +35008,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -34995,11 +35025,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -35012,11 +35042,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -35054,11 +35084,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -35081,11 +35111,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -35103,11 +35133,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -35138,11 +35168,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -35156,11 +35186,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -35186,11 +35216,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -35201,11 +35231,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -35216,11 +35246,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -35231,11 +35261,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -35246,11 +35276,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -35263,11 +35293,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -35295,11 +35325,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -35318,11 +35348,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35337,11 +35367,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35353,11 +35383,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35369,11 +35399,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35432,11 +35462,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35460,11 +35490,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35490,11 +35520,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35505,11 +35535,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35520,11 +35550,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 beed9cd8de8a @extschema@' not in GD:
+if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 beed9cd8de8a @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
