@@ -101,11 +101,11 @@ async def _written(
 
 
 def _is_text(data: bytes) -> bool:
+    """Whether the database has it as a text, which has no U+0000."""
     try:
-        data.decode()
+        return "\0" not in data.decode()
     except UnicodeDecodeError:
         return False
-    return True
 
 
 async def _rows(conn: Connection, query: Any, values: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

@@ -73,6 +73,23 @@ def test_alternatives_are_of_the_context_in_which_a_token_was_written(open_page,
     assert 1 < texts < 16
 
 
+def test_the_token_that_was_written_is_found_among_those_of_its_vocabulary(open_page, address, conn, smiling):
+    """An id is another token in another model, unless that is an adapter."""
+    page = open_page(address)
+    page.locator("#model").select_option(MODEL)
+    wrote(page, "the", 2)
+    query = "SELECT token_id FROM llm_generate_stream('the', 1, 1, 0, 1, %s, seed => 5, echo => false)"
+    ((first,),) = conn.execute(query, [MODEL])
+    found = {"tokens": ["one", "two"], "ids": [first, first + 1], "logits": [1, 0], "n_tokens": 1}
+    page.route("**/api/pictures/next", lambda route: route.fulfill(json={"sql": "", "parameters": [], "rows": [found]}))
+    for model, chosen in ((MODEL, 1), (smiling, 0), ("small adapter", 1)):
+        page.locator("#model").select_option(model)
+        with page.expect_response("**/api/pictures/next"):
+            page.locator("#text .token").first.click()
+        expect(page.locator("#alternatives-list li")).to_have_count(2)
+        expect(page.locator("#alternatives-list li.chosen")).to_have_count(chosen)
+
+
 def test_a_part_of_a_character_is_not_offered(open_page, address, smiling):
     page = open_page(address)
     page.locator("#model").select_option(smiling)

@@ -4,6 +4,7 @@ import json
 import re
 
 import httpx
+import numpy as np
 import psycopg
 import pytest
 from psycopg import conninfo
@@ -81,6 +82,24 @@ def test_what_is_written_is_what_its_statement_writes(address, conn):
     assert [row["token_id"] for row in rows] == [row[1] for row in again]
     assert "".join(row["piece"] for row in rows) == again[-1][3]
     assert len(rows) == 7
+
+
+def test_bytes_that_postgresql_has_in_no_text_are_none(address, conn):
+    """A model that writes U+0000 and nothing else: what is shown of it is another character."""
+    conn.execute("SELECT llm_copy_model(%s, 'zeros')", [MODEL])
+    try:
+        query = "SELECT token_id FROM llm_bpe_vocab WHERE model = 'zeros' AND bytes = '\\x00'"
+        ((zero,),) = conn.execute(query)
+        wte = np.zeros((300, 32), "<f4")
+        wte[zero] = 1
+        for name, values in (("wte", wte), ("ln_f.weight", 0 * wte[zero]), ("ln_f.bias", wte[zero])):
+            data = [values.tobytes(), name]
+            conn.execute("UPDATE llm_param SET data = %s WHERE model = 'zeros' AND name = %s", data)
+        _, text = post(address, "api/write", arguments(WRITE) | {"model": "zeros", "max_tokens": 2})
+        _, *rows = (json.loads(line[6:]) for line in text.split("\n\n") if line)
+        assert [(row["token_id"], row["piece"], row["is_text"]) for row in rows] == [(zero, "\ufffd", False)] * 2
+    finally:
+        conn.execute("SELECT llm_drop_model('zeros')")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
