@@ -2,7 +2,7 @@
 import { $, el, events, percent, picture, problem, reach, roving, statement } from "./dom.js";
 import { distribution } from "./sampling.js";
 
-// What stands behind the prompt: {id, vocabulary, piece, p, afterText}; afterText: whether whole characters alone stand before it.
+// What stands behind the prompt: {id, vocabulary, piece, p, afterText}; afterText: whether a text stands for all before it.
 let tokens = [];
 let prompt = "", running = null, chosen = -1, next = null;
 
@@ -86,7 +86,7 @@ async function choose(i) {
   chosen = i;
   mark();
   const of = tokens, before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
-  if (!tokens[i].afterText) return none("Before this token stand bytes that are no whole character, or U+0000, and so no text: what else could have stood here cannot be asked.");
+  if (!tokens[i].afterText) return none("Before this token stands what no text has: bytes that are no whole character, U+0000 or a special token. What else could have stood here cannot be asked.");
   const { model, vocabulary, positions } = meant(), { id, vocabulary: own } = tokens[i];
   const found = await picture("next", { prompt: before, model });
   if (tokens !== of || chosen !== i) return; // another text since, or another token
@@ -115,8 +115,9 @@ function offer() { // as the knobs are
   if (!next || $("alternatives").hidden) return;
   const shares = distribution(next.logits, knobs());
   $("alternatives-list").replaceChildren(...next.tokens.slice(0, 12).map((token, rank) => {
-    const { p, cut } = shares[rank], isPart = token.includes("\uFFFD"); // of a character: a text cannot go on from it
-    const button = el("button", { type: "button", className: cut ? "cut" : "", disabled: isPart, title: isPart ? "a part of a character" : "" },
+    const { p, cut } = shares[rank], isSpecial = next.special.includes(next.ids[rank]); // its name in a text is plain text
+    const barred = isSpecial ? "a special token" : token.includes("\uFFFD") ? "a part of a character" : ""; // no text goes on from it
+    const button = el("button", { type: "button", className: cut ? "cut" : "", disabled: barred !== "", title: barred },
       el("span", { className: "name", textContent: charts.visible(token) }),
       el("span", { className: "track" }, el("span", { className: "fill", "--p": p })),
       el("span", { className: "share", textContent: percent(p) }));
