@@ -84,8 +84,10 @@ class Database:
                     for row in rows:
                         copy.write_row(row)
                         sent += 1
-            except psycopg.errors.QueryCanceled as error:  # what psycopg 3.1 makes of an error of `rows`
-                if isinstance(error.__context__, LoaderError):
+            except (
+                psycopg.errors.QueryCanceled
+            ) as error:  # what psycopg 3.1 makes of an error of `rows`, or an interrupt
+                if isinstance(error.__context__, LoaderError | OSError | KeyboardInterrupt):
                     raise error.__context__ from None
                 raise
             except psycopg.errors.FeatureNotSupported:  # the server's hint is for whoever writes statements
