@@ -84,10 +84,18 @@ class Database:
                     for row in rows:
                         copy.write_row(row)
                         sent += 1
-            except psycopg.errors.QueryCanceled as error:  # what psycopg 3.1 makes of an error of `rows`
-                if isinstance(error.__context__, LoaderError):
+            except (
+                psycopg.errors.QueryCanceled
+            ) as error:  # what psycopg 3.1 makes of an error of `rows`, or an interrupt
+                if isinstance(error.__context__, LoaderError | OSError | KeyboardInterrupt):
                     raise error.__context__ from None
                 raise
+            except psycopg.errors.FeatureNotSupported:  # the server's hint is for whoever writes statements
+                raise LoaderError(
+                    f"rows of {table} are sent by COPY, which a role that policies of the table apply to may not do: connect as"
+                    " the owner of the extension, or as a role with BYPASSRLS; data to learn from can be loaded in SQL, by"
+                    " llm_dataset_load"
+                ) from None
             if cursor.rowcount != sent:
                 raise LoaderError(f"{sent} rows were sent to {table}, and {cursor.rowcount} arrived")
 

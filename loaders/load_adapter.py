@@ -33,9 +33,8 @@ def load_adapter(database: Database, directory: Path, base: str, model: str, *, 
         # Of some rank, which then becomes that of the file.
         database.execute("SELECT {llm_adapter_create}(%s, %s)", model, base)
     insert_weights(database, model, {"base": base, **asdict(found.adapter)}, found, replace=True)
-    template = chat_template(directory)  # that of its base where there is none
-    if template is not None and template != chat_template_of(database, base):
-        keep_chat_template(database, model, template)
+    if (template := chat_template(directory)) is not None:  # else the one that it has stays
+        keep_chat_template(database, model, None if template == chat_template_of(database, base) else template)
 
 
 def main() -> None:

@@ -84,6 +84,10 @@ def load_model(
         load_vocabulary(database, hub, model, replace=replace)
 
 
+class HasWeights(LoaderError):
+    """The model has weights, which are not to be replaced."""
+
+
 class Tensors(Protocol):
     """Where weights come from."""
 
@@ -97,7 +101,7 @@ def insert_weights(database: Database, model: str, config: dict[str, Any], tenso
     try:
         blocks = database.execute(begin, model, json.dumps(config), replace).fetchall()
     except psycopg.errors.DuplicateObject:
-        raise LoaderError(f'model "{model}" has weights already; --replace replaces them') from None
+        raise HasWeights(f'model "{model}" has weights already; --replace replaces them') from None
     with bar(sum(4 * prod(shape) for *_, shape in blocks), f"weights of {model}") as progress:
 
         def rows() -> Iterator[tuple[Any, ...]]:

@@ -180,11 +180,16 @@ PROMPT_ROWS = """
 
 
 def read(database: Database, run_id: int, sampling: Sampling) -> Report:
-    """The report of a run, in a REPEATABLE READ transaction all from one snapshot; LoaderError for an unknown run."""
+    """The report of a run, in a REPEATABLE READ transaction all from one snapshot; LoaderError for an unknown run or model."""
     runs = _rows(database, Run, RUN, run_id)
     if not runs:
         raise LoaderError(f"run {run_id} does not exist; SELECT run_id, model FROM llm_run lists the runs")
-    (model,) = _rows(database, Model, MODEL, runs[0].model)
+    models = _rows(database, Model, MODEL, runs[0].model)
+    if not models:
+        raise LoaderError(
+            f'run {run_id} is of model "{runs[0].model}", which llm_models does not have: it was deleted, or is hidden from you'
+        )
+    (model,) = models
     validation = database.execute(VALIDATION, run_id).fetchall()
     now = database.execute("SELECT now()").fetchone()
     assert now is not None  # one row, as every query without FROM

@@ -5,10 +5,11 @@ PG_GPT2_API_KEY, too, where a list of processes does not show it.
 """
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 
 from ..common import Database, LoaderError, arguments, connect, run
-from ..load_model import SHIPPED, load_model
+from ..load_model import SHIPPED, HasWeights, load_model
 from .settings import Settings
 
 MODEL = "postgresql-docs"
@@ -31,9 +32,10 @@ def main() -> None:
 
 
 def bring(database: Database) -> None:
-    """Load the model that ships, if it is not there."""
+    """Load the model that ships, if it is not there; another may load it meanwhile."""
     if database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", MODEL).fetchone() is None:
-        load_model(database, SHIPPED / MODEL, MODEL)
+        with suppress(HasWeights), database.conn.transaction():
+            load_model(database, SHIPPED / MODEL, MODEL)
 
 
 def _parsed() -> tuple[Settings, bool]:

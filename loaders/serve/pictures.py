@@ -67,10 +67,16 @@ TEXT: tuple[type | None, ...] = (str,)
 WHOLE: tuple[type | None, ...] = (int,)
 NUMBER: tuple[type | None, ...] = (int, float)
 
+# Tokens whose names in a text are plain text.
+SPECIAL = """ARRAY(
+                SELECT v.token_id FROM {llm_bpe_vocab} AS v WHERE (v.special OR v.token = '<|endoftext|>') AND v.model =
+                coalesce((SELECT base FROM {llm_adapter} WHERE model = %(model)s::text), %(model)s::text) ORDER BY 1)"""
+
 WRITE = Picture(
-    """
-    SELECT s.*, {llm_decode_bytes}(ARRAY[s.token_id], %(model)s::text) AS bytes
-    FROM (SELECT ({llm_generate_stream}(
+    f"""
+    SELECT s.*, {{llm_decode_bytes}}(ARRAY[s.token_id], %(model)s::text) AS bytes,
+        s.token_id = ANY ({SPECIAL}) AS special
+    FROM (SELECT ({{llm_generate_stream}}(
         %(prompt)s::text, max_tokens => %(max_tokens)s::integer, temperature => %(temperature)s::float8,
         topk => %(topk)s::integer, topp => %(topp)s::float8, min_p => %(min_p)s::float8,
         seed => %(seed)s::bigint, model_name => %(model)s::text, echo => false)).*) AS s
@@ -133,11 +139,12 @@ PICTURES = {
         generating=True,
     ),
     "next": Picture(
-        """
+        f"""
         SELECT (array_agg(token ORDER BY rank))[:60] AS tokens, (array_agg(token_id ORDER BY rank))[:60] AS ids,
-            array_agg(logit ORDER BY rank) AS logits, {llm_token_count}(%(prompt)s::text, %(model)s::text) AS n_tokens
-        FROM {llm_next_token}(
-            %(prompt)s::text, n => (SELECT vocab FROM {llm_model_config} WHERE model = %(model)s::text), temperature => 1,
+            array_agg(logit ORDER BY rank) AS logits, {{llm_token_count}}(%(prompt)s::text, %(model)s::text) AS n_tokens,
+            {SPECIAL} AS special
+        FROM {{llm_next_token}}(
+            %(prompt)s::text, n => (SELECT vocab FROM {{llm_model_config}} WHERE model = %(model)s::text), temperature => 1,
             model_name => %(model)s::text)
         """,
         {"prompt": TEXT, "model": TEXT},

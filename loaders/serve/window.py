@@ -81,31 +81,32 @@ async def _drawn(database: Database, request: Request, picture: Picture, values:
 async def _written(
     database: Database, request: Request, values: Mapping[str, Any]
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """The statement, then a token at a time, with what it adds to the text, and whether that is one, to the byte, behind it."""
+    """The statement, then a token at a time, with what it adds to the text, and whether that stands for all tokens up to it."""
     async with database.session(request, generating=True) as conn:
         query = database.query(WRITE.sql)
         yield _told(query.as_string(conn), values)
-        text, written = "", b""
+        text, written, has_special = "", b"", False
         async with aclosing(_rows(conn, query, values)) as rows:
             async for row in rows:
                 piece, text = row["text"][len(text) :], row["text"]
                 written += row["bytes"]
+                has_special |= row["special"]
                 yield {
                     "token_id": row["token_id"],
                     "token": row["token"],
                     "piece": piece,
-                    "is_text": _is_text(written),
+                    "is_text": not has_special and _is_text(written),
                     "logprob": row["logprob"],
                     "finish_reason": row["finish_reason"],
                 }
 
 
 def _is_text(data: bytes) -> bool:
+    """Whether the database has it as a text, which has no U+0000."""
     try:
-        data.decode()
+        return "\0" not in data.decode()
     except UnicodeDecodeError:
         return False
-    return True
 
 
 async def _rows(conn: Connection, query: Any, values: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:

@@ -108,7 +108,7 @@ class Writer:
     async def _in_turn(self, prompts: Sequence[Prompt]) -> AsyncGenerator[tuple[int, Piece], None]:
         seed = self._asked.options.get("seed")
         for number in range(len(prompts) * self._asked.best_of):
-            options = self._asked.options if seed is None else {**self._asked.options, "seed": seed + number}
+            options = self._asked.options if seed is None else {**self._asked.options, "seed": _following(seed, number)}
             async with aclosing(self._text(prompts[number // self._asked.best_of], options)) as pieces:
                 async for piece in pieces:
                     yield number, piece
@@ -161,6 +161,11 @@ class Writer:
         if not self._asked.logprobs:
             return await self._scorer.chosen(ids, [event.logprob for event in events], places)
         return await self._scorer.scored(seen, len(ids), places)
+
+
+def _following(seed: int, number: int) -> int:
+    """seed + number, where the greatest of bigint is followed by the least, as for llm_generate_batch."""
+    return (seed + number + (1 << 63)) % (1 << 64) - (1 << 63) if number else seed
 
 
 @contextmanager

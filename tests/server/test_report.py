@@ -306,6 +306,15 @@ def made_up(conn):
     conn.execute("SELECT llm_drop_model('bare')")
 
 
+def test_a_run_whose_model_is_not_there_is_an_error_that_says_so(dsn, conn, made_up):
+    """Deleted by hand, or hidden by a policy."""
+    run_id = made_up(3)
+    conn.execute("DELETE FROM llm_param WHERE model = 'bare'")
+    conn.execute("DELETE FROM llm_model_config WHERE model = 'bare'")
+    with pytest.raises(LoaderError, match=f'run {run_id} is of model "bare", which llm_models does not have'):
+        report(dsn, run_id)
+
+
 def test_a_long_run_is_thinned_out(dsn, made_up):
     page = Page(report(dsn, made_up(10 * POINTS + 1)))
     (losses, *_) = page.charts

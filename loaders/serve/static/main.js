@@ -38,7 +38,7 @@ async function start() {
   }
   const [settings, { rows }] = await Promise.all([request("api/settings").then((response) => response.json()), picture("models")]);
   const usable = rows.filter(({ tokenizer_tokens }) => tokenizer_tokens > 0);
-  $("model").replaceChildren(...usable.map(({ model, n_positions }) => el("option", { value: model, textContent: model, "data-positions": n_positions })));
+  $("model").replaceChildren(...usable.map(({ model, base, n_positions }) => el("option", { value: model, textContent: model, "data-positions": n_positions, "data-vocabulary": base ?? model })));
   $("model").value = (usable.find(({ is_default }) => is_default) ?? usable.find(({ base }) => !base) ?? { model: "" }).model;
   $("model").addEventListener("change", () => views[shown].open?.());
   write.start();

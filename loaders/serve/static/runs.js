@@ -56,8 +56,9 @@ async function curves() {
   charts.curves($("lr"), { title: "Learning rate", series: [{ name: "learning rate", colour: "violet", kind: "line", points: points("lr") }], x, zero: true });
   statement($("loss-sql"), found);
   statement($("lr-sql"), found);
-  if (sampled && of.status === "running" && validation.length > sampled - 1) await sample();
-  sampled = validation.length + 1;
+  const due = sampled && of.status === "running" && validation.length > sampled - 1;
+  sampled = validation.length + 1; // now: when the sample is there, another run may be shown
+  if (due) await sample();
 }
 
 async function sample() {

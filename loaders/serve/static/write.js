@@ -2,7 +2,8 @@
 import { $, el, events, percent, picture, problem, reach, roving, statement } from "./dom.js";
 import { distribution } from "./sampling.js";
 
-let tokens = []; // {id, piece, p, afterText}: what stands behind the prompt; afterText: whether whole characters alone stand before it
+// What stands behind the prompt: {id, vocabulary, piece, p, afterText}; afterText: whether a text stands for all before it.
+let tokens = [];
 let prompt = "", running = null, chosen = -1, next = null;
 
 export const written = () => prompt + tokens.map(({ piece }) => piece).join("");
@@ -13,10 +14,15 @@ export function knobs() {
     min_p: number("min_p"), seed: $("seed").value === "" ? null : number("seed") };
 }
 
+function meant() { // the model that is chosen, and whose vocabulary its ids are of
+  const { value, dataset } = $("model").selectedOptions[0] ?? { value: "", dataset: {} };
+  return { model: value, vocabulary: dataset.vocabulary, positions: dataset.positions };
+}
+
 async function write() {
   running?.abort();
-  const mine = running = new AbortController(), began = performance.now();
-  const body = { ...knobs(), prompt: written(), model: $("model").value };
+  const mine = running = new AbortController(), began = performance.now(), { model, vocabulary } = meant();
+  const body = { ...knobs(), prompt: written(), model };
   problem(null);
   $("stop-writing").disabled = false;
   $("written").hidden = false;
@@ -32,7 +38,7 @@ async function write() {
       count += 1;
       first ||= performance.now() - began;
       finish = event.finish_reason ?? "";
-      add({ id: event.token_id, piece: event.piece, p: Math.exp(event.logprob), afterText, isEnd: event.finish_reason === "stop" && !event.piece });
+      add({ id: event.token_id, vocabulary, piece: event.piece, p: Math.exp(event.logprob), afterText, isEnd: event.finish_reason === "stop" && !event.piece });
       afterText = event.is_text;
     }
     const rate = count > 1 ? `, ${((count - 1) / (performance.now() - began - first) * 1000).toFixed(0)} a second` : "";
@@ -80,11 +86,11 @@ async function choose(i) {
   chosen = i;
   mark();
   const of = tokens, before = prompt + tokens.slice(0, i).map(({ piece }) => piece).join("");
-  if (!tokens[i].afterText) return none("Before this token stand bytes that are no whole character, and so no text: what else could have stood here cannot be asked.");
-  const { value: model, dataset: { positions } } = $("model").selectedOptions[0];
+  if (!tokens[i].afterText) return none("Before this token stands what no text has: bytes that are no whole character, U+0000 or a special token. What else could have stood here cannot be asked.");
+  const { model, vocabulary, positions } = meant(), { id, vocabulary: own } = tokens[i];
   const found = await picture("next", { prompt: before, model });
   if (tokens !== of || chosen !== i) return; // another text since, or another token
-  next = { ...found.rows[0], at: i, now: tokens[i]?.id };
+  next = { ...found.rows[0], at: i, vocabulary, now: own === vocabulary ? id : null };
   statement($("alternatives-sql"), found);
   const outgrown = next.n_tokens > positions ? ` These follow the last ${positions} tokens, the model's window. The text has outgrown it, and was written from fewer: there the token may have had another probability.` : "";
   tell(`After “${[...before].slice(-60).join("")}”. Choose one, and the text goes on from there. Pale ones are cut off by the knobs.${outgrown}`);
@@ -109,8 +115,9 @@ function offer() { // as the knobs are
   if (!next || $("alternatives").hidden) return;
   const shares = distribution(next.logits, knobs());
   $("alternatives-list").replaceChildren(...next.tokens.slice(0, 12).map((token, rank) => {
-    const { p, cut } = shares[rank], isPart = token.includes("\uFFFD"); // of a character: a text cannot go on from it
-    const button = el("button", { type: "button", className: cut ? "cut" : "", disabled: isPart, title: isPart ? "a part of a character" : "" },
+    const { p, cut } = shares[rank], isSpecial = next.special.includes(next.ids[rank]); // its name in a text is plain text
+    const barred = isSpecial ? "a special token" : token.includes("\uFFFD") ? "a part of a character" : ""; // no text goes on from it
+    const button = el("button", { type: "button", className: cut ? "cut" : "", disabled: barred !== "", title: barred },
       el("span", { className: "name", textContent: charts.visible(token) }),
       el("span", { className: "track" }, el("span", { className: "fill", "--p": p })),
       el("span", { className: "share", textContent: percent(p) }));
@@ -121,7 +128,7 @@ function offer() { // as the knobs are
 }
 
 function goOn(id, piece, p) {
-  tokens = [...tokens.slice(0, next.at), { id, piece, p, afterText: true }];
+  tokens = [...tokens.slice(0, next.at), { id, vocabulary: next.vocabulary, piece, p, afterText: true }];
   chosen = -1;
   $("alternatives").hidden = true;
   write();

@@ -116,6 +116,7 @@ def test_an_adapter_brings_its_own_and_takes_it_along(conn, with_template, tmp_p
     with conn.transaction():
         load_adapter.load_adapter(Database(conn), tmp_path / "saved", "base of chats", "again")
     assert template_of(conn, "again") == "own é"
+    assert loaded(CHATML) is None, "it is the base's again"
     conn.execute("UPDATE llm_model_config SET chat_template = NULL WHERE model = 'again'")
     assert saved("again") is None
     for model in ("again", "chats", "base of chats"):

@@ -259,6 +259,27 @@ def test_a_transfer_that_loses_something_is_an_error(conn, directory, tmp_path, 
     assert conn.execute("SELECT count(*) FROM llm_models WHERE model = 'lost'").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("stopped", [LoaderError("damaged"), OSError("gone"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("release", ["this one", "3.1"])
+def test_what_stops_a_transfer_is_told_as_it_is(conn, directory, monkeypatch, stopped, release):
+    """psycopg 3.1 raises the server's word for a COPY that was ended, while it handles what ended it."""
+
+    def stop(*_):
+        raise stopped
+
+    def cancelled(*_):
+        raise psycopg.errors.QueryCanceled("COPY from stdin failed")
+
+    monkeypatch.setattr(HubModel, "rows", stop)
+    if release == "3.1":
+        end = psycopg.Copy.__exit__
+        monkeypatch.setattr(psycopg.Copy, "__exit__", lambda *args: end(*args) or cancelled())
+    with pytest.raises(type(stopped)) as raised:
+        load(conn, directory, "stopped")
+    assert raised.value is stopped
+    assert stored(conn, "stopped") == {}
+
+
 def test_connections_of_dicts(conn, directory, tmp_path):
     conn.row_factory = dict_row
     load(conn, directory, "dicts")

@@ -126,6 +126,20 @@ def test_texts_that_cannot_be_used(dsn, vocabulary, tmp_path, monkeypatch):
         run(prepare_dataset, monkeypatch, *command[:4], "--query", "documents")
 
 
+def test_a_role_that_policies_apply_to_is_told_what_it_can_do(dsn, conn, vocabulary, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("as many words as fill a few rows " * 20)
+    conn.execute("CREATE ROLE filtered")
+    try:
+        conn.execute("SELECT llm_grant_usage('filtered', 'train')")
+        conn.execute("ALTER TABLE llm_dataset ENABLE ROW LEVEL SECURITY")
+        options = ("--tokenizer", vocabulary, "--block-size", 8, "--input", tmp_path / "text.txt")
+        with pytest.raises(LoaderError, match=r"rows of llm_dataset are sent by COPY, .* llm_dataset_load"):
+            run(prepare_dataset, monkeypatch, "--dsn", f"{dsn} options='-c role=filtered'", *options)
+    finally:
+        conn.execute("ALTER TABLE llm_dataset DISABLE ROW LEVEL SECURITY")
+        conn.execute("DROP OWNED BY filtered; DROP ROLE filtered")
+
+
 def test_rows_fit_the_model_and_what_was_there_is_told_of(dsn, conn, vocabulary, tmp_path, monkeypatch, capsys):
     conn.execute(
         "SELECT llm_init_model('narrow', n_layer => 1, n_head => 1, d_model => 8, n_positions => 16, vocab => 300)"

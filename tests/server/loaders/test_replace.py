@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 from loaders import common
-from loaders.common import LoaderError
+from loaders.common import Database, LoaderError
+from loaders.serve.__main__ import bring
 from tests.server.loaders.hub import CONFIG, assert_same, hub_names, load, stored, weights
 from tests.server.loaders.test_load_adapter import into, peft, write
 from tests.server.loaders.test_load_adapter import weights as adapter_weights
@@ -113,6 +114,16 @@ def test_a_model_in_training_is_waited_for(conn, dsn, connect, directory, change
     assert_same(stored(conn, trained), expected)
     assert f'waiting for the lock of model "{trained}": session' in capsys.readouterr().err
     conn.execute("SELECT llm_train(%s, 1, batch_size => 2)", [trained])
+
+
+def test_two_servers_that_begin_at_once_bring_the_shipped_model_once(conn, dsn, connect):
+    first, brought = connect(), []
+    with first.transaction():
+        bring(Database(first))
+        thread = waits(conn, dsn, lambda session: brought.append(bring(Database(session))))
+    thread.join(60)
+    assert brought == [None]
+    conn.execute("SELECT llm_generate('The', 2, model_name => 'postgresql-docs')")
 
 
 @pytest.mark.parametrize("shared", [["wte", "h.1.mlp.c_fc.weight"], list(CONFIG.shapes())])

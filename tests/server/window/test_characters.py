@@ -73,6 +73,23 @@ def test_alternatives_are_of_the_context_in_which_a_token_was_written(open_page,
     assert 1 < texts < 16
 
 
+def test_the_token_that_was_written_is_found_among_those_of_its_vocabulary(open_page, address, conn, smiling):
+    """An id is another token in another model, unless that is an adapter."""
+    page = open_page(address)
+    page.locator("#model").select_option(MODEL)
+    wrote(page, "the", 2)
+    query = "SELECT token_id FROM llm_generate_stream('the', 1, 1, 0, 1, %s, seed => 5, echo => false)"
+    ((first,),) = conn.execute(query, [MODEL])
+    found = {"tokens": ["one", "two"], "ids": [first, first + 1], "logits": [1, 0], "n_tokens": 1, "special": []}
+    page.route("**/api/pictures/next", lambda route: route.fulfill(json={"sql": "", "parameters": [], "rows": [found]}))
+    for model, chosen in ((MODEL, 1), (smiling, 0), ("small adapter", 1)):
+        page.locator("#model").select_option(model)
+        with page.expect_response("**/api/pictures/next"):
+            page.locator("#text .token").first.click()
+        expect(page.locator("#alternatives-list li")).to_have_count(2)
+        expect(page.locator("#alternatives-list li.chosen")).to_have_count(chosen)
+
+
 def test_a_part_of_a_character_is_not_offered(open_page, address, smiling):
     page = open_page(address)
     page.locator("#model").select_option(smiling)
@@ -81,7 +98,33 @@ def test_a_part_of_a_character_is_not_offered(open_page, address, smiling):
     expect(offered).to_have_count(12)
     part = offered.filter(has_text="\N{REPLACEMENT CHARACTER}")
     assert part.count() > 0
-    assert page.locator("#alternatives-list button:disabled").count() == part.count()
+    assert page.locator("#alternatives-list button:disabled[title='a part of a character']").count() == part.count()
+
+
+def test_a_special_token_is_not_offered(open_page, address, conn):
+    """As a text, the name of the end of a text would be read as its letters."""
+    page = open_page(address)
+    page.locator("#model").select_option(MODEL)
+    ((end,),) = conn.execute("SELECT token_id FROM llm_bpe_vocab WHERE model = %s AND token = '<|endoftext|>'", [MODEL])
+
+    def likely(route):
+        answer = route.fetch().json()
+        rank = answer["rows"][0]["ids"].index(end) if end in answer["rows"][0]["ids"] else 59
+        for values, value in ((answer["rows"][0]["ids"], end), (answer["rows"][0]["tokens"], "<|endoftext|>")):
+            values[rank], values[3] = values[3], value
+        route.fulfill(json=answer)
+
+    for model in (MODEL, "small adapter"):
+        page.locator("#model").select_option(model)
+        wrote(page, "the", 2)
+        page.route("**/api/pictures/next", likely)
+        with page.expect_response("**/api/pictures/next"):
+            page.locator("#text .token").first.click()
+        expect(page.locator("#alternatives")).to_be_visible()
+        offered = page.locator("#alternatives-list li").nth(3).locator("button")
+        expect(offered).to_have_text(re.compile("endoftext"))
+        expect(offered).to_be_disabled()
+        expect(offered).to_have_attribute("title", "a special token")
 
 
 def test_a_text_that_has_outgrown_the_window_says_what_its_alternatives_follow(open_page, address):

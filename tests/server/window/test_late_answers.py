@@ -99,9 +99,45 @@ def test_a_sample_is_labelled_with_its_model_and_its_prompt(open_page, address, 
     expect(page.locator("#sample-sql .parameters")).to_contain_text("$2 = 'second'")
 
 
+def test_a_late_sample_does_not_count_for_the_run_that_is_shown_then(open_page, address):
+    """One is drawn after each validation of the run: here of the first run's second, and none of the other's."""
+    validated, sampled = {1: 1, 2: 5}, []
+    run = {
+        "model": MODEL,
+        "status": "running",
+        "step": 9,
+        "n_steps": 99,
+        "loss": 1,
+        "tokens_per_second": 1,
+        "seconds_left": 9,
+    }
+
+    def answer(route: Route) -> None:
+        body = json.loads(route.request.post_data or "{}")
+        rows = [{"run_id": number, **run} for number in validated]
+        if "run_id" in body:
+            rows = [{"step": n, "lr": 1, "loss": 1, "val_loss": 1} for n in range(1, validated[body["run_id"]] + 1)]
+        route.fulfill(json={"sql": "SELECT", "parameters": [*body.values()], "rows": rows})
+
+    page = open_page(address)
+    page.on("request", lambda request: sampled.append(request) if request.url.endswith("/sample") else None)
+    for picture in ("runs", "curve"):
+        page.route(f"**/api/pictures/{picture}", answer)
+    runs(page, address, 1)
+    with held(page, "sample") as waiting:
+        validated[1] = 2
+        waits(page, waiting)
+        page.locator("#run").select_option("2")
+        expect(page.locator("#loss-sql .parameters")).to_contain_text("$1 = 2")
+    expect(page.locator("#samples li")).to_have_count(1)
+    page.wait_for_timeout(3000)  # some looks more
+    assert len(sampled) == 1
+
+
 def test_the_alternatives_are_of_the_text_that_is_shown(open_page, address):
     page = open_page(address)
     page.locator("#max_tokens").fill("4")
+    page.locator("#seed").fill("5")  # with others, a text may end before
     token = page.locator("#text .token")
     told = page.locator("#alternatives-told")
     page.locator("#prompt").fill("the cat")

@@ -4,6 +4,7 @@ import json
 import re
 
 import httpx
+import numpy as np
 import psycopg
 import pytest
 from psycopg import conninfo
@@ -81,6 +82,32 @@ def test_what_is_written_is_what_its_statement_writes(address, conn):
     assert [row["token_id"] for row in rows] == [row[1] for row in again]
     assert "".join(row["piece"] for row in rows) == again[-1][3]
     assert len(rows) == 7
+
+
+@pytest.mark.parametrize(
+    ("token", "piece", "is_text"), [("\\x61", "a", True), ("\\x62", "b", False), ("\\x00", "\ufffd", False)]
+)
+def test_what_was_written_is_a_text_where_it_is_read_again_as_it_was_written(address, conn, token, piece, is_text):
+    """A model that writes one token and nothing else: a letter, a special one, and U+0000, which PostgreSQL has in no text."""
+    conn.execute("SELECT llm_copy_model(%s, 'letters')", [MODEL])
+    try:
+        conn.execute("UPDATE llm_bpe_vocab SET (added, special) = (true, true) WHERE model = 'letters' AND token = 'b'")
+        ((one,),) = conn.execute(
+            "SELECT token_id FROM llm_bpe_vocab WHERE model = 'letters' AND bytes = %s::bytea", [token]
+        )
+        wte = np.zeros((300, 32), "<f4")
+        wte[one] = 1
+        for name, values in (("wte", wte), ("ln_f.weight", 0 * wte[one]), ("ln_f.bias", wte[one])):
+            data = [values.tobytes(), name]
+            conn.execute("UPDATE llm_param SET data = %s WHERE model = 'letters' AND name = %s", data)
+        conn.execute("SELECT llm_adapter_create('of letters', 'letters')")
+        for model in ("letters", "of letters"):
+            _, text = post(address, "api/write", arguments(WRITE) | {"model": model, "max_tokens": 2})
+            _, *rows = (json.loads(line[6:]) for line in text.split("\n\n") if line)
+            assert [(row["token_id"], row["piece"], row["is_text"]) for row in rows] == [(one, piece, is_text)] * 2
+    finally:
+        conn.execute("SELECT llm_drop_model('of letters')")
+        conn.execute("SELECT llm_drop_model('letters')")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
