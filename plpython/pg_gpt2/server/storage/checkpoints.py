@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...core.config import ARCHITECTURE, GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, StillUsed, UndefinedObject, WrongState
 from .. import db
 from . import adapters, checkpoint_files, locks, server_files, sharing, store
 from .checkpoint_files import Part
@@ -302,9 +302,27 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
-    for other in sharing.others(model):
-        sharing.record_change(other, model)
+    sharing.record_change_too(model)
     adapters.follow(model)
+
+
+def _refuse_misfit(saved: Checkpoint, model: str) -> None:
+    """Refuse (2BP01) a checkpoint that the adapters of `model`, or models that share its tensors, could not use: one that was
+    attached, of another shape."""
+    now = store.find_config(model)
+    if now is None or now.plain() == saved.config.plain():
+        return
+    shapes = saved.config.param_shapes()
+    try:
+        adapters.refuse_if_base(model)
+        for name, shape in now.param_shapes().items():
+            if shapes.get(name) != shape:
+                sharing.refuse_if_used(model, name)
+    except StillUsed as error:
+        raise StillUsed(
+            f"checkpoint {saved.id} is of another shape, and {error.message}",
+            hint=f"llm_copy_model(source, target, {saved.id}) makes a model of its own from the checkpoint. {error.hint}",
+        ) from None
 
 
 def _restore_adapter(saved: Checkpoint, model: str) -> None:
