@@ -749,6 +749,7 @@ CALLS: list[Callable[[], object]] = [
     lambda: config.GPT2Config(1, 1, 2, 2, 3, layer_norm_epsilon=0),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, tie_word_embeddings=1),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, stop_token_ids=(7,)),
+    lambda: config.GPT2Config(1, 1, 2, 2, 3, stop_token_ids=(1,) * 1025),
     lambda: Tokenizer.of({0: b"a"}, [], added={0: AddedToken("a" * 257)}),
     lambda: json_schema.parse('{"minimum": 1e-9999999999999999999}'),
     lambda: Tokenizer.of({}, []),

@@ -153,8 +153,12 @@ def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
 def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:
     """What an object of JSON describes: a model, or an adapter, and of that the name of its base. 22023 where it is neither."""
     try:
-        said: dict[str, Any] = dict(json.loads(config))
+        said: dict[str, Any] = json.loads(config)
+        if not isinstance(said, dict):
+            raise ValueError("it is no object")
         base = said.pop("base", None)
+        if not isinstance(base, str | None):
+            raise ValueError("base is no name")
         if unknown := said.keys() - (store.COLUMNS.keys() if base is None else store.ADAPTER_FIELDS):
             raise ValueError(f"{min(unknown):.80} is no such column")
         if base is None:
