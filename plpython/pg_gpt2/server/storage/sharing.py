@@ -10,21 +10,16 @@ from . import adapters, locks, publications, store
 
 Block = tuple[str, str, int]  # model, name, token_id
 
-_TRAINED = (  # what an adapter shares with its base is only read
-    f"(SELECT * FROM {{schema}}.llm_param_share WHERE target_name {store.IS_OWN}"
-    " OR NOT EXISTS (SELECT FROM {schema}.llm_adapter AS a WHERE a.model = target_model))"
-)
-
 
 def changed_too(model: str = "$1") -> str:
     """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
     {model, name}. They are its sources', its targets', and those of its sources' other targets."""
     return f"""
         (SELECT coalesce(jsonb_agg(to_jsonb(tensor) ORDER BY model, name), '[]') FROM (
-            SELECT source_model AS model, source_name AS name FROM {_TRAINED} AS s WHERE target_model = {model}
-            UNION SELECT target_model, target_name FROM {_TRAINED} AS s WHERE source_model = {model}
+            SELECT source_model AS model, source_name AS name FROM {store.TRAINED_SHARES} AS s WHERE target_model = {model}
+            UNION SELECT target_model, target_name FROM {store.TRAINED_SHARES} AS s WHERE source_model = {model}
             UNION SELECT o.target_model, o.target_name
-            FROM {_TRAINED} AS s JOIN {_TRAINED} AS o USING (source_model, source_name, source_token_id)
+            FROM {store.TRAINED_SHARES} AS s JOIN {store.TRAINED_SHARES} AS o USING (source_model, source_name, source_token_id)
             WHERE s.target_model = {model} AND o.target_model <> {model}
         ) AS tensor)
     """
