@@ -541,6 +541,7 @@ STATEMENTS = [
     " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
     " SELECT llm_checkpoint_save('bare'); UPDATE llm_checkpoint_part SET shape = '{30,4}' WHERE name = 'wte' AND token_id = 20;"
     f" UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1); SELECT * FROM llm_checkpoint_diff({IN_FILE})",
+    "DELETE FROM llm_checkpoint; SELECT llm_checkpoint_load('base', llm_checkpoint_attach('{folder}/c.safetensors', 'base'))",
     "SELECT llm_checkpoint_attach('{folder}/small.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",

@@ -142,11 +142,16 @@ def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
         reader.close()
 
 
+def _stored(kind: str, model: str) -> str:
+    """An expression: the "data", "m" or "v" of the row c of llm_checkpoint_part, of a checkpoint of `model`; null where they are
+    missing. They are looked up by the key: in a join the planner may go through all blocks of the model for each row."""
+    return f"(SELECT b.data FROM {{schema}}.llm_checkpoint_blob AS b WHERE b.model = {model} AND b.digest = c.{kind})"
+
+
 def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
     found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
     for row in db.cursor(
-        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.model = $2 AND b.digest = c.{kind}"
+        f"SELECT c.name, c.token_id, {_stored(kind, '$2')} AS data FROM {{schema}}.llm_checkpoint_part AS c"
         f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
         ["int4", "text"],
         *(saved.id, saved.model),
@@ -284,6 +289,7 @@ def restore(saved: Checkpoint, model: str) -> None:
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
     if adapters.base_of(model) is None and saved.config.adapter is None:
+        _refuse_misfit(saved, model)
         sharing.forget(model)
         store.register(model, saved.config)
     else:
@@ -358,13 +364,11 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
     )
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
-        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        f" SELECT $1, c.name, c.token_id, c.shape, c.step, stored.data, {_stored('m', '$3')}, {_stored('v', '$3')}"
         " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.model = $3 AND data.digest = c.data"
-        " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.model = $3 AND m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.model = $3 AND v.digest = c.v"
+        f" CROSS JOIN LATERAL (SELECT {_stored('data', '$3')} AS data OFFSET 0) AS stored"
         " WHERE c.checkpoint_id = $2"
+        " AND octet_length(stored.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
         " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
         ' ORDER BY c.name COLLATE "C", c.token_id',
         ["text", "int4", "text"],

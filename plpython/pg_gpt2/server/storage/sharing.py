@@ -179,21 +179,24 @@ def _refuse_lost(target: str, name: str, token_id: int | None) -> None:
 
 
 def record_change(model: str, source: str) -> None:
-    """Enter that `model` has other weights now, which no run of it has left."""
+    """Enter that `model` has other weights now, which no run of it has left. It may have no configuration."""
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, source, step, after_run)"
         " SELECT $1, $2, $3, coalesce(max(run_id), 0) FROM {schema}.llm_run",
         ["text", "text", "int8"],
-        *(model, source, store.last_step(model, store.config(model))),
+        *(model, source, store.last_step(model, store.find_config(model))),
     )
 
 
-def others(model: str) -> list[str]:
-    """The models of which tensors change with those of `model`."""
+def record_change_too(model: str) -> None:
+    """Enter the same of the models of which tensors change with those of `model`."""
     rows = db.query(
-        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t", ["text"], model
+        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t ORDER BY name",
+        ["text"],
+        model,
     )
-    return sorted(row["name"] for row in rows)
+    for row in rows:
+        record_change(row["name"], model)
 
 
 def forget_runs(model: str) -> None:

@@ -241,7 +241,7 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str, config: GPT2Config) -> int:
+def last_step(model: str, config: GPT2Config | None) -> int:
     """AdamW updates that the model has had."""
     row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
