@@ -8,8 +8,6 @@ from ...errors import InconsistentData, InvalidParameter, StillUsed, UndefinedOb
 from .. import db
 from . import adapters, locks, publications, store
 
-Block = tuple[str, str, int]  # model, name, token_id
-
 
 def changed_too(model: str = "$1") -> str:
     """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
