@@ -89,13 +89,13 @@ CREATE TABLE llm_checkpoint_restore (
 );
 CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
 COMMENT ON TABLE llm_checkpoint_restore IS
-    'Log of checkpoints loaded, of models copied from one, and of weights that changed by sharing: with llm_run, what a '
-    'model''s weights came from.';
+    'Log of checkpoints loaded, of models copied from one, of imports in the place of weights, and of weights that changed by '
+    'sharing: with llm_run, what a model''s weights came from.';
 COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
 COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
 COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS
-    'The checkpoint; it may have been dropped since. Null = tensors were shared, or became copies without the '
-    'optimizer''s state, or the model that they are shared with was loaded.';
+    'The checkpoint; it may have been dropped since. Null = weights were replaced by an import, tensors were shared, or became '
+    'copies without the optimizer''s state, or the model that they are shared with was loaded or imported.';
 COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from, or that the weights are shared with.';
 COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step that the model then had.';
 COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
@@ -140,8 +140,9 @@ AS @checkpoints.load@;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
     'compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new '
-    'manual run. Vocabulary and data are not part of a checkpoint. A checkpoint in a file is for members of '
-    'pg_read_server_files.';
+    'manual run. Vocabulary and data are not part of a checkpoint. One of another shape, as an attached file may be, is '
+    'refused while adapters of the model, or models that share its tensors, could not use it. A checkpoint in a file is for '
+    'members of pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_list(model text DEFAULT NULL)
 RETURNS TABLE (

@@ -7,6 +7,7 @@ memory alone is not here: that is asked for when it is needed.
 MOST_BYTES = (1 << 30) - (1 << 16)  # of a result: what a value of SQL takes, with what belongs to it
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
+MOST_STOPS = 1024  # tokens that end texts: the CHECK of llm_model_config has the same
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_SAMPLES = 1024  # texts for each prompt: a row of the result each
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go

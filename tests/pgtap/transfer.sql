@@ -1,6 +1,6 @@
 -- Weights in and out without files: llm_export_safetensors, llm_import_safetensors; the file functions' arguments.
 BEGIN;
-SELECT plan(81);
+SELECT plan(87);
 SELECT llm_init_model('a', 2, 2, 8, 16, 50, seed => 3);
 CREATE FUNCTION pg_temp.file(model text) RETURNS bytea LANGUAGE sql AS $$ SELECT string_agg(chunk, '') FROM llm_export_safetensors(model) AS chunk $$;
 CREATE FUNCTION pg_temp.header(file bytea) RETURNS jsonb LANGUAGE sql AS $$
@@ -81,8 +81,11 @@ SELECT throws_ok($$SELECT llm_import_begin('light', '{"base": "a"}', true)$$, '5
 SELECT throws_ok($$SELECT llm_import_begin('sent', '{"base": "a"}', true)$$, '55000', NULL, 'nor is a model an adapter');
 SELECT throws_ok($$SELECT llm_import_begin('nope', '{"base": "a"}', true)$$, '42704', NULL, 'nor what is not there');
 SELECT throws_ok(format('SELECT llm_import_begin(%L, %L)', 'x', config), '22023', NULL, config || ' is no configuration')
-FROM unnest('{"1","\"a\"","[]","{}","{\"n_layer\": 1}","{\"n_embd\": 1}","{\"base\": \"a\", \"targets\": 1}"}'::text[]) AS config;
+FROM unnest('{"1","\"a\"","[]","{}","{\"n_layer\": 1}","{\"n_embd\": 1}","{\"base\": \"a\", \"targets\": 1}",
+    "[[\"n_layer\", 1], [\"n_head\", 1], [\"d_model\", 8], [\"n_positions\", 8], [\"vocab\", 20]]","[[1, 2]]","{\"base\": 1}",
+    "{\"base\": \"a\", \"alpha\": true}","{\"base\": \"a\", \"dropout_p\": false}"}'::text[]) AS config;
 SELECT throws_ok($$SELECT llm_import_begin('x', pg_temp.config(1, '{"stop_token_ids": 5}'))$$, '22023', NULL, 'a value of another type');
+SELECT throws_ok($$SELECT llm_import_begin('x', pg_temp.config(1, jsonb_build_object('stop_token_ids', array_fill(1, '{1025}'))))$$, '22023', NULL, 'more of them than a row takes');
 SELECT throws_ok($$SELECT llm_import_begin('x', pg_temp.config(1, '{"vocab": 2147483647, "d_model": 2147483647}'))$$, '53200', NULL, 'more rows than there is room for');
 SELECT throws_ok($$SELECT llm_import_begin(NULL, '{}')$$, '22004', NULL, 'model null');
 SELECT throws_ok($$SELECT llm_import_begin('', '{}')$$, '22023', NULL, 'model empty');

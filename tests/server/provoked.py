@@ -541,6 +541,7 @@ STATEMENTS = [
     " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
     " SELECT llm_checkpoint_save('bare'); UPDATE llm_checkpoint_part SET shape = '{30,4}' WHERE name = 'wte' AND token_id = 20;"
     f" UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1); SELECT * FROM llm_checkpoint_diff({IN_FILE})",
+    "DELETE FROM llm_checkpoint; SELECT llm_checkpoint_load('base', llm_checkpoint_attach('{folder}/c.safetensors', 'base'))",
     "SELECT llm_checkpoint_attach('{folder}/small.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",
@@ -749,6 +750,7 @@ CALLS: list[Callable[[], object]] = [
     lambda: config.GPT2Config(1, 1, 2, 2, 3, layer_norm_epsilon=0),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, tie_word_embeddings=1),
     lambda: config.GPT2Config(1, 1, 2, 2, 3, stop_token_ids=(7,)),
+    lambda: config.GPT2Config(1, 1, 2, 2, 3, stop_token_ids=(1,) * 1025),
     lambda: Tokenizer.of({0: b"a"}, [], added={0: AddedToken("a" * 257)}),
     lambda: json_schema.parse('{"minimum": 1e-9999999999999999999}'),
     lambda: Tokenizer.of({}, []),

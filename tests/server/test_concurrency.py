@@ -126,6 +126,7 @@ CHANGES = (
     "SELECT llm_drop_model('{}')",
     "SELECT llm_init_model('{}', 1, 2, 16, 16, 265)",
     "SELECT llm_copy_model('a', '{}')",
+    "SELECT llm_copy_model('{}', '{}', max(id)) FROM llm_checkpoint WHERE model = '{}'",
     "SELECT llm_adapter_create('{}', 'a', r => 2)",
     """SELECT llm_import_begin('{}', '{"n_layer": 1, "n_head": 2, "d_model": 16, "n_positions": 16, "vocab": 265}', true)""",
     "SELECT llm_adapter_merge('{}', 'c')",

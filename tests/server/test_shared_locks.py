@@ -119,6 +119,19 @@ def test_what_waited_waits_for_nobody_who_waits_for_it(session, sql, statement):
     assert (one.end(), other.end()) == (None, None)
 
 
+def test_whoever_waits_to_copy_a_checkpoint_does_not_hold_it(session, sql):
+    """Who has the lock of the model may drop it."""
+    saved = sql("SELECT llm_checkpoint_save('a')")
+    holder, waiter = session().conn, session()
+    holder.execute("BEGIN; SELECT llm_drop_model('m')")
+    waiter.begin(sql, f"SELECT llm_copy_model('a', 'm', {saved})")
+    holder.execute("SELECT llm_checkpoint_drop(%s)", [saved])
+    holder.execute("COMMIT")
+    assert isinstance(waiter.end(), psycopg.errors.UndefinedObject)
+    saved = sql("SELECT llm_checkpoint_save('a')")
+    sql("SELECT llm_copy_model('a', 'm', %s)", saved)
+
+
 def test_an_adapter_that_got_another_base_has_the_lock_of_that_one(session, sql):
     """What shares a tensor of an adapter may share it of its base."""
     sql("SELECT llm_adapter_create('p', 'z'), llm_init_model('n', 1, 1, 4, 16, 50)")

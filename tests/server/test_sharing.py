@@ -255,6 +255,12 @@ def replayed(sql: Sql, run: object) -> object:
         "SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)",
         "SELECT llm_share_param('c', 'wpe', NULL, 'b')",
         "SELECT llm_checkpoint_load('a', min(id)) FROM llm_checkpoint WHERE model = 'a'",
+        "SELECT llm_import_safetensors(string_agg(c, ''), 'a', true) FROM llm_export_safetensors('a') AS c",
+        "INSERT INTO llm_param (model, name, token_id, shape, data) SELECT 'a', name, token_id, shape, data"
+        " FROM llm_import_begin('a', (SELECT to_jsonb(c) - $${model,preset,init_seed,chat_template}$$::text[]"
+        " FROM llm_model_config AS c WHERE model = 'a'), true)"
+        " JOIN (SELECT name, string_agg(data, '' ORDER BY token_id) AS data FROM llm_param WHERE model = 'a' GROUP BY name) AS p"
+        " USING (name)",
     ],
 )
 def test_what_sharing_changed_after_a_run_is_no_fault_of_the_run(sql, models, change):
@@ -271,6 +277,19 @@ def test_what_sharing_changed_after_a_run_is_no_fault_of_the_run(sql, models, ch
     later = train(sql, "b")
     assert replayed(sql, later) is True
     assert sql("SELECT run_id IS DISTINCT FROM %s FROM llm_checkpoint WHERE id = %s", run, saved)
+
+
+def test_a_source_is_loaded_and_imported_though_a_sharer_has_no_configuration(sql, models):
+    """Its row was deleted by hand, or refused by a dump with --disable-triggers."""
+    saved = sql("SELECT llm_checkpoint_save('a')")
+    sql("DELETE FROM llm_model_config WHERE model = 'b'")
+    assert sql("SELECT llm_checkpoint_load('a', %s)", saved) == 0
+    sql("SELECT llm_import_safetensors(string_agg(c, ''), 'a', true) FROM llm_export_safetensors('a') AS c")
+    assert sql("SELECT count(*) FROM llm_checkpoint_restore WHERE model = 'b' AND source = 'a'") == 3, (
+        "and shared before"
+    )
+    sql("DELETE FROM llm_param_share")
+    sql("SELECT llm_drop_model('b')")
 
 
 def test_a_copy_of_shared_rows_is_compared_as_they_were(sql, models):

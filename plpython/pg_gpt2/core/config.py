@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from ..errors import InvalidParameter, shown
-from ..limits import MOST_LAYERS
+from ..limits import MOST_LAYERS, MOST_STOPS
 
 LAYER_NORM_EPS = 1e-5
 MOST_EPS = 1.0
@@ -31,6 +31,10 @@ ACTIVATIONS = {
 MOST_ALPHA = 1e30  # float32 holds what it makes of x A: beyond are infinities, which times a B of zeros are NaN
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Matrices of rank r beside some of a model that stays as it is: y = x W + b + (alpha / r) (x A) B.
@@ -48,9 +52,9 @@ class Adapter:
             raise InvalidParameter(
                 f"r must be a positive integer, not {shown(self.r)}", hint="LoRA uses 1 to 64; 8 is usual."
             )
-        if not abs(self.alpha) <= MOST_ALPHA:
+        if not _is_number(self.alpha) or not abs(self.alpha) <= MOST_ALPHA:
             raise InvalidParameter(
-                f"alpha must be within -1e30 and 1e30, not {self.alpha}", hint="16 is usual, twice an r of 8."
+                f"alpha must be within -1e30 and 1e30, not {shown(self.alpha)}", hint="16 is usual, twice an r of 8."
             )
         unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
@@ -58,9 +62,9 @@ class Adapter:
                 f"targets {shown(self.targets)} are not different linear layers of a block",
                 hint=f"Give some of {', '.join(LINEAR_LAYERS)}.",
             )
-        if not 0 <= self.dropout_p < 1:
+        if not _is_number(self.dropout_p) or not 0 <= self.dropout_p < 1:
             raise InvalidParameter(
-                f"dropout_p must be at least 0 and below 1, not {self.dropout_p}", hint="0 is usual."
+                f"dropout_p must be at least 0 and below 1, not {shown(self.dropout_p)}", hint="0 is usual."
             )
 
     @property
@@ -168,6 +172,11 @@ class GPT2Config(Architecture):
             )
         if self.stop_token_ids is not None:
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+            if len(self.stop_token_ids) > MOST_STOPS:
+                raise InvalidParameter(
+                    f"stop_token_ids has {len(self.stop_token_ids)} ids, more than {MOST_STOPS}",
+                    hint="Null stands for eos_token_id alone.",
+                )
             if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
                 raise InvalidParameter(
                     f"stop_token_ids has {shown(unknown[0])}, which is not one of {self.vocab} token ids",

@@ -73,6 +73,14 @@ def planned_once(n_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
+def without_nested_loops() -> Iterator[None]:
+    """Around a statement that joins many rows with many. Where the planner has no or old statistics of them it may take them for
+    few, and try every pair. It ends as `planned_once` does."""
+    with _setting("enable_nestloop", "off"):
+        yield
+
+
+@contextmanager
 def exact_floats() -> Iterator[None]:
     """Around statements that make text or JSON of floats: with all their digits, whatever the session has set. It ends as
     `planned_once` does."""

@@ -124,6 +124,32 @@ def test_only_a_whole_checkpoint_is_attached(sql, conn, model, server_files, suf
     path.unlink()
 
 
+@pytest.mark.parametrize("user", ["adapter", "sharer"])
+def test_a_file_of_another_shape_is_not_loaded_into_what_others_use(sql, conn, model, server_files, user):
+    """The adapter, or what shares a tensor, would then be of no shape at all."""
+    path, logits = server_files / "shape.npz", "SELECT llm_logits('{1,2}', 'user')"
+    sql("SELECT llm_init_model('other', 1, 2, 16, 16, 60), llm_init_model('user', 2, 2, 16, 16, 50)")
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "other", "", str(path)))
+    if user == "adapter":
+        sql("SELECT llm_drop_model('user'), llm_adapter_create('user', 'm')")
+    else:
+        sql("SELECT llm_share_param('m', 'wte', NULL, 'user')")
+    before, state = sql(logits), sql(STATE, "m")
+    attached = sql("SELECT llm_checkpoint_attach(%s, 'm')", str(path))
+    code, message = sqlstate(conn, "SELECT llm_checkpoint_load('m', %s)", attached)
+    assert code == "2BP01"
+    assert f'checkpoint {attached} is of another shape, and "m"' in message
+    assert (sql(logits), sql(STATE, "m")) == (before, state)
+    sql("SELECT llm_copy_model('m', 'copy', %s)", attached)
+    if user == "sharer":  # of a tensor that is the same in both
+        sql("SELECT llm_unshare_param('user', 'wte', NULL), llm_share_param('m', 'ln_f.bias', 0, 'user')")
+        sql("SELECT llm_checkpoint_load('m', %s)", attached)
+        sql(logits)
+        sql("SELECT llm_unshare_param('user', 'ln_f.bias')")
+    sql("SELECT llm_drop_model('user')")
+    path.unlink()
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_blocks_of_other_sizes_and_steps_are_attached_as_they_were(sql, model, server_files, suffix):
     path = server_files / f"other{suffix}"  # of a model whose wte was split by hand

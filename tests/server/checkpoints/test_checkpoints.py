@@ -107,6 +107,8 @@ def test_a_checkpoint_knows_the_run_that_it_came_from(sql, model):
     assert sql(run, save(sql, "m")) == third
     sql("SELECT llm_copy_model('m', 'fork', %s)", early)
     assert sql(run, save(sql, "fork")) == first
+    sql("SELECT llm_import_safetensors(string_agg(c, ''), 'm', true) FROM llm_export_safetensors('m') AS c")
+    assert sql(run, save(sql, "m")) is None
 
 
 def test_a_run_that_kept_no_step_has_changed_nothing(conn, sql, connect, model):

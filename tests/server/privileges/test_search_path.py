@@ -91,7 +91,8 @@ def test_types_and_functions_of_the_caller_have_no_effect_on_a_procedure(connect
 def test_only_known_names_are_put_into_the_text_of_statements():
     """A review as a test: what the f-strings with SQL in them interpolate. Names of models, paths and values are parameters."""
     constant_of_sql = re.compile(
-        r"(\w+\.)?[A-Z_]+|_slot\(\d\)|((store|sharing)\.)?(resolved|trained|changed_too)\(('\$2'|'m\.name'|'llm_run\.model'|model|config)?\)"
+        r"(\w+\.)?[A-Z_]+|_slot\(\d\)|_stored\((kind|'(data|m|v)'), '\$\d'\)"
+        r"|((store|sharing)\.)?(resolved|trained|changed_too)\(('\$2'|'m\.name'|'llm_run\.model'|model|config)?\)"
     )
     allowed = {"table", "column", "kind"}  # from tuples of names in the source
     allowed |= {

@@ -124,7 +124,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     """
     require(source=source, target=target)
     config = store.config(source)
-    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source)
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
@@ -132,6 +132,8 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
         reading.require_whole(source, config)
+    else:  # first the lock of the model: see sql/checkpoints.sql
+        saved = checkpoints.find(saved.id, source, lock=True)
     if base is None:
         store.require_no_weights(target)
     else:

@@ -93,10 +93,14 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
 
 
 def _make_room(model: str, config: GPT2Config, replace: bool | None) -> None:
-    """Register the configuration, unless it is an adapter's, and remove the weights that are replaced."""
+    """Register the configuration, unless it is an adapter's, and remove the weights that are replaced. No run is then
+    the last to have changed the model, or one that shares its tensors."""
     if replace:
-        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-        sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        removed = db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        removed += sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        if removed:
+            sharing.record_change(model, model)
+    sharing.record_change_too(model)
     if config.adapter is None:
         store.register(model, config)
 
@@ -153,8 +157,12 @@ def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
 def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:
     """What an object of JSON describes: a model, or an adapter, and of that the name of its base. 22023 where it is neither."""
     try:
-        said: dict[str, Any] = dict(json.loads(config))
+        said: dict[str, Any] = json.loads(config)
+        if not isinstance(said, dict):
+            raise ValueError("it is no object")
         base = said.pop("base", None)
+        if not isinstance(base, str | None):
+            raise ValueError("base is no name")
         if unknown := said.keys() - (store.COLUMNS.keys() if base is None else store.ADAPTER_FIELDS):
             raise ValueError(f"{min(unknown):.80} is no such column")
         if base is None:

@@ -51,14 +51,15 @@ def sweep(model: str) -> None:
             "DELETE FROM {schema}.llm_checkpoint_part AS p"
             " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
         )
-    db.run(
-        "WITH used AS (SELECT unnest(ARRAY[p.data, p.m, p.v]) AS digest FROM {schema}.llm_checkpoint AS c"
-        " JOIN {schema}.llm_checkpoint_part AS p ON p.checkpoint_id = c.id WHERE c.model = $1)"
-        " DELETE FROM {schema}.llm_checkpoint_blob AS b"
-        " WHERE b.model = $1 AND NOT EXISTS (SELECT FROM used WHERE used.digest = b.digest)",
-        ["text"],
-        model,
-    )
+    with db.without_nested_loops():
+        db.run(
+            "WITH used AS (SELECT unnest(ARRAY[p.data, p.m, p.v]) AS digest FROM {schema}.llm_checkpoint AS c"
+            " JOIN {schema}.llm_checkpoint_part AS p ON p.checkpoint_id = c.id WHERE c.model = $1)"
+            " DELETE FROM {schema}.llm_checkpoint_blob AS b"
+            " WHERE b.model = $1 AND NOT EXISTS (SELECT FROM used WHERE used.digest = b.digest)",
+            ["text"],
+            model,
+        )
 
 
 OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...core.config import ARCHITECTURE, GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, StillUsed, UndefinedObject, WrongState
 from .. import db
 from . import adapters, checkpoint_files, locks, server_files, sharing, store
 from .checkpoint_files import Part
@@ -142,11 +142,16 @@ def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
         reader.close()
 
 
+def _stored(kind: str, model: str) -> str:
+    """An expression: the "data", "m" or "v" of the row c of llm_checkpoint_part, of a checkpoint of `model`; null where they are
+    missing. They are looked up by the key: in a join the planner may go through all blocks of the model for each row."""
+    return f"(SELECT b.data FROM {{schema}}.llm_checkpoint_blob AS b WHERE b.model = {model} AND b.digest = c.{kind})"
+
+
 def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
     found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
     for row in db.cursor(
-        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.model = $2 AND b.digest = c.{kind}"
+        f"SELECT c.name, c.token_id, {_stored(kind, '$2')} AS data FROM {{schema}}.llm_checkpoint_part AS c"
         f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
         ["int4", "text"],
         *(saved.id, saved.model),
@@ -284,6 +289,7 @@ def restore(saved: Checkpoint, model: str) -> None:
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
     if adapters.base_of(model) is None and saved.config.adapter is None:
+        _refuse_misfit(saved, model)
         sharing.forget(model)
         store.register(model, saved.config)
     else:
@@ -302,9 +308,27 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
-    for other in sharing.others(model):
-        sharing.record_change(other, model)
+    sharing.record_change_too(model)
     adapters.follow(model)
+
+
+def _refuse_misfit(saved: Checkpoint, model: str) -> None:
+    """Refuse (2BP01) a checkpoint that the adapters of `model`, or models that share its tensors, could not use: one that was
+    attached, of another shape."""
+    now = store.find_config(model)
+    if now is None or now.plain() == saved.config.plain():
+        return
+    shapes = saved.config.param_shapes()
+    try:
+        adapters.refuse_if_base(model)
+        for name, shape in now.param_shapes().items():
+            if shapes.get(name) != shape:
+                sharing.refuse_if_used(model, name)
+    except StillUsed as error:
+        raise StillUsed(
+            f"checkpoint {saved.id} is of another shape, and {error.message}",
+            hint=f"llm_copy_model(source, target, {saved.id}) makes a model of its own from the checkpoint. {error.hint}",
+        ) from None
 
 
 def _restore_adapter(saved: Checkpoint, model: str) -> None:
@@ -340,13 +364,11 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
     )
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
-        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        f" SELECT $1, c.name, c.token_id, c.shape, c.step, stored.data, {_stored('m', '$3')}, {_stored('v', '$3')}"
         " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.model = $3 AND data.digest = c.data"
-        " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.model = $3 AND m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.model = $3 AND v.digest = c.v"
+        f" CROSS JOIN LATERAL (SELECT {_stored('data', '$3')} AS data OFFSET 0) AS stored"
         " WHERE c.checkpoint_id = $2"
+        " AND octet_length(stored.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
         " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
         ' ORDER BY c.name COLLATE "C", c.token_id',
         ["text", "int4", "text"],

@@ -76,8 +76,7 @@ def locked_with(*models: str) -> list[str]:
     """`models` and those that they share weights of, in the order in which all take their locks; but not the base of an adapter,
     which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = ANY ($1)"
-        f" AND (target_name {store.IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = target_model))",
+        f"SELECT DISTINCT source_model FROM {store.TRAINED_SHARES} AS s WHERE target_model = ANY ($1)",
         ["text[]"],
         list(models),
     )

@@ -8,23 +8,16 @@ from ...errors import InconsistentData, InvalidParameter, StillUsed, UndefinedOb
 from .. import db
 from . import adapters, locks, publications, store
 
-Block = tuple[str, str, int]  # model, name, token_id
-
-_TRAINED = (  # what an adapter shares with its base is only read
-    f"(SELECT * FROM {{schema}}.llm_param_share WHERE target_name {store.IS_OWN}"
-    " OR NOT EXISTS (SELECT FROM {schema}.llm_adapter AS a WHERE a.model = target_model))"
-)
-
 
 def changed_too(model: str = "$1") -> str:
     """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
     {model, name}. They are its sources', its targets', and those of its sources' other targets."""
     return f"""
         (SELECT coalesce(jsonb_agg(to_jsonb(tensor) ORDER BY model, name), '[]') FROM (
-            SELECT source_model AS model, source_name AS name FROM {_TRAINED} AS s WHERE target_model = {model}
-            UNION SELECT target_model, target_name FROM {_TRAINED} AS s WHERE source_model = {model}
+            SELECT source_model AS model, source_name AS name FROM {store.TRAINED_SHARES} AS s WHERE target_model = {model}
+            UNION SELECT target_model, target_name FROM {store.TRAINED_SHARES} AS s WHERE source_model = {model}
             UNION SELECT o.target_model, o.target_name
-            FROM {_TRAINED} AS s JOIN {_TRAINED} AS o USING (source_model, source_name, source_token_id)
+            FROM {store.TRAINED_SHARES} AS s JOIN {store.TRAINED_SHARES} AS o USING (source_model, source_name, source_token_id)
             WHERE s.target_model = {model} AND o.target_model <> {model}
         ) AS tensor)
     """
@@ -184,21 +177,24 @@ def _refuse_lost(target: str, name: str, token_id: int | None) -> None:
 
 
 def record_change(model: str, source: str) -> None:
-    """Enter that `model` has other weights now, which no run of it has left."""
+    """Enter that `model` has other weights now, which no run of it has left. It may have no configuration."""
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, source, step, after_run)"
         " SELECT $1, $2, $3, coalesce(max(run_id), 0) FROM {schema}.llm_run",
         ["text", "text", "int8"],
-        *(model, source, store.last_step(model, store.config(model))),
+        *(model, source, store.last_step(model, store.find_config(model))),
     )
 
 
-def others(model: str) -> list[str]:
-    """The models of which tensors change with those of `model`."""
+def record_change_too(model: str) -> None:
+    """Enter the same of the models of which tensors change with those of `model`."""
     rows = db.query(
-        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t", ["text"], model
+        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t ORDER BY name",
+        ["text"],
+        model,
     )
-    return sorted(row["name"] for row in rows)
+    for row in rows:
+        record_change(row["name"], model)
 
 
 def forget_runs(model: str) -> None:

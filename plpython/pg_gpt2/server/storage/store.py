@@ -36,6 +36,13 @@ def resolved(model: str = "$1") -> str:
 
 
 IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
+# A table expression: the rows of llm_param_share whose tensors the target trains; what an adapter shares with its base is only
+# read. It is a join, because NOT EXISTS beside an OR looks so dear to the planner, for a base with many adapters, that it has the
+# plan compiled (JIT), which takes seconds.
+TRAINED_SHARES = (
+    "(SELECT s.* FROM {schema}.llm_param_share AS s LEFT JOIN {schema}.llm_adapter AS a ON a.model = s.target_model"
+    f" WHERE s.target_name {IS_OWN} OR a.model IS NULL)"
+)
 
 
 def trained(config: GPT2Config | None, model: str = "$1") -> str:
@@ -234,7 +241,7 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str, config: GPT2Config) -> int:
+def last_step(model: str, config: GPT2Config | None) -> int:
     """AdamW updates that the model has had."""
     row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
