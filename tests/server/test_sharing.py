@@ -273,6 +273,41 @@ def test_what_sharing_changed_after_a_run_is_no_fault_of_the_run(sql, models, ch
     assert sql("SELECT run_id IS DISTINCT FROM %s FROM llm_checkpoint WHERE id = %s", run, saved)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)",
+        "UPDATE llm_param SET m = NULL, v = NULL WHERE model = 'b'",
+        "SELECT 1",
+    ],
+)
+def test_a_run_that_was_interrupted_does_not_go_on_with_other_moments(sql, models, change):
+    """Its weights are the same, and another run begins there: a replay of both agrees. Nothing else is in its way."""
+    sql("CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'here'; END$$")
+    sql("CREATE TRIGGER ends BEFORE INSERT ON llm_train_log FOR EACH ROW WHEN (NEW.step > 4) EXECUTE FUNCTION ends()")
+    run = "CALL llm_train_run('b', 8, batch_size => 2, lr_max => 0.01, commit_every => 2, flush_seconds => 0, log_every => 0)"
+    sql("SELECT llm_checkpoint_save('b')")
+    try:
+        for _ in range(2):
+            with pytest.raises(psycopg.Error, match="here"):
+                sql(run)
+    finally:
+        sql("DROP FUNCTION ends CASCADE")
+    sql(change)
+    if "llm_param " not in change:  # what is changed by hand is not known to be no part of the run
+        sql("SELECT llm_checkpoint_save('b')")
+    sql(run)
+    goes_on = change == "SELECT 1"
+    assert sql("SELECT array_agg(status ORDER BY run_id) FROM llm_run WHERE model = 'b'") == (
+        ["finished"] if goes_on else ["abandoned", "finished"]
+    )
+    for one in sql(
+        "SELECT array_agg(run_id) FROM llm_run WHERE model = 'b' AND (first_step = 0 OR %s)", "share" in change
+    ):
+        assert sql("SELECT what FROM llm_replay(%s)", one) is None
+    assert sql("SELECT jsonb_array_length(shared) FROM llm_run WHERE model = 'b' ORDER BY run_id LIMIT 1") == 1
+
+
 def test_a_copy_of_shared_rows_is_compared_as_they_were(sql, models):
     sql("SELECT llm_checkpoint_save('b')")
     run = train(sql, "b")
