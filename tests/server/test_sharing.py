@@ -235,6 +235,29 @@ def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
         sql("DROP ROLE reader")
 
 
+def test_training_beside_many_adapters_compiles_no_statement(sql, connect, models):
+    """What the planner takes for much work it compiles first, which took a second of every step by hand."""
+    worker, plans = connect(), []
+    worker.add_notice_handler(lambda told: plans.append(told.message_primary))
+    try:
+        sql("INSERT INTO llm_adapter (model, base, r, alpha, targets)"
+            " SELECT 'x' || n, 'a', 1, 1, '{attn.c_attn}' FROM generate_series(1, 500) AS n")  # fmt: skip
+        sql("INSERT INTO llm_param_share (source_model, source_name, target_model, target_name)"
+            " SELECT 'a', 't' || k, 'x' || n, 't' || k FROM generate_series(1, 500) AS n, generate_series(1, 120) AS k")  # fmt: skip
+        sql("ANALYZE llm_adapter, llm_param_share")
+        worker.execute(
+            "LOAD 'auto_explain'; SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on"
+        )
+        worker.execute("SET jit = on; SET plan_cache_mode = force_generic_plan; SET client_min_messages = log")
+        worker.execute("SET auto_explain.log_min_duration = 0")
+        for model in "abc":
+            worker.execute("SELECT llm_train_step(%s)", [model])
+    finally:
+        sql("DELETE FROM llm_adapter")
+    assert any("llm_param_share" in plan for plan in plans)
+    assert [plan for plan in plans if "JIT:" in plan] == []
+
+
 # --- what a replay and a history know of the models that share --------------------------------------------------------------
 
 
