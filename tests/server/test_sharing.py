@@ -243,7 +243,7 @@ def test_training_beside_many_adapters_compiles_no_statement(sql, connect, model
         sql("INSERT INTO llm_adapter (model, base, r, alpha, targets)"
             " SELECT 'x' || n, 'a', 1, 1, '{attn.c_attn}' FROM generate_series(1, 500) AS n")  # fmt: skip
         sql("INSERT INTO llm_param_share (source_model, source_name, target_model, target_name)"
-            " SELECT 'a', 't' || k, 'x' || n, 't' || k FROM generate_series(1, 500) AS n, generate_series(1, 120) AS k")  # fmt: skip
+            " SELECT 'a', 't' || k, 'x' || n, 't' || k FROM generate_series(1, 500) n, generate_series(1, 120) k")  # fmt: skip
         sql("ANALYZE llm_adapter, llm_param_share")
         worker.execute(
             "LOAD 'auto_explain'; SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on"
@@ -329,6 +329,22 @@ def test_a_run_that_was_interrupted_does_not_go_on_with_other_moments(sql, model
     ):
         assert sql("SELECT what FROM llm_replay(%s)", one) is None
     assert sql("SELECT jsonb_array_length(shared) FROM llm_run WHERE model = 'b' ORDER BY run_id LIMIT 1") == 1
+
+
+def test_a_run_is_not_replayed_from_a_checkpoint_with_the_optimizer_state_of_before(sql, models):
+    """Its weights are those that the run began with; the moments of one tensor are not, and the run would seem dishonest."""
+    train(sql, "b")
+    before = sql("SELECT llm_checkpoint_save('b')")
+    sql("SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)")
+    run = train(sql, "b")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="cannot be replayed"):
+        sql("SELECT llm_replay(%s)", run)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is of before tensors of the model were shared"):
+        sql("SELECT llm_replay(%s, %s)", run, before)
+    sql("SELECT llm_checkpoint_load('b', %s)", before)
+    later = train(sql, "b")
+    assert sql("SELECT what FROM llm_replay(%s)", later) is None
+    assert sql("SELECT what FROM llm_replay(%s, %s)", later, before) is None
 
 
 def test_a_copy_of_shared_rows_is_compared_as_they_were(sql, models):
