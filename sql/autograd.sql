@@ -34,7 +34,8 @@ AS @autograd.tape_id@;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
     'BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until '
-    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
+    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that. Another '
+    'role, that of SET ROLE or the owner of a SECURITY DEFINER function, has a tape of its own.';
 
 -- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
 CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)

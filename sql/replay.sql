@@ -20,5 +20,5 @@ COMMENT ON FUNCTION llm_replay IS
     'the model has not been trained since. One row: the steps trained again, and the first difference with its step '
     'and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s '
     'start, else at llm_init_model, else at the first checkpoint saved during it. exact: every bit was compared; '
-    'where CPU, NumPy, BLAS or the version of pg_gpt2 are not those of the run, losses and norms are compared within '
-    '1e-3, and note says so.';
+    'where CPU, NumPy, BLAS, the version of pg_gpt2 or the setting pg_gpt2.fast are not those of the run, losses and '
+    'norms are compared within 1e-3, and note says so.';

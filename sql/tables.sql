@@ -287,8 +287,8 @@ COMMENT ON COLUMN llm_train_log.weights_digest IS
 COMMENT ON COLUMN llm_train_log.config IS
     'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS
-    'After a step by hand or a round of a run with sync_every, a digest of what the rows of llm_param hold: the next one '
-    'belongs to the same run if they still hold it, wherever they lie.';
+    'Where weights were written, a digest of what the rows of llm_param then held, moments included: the next step by hand, or '
+    'an interrupted run, goes on with the same run if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost

@@ -233,6 +233,32 @@ def test_a_tape_drawn_under_a_savepoint_that_is_undone_is_not_used_again(plain):
         assert value(plain, "SELECT llm_tape_id()") > undone
 
 
+@pytest.mark.parametrize("owner", ["transaction", "session"])
+def test_each_role_of_a_session_finds_its_own_tape_again(plain, owner):
+    """As after a SECURITY DEFINER function that records, or SET ROLE; what a role has is no other's."""
+    with plain.transaction(force_rollback=True):
+        plain.execute('CREATE ROLE "An other"; GRANT ALL ON SCHEMA public TO "An other"')
+        plain.execute("SELECT llm_grant_usage('An other', 'train')")
+        plain.execute(f"SET LOCAL pg_gpt2.tape = '{owner}'")
+        plain.execute(
+            "CREATE FUNCTION recorded() RETURNS bigint LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC;"
+            " SELECT llm_op('gelu', ARRAY[llm_variable(pg_llm_tensor('{1,2}'), '{2}', true)]); END;"
+            ' ALTER FUNCTION recorded() OWNER TO "An other"'
+        )
+        own = variable(plain, tensor(2))
+        tape = value(plain, "SELECT llm_tape_id()")
+        first, second = (value(plain, "SELECT recorded()") for _ in range(2))
+        assert value(plain, "SELECT llm_value(%s)", own) == tensor(2).tobytes()
+        assert value(plain, "SELECT llm_tape_id()") == tape
+        with pytest.raises(errors.UndefinedObject), plain.transaction():
+            plain.execute("SELECT llm_value(%s)", (first,))
+        plain.execute('SET LOCAL ROLE "An other"')
+        assert value(plain, "SELECT count(DISTINCT tape_id) FROM llm_tape WHERE output IN (%s, %s)", first, second) == 1
+        assert value(plain, "SELECT octet_length(llm_value(%s))", first) == 8
+        plain.execute("RESET ROLE")
+        assert value(plain, "SELECT llm_value(%s)", own) == tensor(2).tobytes()
+
+
 def test_discard_all_ends_the_tape_and_the_mode_of_a_session(conn):
     conn.execute("UPDATE llm_autograd_mode SET flag = true")
     handle = variable(conn, tensor(2))

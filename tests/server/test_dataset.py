@@ -157,6 +157,22 @@ def test_a_row_that_no_step_can_learn_from_ends_a_run_before_its_first_step(conn
         assert conn.execute("SELECT count(*) FROM llm_run").fetchone() == runs
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_any_loss_ends_a_run_before_its_first_step(conn, split):
+    """Else a run would learn until its first evaluation, and end there."""
+    load(conn, "val_fraction => 0.5")
+    conn.execute(
+        "UPDATE llm_dataset SET target = array_fill(-100, ARRAY[cardinality(target)]) WHERE split = %s", [split]
+    )
+    runs = conn.execute("SELECT count(*) FROM llm_run").fetchone()
+    for call in ("SELECT llm_train('m', 2, eval_every => 2)", "CALL llm_train_run('m', 2, eval_every => 2)"):
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match=r"no target of rows? \d+.* of llm_dataset carries"
+        ):
+            conn.execute(call)
+        assert conn.execute("SELECT count(*) FROM llm_run").fetchone() == runs
+
+
 def test_a_row_without_loss_beside_others_is_learned_from_as_nothing(conn):
     load(conn)
     conn.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1,2}', '{-100,-100}')")

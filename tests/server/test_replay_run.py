@@ -64,6 +64,20 @@ def test_threads_and_settings_of_the_session_change_nothing(sql, replay, model):
     assert replay(run)[2:] == (None, None, None, None, True, "from llm_init_model; llm_param compared")
 
 
+@pytest.mark.parametrize("ran", ["on", "off"])
+@pytest.mark.parametrize("audit", ["none", "tape"])
+def test_the_forms_of_ops_that_a_run_was_computed_by_are_a_part_of_its_environment(sql, replay, model, ran, audit):
+    """With pg_gpt2.fast as it was, every bit is compared, whatever was recorded; otherwise it says that bits may differ."""
+    sql(f"SET pg_gpt2.fast = {ran}")
+    run = train(sql, audit=f"'{audit}'")
+    same = replay(run)
+    assert (same.what, same.exact) == (None, True)
+    sql(f"SET pg_gpt2.fast = {'on' if ran == 'off' else 'off'}")
+    other = replay(run)
+    assert (other.what, other.exact) == (None, False)
+    assert "fast differ from the run's" in other.note
+
+
 def test_a_run_is_replayed_from_a_checkpoint_of_its_start(sql, replay, model, server_files):
     train(sql, 2)
     saved = sql("SELECT llm_checkpoint_save('m')")

@@ -235,6 +235,29 @@ def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
         sql("DROP ROLE reader")
 
 
+def test_training_beside_many_adapters_compiles_no_statement(sql, connect, models):
+    """What the planner takes for much work it compiles first, which took a second of every step by hand."""
+    worker, plans = connect(), []
+    worker.add_notice_handler(lambda told: plans.append(told.message_primary))
+    try:
+        sql("INSERT INTO llm_adapter (model, base, r, alpha, targets)"
+            " SELECT 'x' || n, 'a', 1, 1, '{attn.c_attn}' FROM generate_series(1, 500) AS n")  # fmt: skip
+        sql("INSERT INTO llm_param_share (source_model, source_name, target_model, target_name)"
+            " SELECT 'a', 't' || k, 'x' || n, 't' || k FROM generate_series(1, 500) n, generate_series(1, 120) k")  # fmt: skip
+        sql("ANALYZE llm_adapter, llm_param_share")
+        worker.execute(
+            "LOAD 'auto_explain'; SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on"
+        )
+        worker.execute("SET jit = on; SET plan_cache_mode = force_generic_plan; SET client_min_messages = log")
+        worker.execute("SET auto_explain.log_min_duration = 0")
+        for model in "abc":
+            worker.execute("SELECT llm_train_step(%s)", [model])
+    finally:
+        sql("DELETE FROM llm_adapter")
+    assert any("llm_param_share" in plan for plan in plans)
+    assert [plan for plan in plans if "JIT:" in plan] == []
+
+
 # --- what a replay and a history know of the models that share --------------------------------------------------------------
 
 
@@ -290,6 +313,57 @@ def test_a_source_is_loaded_and_imported_though_a_sharer_has_no_configuration(sq
     )
     sql("DELETE FROM llm_param_share")
     sql("SELECT llm_drop_model('b')")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)",
+        "UPDATE llm_param SET m = NULL, v = NULL WHERE model = 'b'",
+        "SELECT 1",
+    ],
+)
+def test_a_run_that_was_interrupted_does_not_go_on_with_other_moments(sql, models, change):
+    """Its weights are the same, and another run begins there: a replay of both agrees. Nothing else is in its way."""
+    sql("CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'here'; END$$")
+    sql("CREATE TRIGGER ends BEFORE INSERT ON llm_train_log FOR EACH ROW WHEN (NEW.step > 4) EXECUTE FUNCTION ends()")
+    run = "CALL llm_train_run('b', 8, batch_size => 2, lr_max => 0.01, commit_every => 2, flush_seconds => 0, log_every => 0)"
+    sql("SELECT llm_checkpoint_save('b')")
+    try:
+        for _ in range(2):
+            with pytest.raises(psycopg.Error, match="here"):
+                sql(run)
+    finally:
+        sql("DROP FUNCTION ends CASCADE")
+    sql(change)
+    if "llm_param " not in change:  # what is changed by hand is not known to be no part of the run
+        sql("SELECT llm_checkpoint_save('b')")
+    sql(run)
+    goes_on = change == "SELECT 1"
+    assert sql("SELECT array_agg(status ORDER BY run_id) FROM llm_run WHERE model = 'b'") == (
+        ["finished"] if goes_on else ["abandoned", "finished"]
+    )
+    for one in sql(
+        "SELECT array_agg(run_id) FROM llm_run WHERE model = 'b' AND (first_step = 0 OR %s)", "share" in change
+    ):
+        assert sql("SELECT what FROM llm_replay(%s)", one) is None
+    assert sql("SELECT jsonb_array_length(shared) FROM llm_run WHERE model = 'b' ORDER BY run_id LIMIT 1") == 1
+
+
+def test_a_run_is_not_replayed_from_a_checkpoint_with_the_optimizer_state_of_before(sql, models):
+    """Its weights are those that the run began with; the moments of one tensor are not, and the run would seem dishonest."""
+    train(sql, "b")
+    before = sql("SELECT llm_checkpoint_save('b')")
+    sql("SELECT llm_unshare_param('b', 'wte', NULL, copy_optimizer_state => false)")
+    run = train(sql, "b")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="cannot be replayed"):
+        sql("SELECT llm_replay(%s)", run)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is of before tensors of the model were shared"):
+        sql("SELECT llm_replay(%s, %s)", run, before)
+    sql("SELECT llm_checkpoint_load('b', %s)", before)
+    later = train(sql, "b")
+    assert sql("SELECT what FROM llm_replay(%s)", later) is None
+    assert sql("SELECT what FROM llm_replay(%s, %s)", later, before) is None
 
 
 def test_a_copy_of_shared_rows_is_compared_as_they_were(sql, models):

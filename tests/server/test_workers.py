@@ -208,3 +208,11 @@ def test_a_worker_with_another_blas_helps_only_where_that_is_allowed(leader, con
         "SELECT environment -> 'workers' -> 'w1' ->> 'blas' <> environment ->> 'blas' FROM llm_run WHERE model = %s"
     )
     assert session.execute(recorded, ["other bits"]).fetchall() == [(True,)]
+
+
+def test_a_worker_that_computes_by_the_plain_ops_has_other_bits(leader, connect, new_database):
+    add_server(leader, "plain", new_database(), options="-c pg_gpt2.fast=off")
+    make_model(leader, "plain")
+    refused = '"plain" computes other bits: it has fast False and not True'
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=refused):
+        train(connect(), "plain", Jsonb({"workers": ["plain"], "shards": 2}))

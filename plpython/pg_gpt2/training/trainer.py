@@ -229,17 +229,20 @@ class Trainer:
         return float(value.data)  # type: ignore[arg-type]
 
     def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
-        """The same by the tape of `core`."""
+        """The same by the tape of `core`. Each use of a parameter adds to what its sink has, in the order of the other tape, by
+        which audited steps go: sums in another order have other bits."""
         tape = PlainTape()
-        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
+        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items() if name not in self.tied}
+        handles |= {name: handles[one] for name, one in self.tied.items()}
+        for name, sink in self._sinks.items():
+            handles[name].grad = sink.array if sink.filled else None
         tokens, targets, weight = batch
         loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
         tape.backward(loss, share)
-        for name, handle in handles.items():
-            sink = self._sink(name)
-            if sink is not None and handle.grad is not None:
-                sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
-                sink.filled = True
+        for name, sink in self._sinks.items():
+            grad = handles[name].grad
+            if grad is not None:
+                sink.array[...], sink.filled = grad, True
         return float(loss.data)
 
     def grad_norm(self) -> float:

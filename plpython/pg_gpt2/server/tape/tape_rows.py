@@ -27,6 +27,7 @@ BATCH = 10_000  # rows that are read, or written, between two looks for an inter
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
 READ_COPIES = 3  # of a value that is read: of the server, as bytes, and what is made of it
 OWNERS = ("transaction", "session")
+MOST_TAPES = 64  # of a transaction or session, one for each role: then the first is forgotten
 OWN_HANDLES = (
     "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
     " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
@@ -36,9 +37,10 @@ OWN_HANDLES = (
 def own_tape() -> int:
     """The number of the tape of this transaction or session; drawn when it is first needed.
 
-    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
-    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
-    DISCARD ALL, which the interpreter's memory would outlive.
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role: each
+    that works in the session, such as the owner of a SECURITY DEFINER function, has a tape of its own, and finds it again. So it
+    ends with what it belongs to, with a rollback of what drew it, and with DISCARD ALL, which the interpreter's memory would
+    outlive.
     """
     kept = db.row(
         "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || quote_ident(current_user)::regrole::oid AS drawn_by,"
@@ -48,13 +50,19 @@ def own_tape() -> int:
     )
     settings: db.Row = kept or {}
     owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
-    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
-        return int(found[1])
+    others = (settings[owner] or "").split()
+    for place in others:
+        if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", place):
+            return int(found[1])
     number = new_tape()
     db.run(
         "SELECT set_config($1, $2, $3)",
         ["text", "text", "bool"],
-        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
+        *(
+            f"pg_gpt2.{owner}_tape",
+            " ".join([*others[1 - MOST_TAPES :], f"{drawn_by}/{number}"]),
+            owner == "transaction",
+        ),
     )
     return number
 

@@ -216,9 +216,9 @@ UNFIT = (
 )
 
 
-def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> None:
-    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps. `alone`: a step
-    has one row, a target of which must carry loss."""
+def refuse_unfit(model: str, config: GPT2Config, split: str, ids: np.ndarray, alone: bool) -> None:
+    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps; and a split,
+    whose rows are `ids`, of which no target carries loss. `alone`: a step has one row, a target of which must."""
     row = db.row(
         f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE}"
         f" AND ({UNFIT} OR ($5 AND {IGNORED} = ALL (target))) IS NOT FALSE ORDER BY id LIMIT 1",
@@ -227,6 +227,12 @@ def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> Non
     )
     if row:
         require_loss([row["id"]], rows([row["id"]], model, config))
+    if not db.row(
+        f"SELECT 1 FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} AND {IGNORED} <> ANY (target) LIMIT 1",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    ):
+        raise nothing_counts(ids.tolist())
 
 
 def require_loss(ids: Sequence[int], found: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from ...core.op import is_fast
 from ...fast import blas_library, threads
 from .. import db, resources
 
-DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
+DECISIVE = ("sources", "numpy", "blas", "fast", "machine", "processor")  # about bits; the number of threads is not
 
 
 def current() -> dict[str, object]:

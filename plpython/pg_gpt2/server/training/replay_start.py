@@ -27,6 +27,14 @@ from . import run_log
 from .plan import RunPlan
 from .session import Learner, Settings, with_base
 
+# Of a checkpoint c of the run's first step: weights and optimizer state are those that the run began with, as far as loads and
+# sharing decide. It was saved after tensors were shared, or became copies without the optimizer's state, where that came last.
+AT_START = (
+    "c.step = $3 AND NOT EXISTS (SELECT FROM (SELECT checkpoint_id, at FROM {schema}.llm_checkpoint_restore"
+    " WHERE model = $1 AND after_run < $2 ORDER BY id DESC LIMIT 1) AS last"
+    " WHERE last.checkpoint_id IS NULL AND last.at > c.created_at)"
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -205,7 +213,7 @@ def begin(record: Record, from_checkpoint: int | None, base: weights.Model | Non
     """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
         return _from_checkpoint(record, _required(record, from_checkpoint), base)
-    at_start = saved_checkpoints(record, "c.step = $3")
+    at_start = saved_checkpoints(record, AT_START)
     for saved in at_start:
         start = _from_checkpoint(record, saved, base)
         if isinstance(start, Difference) or start.difference(record) is None:
@@ -247,6 +255,10 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
         raise FeatureNotSupported(
             f"checkpoint {checkpoint_id} is of the middle of run {record.run_id}, and does not have its outer momentum",
             hint="A run with sync_every is replayed from its start: leave from_checkpoint out.",
+        )
+    elif done == record.start and not any(found.id == saved.id for found in saved_checkpoints(record, AT_START)):
+        problem = (
+            f"of before tensors of the model were shared, or became copies, and run {record.run_id} began after that"
         )
     elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"

@@ -88,7 +88,8 @@ class Log:
             " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
             " servers, config, lineage, write_seconds)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, $16, CASE WHEN step = $13 THEN $17 END"
+            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, CASE WHEN step = $13 THEN $16 END,"
+            " CASE WHEN step = $13 THEN $17 END"
             " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
             " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests, servers)",
             [

@@ -45,9 +45,10 @@ class Run:
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
-        datasets.refuse_unfit(session.model, session.config, "train", plan.batch_size * plan.grad_accum == 1)
-        if plan.eval_every:
-            datasets.refuse_unfit(session.model, session.config, "val", alone=False)
+        alone = plan.batch_size * plan.grad_accum == 1
+        datasets.refuse_unfit(session.model, session.config, "train", self._rows, alone)
+        if self._val_rows is not None:
+            datasets.refuse_unfit(session.model, session.config, "val", self._val_rows, alone=False)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
         if plan.course.evaluates and self._val_rows is not None:
@@ -91,11 +92,11 @@ class Run:
         if row is None:
             return False
         done = row["step"] or 0
-        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
-        if self._local and done:  # moments and outer momentum decide, too, and are no bits of the weights yet
-            same_weights &= row["lineage"] == self.session.content
-        if not (row["same"] and same_weights):
-            what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+        same_state = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if row["lineage"] is not None:  # moments and outer momentum decide, too, and are no bits of the weights yet
+            same_state &= row["lineage"] == self.session.content
+        if not (row["same"] and same_state):
+            what, best = "weights or optimizer state" if row["same"] else "parameters or data", told(row["run_id"])
             what = what if row["same_base"] else "the weights of the base"
             db.notice(
                 f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
@@ -105,7 +106,8 @@ class Run:
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
             f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED},"
-            f" shared = shared || {sharing.changed_too('llm_run.model')} WHERE run_id = $1",
+            " shared = (SELECT coalesce(jsonb_agg(DISTINCT tensor), '[]')"
+            f" FROM jsonb_array_elements(shared || {sharing.changed_too('llm_run.model')}) AS tensor) WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
@@ -197,8 +199,7 @@ class Run:
         self.session.outer = {} if self._local is None or ended else self._local.momentum
         self.session.write()
         self._audit.write()
-        lineage = self.session.content if self._local else None
-        self._log.write(time.perf_counter() - began, digest, lineage=lineage)
+        self._log.write(time.perf_counter() - began, digest, lineage=self.session.content)
         if ended and self._best is not None:
             self._best.forget()
         db.run(
