@@ -54,7 +54,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-    GD['pg_gpt2 72295c0670c2 @extschema@'] = importer['import_package']('pg_gpt2 72295c0670c2 @extschema@', '@extschema@')
+    GD['pg_gpt2 a89de113b02d @extschema@'] = importer['import_package']('pg_gpt2 a89de113b02d @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -68,7 +68,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 importer = {}
 exec(plpy.execute('SELECT source FROM @extschema@.llm_module WHERE name = $n$pg_gpt2.server.importer$n$')[0]['source'], importer)
-return importer['compile_package']('pg_gpt2 72295c0670c2 @extschema@', '@extschema@')
+return importer['compile_package']('pg_gpt2 a89de113b02d @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_compile IS
     'Keep what this server''s Python makes of the package''s sources in llm_module, so that no session has to compile them; how '
@@ -1307,7 +1307,7 @@ from math import prod
 from typing import Any
 
 from ..errors import InvalidParameter, shown
-from ..limits import MOST_LAYERS
+from ..limits import MOST_LAYERS, MOST_STOPS
 
 LAYER_NORM_EPS = 1e-5
 MOST_EPS = 1.0
@@ -1328,6 +1328,10 @@ ACTIVATIONS = {
 MOST_ALPHA = 1e30  # float32 holds what it makes of x A: beyond are infinities, which times a B of zeros are NaN
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Matrices of rank r beside some of a model that stays as it is: y = x W + b + (alpha / r) (x A) B.
@@ -1345,9 +1349,9 @@ class Adapter:
             raise InvalidParameter(
                 f"r must be a positive integer, not {shown(self.r)}", hint="LoRA uses 1 to 64; 8 is usual."
             )
-        if not abs(self.alpha) <= MOST_ALPHA:
+        if not _is_number(self.alpha) or not abs(self.alpha) <= MOST_ALPHA:
             raise InvalidParameter(
-                f"alpha must be within -1e30 and 1e30, not {self.alpha}", hint="16 is usual, twice an r of 8."
+                f"alpha must be within -1e30 and 1e30, not {shown(self.alpha)}", hint="16 is usual, twice an r of 8."
             )
         unknown = [target for target in self.targets if target not in LINEAR_LAYERS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
@@ -1355,9 +1359,9 @@ class Adapter:
                 f"targets {shown(self.targets)} are not different linear layers of a block",
                 hint=f"Give some of {', '.join(LINEAR_LAYERS)}.",
             )
-        if not 0 <= self.dropout_p < 1:
+        if not _is_number(self.dropout_p) or not 0 <= self.dropout_p < 1:
             raise InvalidParameter(
-                f"dropout_p must be at least 0 and below 1, not {self.dropout_p}", hint="0 is usual."
+                f"dropout_p must be at least 0 and below 1, not {shown(self.dropout_p)}", hint="0 is usual."
             )
 
     @property
@@ -1465,6 +1469,11 @@ class GPT2Config(Architecture):
             )
         if self.stop_token_ids is not None:
             object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+            if len(self.stop_token_ids) > MOST_STOPS:
+                raise InvalidParameter(
+                    f"stop_token_ids has {len(self.stop_token_ids)} ids, more than {MOST_STOPS}",
+                    hint="Null stands for eos_token_id alone.",
+                )
             if unknown := [i for i in self.stop_token_ids if type(i) is not int or not 0 <= i < self.vocab]:
                 raise InvalidParameter(
                     f"stop_token_ids has {shown(unknown[0])}, which is not one of {self.vocab} token ids",
@@ -14625,6 +14634,7 @@ memory alone is not here: that is asked for when it is needed.
 MOST_BYTES = (1 << 30) - (1 << 16)  # of a result: what a value of SQL takes, with what belongs to it
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
+MOST_STOPS = 1024  # tokens that end texts: the CHECK of llm_model_config has the same
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_SAMPLES = 1024  # texts for each prompt: a row of the result each
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
@@ -16773,7 +16783,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     """
     require(source=source, target=target)
     config = store.config(source)
-    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source)
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
@@ -16781,6 +16791,8 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None:
         config = store.config(source)  # as it is now that nobody has to be waited for
         reading.require_whole(source, config)
+    else:  # first the lock of the model: see sql/checkpoints.sql
+        saved = checkpoints.find(saved.id, source, lock=True)
     if base is None:
         store.require_no_weights(target)
     else:
@@ -17967,10 +17979,14 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
 
 
 def _make_room(model: str, config: GPT2Config, replace: bool | None) -> None:
-    """Register the configuration, unless it is an adapter's, and remove the weights that are replaced."""
+    """Register the configuration, unless it is an adapter's, and remove the weights that are replaced. No run is then
+    the last to have changed the model, or one that shares its tensors."""
     if replace:
-        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-        sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        removed = db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        removed += sharing.forget(model, "true" if config.adapter is None else f"target_name {store.IS_OWN}")
+        if removed:
+            sharing.record_change(model, model)
+    sharing.record_change_too(model)
     if config.adapter is None:
         store.register(model, config)
 
@@ -18027,8 +18043,12 @@ def _rows(config: GPT2Config) -> Iterator[tuple[str, int, list[int]]]:
 def _described(config: str) -> tuple[str | None, GPT2Config | Adapter]:
     """What an object of JSON describes: a model, or an adapter, and of that the name of its base. 22023 where it is neither."""
     try:
-        said: dict[str, Any] = dict(json.loads(config))
+        said: dict[str, Any] = json.loads(config)
+        if not isinstance(said, dict):
+            raise ValueError("it is no object")
         base = said.pop("base", None)
+        if not isinstance(base, str | None):
+            raise ValueError("base is no name")
         if unknown := said.keys() - (store.COLUMNS.keys() if base is None else store.ADAPTER_FIELDS):
             raise ValueError(f"{min(unknown):.80} is no such column")
         if base is None:
@@ -19269,6 +19289,14 @@ def planned_once(n_bytes: int) -> Iterator[None]:
         yield
         return
     with _setting("plan_cache_mode", "force_generic_plan"):
+        yield
+
+
+@contextmanager
+def without_nested_loops() -> Iterator[None]:
+    """Around a statement that joins many rows with many. Where the planner has no or old statistics of them it may take them for
+    few, and try every pair. It ends as `planned_once` does."""
+    with _setting("enable_nestloop", "off"):
         yield
 
 
@@ -21731,14 +21759,15 @@ def sweep(model: str) -> None:
             "DELETE FROM {schema}.llm_checkpoint_part AS p"
             " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
         )
-    db.run(
-        "WITH used AS (SELECT unnest(ARRAY[p.data, p.m, p.v]) AS digest FROM {schema}.llm_checkpoint AS c"
-        " JOIN {schema}.llm_checkpoint_part AS p ON p.checkpoint_id = c.id WHERE c.model = $1)"
-        " DELETE FROM {schema}.llm_checkpoint_blob AS b"
-        " WHERE b.model = $1 AND NOT EXISTS (SELECT FROM used WHERE used.digest = b.digest)",
-        ["text"],
-        model,
-    )
+    with db.without_nested_loops():
+        db.run(
+            "WITH used AS (SELECT unnest(ARRAY[p.data, p.m, p.v]) AS digest FROM {schema}.llm_checkpoint AS c"
+            " JOIN {schema}.llm_checkpoint_part AS p ON p.checkpoint_id = c.id WHERE c.model = $1)"
+            " DELETE FROM {schema}.llm_checkpoint_blob AS b"
+            " WHERE b.model = $1 AND NOT EXISTS (SELECT FROM used WHERE used.digest = b.digest)",
+            ["text"],
+            model,
+        )
 
 
 OF_USERS = (  # of the checkpoints of model $1 those that no run may need to go on
@@ -21771,7 +21800,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...core.config import ARCHITECTURE, GPT2Config
-from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, StillUsed, UndefinedObject, WrongState
 from .. import db
 from . import adapters, checkpoint_files, locks, server_files, sharing, store
 from .checkpoint_files import Part
@@ -21903,11 +21932,16 @@ def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
         reader.close()
 
 
+def _stored(kind: str, model: str) -> str:
+    """An expression: the "data", "m" or "v" of the row c of llm_checkpoint_part, of a checkpoint of `model`; null where they are
+    missing. They are looked up by the key: in a join the planner may go through all blocks of the model for each row."""
+    return f"(SELECT b.data FROM {{schema}}.llm_checkpoint_blob AS b WHERE b.model = {model} AND b.digest = c.{kind})"
+
+
 def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
     found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
     for row in db.cursor(
-        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.model = $2 AND b.digest = c.{kind}"
+        f"SELECT c.name, c.token_id, {_stored(kind, '$2')} AS data FROM {{schema}}.llm_checkpoint_part AS c"
         f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
         ["int4", "text"],
         *(saved.id, saved.model),
@@ -22045,6 +22079,7 @@ def restore(saved: Checkpoint, model: str) -> None:
             hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
         )
     if adapters.base_of(model) is None and saved.config.adapter is None:
+        _refuse_misfit(saved, model)
         sharing.forget(model)
         store.register(model, saved.config)
     else:
@@ -22063,9 +22098,27 @@ def restore(saved: Checkpoint, model: str) -> None:
         ["text", "int4", "text", "int8", "int8"],
         *(model, saved.id, saved.model, saved.step, saved.run_id),
     )
-    for other in sharing.others(model):
-        sharing.record_change(other, model)
+    sharing.record_change_too(model)
     adapters.follow(model)
+
+
+def _refuse_misfit(saved: Checkpoint, model: str) -> None:
+    """Refuse (2BP01) a checkpoint that the adapters of `model`, or models that share its tensors, could not use: one that was
+    attached, of another shape."""
+    now = store.find_config(model)
+    if now is None or now.plain() == saved.config.plain():
+        return
+    shapes = saved.config.param_shapes()
+    try:
+        adapters.refuse_if_base(model)
+        for name, shape in now.param_shapes().items():
+            if shapes.get(name) != shape:
+                sharing.refuse_if_used(model, name)
+    except StillUsed as error:
+        raise StillUsed(
+            f"checkpoint {saved.id} is of another shape, and {error.message}",
+            hint=f"llm_copy_model(source, target, {saved.id}) makes a model of its own from the checkpoint. {error.hint}",
+        ) from None
 
 
 def _restore_adapter(saved: Checkpoint, model: str) -> None:
@@ -22101,13 +22154,11 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
     )
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
-        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        f" SELECT $1, c.name, c.token_id, c.shape, c.step, stored.data, {_stored('m', '$3')}, {_stored('v', '$3')}"
         " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.model = $3 AND data.digest = c.data"
-        " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.model = $3 AND m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.model = $3 AND v.digest = c.v"
+        f" CROSS JOIN LATERAL (SELECT {_stored('data', '$3')} AS data OFFSET 0) AS stored"
         " WHERE c.checkpoint_id = $2"
+        " AND octet_length(stored.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
         " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
         ' ORDER BY c.name COLLATE "C", c.token_id',
         ["text", "int4", "text"],
@@ -22236,8 +22287,7 @@ def locked_with(*models: str) -> list[str]:
     """`models` and those that they share weights of, in the order in which all take their locks; but not the base of an adapter,
     which it only reads."""
     rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = ANY ($1)"
-        f" AND (target_name {store.IS_OWN} OR NOT EXISTS (SELECT FROM {{schema}}.llm_adapter WHERE model = target_model))",
+        f"SELECT DISTINCT source_model FROM {store.TRAINED_SHARES} AS s WHERE target_model = ANY ($1)",
         ["text[]"],
         list(models),
     )
@@ -23121,23 +23171,16 @@ from ...errors import InconsistentData, InvalidParameter, StillUsed, UndefinedOb
 from .. import db
 from . import adapters, locks, publications, store
 
-Block = tuple[str, str, int]  # model, name, token_id
-
-_TRAINED = (  # what an adapter shares with its base is only read
-    f"(SELECT * FROM {{schema}}.llm_param_share WHERE target_name {store.IS_OWN}"
-    " OR NOT EXISTS (SELECT FROM {schema}.llm_adapter AS a WHERE a.model = target_model))"
-)
-
 
 def changed_too(model: str = "$1") -> str:
     """An expression: tensors of other models that change with those of `model`, because they are the same rows, as an array of
     {model, name}. They are its sources', its targets', and those of its sources' other targets."""
     return f"""
         (SELECT coalesce(jsonb_agg(to_jsonb(tensor) ORDER BY model, name), '[]') FROM (
-            SELECT source_model AS model, source_name AS name FROM {_TRAINED} AS s WHERE target_model = {model}
-            UNION SELECT target_model, target_name FROM {_TRAINED} AS s WHERE source_model = {model}
+            SELECT source_model AS model, source_name AS name FROM {store.TRAINED_SHARES} AS s WHERE target_model = {model}
+            UNION SELECT target_model, target_name FROM {store.TRAINED_SHARES} AS s WHERE source_model = {model}
             UNION SELECT o.target_model, o.target_name
-            FROM {_TRAINED} AS s JOIN {_TRAINED} AS o USING (source_model, source_name, source_token_id)
+            FROM {store.TRAINED_SHARES} AS s JOIN {store.TRAINED_SHARES} AS o USING (source_model, source_name, source_token_id)
             WHERE s.target_model = {model} AND o.target_model <> {model}
         ) AS tensor)
     """
@@ -23297,21 +23340,24 @@ def _refuse_lost(target: str, name: str, token_id: int | None) -> None:
 
 
 def record_change(model: str, source: str) -> None:
-    """Enter that `model` has other weights now, which no run of it has left."""
+    """Enter that `model` has other weights now, which no run of it has left. It may have no configuration."""
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, source, step, after_run)"
         " SELECT $1, $2, $3, coalesce(max(run_id), 0) FROM {schema}.llm_run",
         ["text", "text", "int8"],
-        *(model, source, store.last_step(model, store.config(model))),
+        *(model, source, store.last_step(model, store.find_config(model))),
     )
 
 
-def others(model: str) -> list[str]:
-    """The models of which tensors change with those of `model`."""
+def record_change_too(model: str) -> None:
+    """Enter the same of the models of which tensors change with those of `model`."""
     rows = db.query(
-        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t", ["text"], model
+        f"SELECT DISTINCT t ->> 'model' AS name FROM jsonb_array_elements({changed_too()}) AS t ORDER BY name",
+        ["text"],
+        model,
     )
-    return sorted(row["name"] for row in rows)
+    for row in rows:
+        record_change(row["name"], model)
 
 
 def forget_runs(model: str) -> None:
@@ -23368,6 +23414,13 @@ def resolved(model: str = "$1") -> str:
 
 
 IS_OWN = "LIKE '%.lora__'"  # names of an adapter's own tensors, beside those of its base
+# A table expression: the rows of llm_param_share whose tensors the target trains; what an adapter shares with its base is only
+# read. It is a join, because NOT EXISTS beside an OR looks so dear to the planner, for a base with many adapters, that it has the
+# plan compiled (JIT), which takes seconds.
+TRAINED_SHARES = (
+    "(SELECT s.* FROM {schema}.llm_param_share AS s LEFT JOIN {schema}.llm_adapter AS a ON a.model = s.target_model"
+    f" WHERE s.target_name {IS_OWN} OR a.model IS NULL)"
+)
 
 
 def trained(config: GPT2Config | None, model: str = "$1") -> str:
@@ -23566,7 +23619,7 @@ def require_no_weights(model: str) -> None:
         )
 
 
-def last_step(model: str, config: GPT2Config) -> int:
+def last_step(model: str, config: GPT2Config | None) -> int:
     """AdamW updates that the model has had."""
     row = db.row(f"SELECT max(step) AS step FROM {trained(config)} AS p", ["text"], model)
     return (row or {})["step"] or 0
@@ -24470,6 +24523,7 @@ BATCH = 10_000  # rows that are read, or written, between two looks for an inter
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
 READ_COPIES = 3  # of a value that is read: of the server, as bytes, and what is made of it
 OWNERS = ("transaction", "session")
+MOST_TAPES = 64  # of a transaction or session, one for each role: then the first is forgotten
 OWN_HANDLES = (
     "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
     " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
@@ -24479,9 +24533,10 @@ OWN_HANDLES = (
 def own_tape() -> int:
     """The number of the tape of this transaction or session; drawn when it is first needed.
 
-    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
-    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
-    DISCARD ALL, which the interpreter's memory would outlive.
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role: each
+    that works in the session, such as the owner of a SECURITY DEFINER function, has a tape of its own, and finds it again. So it
+    ends with what it belongs to, with a rollback of what drew it, and with DISCARD ALL, which the interpreter's memory would
+    outlive.
     """
     kept = db.row(
         "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || quote_ident(current_user)::regrole::oid AS drawn_by,"
@@ -24491,13 +24546,19 @@ def own_tape() -> int:
     )
     settings: db.Row = kept or {}
     owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
-    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
-        return int(found[1])
+    others = (settings[owner] or "").split()
+    for place in others:
+        if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", place):
+            return int(found[1])
     number = new_tape()
     db.run(
         "SELECT set_config($1, $2, $3)",
         ["text", "text", "bool"],
-        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
+        *(
+            f"pg_gpt2.{owner}_tape",
+            " ".join([*others[1 - MOST_TAPES :], f"{drawn_by}/{number}"]),
+            owner == "transaction",
+        ),
     )
     return number
 
@@ -25450,9 +25511,9 @@ UNFIT = (
 )
 
 
-def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> None:
-    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps. `alone`: a step
-    has one row, a target of which must carry loss."""
+def refuse_unfit(model: str, config: GPT2Config, split: str, ids: np.ndarray, alone: bool) -> None:
+    """Refuse (22023, 22000) rows that no step can learn from, before a run reaches one of them after many steps; and a split,
+    whose rows are `ids`, of which no target carries loss. `alone`: a step has one row, a target of which must."""
     row = db.row(
         f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE}"
         f" AND ({UNFIT} OR ($5 AND {IGNORED} = ALL (target))) IS NOT FALSE ORDER BY id LIMIT 1",
@@ -25461,6 +25522,12 @@ def refuse_unfit(model: str, config: GPT2Config, split: str, alone: bool) -> Non
     )
     if row:
         require_loss([row["id"]], rows([row["id"]], model, config))
+    if not db.row(
+        f"SELECT 1 FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} AND {IGNORED} <> ANY (target) LIMIT 1",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    ):
+        raise nothing_counts(ids.tolist())
 
 
 def require_loss(ids: Sequence[int], found: Sequence[Row]) -> None:
@@ -25574,7 +25641,7 @@ from ...core.op import is_fast
 from ...fast import blas_library, threads
 from .. import db, resources
 
-DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
+DECISIVE = ("sources", "numpy", "blas", "fast", "machine", "processor")  # about bits; the number of threads is not
 
 
 def current() -> dict[str, object]:
@@ -26601,6 +26668,14 @@ from . import run_log
 from .plan import RunPlan
 from .session import Learner, Settings, with_base
 
+# Of a checkpoint c of the run's first step: weights and optimizer state are those that the run began with, as far as loads and
+# sharing decide. It was saved after tensors were shared, or became copies without the optimizer's state, where that came last.
+AT_START = (
+    "c.step = $3 AND NOT EXISTS (SELECT FROM (SELECT checkpoint_id, at FROM {schema}.llm_checkpoint_restore"
+    " WHERE model = $1 AND after_run < $2 ORDER BY id DESC LIMIT 1) AS last"
+    " WHERE last.checkpoint_id IS NULL AND last.at > c.created_at)"
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -26779,7 +26854,7 @@ def begin(record: Record, from_checkpoint: int | None, base: weights.Model | Non
     """Where the replay begins; a Difference where the checkpoint that it would begin with is damaged."""
     if from_checkpoint is not None:
         return _from_checkpoint(record, _required(record, from_checkpoint), base)
-    at_start = saved_checkpoints(record, "c.step = $3")
+    at_start = saved_checkpoints(record, AT_START)
     for saved in at_start:
         start = _from_checkpoint(record, saved, base)
         if isinstance(start, Difference) or start.difference(record) is None:
@@ -26821,6 +26896,10 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
         raise FeatureNotSupported(
             f"checkpoint {checkpoint_id} is of the middle of run {record.run_id}, and does not have its outer momentum",
             hint="A run with sync_every is replayed from its start: leave from_checkpoint out.",
+        )
+    elif done == record.start and not any(found.id == saved.id for found in saved_checkpoints(record, AT_START)):
+        problem = (
+            f"of before tensors of the model were shared, or became copies, and run {record.run_id} began after that"
         )
     elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"
@@ -26971,7 +27050,8 @@ class Log:
             " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
             " servers, config, lineage, write_seconds)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, $16, CASE WHEN step = $13 THEN $17 END"
+            " CASE WHEN step = $13 THEN $14 END, servers::jsonb, $15, CASE WHEN step = $13 THEN $16 END,"
+            " CASE WHEN step = $13 THEN $17 END"
             " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
             " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests, servers)",
             [
@@ -27303,9 +27383,10 @@ class Run:
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = evaluated.row_ids(session, plan.course) if plan.eval_every else None
-        datasets.refuse_unfit(session.model, session.config, "train", plan.batch_size * plan.grad_accum == 1)
-        if plan.eval_every:
-            datasets.refuse_unfit(session.model, session.config, "val", alone=False)
+        alone = plan.batch_size * plan.grad_accum == 1
+        datasets.refuse_unfit(session.model, session.config, "train", self._rows, alone)
+        if self._val_rows is not None:
+            datasets.refuse_unfit(session.model, session.config, "val", self._val_rows, alone=False)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
         if plan.course.evaluates and self._val_rows is not None:
@@ -27349,11 +27430,11 @@ class Run:
         if row is None:
             return False
         done = row["step"] or 0
-        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
-        if self._local and done:  # moments and outer momentum decide, too, and are no bits of the weights yet
-            same_weights &= row["lineage"] == self.session.content
-        if not (row["same"] and same_weights):
-            what, best = "weights" if row["same"] else "parameters or data", told(row["run_id"])
+        same_state = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if row["lineage"] is not None:  # moments and outer momentum decide, too, and are no bits of the weights yet
+            same_state &= row["lineage"] == self.session.content
+        if not (row["same"] and same_state):
+            what, best = "weights or optimizer state" if row["same"] else "parameters or data", told(row["run_id"])
             what = what if row["same_base"] else "the weights of the base"
             db.notice(
                 f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run{best}"
@@ -27363,7 +27444,8 @@ class Run:
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
             f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {run_log.RESUMED},"
-            f" shared = shared || {sharing.changed_too('llm_run.model')} WHERE run_id = $1",
+            " shared = (SELECT coalesce(jsonb_agg(DISTINCT tensor), '[]')"
+            f" FROM jsonb_array_elements(shared || {sharing.changed_too('llm_run.model')}) AS tensor) WHERE run_id = $1",
             ["int8", "int8", "jsonb"],
             *(row["run_id"], done, json.dumps(self.session.environment())),
         )
@@ -27455,8 +27537,7 @@ class Run:
         self.session.outer = {} if self._local is None or ended else self._local.momentum
         self.session.write()
         self._audit.write()
-        lineage = self.session.content if self._local else None
-        self._log.write(time.perf_counter() - began, digest, lineage=lineage)
+        self._log.write(time.perf_counter() - began, digest, lineage=self.session.content)
         if ended and self._best is not None:
             self._best.forget()
         db.run(
@@ -31768,17 +31849,20 @@ class Trainer:
         return float(value.data)  # type: ignore[arg-type]
 
     def _plain_gradients(self, params: gpt2.Params, batch: Batch, drop: gpt2.Dropout, share: float) -> float:
-        """The same by the tape of `core`."""
+        """The same by the tape of `core`. Each use of a parameter adds to what its sink has, in the order of the other tape, by
+        which audited steps go: sums in another order have other bits."""
         tape = PlainTape()
-        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items()}
+        handles = {name: tape.leaf(w, self._learns(name)) for name, w in params.items() if name not in self.tied}
+        handles |= {name: handles[one] for name, one in self.tied.items()}
+        for name, sink in self._sinks.items():
+            handles[name].grad = sink.array if sink.filled else None
         tokens, targets, weight = batch
         loss = gpt2.loss(tape, handles, tokens, targets, self.config, weight, drop=drop, chunk=self.chunk)
         tape.backward(loss, share)
-        for name, handle in handles.items():
-            sink = self._sink(name)
-            if sink is not None and handle.grad is not None:
-                sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
-                sink.filled = True
+        for name, sink in self._sinks.items():
+            grad = handles[name].grad
+            if grad is not None:
+                sink.array[...], sink.filled = grad, True
         return float(loss.data)
 
     def grad_norm(self) -> float:
@@ -31902,11 +31986,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -31919,11 +32003,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -32223,8 +32307,8 @@ COMMENT ON COLUMN llm_train_log.weights_digest IS
 COMMENT ON COLUMN llm_train_log.config IS
     'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS
-    'After a step by hand or a round of a run with sync_every, a digest of what the rows of llm_param hold: the next one '
-    'belongs to the same run if they still hold it, wherever they lie.';
+    'Where weights were written, a digest of what the rows of llm_param then held, moments included: the next step by hand, or '
+    'an interrupted run, goes on with the same run if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
@@ -32366,11 +32450,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -32388,11 +32472,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -32448,11 +32532,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].adapters.create(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].adapters.create(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_create IS
     'Make an adapter of a model (LoRA): a model of its own name that uses the weights and the vocabulary of its base, '
@@ -32465,11 +32549,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].adapters.merge(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].adapters.merge(globals())
 $$;
 COMMENT ON FUNCTION llm_adapter_merge IS
     'Make an ordinary model of an adapter and its base: matrices W + (alpha / r) A B, a copy of the other tensors, and '
@@ -32484,11 +32568,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].models.config_changed(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].models.config_changed(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_changed IS
     'Triggers of llm_model_config: an inserted model takes the place of the preset of its name, on which restoring a dump '
@@ -32521,11 +32605,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -32538,11 +32622,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -32555,11 +32639,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -32614,11 +32698,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.changed(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].vocabularies.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Triggers of llm_bpe_vocab and llm_bpe_merges: add a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -32649,11 +32733,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.train(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].vocabularies.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -32666,11 +32750,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.load_vocab(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].vocabularies.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -32681,11 +32765,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].vocabularies.load_merges(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].vocabularies.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -32701,11 +32785,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode_sent IS 'What llm_encode calls: the token ids in the text form of an array.';
 
@@ -32725,11 +32809,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -32755,11 +32839,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -32770,11 +32854,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -32783,11 +32867,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -32801,11 +32885,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -32819,11 +32903,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -32834,11 +32918,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors_sent IS
     'What llm_import_safetensors calls, with bytes for which memory is asked before PL/Python copies them.';
@@ -32856,11 +32940,11 @@ RETURNS TABLE (name text, token_id integer, shape integer[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.import_begin(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.import_begin(globals())
 $$;
 COMMENT ON FUNCTION llm_import_begin IS
     'For a client that inserts the weights of a model into llm_param itself, as pg-gpt2 load-model does: what it calls '
@@ -32874,11 +32958,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -32889,11 +32973,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -32904,11 +32988,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -32937,11 +33021,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -32982,11 +33066,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -33014,11 +33098,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -33072,11 +33156,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -33101,11 +33185,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -33141,11 +33225,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -33168,11 +33252,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -33200,11 +33284,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].json.generate_json(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].json.generate_json(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_json IS
     'Continue a prompt with JSON that is valid under a JSON schema, always complete: when few of the max_tokens are left, the '
@@ -33225,11 +33309,11 @@ SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET quote_all_identifiers = off
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].json.row_schema(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].json.row_schema(globals())
 $$;
 COMMENT ON FUNCTION llm_json_schema IS
     'The JSON schema of a row of a table, a view or a composite type: an object with a property for each column, in their '
@@ -33251,11 +33335,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -33267,11 +33351,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -33288,11 +33372,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -33353,11 +33437,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].choosing.choose(globals())
 $$;
 COMMENT ON FUNCTION llm_choose IS
     'The choices in the order in which the model expects them to follow a prompt: the log-probability of a choice''s '
@@ -33379,11 +33463,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.classify(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].choosing.classify(globals())
 $$;
 COMMENT ON FUNCTION llm_classify IS
     'The choice that the model expects most to follow a prompt: the first of llm_choose. For the rows of a table '
@@ -33406,11 +33490,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose_from(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].choosing.choose_from(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_from IS
     'llm_choose among the rows of a query that returns one text column; NULLs are no choices. The query runs with the '
@@ -33428,11 +33512,11 @@ RETURNS TABLE (key text, choice text, probability double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.choose_rows(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].choosing.choose_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_choose_rows IS
     'For each prompt of a query the choice that llm_classify gives, and its probability. What prompts begin with in '
@@ -33457,11 +33541,11 @@ RETURNS TABLE (accuracy double precision, accuracy_norm double precision, n bigi
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].choosing.evaluate_choices(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].choosing.evaluate_choices(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate_choices IS
     'How often a model chooses the answers that are expected: one row. source is a query of a prompt and its answer, or of a '
@@ -33497,11 +33581,11 @@ RETURNS TABLE (key text, text text, sample integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.generate_rows(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].rows.generate_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_rows IS
     'Continue each prompt of a query as llm_generate does; many prompts share passes of the model, which is faster than '
@@ -33520,11 +33604,11 @@ RETURNS TABLE (key text, perplexity double precision, tokens integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.perplexity_rows(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].rows.perplexity_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity_rows IS
     'Perplexity of each text of a query, as llm_perplexity has it, and how many tokens were scored for it; several short '
@@ -33544,11 +33628,11 @@ RETURNS TABLE (key text, embedding real[])
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].rows.embedding_rows(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].rows.embedding_rows(globals())
 $$;
 COMMENT ON FUNCTION llm_embedding_rows IS
     'Hidden state of each text of a query, as llm_text_embedding has it; several short texts share a pass of the model, '
@@ -33565,11 +33649,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].publishing.publish(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].publishing.publish(globals())
 $$;
 COMMENT ON FUNCTION llm_publish IS
     'Make a publication of models, for CREATE SUBSCRIPTION on other servers: all that they are and read text with, so that '
@@ -33597,11 +33681,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -33626,11 +33710,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.load_pairs(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.load_pairs(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load_pairs IS
     'Tokenize the pairs of a query, (prompt, completion) or (prompt, completion, weight), and store each as one row of '
@@ -33659,11 +33743,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -33705,11 +33789,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -33742,11 +33826,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -33818,11 +33902,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -33870,11 +33954,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -33891,11 +33975,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.options(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.options(globals())
 $$;
 COMMENT ON FUNCTION llm_training_options_declared IS 'What the view llm_training_options shows.';
 
@@ -33912,11 +33996,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -33960,11 +34044,11 @@ RETURNS jsonb
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.begin(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].workers.begin(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_begin IS
     'Called by llm_train_run on a server that its option workers names: take on the shards of a run, of a model of this '
@@ -33977,11 +34061,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.weights(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].workers.weights(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_weights IS
     'Called by llm_train_run after llm_worker_begin: weights from place first on, as text (see '
@@ -33994,11 +34078,11 @@ RETURNS double precision[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.shard(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].workers.shard(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_shard IS
     'Called by llm_train_run after llm_worker_weights: compute loss and gradients of the rows in shard, which are its part '
@@ -34010,11 +34094,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].workers.gradients(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].workers.gradients(globals())
 $$;
 COMMENT ON FUNCTION llm_worker_gradients IS
     'Called by llm_train_run after llm_worker_shard: count of the gradients from place first on, as text like '
@@ -34113,13 +34197,13 @@ CREATE TABLE llm_checkpoint_restore (
 );
 CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
 COMMENT ON TABLE llm_checkpoint_restore IS
-    'Log of checkpoints loaded, of models copied from one, and of weights that changed by sharing: with llm_run, what a '
-    'model''s weights came from.';
+    'Log of checkpoints loaded, of models copied from one, of imports in the place of weights, and of weights that changed by '
+    'sharing: with llm_run, what a model''s weights came from.';
 COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
 COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
 COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS
-    'The checkpoint; it may have been dropped since. Null = tensors were shared, or became copies without the '
-    'optimizer''s state, or the model that they are shared with was loaded.';
+    'The checkpoint; it may have been dropped since. Null = weights were replaced by an import, tensors were shared, or became '
+    'copies without the optimizer''s state, or the model that they are shared with was loaded or imported.';
 COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from, or that the weights are shared with.';
 COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step that the model then had.';
 COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
@@ -34139,11 +34223,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -34156,11 +34240,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -34173,17 +34257,18 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
     'compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new '
-    'manual run. Vocabulary and data are not part of a checkpoint. A checkpoint in a file is for members of '
-    'pg_read_server_files.';
+    'manual run. Vocabulary and data are not part of a checkpoint. One of another shape, as an attached file may be, is '
+    'refused while adapters of the model, or models that share its tensors, could not use it. A checkpoint in a file is for '
+    'members of pg_read_server_files.';
 
 CREATE FUNCTION llm_checkpoint_list(model text DEFAULT NULL)
 RETURNS TABLE (
@@ -34200,11 +34285,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.listed(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.listed(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_list IS
     'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it '
@@ -34215,11 +34300,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint of its model has. Its file, where it has one, stays: remove it '
@@ -34230,11 +34315,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -34252,11 +34337,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -34280,11 +34365,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -34311,11 +34396,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -34323,8 +34408,8 @@ COMMENT ON FUNCTION llm_replay IS
     'the model has not been trained since. One row: the steps trained again, and the first difference with its step '
     'and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s '
     'start, else at llm_init_model, else at the first checkpoint saved during it. exact: every bit was compared; '
-    'where CPU, NumPy, BLAS or the version of pg_gpt2 are not those of the run, losses and norms are compared within '
-    '1e-3, and note says so.';
+    'where CPU, NumPy, BLAS, the version of pg_gpt2 or the setting pg_gpt2.fast are not those of the run, losses and '
+    'norms are compared within 1e-3, and note says so.';
 
 -- sql/monitoring.sql
 
@@ -34335,11 +34420,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.of_numbers(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].monitoring.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -34358,11 +34443,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.of_run(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].monitoring.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -34378,11 +34463,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].monitoring.prune_log(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].monitoring.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -34457,11 +34542,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -34486,11 +34571,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -34508,11 +34593,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -34521,11 +34606,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -34535,11 +34620,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -34548,11 +34633,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -34562,11 +34647,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -34575,11 +34660,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -34594,11 +34679,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -34614,11 +34699,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -34628,11 +34713,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0; 0 for a target of -100.';
@@ -34642,11 +34727,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target); zeros for a target of -100.';
@@ -34661,11 +34746,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -34683,11 +34768,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -34698,11 +34783,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -34711,11 +34796,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -34724,11 +34809,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -34746,11 +34831,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -34771,11 +34856,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -34794,11 +34879,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -34822,11 +34907,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -34837,11 +34922,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -34855,11 +34940,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -34875,11 +34960,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -34904,11 +34989,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -34927,16 +35012,17 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
     'BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until '
-    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
+    'DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that. Another '
+    'role, that of SET ROLE or the owner of a SECURITY DEFINER function, has a tape of its own.';
 
 -- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
 CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)
@@ -34944,11 +35030,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -34967,11 +35053,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -34995,11 +35081,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -35008,11 +35094,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -35025,11 +35111,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -35042,11 +35128,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -35084,11 +35170,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -35111,11 +35197,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -35133,11 +35219,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].pieces.logits(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].pieces.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -35168,11 +35254,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -35186,11 +35272,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -35216,11 +35302,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -35231,11 +35317,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -35246,11 +35332,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -35261,11 +35347,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -35276,11 +35362,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -35293,11 +35379,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -35325,11 +35411,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -35348,11 +35434,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -35367,11 +35453,11 @@ RETURNS TABLE (model text, pid integer)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.model_sessions(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].admin.model_sessions(globals())
 $$;
 COMMENT ON FUNCTION llm_model_sessions IS
     'Which sessions of this database have the weights of a model mapped from the file that they share (models of 8 MB and more), '
@@ -35383,11 +35469,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights, moments and prefixes freed. The next use reads '
@@ -35399,11 +35485,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -35462,11 +35548,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.enabled(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].compatibility.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -35490,11 +35576,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.map_param(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].compatibility.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -35520,11 +35606,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.materialize_params(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].compatibility.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -35535,11 +35621,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.accumulate_grads(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].compatibility.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -35550,11 +35636,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 72295c0670c2 @extschema@' not in GD:
+if 'pg_gpt2 a89de113b02d @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 72295c0670c2 @extschema@'].compatibility.prune(globals())
+return GD['pg_gpt2 a89de113b02d @extschema@'].compatibility.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '
