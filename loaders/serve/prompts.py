@@ -13,8 +13,9 @@ ENCODED = """
     SELECT t.n, {llm_encode}(t.body, %s::text) FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS t (body, n) ORDER BY t.n
 """
 DECODED = """
-    SELECT d.body, {llm_encode}(d.body, %(model)s::text) = %(ids)s::int4[]
-    FROM {llm_decode}(%(ids)s::int4[], %(model)s::text) AS d (body)
+    SELECT d.body, {llm_encode}(d.body, %(model)s::text) = g.ids
+    FROM (SELECT t.ids::int4[], t.n FROM pg_catalog.unnest(%(ids)s::text[]) WITH ORDINALITY AS t (ids, n)) AS g
+    CROSS JOIN LATERAL {llm_decode}(g.ids, %(model)s::text) AS d (body) ORDER BY g.n
 """
 
 
@@ -40,16 +41,14 @@ def several(given: Any, name: str) -> list[Text]:
 async def read(database: Database, conn: Connection, model: str, given: Sequence[Text]) -> list[Prompt]:
     """What was given, with its ids, and with the text that ids make."""
     encoded = iter(await ids_of(database, conn, model, [each for each in given if isinstance(each, str)]))
-    return [
-        Prompt(each, next(encoded)) if isinstance(each, str) else await _decoded(database, conn, model, each)
-        for each in given
-    ]
+    decoded = iter(await _decoded(database, conn, model, [each for each in given if not isinstance(each, str)]))
+    return [Prompt(each, next(encoded)) if isinstance(each, str) else next(decoded) for each in given]
 
 
-async def _decoded(database: Database, conn: Connection, model: str, ids: Sequence[int]) -> Prompt:
-    cursor = await conn.execute(database.query(DECODED), {"model": model, "ids": list(ids)})
-    ((text, same),) = await cursor.fetchall()
-    return Prompt(text, ids, same)
+async def _decoded(database: Database, conn: Connection, model: str, given: Sequence[Sequence[int]]) -> list[Prompt]:
+    arrays = [f"{{{','.join(map(str, ids))}}}" for ids in given]  # of different lengths: no array of arrays
+    cursor = await conn.execute(database.query(DECODED), {"model": model, "ids": arrays})
+    return [Prompt(text, ids, same) for ids, (text, same) in zip(given, await cursor.fetchall())]
 
 
 async def ids_of(database: Database, conn: Connection, model: str, texts: Sequence[str]) -> list[list[int]]:

@@ -100,8 +100,8 @@ def test_a_sample_is_labelled_with_its_model_and_its_prompt(open_page, address, 
 
 
 def test_a_late_sample_does_not_count_for_the_run_that_is_shown_then(open_page, address):
-    """One is drawn after each validation of the run: here of the first run's second, and none of the other's."""
-    validated, sampled = {1: 1, 2: 5}, []
+    """One is drawn after a validation of the first run, and none of the other, which validates no more."""
+    validated, sampled, learns = {1: 1, 2: 500}, [], []
     run = {
         "model": MODEL,
         "status": "running",
@@ -116,6 +116,7 @@ def test_a_late_sample_does_not_count_for_the_run_that_is_shown_then(open_page, 
         body = json.loads(route.request.post_data or "{}")
         rows = [{"run_id": number, **run} for number in validated]
         if "run_id" in body:
+            validated[1] += len(learns)  # one more at each look
             rows = [{"step": n, "lr": 1, "loss": 1, "val_loss": 1} for n in range(1, validated[body["run_id"]] + 1)]
         route.fulfill(json={"sql": "SELECT", "parameters": [*body.values()], "rows": rows})
 
@@ -125,12 +126,14 @@ def test_a_late_sample_does_not_count_for_the_run_that_is_shown_then(open_page, 
         page.route(f"**/api/pictures/{picture}", answer)
     runs(page, address, 1)
     with held(page, "sample") as waiting:
-        validated[1] = 2
+        learns.append(1)
         waits(page, waiting)
         page.locator("#run").select_option("2")
         expect(page.locator("#loss-sql .parameters")).to_contain_text("$1 = 2")
     expect(page.locator("#samples li")).to_have_count(1)
-    page.wait_for_timeout(3000)  # some looks more
+    with page.expect_response("**/api/pictures/curve"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it looks again, at once
+    page.wait_for_timeout(1000)
     assert len(sampled) == 1
 
 
