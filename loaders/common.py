@@ -84,9 +84,8 @@ class Database:
                     for row in rows:
                         copy.write_row(row)
                         sent += 1
-            except (
-                psycopg.errors.QueryCanceled
-            ) as error:  # what psycopg 3.1 makes of an error of `rows`, or an interrupt
+            except psycopg.errors.QueryCanceled as error:
+                # What psycopg 3.1 makes of an error of `rows`, or of an interrupt.
                 if isinstance(error.__context__, LoaderError | OSError | KeyboardInterrupt):
                     raise error.__context__ from None
                 raise
